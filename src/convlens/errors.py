@@ -1,0 +1,75 @@
+"""Every exception that convlens raises on purpose.
+
+    ConvlensError
+    ├── ArgumentError (also ValueError)     an argument has a value that cannot work
+    ├── LayerNotFoundError (also LookupError)  no layer has this name or index
+    ├── DataError                           a data file is damaged or is not what it should be
+    ├── RunError                            a run directory cannot be made, read or written
+    │   └── CheckpointError                 a checkpoint is damaged or fits another model
+    └── TrainingError                       training cannot go on
+        └── NonFiniteLossError              the loss became NaN or infinite
+
+Every message is one sentence that names the argument or the file, its value, what was expected and
+what to do. Whoever wants them all writes ``except convlens.ConvlensError``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+
+class ConvlensError(Exception):
+    """Base of every error that convlens raises on purpose."""
+
+
+class ArgumentError(ConvlensError, ValueError):
+    """An argument has a value that cannot work."""
+
+
+class LayerNotFoundError(ConvlensError, LookupError):
+    """No layer has this name or index."""
+
+
+class DataError(ConvlensError):
+    """A data file is damaged or is not what it should be."""
+
+
+class RunError(ConvlensError):
+    """A run directory cannot be made, read or written."""
+
+
+class CheckpointError(RunError):
+    """A checkpoint is damaged or belongs to another model."""
+
+
+class TrainingError(ConvlensError):
+    """Training cannot go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss became NaN or infinite."""
+
+
+def find_layer(layer: int | str, names: Sequence[str]) -> int:
+    """Position of ``layer`` in ``names``: an index (negative counts from the end) or a name.
+
+    Raises:
+        LayerNotFoundError: with the closest names, or the range of indices.
+    """
+    if isinstance(layer, str):
+        if layer in names:
+            return list(names).index(layer)
+        close = difflib.get_close_matches(layer, names, n=3, cutoff=0.4) or list(names)[:3]
+        known = ", ".join(repr(name) for name in close) or "none: nothing was recorded"
+        raise LayerNotFoundError(
+            f"layer={layer!r} is not among the {len(names)} recorded layers; closest: {known}."
+        )
+    if -len(names) <= layer < len(names):
+        return layer % len(names)
+    raise LayerNotFoundError(
+        f"layer={layer} is out of range: {len(names)} layers are recorded; "
+        f"use an index from {-len(names)} to {len(names) - 1} or a module's name."
+        if names
+        else f"layer={layer} was asked for, but no layers are recorded; train with watching on."
+    )

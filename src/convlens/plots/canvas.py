@@ -1,0 +1,123 @@
+"""What all plots share: new axes, epoch marks, ranges, words where there is nothing to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convlens.errors import ArgumentError
+from convlens.records import Epoch
+from convlens.sketch import Flags, Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+STEP_LABEL = "batch (optimizer step)"
+NONFINITE_LABEL = "NaN or infinite"
+
+# Okabe and Ito's palette: told apart with every common colour blindness.
+BLUE = "#0072B2"
+ORANGE = "#D55E00"
+GREEN = "#009E73"
+GREY = "#767676"
+
+# So many points are few enough to be seen one by one.
+FEW = 40
+
+# Beyond these numbers, epoch lines or their names would cover what they should explain.
+MAX_EPOCH_LINES = 60
+MAX_EPOCH_NAMES = 12
+
+
+def take_axes(axes: Sequence[Axes] | None, columns: int, size: tuple[float, float]) -> list[Axes]:
+    """The axes that were given, or those of a new figure of ``size`` inches, side by side.
+
+    Raises:
+        ArgumentError: if another number of axes was given than is drawn on.
+    """
+    if axes is None:
+        import matplotlib.pyplot as plt
+
+        _, grid = plt.subplots(1, columns, figsize=size, layout="constrained", squeeze=False)
+        return list(grid.ravel())
+    if len(axes) != columns:
+        raise ArgumentError(
+            f"axes has {len(axes)} entries, but this plot draws on {columns}; "
+            "give that many, or None for a new figure."
+        )
+    return list(axes)
+
+
+def label_axes(ax: Axes, title: str, ylabel: str) -> None:
+    """Title, the step axis and the value axis, with room for the epochs' names."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.set_title(title, pad=18)
+    ax.set_xlabel(STEP_LABEL)
+    ax.set_ylabel(ylabel)
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def mark_epochs(ax: Axes, epochs: Sequence[Epoch], color: str = GREY) -> None:
+    """A dashed line where each epoch ends, and its number, from 1, above the axes."""
+    every = -(-len(epochs) // MAX_EPOCH_NAMES)
+    for position, epoch in enumerate(epochs):
+        if len(epochs) <= MAX_EPOCH_LINES:
+            ax.axvline(epoch.last_step + 0.5, color=color, lw=0.9, ls=(0, (3, 3)), zorder=3)
+        if position % every == 0:
+            word = "epoch " if position == 0 else ""
+            ax.text(
+                (epoch.first_step + epoch.last_step) / 2,
+                1.015,
+                f"{word}{epoch.epoch + 1}",
+                transform=ax.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                fontsize="x-small",
+                color=GREY,
+            )
+
+
+def mark_nonfinite(ax: Axes, start: Floats, width: Floats, bad: Flags) -> bool:
+    """An orange band along the top where values are NaN or infinite; whether there are any."""
+    if not bad.any():
+        return False
+    ax.broken_barh(
+        list(zip(start[bad].tolist(), width[bad].tolist(), strict=True)),
+        (0.96, 0.04),
+        transform=ax.get_xaxis_transform(),
+        facecolor=ORANGE,
+        label=NONFINITE_LABEL,
+        zorder=4,
+    )
+    return True
+
+
+def scale_values(ax: Axes, values: NDArray[np.float64]) -> None:
+    """A logarithmic axis where a few huge values would press all others flat.
+
+    It is linear around zero up to the median magnitude, so that signs and zeros stay.
+    """
+    sizes = np.abs(values[np.isfinite(values)])
+    sizes = sizes[sizes > 0]
+    if not len(sizes):
+        return
+    middle = float(np.median(sizes))
+    if sizes.max() > 300 * middle:
+        ax.set_yscale("symlog", linthresh=middle)
+        ax.set_ylabel(f"{ax.get_ylabel()} (log beyond ±{middle:.2g})")
+
+
+def marker(values: NDArray[np.float64]) -> str:
+    """Points where they are few: a line through a single one would not be seen."""
+    return "o" if np.isfinite(values).sum() <= FEW else ""
+
+
+def say_empty(ax: Axes, text: str) -> None:
+    """Words in the middle of axes that have nothing to show."""
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="0.35")
+    ax.set_xticks([])
+    ax.set_yticks([])

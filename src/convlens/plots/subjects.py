@@ -1,0 +1,97 @@
+"""What can be drawn: the layers that were watched, and the curves of a training.
+
+A live object (a watcher, a recorder) and an opened run derive from the same two classes, so that
+both are read and drawn by the same code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from convlens.errors import find_layer
+from convlens.plots.curves import plot_loss, plot_sched
+from convlens.plots.layers import color_dim, plot_layer_stats
+from convlens.records import Epoch, LayerHistory, LayerInfo, StepSeries
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class LayerHistories(ABC):
+    """The histories of several watched layers, by index or by name.
+
+    ``stats[-2]`` and ``stats["0.0"]`` are `LayerHistory` objects; iterating gives the names.
+    """
+
+    @property
+    @abstractmethod
+    def layers(self) -> Sequence[LayerInfo]:
+        """The watched layers, in order of their index."""
+
+    @abstractmethod
+    def history(self, index: int) -> LayerHistory:
+        """The history of the layer at this index, from 0 to ``len(self) - 1``."""
+
+    @property
+    @abstractmethod
+    def epochs(self) -> Sequence[Epoch]:
+        """The finished epochs, for marking them in plots; may be empty."""
+
+    @property
+    def names(self) -> list[str]:
+        """The watched layers' names, in order of their index."""
+        return [layer.name for layer in self.layers]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __getitem__(self, layer: int | str) -> LayerHistory:
+        """The history of one layer: an index (negative counts from the end) or a module's name.
+
+        Raises:
+            LayerNotFoundError: if no layer has this index or name.
+        """
+        return self.history(find_layer(layer, self.names))
+
+    def plot_layer_stats(
+        self, layer: int | str, axes: Sequence[Axes] | None = None
+    ) -> tuple[Axes, Axes, Axes]:
+        """Draw mean, standard deviation and share near zero; see `plots.plot_layer_stats`."""
+        return plot_layer_stats(self[layer], self.epochs, axes)
+
+    def color_dim(
+        self,
+        layer: int | str,
+        ax: Axes | None = None,
+        limit: float | tuple[float, float] | None = None,
+        bins: int = 100,
+    ) -> Axes:
+        """Draw the histogram of every batch as one coloured column; see `plots.color_dim`."""
+        return color_dim(self[layer], ax, self.epochs, limit, bins)
+
+
+class TrainingCurves(ABC):
+    """The series that a training leaves behind: one value per step, one record per epoch."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> StepSeries:
+        """What was recorded at every optimizer step."""
+
+    @property
+    @abstractmethod
+    def epochs(self) -> Sequence[Epoch]:
+        """The finished epochs; may be empty."""
+
+    def plot_loss(self, ax: Axes | None = None) -> Axes:
+        """Draw the training loss by step and the validation loss by epoch; `plots.plot_loss`."""
+        return plot_loss(self.steps, self.epochs, ax)
+
+    def plot_sched(self, axes: Sequence[Axes] | None = None) -> tuple[Axes, Axes]:
+        """Draw learning rate and momentum by step; see `plots.plot_sched`."""
+        return plot_sched(self.steps, self.epochs, axes)

@@ -1,0 +1,307 @@
+"""Frozen records of plain numbers and NumPy arrays that the rooms hand each other.
+
+What is shown was measured: training writes these to a `RecordSink`; the report, the page and the
+doctor read them back, from memory or from a run's record, and cannot tell the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convlens.sketch import BucketLayout, Columns, Flags, Floats, Ints, quantile, rebin
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What is known of a watched layer.
+
+    Attributes:
+        index: its position among the watched layers, from 0.
+        name: the module's qualified name, such as ``"0.0"`` or ``"layer1.conv2"``.
+        kind: the module's class name, such as ``"Conv2d"``.
+        feeds_relu: whether a ReLU takes this layer's output directly, so that a channel with no
+            positive value is dead.
+    """
+
+    index: int
+    name: str
+    kind: str
+    feeds_relu: bool = False
+
+
+@dataclass(frozen=True)
+class LayerHistory:
+    """One layer's statistics over the recorded columns of time. K columns, B buckets, C channels.
+
+    Shares are fractions of ``n``. ``mean`` and ``std`` are those of the finite values; ``std`` is
+    the population's (divided by n), as activations are all there is to measure.
+    """
+
+    layer: LayerInfo
+    columns: Columns
+    layout: BucketLayout
+    eps: float = 0.05
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    @property
+    def first_step(self) -> Ints:
+        """(K,) first optimizer step of each column."""
+        return self.columns.first_step
+
+    @property
+    def last_step(self) -> Ints:
+        """(K,) last optimizer step of each column."""
+        return self.columns.last_step
+
+    @property
+    def calls(self) -> Ints:
+        """(K,) forward calls counted in each column."""
+        return self.columns.calls
+
+    @property
+    def n(self) -> Ints:
+        """(K,) number of values."""
+        return self.columns.n
+
+    @property
+    def mean(self) -> Floats:
+        """(K,) mean of the finite values."""
+        return self.columns.mean
+
+    @property
+    def std(self) -> Floats:
+        """(K,) population standard deviation of the finite values, NaN where there are none."""
+        n = self.columns.n_finite
+        return np.sqrt(np.divide(self.columns.m2, n, out=np.full(len(n), np.nan), where=n > 0))
+
+    @property
+    def near_zero(self) -> Floats:
+        """(K,) share of values with |x| ≤ eps."""
+        return self._share(self.columns.near_zero)
+
+    @property
+    def near_zero_after_relu(self) -> Floats:
+        """(K,) share of values with x ≤ eps: near zero once a ReLU has been applied."""
+        return self._share(self.columns.at_most_eps)
+
+    @property
+    def zeros(self) -> Floats:
+        """(K,) share of values that are exactly zero."""
+        return self._share(self.columns.counts[:, self.layout.zero])
+
+    @property
+    def nonpositive(self) -> Floats:
+        """(K,) share of values with x ≤ 0: the exact zeros once a ReLU has been applied."""
+        below = self.columns.counts[:, : self.layout.zero + 1].sum(axis=1)
+        return self._share(below + self.columns.neg_inf)
+
+    @property
+    def nonfinite(self) -> Floats:
+        """(K,) share of values that are NaN or infinite."""
+        return self._share(self.columns.nan + self.columns.neg_inf + self.columns.pos_inf)
+
+    @property
+    def channels(self) -> int:
+        """Number of channels C, 0 for a layer without a channel axis."""
+        return self.columns.positive.shape[1]
+
+    @property
+    def dead_channels(self) -> Ints:
+        """(K,) channels without a single positive value where a ReLU follows; else all zero."""
+        dead: Flags = ~self.columns.positive
+        return dead.sum(axis=1) if self.layer.feeds_relu else np.zeros(len(self), np.int64)
+
+    @property
+    def silent_channels(self) -> Ints:
+        """(K,) channels whose every value is near zero."""
+        silent: Flags = ~self.columns.active
+        return silent.sum(axis=1)
+
+    @property
+    def counts(self) -> Ints:
+        """(K, B) finite values per bucket."""
+        return self.columns.counts
+
+    @property
+    def bucket_edges(self) -> Floats:
+        """(B + 1,) ascending edges of the buckets; see `BucketLayout.edges`."""
+        return self.layout.edges
+
+    def quantile(self, q: float) -> Floats:
+        """(K,) value below which a share ``q`` of the finite values lies.
+
+        The error is at most the bucket's width, 1/8 of the value with the standard layout.
+        """
+        return quantile(self.counts, self.bucket_edges, q)
+
+    def rebin(self, edges: Floats) -> Floats:
+        """(K, M) counts in bins of one's own between ``edges``, shape (M + 1,)."""
+        return rebin(self.counts, self.bucket_edges, edges)
+
+    def _share(self, count: Ints) -> Floats:
+        n = self.n
+        return np.divide(count, n, out=np.full(len(n), np.nan), where=n > 0)
+
+
+@dataclass(frozen=True)
+class StepSeries:
+    """What was recorded at each of S optimizer steps, for G parameter groups.
+
+    Attributes:
+        step: (S,) number of the step, from 0.
+        epoch: (S,) number of the epoch, from 0.
+        loss: (S,) training loss of the batch.
+        wall_s: (S,) seconds since the fit began, at the end of the step.
+        hypers: each hyperparameter by name (``"lr"``, ``"momentum"``, …), shape (S, G). For Adam
+            ``"momentum"`` is β₁.
+    """
+
+    step: Ints
+    epoch: Ints
+    loss: Floats
+    wall_s: Floats
+    hypers: Mapping[str, Floats] = field(default_factory=dict[str, Floats])
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+
+def empty_steps() -> StepSeries:
+    """No steps at all."""
+    none, reals = np.zeros(0, np.int64), np.zeros(0)
+    return StepSeries(none, none, reals, reals, {})
+
+
+def join_steps(parts: Sequence[StepSeries]) -> StepSeries:
+    """Series one after the other; a hyperparameter that a part lacks is NaN there."""
+    if not parts:
+        return empty_steps()
+    names = {name: values.shape[1] for part in parts for name, values in part.hypers.items()}
+    hypers = {
+        name: np.concatenate(
+            [part.hypers.get(name, np.full((len(part), groups), np.nan)) for part in parts]
+        )
+        for name, groups in names.items()
+    }
+    return StepSeries(
+        step=np.concatenate([part.step for part in parts]),
+        epoch=np.concatenate([part.epoch for part in parts]),
+        loss=np.concatenate([part.loss for part in parts]),
+        wall_s=np.concatenate([part.wall_s for part in parts]),
+        hypers=hypers,
+    )
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch.
+
+    Attributes:
+        epoch: its number, from 0.
+        first_step: its first optimizer step.
+        last_step: its last optimizer step.
+        train_loss: mean of the batch losses, weighted by batch size.
+        valid_loss: mean loss over the validation items, None without validation.
+        metrics: each metric of the validation by name.
+        wall_s: seconds for training and validation of this epoch.
+    """
+
+    epoch: int
+    first_step: int
+    last_step: int
+    train_loss: float
+    valid_loss: float | None
+    metrics: Mapping[str, float]
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Images that a run keeps, with a word for each.
+
+    Attributes:
+        name: what they show: ``"batch"`` or ``"worst"``.
+        epoch: the epoch after which they were taken, -1 for before training.
+        images: (N, H, W) or (N, H, W, 3), uint8.
+        captions: N texts, such as ``"7"`` or ``"4, predicted 9 (99.1 %), loss 4.71"``.
+    """
+
+    name: str
+    epoch: int
+    images: NDArray[np.uint8]
+    captions: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the doctor saw.
+
+    Attributes:
+        kind: a stable key such as ``"one-class"`` or ``"dead-channels"``.
+        severity: ``"good"``, ``"note"`` or ``"problem"``.
+        text: one or two sentences: what was measured, what it means, what to try.
+        layer: the layer it is about, None for the whole run.
+        first_step: where it begins, None if that does not apply.
+    """
+
+    kind: str
+    severity: str
+    text: str
+    layer: str | None = None
+    first_step: int | None = None
+
+
+class RecordSink(Protocol):
+    """Where training and watching write to: a run's record implements it."""
+
+    def write_meta(self, values: Mapping[str, Any]) -> None:
+        """Add or replace facts of the run by name; values are plain JSON."""
+        ...
+
+    def write_layers(self, layers: Sequence[LayerInfo], layout: BucketLayout, eps: float) -> None:
+        """Say which layers are watched, before their first columns."""
+        ...
+
+    def write_columns(self, layer: int, level: int, columns: Columns) -> None:
+        """Append finished columns of the layer with this index."""
+        ...
+
+    def write_steps(self, steps: StepSeries) -> None:
+        """Append finished steps."""
+        ...
+
+    def write_epoch(self, epoch: Epoch) -> None:
+        """Append a finished epoch."""
+        ...
+
+    def write_picture(self, picture: Picture) -> None:
+        """Add images; the same name and epoch replaces."""
+        ...
+
+    def flush(self) -> None:
+        """Make everything written so far visible to readers, in one transaction."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A whole run as plain numbers: what the doctor, the plots and the views are given.
+
+    Attributes:
+        meta: facts by name: versions, seed, command, data, model, classes, status ….
+        steps: every recorded step.
+        epochs: every finished epoch.
+        layers: the watched layers' histories, in order of their index.
+    """
+
+    meta: Mapping[str, Any]
+    steps: StepSeries
+    epochs: Sequence[Epoch]
+    layers: Sequence[LayerHistory]

@@ -1,0 +1,305 @@
+"""The sketch as a NumPy value: bucket layout, columns, merging, quantiles, re-binning, chunks.
+
+A float's own bits are a logarithmic histogram: sign, exponent and the top mantissa bits name its
+bucket. A *sketch* of a set of values is the count of values in each bucket together with n, mean,
+the sum of squared deviations M2, and a few exact counts. Two sketches add up (Chan, Golub, LeVeque:
+Updating Formulae and a Pairwise Algorithm for Computing Sample Variances, 1979): counts exactly,
+moments to float64 rounding. `Columns` holds K sketches of one layer, one for each column of time.
+
+Nothing here knows where the numbers came from.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convlens.errors import RunError
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class BucketLayout:
+    """Which bucket a finite float32 falls into: fixed, versioned, stored with every run.
+
+    Buckets are ordered by value and symmetric about the zero bucket in the middle: overflow,
+    the buckets of ``2**min_exponent <= |x| < 2**max_exponent``, underflow, zero, and the same
+    mirrored. Each octave is cut into ``2**mantissa_bits`` buckets of equal width, so that a bucket
+    is at most ``2**-mantissa_bits`` wide relative to its values.
+    """
+
+    mantissa_bits: int = 3
+    min_exponent: int = -32
+    max_exponent: int = 16
+    version: int = 1
+
+    @property
+    def n_octave_buckets(self) -> int:
+        """Buckets of one sign without under- and overflow."""
+        return (self.max_exponent - self.min_exponent) << self.mantissa_bits
+
+    @property
+    def zero(self) -> int:
+        """Index of the bucket that holds exactly the zeros."""
+        return self.n_octave_buckets + 2
+
+    @property
+    def size(self) -> int:
+        """Number of buckets B."""
+        return 2 * self.zero + 1
+
+    @property
+    def relative_error(self) -> float:
+        """Largest relative error of a value read from its bucket's middle (within the range)."""
+        return 2.0 ** -(self.mantissa_bits + 1)
+
+    @cached_property
+    def edges(self) -> Floats:
+        """Ascending edges, shape (B + 1,): bucket i lies between ``edges[i]`` and ``edges[i + 1]``.
+
+        A positive bucket includes its lower edge, a negative one its upper edge; the zero bucket is
+        the single point 0. The outermost edges are infinite.
+        """
+        step = 1 << self.mantissa_bits
+        mantissa = 1.0 + np.arange(step) / step
+        octaves = 2.0 ** np.arange(self.min_exponent, self.max_exponent)
+        positive = np.append((octaves[:, None] * mantissa).ravel(), 2.0**self.max_exponent)
+        upper = np.concatenate([[0.0], positive, [np.inf]])
+        return np.concatenate([-upper[::-1], upper])
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Sketches of one layer, one per column of time. K columns, B buckets, C channels.
+
+    Column k covers the optimizer steps ``first_step[k]`` to ``last_step[k]``. Every count is exact.
+    ``mean`` and ``m2`` (sum of squared deviations from the mean) are those of the finite values.
+
+    Attributes:
+        first_step: (K,) first step counted in the column.
+        last_step: (K,) last step counted in the column.
+        calls: (K,) how many forward calls were counted.
+        counts: (K, B) finite values per bucket of the `BucketLayout`.
+        nan: (K,) values that are NaN.
+        neg_inf: (K,) values that are −∞.
+        pos_inf: (K,) values that are +∞.
+        near_zero: (K,) values with |x| ≤ eps.
+        at_most_eps: (K,) values with x ≤ eps: those near zero once a ReLU has been applied.
+        mean: (K,) mean of the finite values, NaN where there are none.
+        m2: (K,) sum of squared deviations of the finite values from their mean.
+        positive: (K, C) whether the channel had any value > 0; C is 0 without a channel axis.
+        active: (K, C) whether the channel had any value that is not near zero.
+    """
+
+    first_step: Ints
+    last_step: Ints
+    calls: Ints
+    counts: Ints
+    nan: Ints
+    neg_inf: Ints
+    pos_inf: Ints
+    near_zero: Ints
+    at_most_eps: Ints
+    mean: Floats
+    m2: Floats
+    positive: Flags
+    active: Flags
+
+    def __len__(self) -> int:
+        return len(self.first_step)
+
+    @property
+    def n_finite(self) -> Ints:
+        """(K,) number of finite values."""
+        return self.counts.sum(axis=1)
+
+    @property
+    def n(self) -> Ints:
+        """(K,) number of values, finite or not."""
+        return self.n_finite + self.nan + self.neg_inf + self.pos_inf
+
+    def __getitem__(self, rows: slice | Ints) -> Columns:
+        """The same sketches for some of the columns."""
+        return Columns(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+def empty_columns(n_buckets: int, n_channels: int) -> Columns:
+    """No columns at all, of the right widths."""
+    none = np.zeros(0, np.int64)
+    flags = np.zeros((0, n_channels), np.bool_)
+    counts = np.zeros((0, n_buckets), np.int64)
+    reals = np.zeros(0, np.float64)
+    return Columns(
+        none, none, none, counts, none, none, none, none, none, reals, reals, flags, flags
+    )
+
+
+def concatenate(parts: Sequence[Columns]) -> Columns:
+    """Columns one after the other in time; channel flags are widened to the widest part.
+
+    Raises:
+        ValueError: if ``parts`` is empty.
+    """
+    width = max(part.positive.shape[1] for part in parts)
+    joined: dict[str, Any] = {}
+    for f in fields(Columns):
+        arrays = [getattr(part, f.name) for part in parts]
+        if f.name in ("positive", "active"):
+            arrays = [np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays]
+        joined[f.name] = np.concatenate(arrays)
+    return Columns(**joined)
+
+
+def merge_runs(columns: Columns, starts: Ints) -> Columns:
+    """Add up neighbouring columns: group g is the columns from ``starts[g]`` to ``starts[g + 1]``.
+
+    Args:
+        columns: K columns in order of time.
+        starts: (G,) ascending positions, the first 0.
+
+    Returns:
+        G columns. Counts add up exactly, channel flags are joined by *or*, moments by Chan's rule.
+    """
+    if len(columns) == 0:
+        return columns
+    n = columns.n_finite
+    total = np.add.reduceat(n, starts)
+    mean = np.where(n > 0, columns.mean, 0.0)
+    group_mean = np.add.reduceat(n * mean, starts) / np.maximum(total, 1)
+    shift = mean - np.repeat(group_mean, np.diff(np.append(starts, len(columns))))
+    # The residual corrects the rounding of group_mean, so that merging stays exact to float64.
+    residual = np.add.reduceat(n * shift, starts) / np.maximum(total, 1)
+    m2 = np.add.reduceat(columns.m2 + n * shift**2, starts) - total * residual**2
+    merged: dict[str, Any] = {
+        "first_step": np.minimum.reduceat(columns.first_step, starts),
+        "last_step": np.maximum.reduceat(columns.last_step, starts),
+        "mean": np.where(total > 0, group_mean + residual, np.nan),
+        "m2": np.maximum(m2, 0.0),
+        "positive": np.logical_or.reduceat(columns.positive, starts, axis=0),
+        "active": np.logical_or.reduceat(columns.active, starts, axis=0),
+    }
+    for f in fields(Columns):
+        if f.name not in merged:
+            merged[f.name] = np.add.reduceat(getattr(columns, f.name), starts, axis=0)
+    return Columns(**merged)
+
+
+def coarsen(columns: Columns, level: int) -> Columns:
+    """Merge the columns whose steps share ``step >> level``; columns are in order of time."""
+    if len(columns) == 0:
+        return columns
+    key = columns.first_step >> level
+    starts = np.flatnonzero(np.diff(key, prepend=key[0] - 1))
+    return columns if len(starts) == len(columns) else merge_runs(columns, starts)
+
+
+def quantile(counts: Ints, edges: Floats, q: float) -> Floats:
+    """The value below which a share ``q`` of the finite values lies, for each column.
+
+    Args:
+        counts: (K, B) bucket counts.
+        edges: (B + 1,) bucket edges.
+        q: between 0 and 1.
+
+    Returns:
+        (K,) values, interpolated linearly within their bucket, NaN for an empty column. The error
+        is at most the width of that bucket; in the outermost buckets it is the bucket's inner edge.
+    """
+    finite = finite_edges(edges)
+    cumulative = counts.cumsum(axis=1)
+    total = cumulative[:, -1]
+    target = np.maximum(q * total, np.minimum(total, 1) * 0.5)
+    bucket = np.argmax(cumulative >= target[:, None], axis=1)
+    inside = np.take_along_axis(counts, bucket[:, None], axis=1)[:, 0]
+    before = np.take_along_axis(cumulative, bucket[:, None], axis=1)[:, 0] - inside
+    share = np.clip((target - before) / np.maximum(inside, 1), 0.0, 1.0)
+    value = finite[bucket] + share * (finite[bucket + 1] - finite[bucket])
+    return np.where(total > 0, value, np.nan)
+
+
+def rebin(counts: Ints, edges: Floats, new_edges: Floats) -> Floats:
+    """Bucket counts in bins of one's own, each bucket spread evenly over its width.
+
+    Args:
+        counts: (K, B) bucket counts.
+        edges: (B + 1,) bucket edges.
+        new_edges: (M + 1,) ascending finite edges.
+
+    Returns:
+        (K, M) counts. What lies outside ``new_edges`` is left out. The error at an edge is at most
+        the count of the bucket that the edge cuts. Zeros belong to the bin that holds 0.
+    """
+    finite = finite_edges(edges)
+    width = np.diff(finite)
+    lower, upper = new_edges[:-1, None], new_edges[1:, None]
+    overlap = np.clip(np.minimum(upper, finite[1:]) - np.maximum(lower, finite[:-1]), 0.0, None)
+    share = np.divide(overlap, width, out=np.zeros_like(overlap), where=width > 0)
+    points = np.flatnonzero(width == 0)
+    holder = np.searchsorted(new_edges, finite[points], side="right") - 1
+    inside = (holder >= 0) & (holder < len(new_edges) - 1)
+    share[holder[inside], points[inside]] = 1.0
+    return counts.astype(np.float64) @ share.T
+
+
+def finite_edges(edges: Floats) -> Floats:
+    """The edges with the outermost, infinite ones drawn in to their neighbours."""
+    inner = edges.copy()
+    inner[0], inner[-1] = edges[1], edges[-2]
+    return inner
+
+
+def encode(columns: Columns) -> bytes:
+    """Columns as compressed bytes: only the buckets in use, in the narrowest integers, zlib."""
+    used = np.flatnonzero(columns.counts.any(axis=0))
+    low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
+    arrays = {f.name: getattr(columns, f.name) for f in fields(columns)}
+    arrays["counts"] = _narrow(columns.counts[:, low:high])
+    arrays["positive"] = np.packbits(columns.positive, axis=1)
+    arrays["active"] = np.packbits(columns.active, axis=1)
+    arrays["shape"] = np.array([low, columns.counts.shape[1], columns.positive.shape[1]], np.int64)
+    raw = io.BytesIO()
+    np.savez(raw, allow_pickle=False, **arrays)
+    return zlib.compress(raw.getvalue(), level=1)
+
+
+def decode(payload: bytes) -> Columns:
+    """The columns that `encode` wrote. Never runs anything: arrays of plain numbers only.
+
+    Raises:
+        RunError: if the bytes are not such a chunk.
+    """
+    try:
+        with np.load(io.BytesIO(zlib.decompress(payload)), allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files}
+        low, n_buckets, n_channels = (int(v) for v in arrays.pop("shape"))
+        narrow = arrays["counts"]
+        counts = np.zeros((len(narrow), n_buckets), np.int64)
+        counts[:, low : low + narrow.shape[1]] = narrow
+        arrays["counts"] = counts
+        for name in ("positive", "active"):
+            bits = np.unpackbits(arrays[name], axis=1, count=n_channels)
+            arrays[name] = bits.astype(np.bool_)
+        return Columns(**arrays)
+    except (zlib.error, ValueError, KeyError, TypeError, EOFError, OSError) as error:
+        raise RunError(
+            f"A chunk of sketch columns ({len(payload)} bytes) cannot be decoded ({error}); "
+            "the record is damaged there. Restore run.db from a copy."
+        ) from error
+
+
+def _narrow(counts: Ints) -> NDArray[Any]:
+    peak = int(counts.max(initial=0))
+    for dtype in (np.uint8, np.uint16, np.uint32):
+        if peak <= np.iinfo(dtype).max:
+            return counts.astype(dtype)
+    return counts

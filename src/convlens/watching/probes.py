@@ -1,0 +1,132 @@
+"""Which modules are watched, where their channels lie, and which of them feed a ReLU."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from convlens.errors import ArgumentError, find_layer
+
+Layers = str | Sequence[str | nn.Module | type[nn.Module]]
+
+
+def choose_layers(model: nn.Module, layers: Layers) -> list[tuple[str, nn.Module]]:
+    """The modules to watch, with their qualified names, in the order of ``model.named_modules()``.
+
+    Args:
+        model: any module.
+        layers: ``"trainable"``, every module that owns parameters itself; ``"all"``, every module
+            without children; or a sequence of qualified names, modules and module classes.
+
+    Raises:
+        ArgumentError: if nothing is chosen or the word is not known.
+        LayerNotFoundError: if the model has no module of a given name.
+    """
+    named = [(name or "(root)", module) for name, module in model.named_modules()]
+    if layers == "trainable":
+        chosen = [pair for pair in named if any(True for _ in pair[1].parameters(recurse=False))]
+    elif layers == "all":
+        chosen = [pair for pair in named if not any(True for _ in pair[1].children())]
+    elif isinstance(layers, str):
+        raise ArgumentError(
+            f"layers={layers!r} is not known; use 'trainable', 'all', or a list of module names, "
+            "modules or module classes."
+        )
+    else:
+        chosen = _named_by_user(named, layers)
+    if not chosen:
+        raise ArgumentError(
+            f"layers={layers!r} chooses none of the {len(named)} modules of "
+            f"{type(model).__name__}; name at least one of them."
+        )
+    return chosen
+
+
+def _named_by_user(
+    named: list[tuple[str, nn.Module]], layers: Sequence[str | nn.Module | type[nn.Module]]
+) -> list[tuple[str, nn.Module]]:
+    names = [name for name, _ in named]
+    wanted = {find_layer(layer, names) for layer in layers if isinstance(layer, str)}
+    modules = {id(layer) for layer in layers if isinstance(layer, nn.Module)}
+    kinds = tuple(layer for layer in layers if isinstance(layer, type))
+    return [
+        pair
+        for index, pair in enumerate(named)
+        if index in wanted or id(pair[1]) in modules or (kinds and isinstance(pair[1], kinds))
+    ]
+
+
+def channel_axis(module: nn.Module, output: Tensor) -> int | None:
+    """The axis of the channels in a module's output, None where its kind is not known.
+
+    Convolutions and instance normalization: the axis before their spatial axes, (N, C, H, W) or
+    (C, H, W). Other normalizations over channels: axis 1. Linear, layer normalization, embedding
+    and attention: the last axis.
+    """
+    kind = type(module).__name__
+    spatial = re.fullmatch(r"(?:Lazy)?(?:Conv|ConvTranspose|InstanceNorm)(\d)d", kind)
+    if spatial:
+        axis = output.ndim - int(spatial[1]) - 1
+        return axis if axis >= 0 else None
+    if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | nn.PReLU):  # pyright: ignore[reportPrivateUsage]
+        return 1 if output.ndim > 1 else None
+    last = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, nn.Bilinear)
+    if isinstance(module, last):
+        return output.ndim - 1 if output.ndim else None
+    return None
+
+
+def first_tensor(output: Any) -> Tensor | None:  # noqa: ANN401 — a module may return anything
+    """The first floating-point tensor of a module's output, looking into tuples and mappings."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, Sequence) and not isinstance(output, str):
+        for part in output:
+            found = first_tensor(part)
+            if found is not None:
+                return found
+    return None
+
+
+class ReluInputs(TorchFunctionMode):
+    """Notes which of the given tensors a ReLU is applied to while the mode is on.
+
+    It sees modules, functions and methods alike, which looking at the model's structure does not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outputs: dict[int, tuple[int, Tensor]] = {}
+        self.layers: set[int] = set()
+        self._relus = {
+            torch.relu,
+            torch.relu_,
+            torch.Tensor.relu,
+            torch.Tensor.relu_,
+            nn.functional.relu,
+            nn.functional.relu6,
+        }
+
+    def add(self, layer: int, output: Tensor) -> None:
+        """Ask about the output of this layer; it is kept alive so that its identity stays its."""
+        self._outputs[id(output)] = (layer, output)
+
+    def __torch_function__(  # noqa: D105
+        self,
+        func: Any,  # noqa: ANN401
+        types: Any,  # noqa: ANN401, ARG002
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        if func in self._relus and args:
+            layer, output = self._outputs.get(id(args[0]), (-1, None))
+            if output is args[0]:
+                self.layers.add(layer)
+        return func(*args, **(kwargs or {}))
