@@ -1,0 +1,131 @@
+"""convlens trains convolutional networks and lets you see inside them while they train.
+
+    import convlens as cl
+
+    dls = cl.mnist(batch_size=512)
+    learn = cl.Learner(dls, cl.simple_cnn(1, 10, norm="batch"), metrics=[cl.accuracy],
+                       callbacks=[cl.ActivationStats()])
+    learn.fit_one_cycle(5, lr_max=0.1)
+    learn.activation_stats.color_dim(-2)
+
+Importing it loads nothing else: torch, matplotlib and Bokeh come with the first name that needs
+them. Where each name lives is listed in ``docs/architecture.md``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convlens import nets
+    from convlens._facade import report, watch
+    from convlens.doctor import diagnose
+    from convlens.errors import (
+        ArgumentError,
+        CheckpointError,
+        ConvlensError,
+        DataError,
+        LayerNotFoundError,
+        NonFiniteLossError,
+        RunError,
+        TrainingError,
+    )
+    from convlens.geometry import receptive_field, summary
+    from convlens.images import DataLoaders, from_arrays, mnist
+    from convlens.nets import simple_cnn
+    from convlens.runs import list_runs, open_run
+    from convlens.train import (
+        ActivationStats,
+        Callback,
+        CancelBatchError,
+        CancelEpochError,
+        CancelFitError,
+        Learner,
+        OneCycle,
+        Pictures,
+        Recorder,
+        accuracy,
+    )
+
+_HOMES = {
+    "convlens": ["nets"],
+    "convlens._facade": ["report", "watch"],
+    "convlens.doctor": ["diagnose"],
+    "convlens.errors": [
+        "ArgumentError",
+        "CheckpointError",
+        "ConvlensError",
+        "DataError",
+        "LayerNotFoundError",
+        "NonFiniteLossError",
+        "RunError",
+        "TrainingError",
+    ],
+    "convlens.geometry": ["receptive_field", "summary"],
+    "convlens.images": ["DataLoaders", "from_arrays", "mnist"],
+    "convlens.nets": ["simple_cnn"],
+    "convlens.runs": ["list_runs", "open_run"],
+    "convlens.train": [
+        "ActivationStats",
+        "Callback",
+        "CancelBatchError",
+        "CancelEpochError",
+        "CancelFitError",
+        "Learner",
+        "OneCycle",
+        "Pictures",
+        "Recorder",
+        "accuracy",
+    ],
+}
+
+__all__ = [
+    "ActivationStats",
+    "ArgumentError",
+    "Callback",
+    "CancelBatchError",
+    "CancelEpochError",
+    "CancelFitError",
+    "CheckpointError",
+    "ConvlensError",
+    "DataError",
+    "DataLoaders",
+    "LayerNotFoundError",
+    "Learner",
+    "NonFiniteLossError",
+    "OneCycle",
+    "Pictures",
+    "Recorder",
+    "RunError",
+    "TrainingError",
+    "accuracy",
+    "diagnose",
+    "from_arrays",
+    "list_runs",
+    "mnist",
+    "nets",
+    "open_run",
+    "receptive_field",
+    "report",
+    "simple_cnn",
+    "summary",
+    "watch",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("convlens")
+    for home, names in _HOMES.items():
+        if name in names:
+            if home == "convlens":
+                return import_module(f"convlens.{name}")
+            return getattr(import_module(home), name)
+    raise AttributeError(f"module 'convlens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

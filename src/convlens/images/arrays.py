@@ -195,12 +195,13 @@ def _split(
         return (images, labels), None
     if isinstance(valid, tuple):
         return (images, labels), _given_validation(images, valid, layout)
-    if not isinstance(valid, int | float):
+    try:
+        n_valid = round(len(images) * valid) if 0.0 < valid < 1.0 else 0
+    except TypeError as error:
         raise ArgumentError(
             f"valid is a {type(valid).__name__}; give a tuple (x_valid, y_valid), the share of the "
             "images to hold out, or None."
-        )
-    n_valid = round(len(images) * valid) if 0.0 < valid < 1.0 else 0
+        ) from error
     if not 0 < n_valid < len(images):
         raise ArgumentError(
             f"The share {valid} of {len(images)} images cannot be held out for validation; give a "

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from convlens.errors import ArgumentError
 from convlens.records import Epoch
-from convlens.sketch import Flags, Floats
+from convlens.sketch import Flags, Floats, Ints
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,17 +51,19 @@ def take_axes(axes: Sequence[Axes] | None, columns: int, size: tuple[float, floa
 
 
 def label_axes(ax: Axes, title: str, ylabel: str) -> None:
-    """Title, the step axis and the value axis, with room for the epochs' names."""
+    """Title, the step axis and the value axis."""
     from matplotlib.ticker import MaxNLocator
 
-    ax.set_title(title, pad=18)
+    ax.set_title(title)
     ax.set_xlabel(STEP_LABEL)
     ax.set_ylabel(ylabel)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
 
 
 def mark_epochs(ax: Axes, epochs: Sequence[Epoch], color: str = GREY) -> None:
     """A dashed line where each epoch ends, and its number, from 1, above the axes."""
+    if epochs:
+        ax.set_title(ax.get_title(), pad=18)  # room for the numbers
     every = -(-len(epochs) // MAX_EPOCH_NAMES)
     for position, epoch in enumerate(epochs):
         if len(epochs) <= MAX_EPOCH_LINES:
@@ -81,12 +82,19 @@ def mark_epochs(ax: Axes, epochs: Sequence[Epoch], color: str = GREY) -> None:
             )
 
 
-def mark_nonfinite(ax: Axes, start: Floats, width: Floats, bad: Flags) -> bool:
-    """An orange band along the top where values are NaN or infinite; whether there are any."""
+def mark_nonfinite(ax: Axes, first: Ints, width: Ints, bad: Flags) -> bool:
+    """An orange band along the top where values are NaN or infinite; whether there are any.
+
+    Args:
+        ax: where to draw.
+        first: (K,) first step of each column.
+        width: (K,) how many steps each is wide.
+        bad: (K,) whether to mark it.
+    """
     if not bad.any():
         return False
     ax.broken_barh(
-        list(zip(start[bad].tolist(), width[bad].tolist(), strict=True)),
+        list(zip((first[bad] - 0.5).tolist(), width[bad].tolist(), strict=True)),
         (0.96, 0.04),
         transform=ax.get_xaxis_transform(),
         facecolor=ORANGE,
@@ -96,22 +104,30 @@ def mark_nonfinite(ax: Axes, start: Floats, width: Floats, bad: Flags) -> bool:
     return True
 
 
-def scale_values(ax: Axes, values: NDArray[np.float64]) -> None:
+def scale_values(ax: Axes, values: Floats) -> None:
     """A logarithmic axis where a few huge values would press all others flat.
 
-    It is linear around zero up to the median magnitude, so that signs and zeros stay.
+    Where some values are not positive, it is linear around zero up to the median magnitude.
     """
-    sizes = np.abs(values[np.isfinite(values)])
-    sizes = sizes[sizes > 0]
-    if not len(sizes):
+    from matplotlib.ticker import SymmetricalLogLocator
+
+    finite = values[np.isfinite(values)]
+    sizes = np.abs(finite[finite != 0])
+    if not len(sizes) or sizes.max() <= 300 * np.median(sizes):
         return
-    middle = float(np.median(sizes))
-    if sizes.max() > 300 * middle:
-        ax.set_yscale("symlog", linthresh=middle)
-        ax.set_ylabel(f"{ax.get_ylabel()} (log beyond ±{middle:.2g})")
+    if (finite > 0).all():
+        ax.set_yscale("log")
+        ax.set_ylabel(f"{ax.get_ylabel()} (log scale)")
+        return
+    linear = 10.0 ** np.ceil(np.log10(np.median(sizes)))
+    ax.set_yscale("symlog", linthresh=linear)
+    locator = SymmetricalLogLocator(base=10, linthresh=linear)
+    locator.set_params(numticks=7)
+    ax.yaxis.set_major_locator(locator)
+    ax.set_ylabel(f"{ax.get_ylabel()} (log beyond ±{linear:g})")
 
 
-def marker(values: NDArray[np.float64]) -> str:
+def marker(values: Floats) -> str:
     """Points where they are few: a line through a single one would not be seen."""
     return "o" if np.isfinite(values).sum() <= FEW else ""
 

@@ -40,7 +40,8 @@ def plot_loss(
         epochs: the finished epochs, marked where they end.
         ax: where to draw, a new figure if None.
         smooth: weight of the past in the exponential mean, at least 0 (none) and below 1. The mean
-            is corrected for its start as in Adam, so that it begins at the first loss.
+            is corrected for its start as in Adam, so that it begins at the first loss; it reaches
+            over at most a twentieth of the steps, so that in a short run it does not lag behind.
 
     Raises:
         ArgumentError: if ``smooth`` is out of its range.
@@ -73,21 +74,21 @@ def _draw_training_loss(ax: Axes, steps: StepSeries, smooth: float) -> None:
     loss = np.where(finite, steps.loss, np.nan)
     many = len(steps) > 2 and smooth > 0
     if finite.any():
-        style = {"lw": 0.7, "alpha": 0.4} if many else {"lw": 1.4, "alpha": 1.0}
         ax.plot(
             steps.step,
             loss,
             color=BLUE,
+            lw=0.7 if many else 1.4,
+            alpha=0.4 if many else 1.0,
             marker=marker(loss),
             ms=3.5,
             label="training, each batch",
-            **style,
         )
         if many:
             ax.plot(
                 steps.step, smoothed(loss, smooth), color=BLUE, lw=2, label="training, smoothed"
             )
-    mark_nonfinite(ax, steps.step - 0.5, np.ones(len(steps)), ~finite)
+    mark_nonfinite(ax, steps.step, np.ones(len(steps), np.int64), ~finite)
 
 
 def plot_sched(

@@ -21,7 +21,7 @@ from convlens.plots.canvas import (
     take_axes,
 )
 from convlens.records import Epoch, LayerHistory
-from convlens.sketch import Flags, Floats, quantile
+from convlens.sketch import Flags, Floats, Ints, quantile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,12 +50,10 @@ def plot_layer_stats(
         ArgumentError: if another number of axes is given.
     """
     first, second, third = take_axes(axes, 3, (13.0, 3.6))
-    title = _title(history)
-    _draw_series(first, history, epochs, history.mean, f"{title}: mean", "mean")
-    _draw_series(second, history, epochs, history.std, f"{title}: deviation", "standard deviation")
-    percent = 100.0 * history.near_zero
+    _draw_series(first, history, epochs, history.mean, "mean")
+    _draw_series(second, history, epochs, history.std, "standard deviation")
     label = f"% near zero (|x| ≤ {history.eps:g})"
-    _draw_series(third, history, epochs, percent, f"{title}: near zero", label)
+    _draw_series(third, history, epochs, 100.0 * history.near_zero, label)
     if len(history):
         third.set_ylim(-3, 103)
         if history.layer.feeds_relu:
@@ -64,14 +62,10 @@ def plot_layer_stats(
 
 
 def _draw_series(
-    ax: Axes,
-    history: LayerHistory,
-    epochs: Sequence[Epoch],
-    values: Floats,
-    title: str,
-    label: str,
+    ax: Axes, history: LayerHistory, epochs: Sequence[Epoch], values: Floats, label: str
 ) -> None:
-    label_axes(ax, title, label)
+    word = label.partition(" (")[0]
+    label_axes(ax, f"{_title(history)}: {word}", label)
     if not len(history):
         say_empty(ax, "no batch was recorded yet")
         return
@@ -83,7 +77,7 @@ def _draw_series(
     ax.grid(axis="y", alpha=0.25)
     mark_epochs(ax, epochs)
     spans = column_spans(history)
-    if mark_nonfinite(ax, spans.start, spans.width, history.nonfinite > 0):
+    if mark_nonfinite(ax, spans.first, spans.width, history.nonfinite > 0):
         ax.legend(loc="lower right", fontsize="small")
 
 
@@ -137,11 +131,14 @@ def color_dim(
         return ax
     ax.set_facecolor("0.92")
     spans = column_spans(history)
-    _draw_columns(ax, history, spans, np.linspace(low, high, bins + 1))
-    ax.set_xlim(spans.start[0], spans.start[-1] + spans.width[-1])
+    if history.columns.n_finite.any():
+        _draw_columns(ax, history, spans, np.linspace(low, high, bins + 1))
+    else:
+        say_empty(ax, "every value was NaN or infinite")
+    ax.set_xlim(spans.first[0] - 0.5, spans.first[-1] + spans.width[-1] - 0.5)
     ax.set_ylim(low, high)
     mark_epochs(ax, epochs, color="white")
-    if mark_nonfinite(ax, spans.start, spans.width, history.nonfinite > 0):
+    if mark_nonfinite(ax, spans.first, spans.width, history.nonfinite > 0):
         ax.legend(loc="lower right", fontsize="small")
     return ax
 
@@ -151,13 +148,13 @@ class Spans:
     """Where K columns lie on the step axis.
 
     Attributes:
-        start: (K,) left edges, half a step before the first step.
-        width: (K,) widths in steps.
+        first: (K,) first step; the left edge is half a step before it.
+        width: (K,) how many steps it is drawn wide.
         bare: (K,) whether steps that nothing was recorded for follow before the next column.
     """
 
-    start: Floats
-    width: Floats
+    first: Ints
+    width: Ints
     bare: Flags
 
 
@@ -171,7 +168,7 @@ def column_spans(history: LayerHistory) -> Spans:
     usual = int(np.median(np.diff(first))) if len(first) > 1 else 1
     following = np.append(first[1:], last[-1:] + 1)
     end = np.minimum(following, np.maximum(last + 1, first + usual))
-    return Spans(first - 0.5, (end - first).astype(np.float64), end < following)
+    return Spans(first, end - first, end < following)
 
 
 def value_range(
@@ -229,9 +226,9 @@ def _with_gaps(spans: Spans, cells: Floats) -> tuple[Floats, Floats]:
         (K + G + 1,) edges and (K + G, M) cells for K columns and G gaps.
     """
     after = np.flatnonzero(spans.bare) + 1
-    ends = spans.start + spans.width
-    edges = np.insert(np.append(spans.start, ends[-1]), after, ends[after - 1])
-    return edges, np.insert(cells, after, np.nan, axis=0)
+    ends = spans.first + spans.width
+    edges = np.insert(np.append(spans.first, ends[-1]), after, ends[after - 1])
+    return edges - np.float64(0.5), np.insert(cells, after, np.nan, axis=0)
 
 
 def _say_outside(ax: Axes, history: LayerHistory, counts: Floats) -> None:

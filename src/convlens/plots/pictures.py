@@ -42,7 +42,9 @@ def show_images(
     """
     _check(images, captions, columns)
     n, height, width = images.shape[:3]
-    columns = min(n, columns or max(1, math.ceil(math.sqrt(2.0 * n * height / width)))) or 1
+    if columns is None:
+        columns = math.ceil(math.sqrt(2.0 * n * height / width))
+    columns = max(1, min(n, columns))
     tile_in = TILE_IN if ax is None else ax.get_window_extent().width / ax.figure.dpi / columns
     wrapped = [textwrap.wrap(text, max(4, int(tile_in / CHARACTER_IN))) for text in captions]
     lines = max((len(text) for text in wrapped), default=0)

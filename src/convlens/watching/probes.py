@@ -118,10 +118,10 @@ class ReluInputs(TorchFunctionMode):
         """Ask about the output of this layer; it is kept alive so that its identity stays its."""
         self._outputs[id(output)] = (layer, output)
 
-    def __torch_function__(  # noqa: D105
+    def __torch_function__(
         self,
         func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401, ARG002
+        types: Any,  # noqa: ANN401
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401

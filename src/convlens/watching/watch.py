@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -42,7 +42,7 @@ class ActivationWatch(LayerHistories):
         layers: ``"trainable"`` (every module that owns parameters), ``"all"`` (every module without
             children), or names, modules and module classes. A layer with several outputs is
             watched by its first floating-point tensor.
-        eps: a value with \\|x\\| ≤ eps is near zero.
+        eps: a value with |x| ≤ eps is near zero.
         every: watch only each n-th step; 1 watches all.
         count_forwards: see above.
         sink: where finished columns are written to besides memory.
@@ -70,6 +70,7 @@ class ActivationWatch(LayerHistories):
         self.every = every
         self.count_forwards = count_forwards
         self.sink = sink
+        self.close_sink: Callable[[], None] | None = None  # for a sink that is this watch's own
         self.layout = BucketLayout()
         self._sketch = Sketcher(self.layout, eps)
         self._chosen = choose_layers(model, layers)
@@ -137,6 +138,9 @@ class ActivationWatch(LayerHistories):
         self._handles.clear()
         self._inside = False
         self.flush()
+        if self.sink is not None and self.close_sink is not None:
+            self.close_sink()
+            self.sink = self.close_sink = None
 
     def __enter__(self) -> Self:
         return self.attach()

@@ -1,0 +1,78 @@
+"""What joins rooms that must not know each other: a watcher with a run, a run with a view."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from convlens.runs import Run
+    from convlens.watching import ActivationWatch
+    from convlens.watching.probes import Layers
+
+
+def watch(
+    model: nn.Module,
+    layers: Layers = "trainable",
+    *,
+    eps: float = 0.05,
+    every: int = 1,
+    count_forwards: bool = True,
+    run: str | Path | None = None,
+) -> ActivationWatch:
+    """Watch a model in a training loop of one's own.
+
+        with cl.watch(model) as stats:
+            for x, y in batches:
+                ...  # forward, backward, step
+        stats["features.3"].near_zero   # one array over the steps
+
+    Args:
+        model: any module.
+        layers: ``"trainable"`` (every module that owns parameters), ``"all"`` (every module without
+            children), or a list of names, modules and module classes.
+        eps: a value with |x| ≤ eps is near zero.
+        every: watch only each n-th step; 1 watches all.
+        count_forwards: a step is a forward of ``model`` in training mode; False, it is what lies
+            between two calls of ``stats.step()``.
+        run: None keeps everything in memory; ``"auto"`` records to a new directory
+            ``runs/watch-0001``; a path names the directory. It is closed when watching ends.
+
+    Returns:
+        An `ActivationWatch`, to be used with ``with`` or ``attach()`` and ``detach()``.
+
+    Raises:
+        ArgumentError: if an argument has a value that cannot work.
+        RunError: if the run's directory cannot be made.
+    """
+    from convlens.watching import ActivationWatch
+
+    stats = ActivationWatch(model, layers, eps=eps, every=every, count_forwards=count_forwards)
+    if run is not None:
+        from convlens.runs import create_run
+
+        writer = create_run("watch") if run == "auto" else create_run(directory=run)
+        stats.sink, stats.close_sink = writer, writer.close
+    return stats
+
+
+def report(run: Run | str | Path, out: str | Path | None = None) -> Path:
+    """Make a run's report: one HTML file that opens offline.
+
+    Args:
+        run: an opened run, or the path of a run's directory.
+        out: where to write it; ``report.html`` in the run's directory if None.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        RunError: if there is no readable run, or the file cannot be written.
+    """
+    from convlens.runs import Run, open_run
+    from convlens.views import write_report
+
+    opened = run if isinstance(run, Run) else open_run(run)
+    return write_report(opened, None if out is None else Path(out))

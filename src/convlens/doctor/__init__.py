@@ -1,0 +1,7 @@
+"""From a record to findings in words: what was measured, what it means, what to try."""
+
+from __future__ import annotations
+
+from convlens.doctor.diagnosis import diagnose
+
+__all__ = ["diagnose"]

@@ -1,0 +1,34 @@
+"""Training: the `Learner`, its callbacks and schedules."""
+
+from __future__ import annotations
+
+from convlens.train.callbacks import (
+    Callback,
+    CancelBatchError,
+    CancelEpochError,
+    CancelFitError,
+)
+from convlens.train.learner import Learner, Prediction, adamw
+from convlens.train.metrics import accuracy
+from convlens.train.pictures import Pictures
+from convlens.train.progress import Progress
+from convlens.train.recorder import Recorder
+from convlens.train.schedules import Constant, OneCycle
+from convlens.train.stats import ActivationStats
+
+__all__ = [
+    "ActivationStats",
+    "Callback",
+    "CancelBatchError",
+    "CancelEpochError",
+    "CancelFitError",
+    "Constant",
+    "Learner",
+    "OneCycle",
+    "Pictures",
+    "Prediction",
+    "Progress",
+    "Recorder",
+    "accuracy",
+    "adamw",
+]

@@ -1,0 +1,98 @@
+"""`NonFiniteGuard`: a loss that is not finite ends the fit with a sentence that says where."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from convlens.errors import NonFiniteLossError
+from convlens.train.callbacks import Callback
+from convlens.watching.probes import first_tensor
+
+if TYPE_CHECKING:
+    from convlens.train.learner import Learner
+
+EVERY = 32  # steps between two looks at a loss on a GPU, each of which waits for it
+
+
+class NonFiniteGuard(Callback):
+    """Stops the fit when the training loss is NaN or infinite.
+
+    On the CPU every loss is looked at before it can reach the weights. On another device looking
+    means waiting, so the sum of the losses is looked at every 32 steps and at the end of an epoch.
+    """
+
+    order = -5
+
+    def before_fit(self, learn: Learner) -> None:
+        """Nothing has been seen yet."""
+        self._sum = torch.zeros((), device=learn.device)
+        self._first_unseen = 0
+
+    def after_loss(self, learn: Learner) -> None:
+        """Look at the loss, or remember it."""
+        if not learn.training:
+            return
+        loss = learn.loss.detach()
+        if loss.device.type == "cpu":
+            if not math.isfinite(float(loss.numpy())):
+                self._stop(learn, f"step {learn.step}")
+            return
+        self._sum += loss
+        if learn.step - self._first_unseen >= EVERY:
+            self._look(learn)
+
+    def after_epoch(self, learn: Learner) -> None:
+        """Look at what has not been looked at."""
+        self._look(learn)
+
+    def _look(self, learn: Learner) -> None:
+        if not math.isfinite(float(self._sum)):
+            self._stop(learn, f"one of the steps {self._first_unseen} to {learn.step}")
+        self._first_unseen = learn.step
+
+    def _stop(self, learn: Learner, where: str) -> None:
+        culprit = first_non_finite(learn.model, learn.x)
+        said = (
+            f"the first layer whose output was not finite is {culprit}"
+            if culprit
+            else "every layer's output was finite, so it is the loss function or the labels"
+        )
+        raise NonFiniteLossError(
+            f"The loss became {float(learn.loss)} at {where} (epoch {learn.epoch}); {said}. "
+            "Lower the learning rate, warm up (fit_one_cycle), add norm='batch', or look for "
+            "values in the data that are not finite."
+        )
+
+
+def first_non_finite(model: nn.Module, x: Tensor) -> str | None:
+    """The first layer in order of execution whose output for ``x`` is not finite.
+
+    Args:
+        model: run once more, as it is, without gradients.
+        x: (N, C, H, W), the batch.
+
+    Returns:
+        A description such as ``"'1.0' (Conv2d)"``, ``"the input itself"``, or None.
+    """
+    if not bool(x.isfinite().all()):
+        return "the input itself"
+    found: list[str] = []
+
+    def look(module: nn.Module, args: object, output: object) -> None:  # noqa: ARG001
+        out = first_tensor(output)
+        if not found and out is not None and not bool(out.isfinite().all()):
+            found.append(f"{names[module]!r} ({type(module).__name__})")
+
+    names = {module: name or "(root)" for name, module in model.named_modules()}
+    handles = [module.register_forward_hook(look) for module in names]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None

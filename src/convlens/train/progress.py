@@ -1,0 +1,194 @@
+"""`Progress`: one bar while training, one line per epoch, in a terminal, a pipe or a notebook."""
+
+from __future__ import annotations
+
+import html
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from convlens.records import Epoch
+from convlens.train.callbacks import Callback
+
+if TYPE_CHECKING:
+    from convlens.train.learner import Learner
+
+REFRESH_S = 0.1  # the bar is redrawn at most this often
+
+
+class Display(Protocol):
+    """Where progress is shown."""
+
+    def start(self, n_steps: int) -> None:
+        """Begin a fit of so many steps."""
+        ...
+
+    def update(self, done: int, text: str) -> None:
+        """Show that ``done`` steps are finished."""
+        ...
+
+    def line(self, text: str) -> None:
+        """Add a line that stays."""
+        ...
+
+    def stop(self) -> None:
+        """End, also after an error."""
+        ...
+
+
+class Progress(Callback):
+    """Shows a bar while training and one line per epoch.
+
+    In a terminal the bar is rich's; in a notebook it is one HTML output that is updated in place;
+    anywhere else (a pipe, a log file) there is no bar, only the line per epoch.
+    """
+
+    order = 70
+
+    def before_fit(self, learn: Learner) -> None:
+        """Choose a display and start it."""
+        self._display = choose_display()
+        self._display.start(learn.n_steps)
+        self._shown = 0.0
+
+    def after_batch(self, learn: Learner) -> None:
+        """Redraw the bar if it is time to."""
+        now = time.monotonic()
+        if learn.training and now - self._shown >= REFRESH_S:
+            self._shown = now
+            self._display.update(learn.step, f"epoch {learn.epoch + 1}/{learn.n_epochs}")
+
+    def after_epoch(self, learn: Learner) -> None:
+        """Print the epoch's line."""
+        self._display.update(learn.step, f"epoch {learn.epoch + 1}/{learn.n_epochs}")
+        self._display.line(epoch_line(learn.recorder.epochs[-1], learn.n_epochs))
+
+    def after_fit(self, learn: Learner) -> None:  # noqa: ARG002
+        """Take the bar away."""
+        self._display.stop()
+
+
+def epoch_line(epoch: Epoch, n_epochs: int) -> str:
+    """One finished epoch in one line of text."""
+    parts = [f"epoch {epoch.epoch + 1}/{n_epochs}", f"train loss {epoch.train_loss:.4f}"]
+    if epoch.valid_loss is not None:
+        parts.append(f"valid loss {epoch.valid_loss:.4f}")
+    for name, value in epoch.metrics.items():
+        parts.append(f"{name} {value:.2%}" if name == "accuracy" else f"{name} {value:.4f}")
+    return "  ".join([*parts, f"{epoch.wall_s:.1f} s"])
+
+
+def choose_display() -> Display:
+    """The display that fits where the program runs."""
+    show = _notebook_display()
+    if show is not None:
+        return NotebookDisplay(show)
+    return TerminalDisplay() if sys.stdout.isatty() else PlainDisplay()
+
+
+class PlainDisplay:
+    """Lines only."""
+
+    def start(self, n_steps: int) -> None:
+        """Nothing to show yet."""
+
+    def update(self, done: int, text: str) -> None:
+        """A bar would fill a log file."""
+
+    def line(self, text: str) -> None:
+        """Print it at once, so that whoever follows the log sees it."""
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def stop(self) -> None:
+        """Nothing to take away."""
+
+
+class TerminalDisplay:
+    """A rich progress bar, redrawn only when told to: a thread of its own would slow training."""
+
+    def start(self, n_steps: int) -> None:
+        """Show an empty bar."""
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=40),
+            MofNCompleteColumn(),
+            TextColumn("steps, left"),
+            TimeRemainingColumn(),
+            auto_refresh=False,
+            transient=True,
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("starting", total=n_steps)
+
+    def update(self, done: int, text: str) -> None:
+        """Redraw."""
+        self._bar.update(self._task, completed=done, description=text, refresh=True)
+
+    def line(self, text: str) -> None:
+        """Print above the bar."""
+        self._bar.console.print(text, highlight=False)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+
+class NotebookDisplay:
+    """One HTML output that is updated in place, so that a long training leaves one output.
+
+    Args:
+        show: shows HTML the first time and returns a function that replaces it.
+    """
+
+    def __init__(self, show: Callable[[str], Callable[[str], None]]) -> None:
+        self._show = show
+        self._lines: list[str] = []
+        self._bar = ""
+
+    def start(self, n_steps: int) -> None:
+        """Show an empty bar."""
+        self._n_steps = n_steps
+        self._replace = self._show(self._html())
+
+    def update(self, done: int, text: str) -> None:
+        """Replace the output."""
+        self._bar = (
+            f'<progress value="{done}" max="{self._n_steps}" style="width:20em"></progress> '
+            f"{html.escape(text)}, step {done:,} of {self._n_steps:,}"
+        )
+        self._replace(self._html())
+
+    def line(self, text: str) -> None:
+        """Add a line to the same output."""
+        self._lines.append(text)
+        self._replace(self._html())
+
+    def stop(self) -> None:
+        """Leave the lines, take the bar away."""
+        self._bar = ""
+        self._replace(self._html())
+
+    def _html(self) -> str:
+        lines = "\n".join(html.escape(line) for line in self._lines)
+        return f"<pre>{lines}</pre>{self._bar}"
+
+
+def _notebook_display() -> Callable[[str], Callable[[str], None]] | None:
+    """How to show HTML in the notebook that this process is the kernel of, None outside one."""
+    # A notebook's kernel has loaded IPython; loading it here would cost every script its time.
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if shell is None or type(shell).__name__ != "ZMQInteractiveShell":
+        return None
+    from IPython.display import HTML, display  # pyright: ignore[reportMissingImports]
+
+    def show(text: str) -> Callable[[str], None]:
+        handle: Any = display(HTML(text), display_id=True)
+        return lambda new: handle.update(HTML(new))
+
+    return show

@@ -1,0 +1,114 @@
+"""The run of a fit: its directory, what is known of it beforehand, and its checkpoint."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from convlens.errors import ArgumentError
+from convlens.runs import create_run
+from convlens.runs.checkpoints import save_checkpoint
+from convlens.train.callbacks import Callback
+from convlens.train.schedules import Schedule, read_hypers
+
+if TYPE_CHECKING:
+    from convlens.train.learner import Learner
+
+
+@contextmanager
+def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
+    """Give ``learn`` a new run to write to, and close it however the fit ends."""
+    if learn.run is None:
+        yield
+        return
+    auto = learn.run == "auto"
+    writer = create_run(learn.dls.name) if auto else create_run(directory=learn.run)
+    learn.sink, learn.run_path = writer, writer.path
+    started = time.perf_counter()
+    status, error = "failed", None
+    try:
+        writer.write_meta(facts(learn, schedule))
+        writer.flush()
+        yield
+        status = "stopped" if learn.cancelled else "finished"
+    except KeyboardInterrupt:
+        status, error = "stopped", "interrupted from the keyboard"
+        raise
+    except Exception as problem:
+        error = str(problem)
+        raise
+    finally:
+        learn.sink = None
+        writer.write_meta({"wall_s": time.perf_counter() - started})
+        writer.close(status, error)
+
+
+def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
+    """What is known before training, as plain JSON."""
+    optimizer = learn.optimizer
+    return {
+        **_environment(learn),
+        "data": learn.dls.facts(),
+        "model": {
+            "class": type(learn.model).__name__,
+            "text": str(learn.model),
+            "n_parameters": sum(p.numel() for p in learn.model.parameters()),
+        },
+        "loss": getattr(learn.loss_function, "__name__", type(learn.loss_function).__name__),
+        "optimizer": {
+            "class": type(optimizer).__name__,
+            "groups": [read_hypers(group) for group in optimizer.param_groups],
+        },
+        "schedule": {"class": type(schedule).__name__, **asdict(schedule)},
+        "n_epochs": learn.n_epochs,
+        "n_steps": learn.n_steps,
+        "summary": _summary(learn),
+    }
+
+
+def _environment(learn: Learner) -> dict[str, Any]:
+    return {
+        "convlens": version("convlens"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": str(learn.device),
+        "threads": torch.get_num_threads(),
+        "seed": learn.seed,
+        "command": shlex.join(sys.argv),
+    }
+
+
+def _summary(learn: Learner) -> dict[str, Any]:
+    """The summary table; a model that fake tensors cannot follow has none, and says why."""
+    try:
+        return learn.summary().to_dict()
+    except ArgumentError as error:
+        return {"rows": [], "totals": {}, "input_shape": [], "notes": [str(error)]}
+
+
+class Checkpoint(Callback):
+    """Saves weights and optimizer after every epoch; the newest replaces the one before."""
+
+    order = 60
+
+    def after_epoch(self, learn: Learner) -> None:
+        """Save to the run's folder ``checkpoints``."""
+        if learn.run_path is not None:
+            save_checkpoint(
+                learn.run_path / "checkpoints",
+                learn.model,
+                learn.optimizer,
+                {"epoch": learn.epoch, "step": learn.step, **learn.validation},
+            )

@@ -1,0 +1,265 @@
+"""Each finding on a record made for it, and none of them on a healthy one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convlens.doctor import diagnose
+from convlens.records import (
+    Epoch,
+    LayerHistory,
+    LayerInfo,
+    RunRecord,
+    StepSeries,
+    empty_steps,
+)
+from convlens.sketch import BucketLayout, Columns, empty_columns
+
+LAYOUT = BucketLayout()
+N_STEPS = 400
+N_VALUES = 10_000
+
+
+def make_history(
+    index: int = 0,
+    std: np.ndarray | float = 1.0,
+    near_zero: np.ndarray | float = 0.1,
+    dead: int = 0,
+    relu: bool = True,
+    nan: np.ndarray | int = 0,
+) -> LayerHistory:
+    """A layer of 16 channels at every step, with the given standard deviation and shares."""
+    k = np.arange(N_STEPS)
+    ones = np.ones(N_STEPS, np.int64)
+    std_k, share, nan_k = (np.broadcast_to(v, N_STEPS) for v in (std, near_zero, nan))
+    counts = np.zeros((N_STEPS, LAYOUT.size), np.int64)
+    counts[:, LAYOUT.zero + 200] = N_VALUES
+    positive = np.ones((N_STEPS, 16), np.bool_)
+    positive[100:, :dead] = False
+    near = (share * N_VALUES).astype(np.int64)
+    columns = Columns(
+        first_step=k,
+        last_step=k,
+        calls=ones,
+        counts=counts,
+        nan=nan_k.astype(np.int64),
+        neg_inf=ones * 0,
+        pos_inf=ones * 0,
+        near_zero=near,
+        at_most_eps=near,
+        mean=np.zeros(N_STEPS),
+        m2=std_k**2 * N_VALUES,
+        positive=positive,
+        active=positive,
+    )
+    return LayerHistory(LayerInfo(index, f"{index}.0", "Conv2d", relu), columns, LAYOUT)
+
+
+def make_steps(loss: np.ndarray) -> StepSeries:
+    step = np.arange(len(loss))
+    return StepSeries(step, step // 100, loss, step * 0.1, {"lr": np.full((len(loss), 1), 0.06)})
+
+
+def falling(n: int = N_STEPS) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, 0.02, n)
+    return 2.3 * np.exp(-np.arange(n) / 80) + 0.1 + noise
+
+
+def make_epochs(train: list[float], valid: list[float | None], accuracy: float) -> list[Epoch]:
+    pairs = enumerate(zip(train, valid, strict=True))
+    return [
+        Epoch(i, 100 * i, 100 * i + 99, t, v, {"accuracy": accuracy}, 1.0) for i, (t, v) in pairs
+    ]
+
+
+HEALTHY = RunRecord(
+    meta={"data": {"classes": [str(i) for i in range(10)]}},
+    steps=make_steps(falling()),
+    epochs=make_epochs([0.9, 0.3, 0.12, 0.11], [0.5, 0.2, 0.101, 0.1], 0.98),
+    layers=[make_history(i, std=1.0 + i / 10, near_zero=0.3, dead=1) for i in range(4)],
+)
+
+
+def kinds(record: RunRecord) -> list[str]:
+    return [finding.kind for finding in diagnose(record)]
+
+
+def only(record: RunRecord, kind: str):
+    (finding,) = [f for f in diagnose(record) if f.kind == kind]
+    assert finding.severity == "good" or not any(f.severity == "good" for f in diagnose(record))
+    return finding
+
+
+def test_a_healthy_record_is_good_and_nothing_else() -> None:
+    (finding,) = diagnose(HEALTHY)
+    assert (finding.kind, finding.severity) == ("healthy", "good")
+    assert "from 2" in finding.text
+    assert "none of the 4 watched layers" in finding.text
+
+
+def test_a_healthy_record_with_warm_up_and_scatter_has_no_cycles() -> None:
+    rng = np.random.default_rng(1)
+    rise = np.interp(np.arange(N_STEPS), [0, 60, 200, 400], [0.1, 1.5, 1.2, 0.7])
+    layers = [make_history(std=rise * np.exp(rng.normal(0, 0.15, N_STEPS)))]
+    assert kinds(replace(HEALTHY, layers=layers)) == ["healthy"]
+
+
+def test_without_watching_nothing_is_claimed_about_activations() -> None:
+    (finding,) = diagnose(replace(HEALTHY, layers=[]))
+    assert "no layers were watched" in finding.text
+
+
+def test_no_steps_and_few_steps_say_so() -> None:
+    (empty,) = diagnose(RunRecord({}, empty_steps(), [], []))
+    assert (empty.kind, empty.severity) == ("too-short", "note")
+    assert "No steps have been recorded yet" in empty.text
+    (short,) = diagnose(RunRecord({}, make_steps(np.array([2.3])), [], []))
+    assert "Only 1 step so far, 20 are needed" in short.text
+    layers = [LayerHistory(LayerInfo(0, "0", "Conv2d", True), empty_columns(3, 0), LAYOUT)]
+    assert kinds(replace(HEALTHY, layers=layers)) == ["healthy"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite(value: float) -> None:
+    loss = falling()
+    loss[250:] = value
+    finding = only(replace(HEALTHY, steps=make_steps(loss)), "nonfinite-loss")
+    assert (finding.severity, finding.first_step) == ("problem", 250)
+    assert f"became {value} at step 250 (150 of 400" in finding.text
+    assert "it was 0.06 there" in finding.text
+    short = make_steps(np.array([1.0, value]))
+    assert kinds(replace(HEALTHY, steps=short)) == ["nonfinite-loss"]
+
+
+def test_without_a_recorded_learning_rate_none_is_named() -> None:
+    loss = np.full(30, math.nan)
+    steps = replace(make_steps(loss), hypers={})
+    assert "it was" not in only(replace(HEALTHY, steps=steps), "nonfinite-loss").text
+
+
+def test_activations_that_are_not_finite_name_the_first_layer() -> None:
+    from_300, from_290 = (np.where(np.arange(N_STEPS) >= s, 500, 0) for s in (300, 290))
+    layers = [make_history(0, nan=from_300), make_history(1, nan=from_290), make_history(2)]
+    finding = only(replace(HEALTHY, layers=layers), "nonfinite-activations")
+    assert (finding.layer, finding.first_step) == ("1.0", 290)
+    assert "4.76% of its values in that column, later in 2 layers in all" in finding.text
+
+
+def test_one_class_for_every_image() -> None:
+    zeros = np.where(np.arange(N_STEPS) >= 120, 0.999, 0.4)
+    record = replace(
+        HEALTHY,
+        steps=make_steps(np.full(N_STEPS, 2.301)),
+        epochs=make_epochs([2.301] * 2, [2.301] * 2, 0.1135),
+        layers=[make_history(0), make_history(1, near_zero=zeros), make_history(2)],
+    )
+    finding = only(record, "one-class")
+    assert (finding.severity, finding.layer, finding.first_step) == ("problem", "1.0", 120)
+    assert "ln(10) = 2.303" in finding.text
+    assert "accuracy is 11.35%" in finding.text
+    assert "99.9% of the values are near zero after its ReLU" in finding.text
+    assert kinds(record) == ["one-class"]
+
+
+def test_a_layer_closed_from_the_start_and_without_a_relu() -> None:
+    record = replace(
+        HEALTHY,
+        meta={"data": {"classes": 10}},
+        steps=make_steps(np.full(N_STEPS, 2.301)),
+        epochs=[],
+        layers=[make_history(0, near_zero=1.0, relu=False)],
+    )
+    finding = only(record, "one-class")
+    assert finding.first_step == 0
+    assert "ReLU" not in finding.text
+
+
+def test_nothing_learned_while_values_still_flow() -> None:
+    record = replace(HEALTHY, steps=make_steps(np.full(N_STEPS, 2.31)), epochs=[])
+    finding = only(record, "nothing-learned")
+    assert "It has not begun to learn" in finding.text
+    assert "the accuracy" not in finding.text
+
+
+def test_chance_level_needs_to_know_the_classes_and_believes_the_accuracy() -> None:
+    stuck = replace(HEALTHY, steps=make_steps(np.full(N_STEPS, 2.31)))
+    assert kinds(stuck) == ["healthy"], "accuracy 98 % is knowledge"
+    for meta in ({}, {"data": "mnist"}, {"data": {"classes": None}}):
+        assert kinds(replace(stuck, meta=meta, epochs=[])) == ["healthy"]
+
+
+@pytest.mark.parametrize(("dead", "severity"), [(2, "note"), (8, "problem")])
+def test_dead_channels(dead: int, severity: str) -> None:
+    layers = [make_history(0), make_history(1, dead=dead), make_history(2, dead=2)]
+    finding = next(f for f in diagnose(replace(HEALTHY, layers=layers)) if f.severity == severity)
+    assert (finding.kind, finding.layer, finding.first_step) == ("dead-channels", "1.0", 100)
+    assert f"{dead} of 16 in '1.0', 2 of 16 in '2.0'" in finding.text
+
+
+def test_dead_channels_count_only_where_a_relu_follows_and_are_listed_briefly() -> None:
+    layers = [make_history(i, dead=12, relu=False) for i in range(3)]
+    assert kinds(replace(HEALTHY, layers=layers)) == ["healthy"]
+    layers = [make_history(i, dead=12) for i in range(9)]
+    finding = only(replace(HEALTHY, layers=layers), "dead-channels")
+    assert "12 of 16 in '5.0' and in 3 more layers" in finding.text
+
+
+def test_a_channel_that_is_dead_from_the_first_step_on() -> None:
+    history = make_history(0, dead=8)
+    history.columns.positive[:, :8] = False
+    finding = only(replace(HEALTHY, layers=[history]), "dead-channels")
+    assert finding.first_step == 0
+
+
+def test_growth_and_collapse_again_and_again() -> None:
+    saw = np.exp(np.arange(N_STEPS) % 80 / 20)
+    layers = [make_history(0, std=saw), make_history(1, std=saw), make_history(2)]
+    finding = only(replace(HEALTHY, layers=layers), "activation-cycles")
+    assert (finding.severity, finding.layer, finding.first_step) == ("problem", "0.0", 79)
+    assert "4 times (2 of 3 layers do so), with peaks at step 79, 159, 239, 319:" in finding.text
+    many = np.exp(np.arange(N_STEPS) % 20 / 5)
+    finding = only(replace(HEALTHY, layers=[make_history(0, std=many)]), "activation-cycles")
+    assert "at step 19, 39, 59, 79 …" in finding.text
+
+
+def test_one_rise_and_fall_is_no_cycle() -> None:
+    once = np.interp(np.arange(N_STEPS), [0, 100, 200, 400], [0.1, 2.0, 0.1, 0.1])
+    assert kinds(replace(HEALTHY, layers=[make_history(std=once)])) == ["healthy"]
+    assert kinds(replace(HEALTHY, layers=[make_history(std=0.0)])) == ["healthy"]
+
+
+@pytest.mark.parametrize(("last", "severity"), [(0.22, "note"), (0.4, "problem")])
+def test_overfitting(last: float, severity: str) -> None:
+    epochs = make_epochs([0.9, 0.3, 0.1, 0.02], [0.5, 0.2, 0.21, last], 0.9)
+    finding = next(f for f in diagnose(replace(HEALTHY, epochs=epochs)) if f.severity == severity)
+    assert finding.kind == "overfitting"
+    assert "was best after epoch 2 (0.2)" in finding.text
+    assert "2 epochs later" in finding.text
+    assert "the training loss fell from 0.3 to 0.02" in finding.text
+
+
+def test_a_rise_of_both_losses_is_not_overfitting() -> None:
+    epochs = make_epochs([0.9, 0.3, 0.4, 0.5], [0.5, 0.2, 0.3, 0.4], 0.9)
+    assert kinds(replace(HEALTHY, epochs=epochs)) == ["healthy"]
+    epochs = make_epochs([0.9, 0.3, 0.1], [None, None, None], 0.9)
+    assert kinds(replace(HEALTHY, epochs=epochs)) == ["healthy"]
+    epochs = make_epochs([0.9, 0.3, 0.1], [0.0, 0.0, 0.0], 0.9)
+    assert kinds(replace(HEALTHY, epochs=epochs)) == ["healthy"]
+
+
+def test_still_improving() -> None:
+    epochs = make_epochs([0.9, 0.5], [0.5, 0.4], 0.9)
+    note, good = diagnose(replace(HEALTHY, epochs=epochs))
+    assert (note.kind, note.severity, note.first_step) == ("still-improving", "note", 100)
+    assert "still fell by 20% in the last epoch (from 0.5 to 0.4)" in note.text
+    assert good.severity == "good"
+
+
+def test_problems_come_first() -> None:
+    epochs = make_epochs([0.9, 0.5], [0.5, 0.4], 0.9)
+    record = replace(HEALTHY, epochs=epochs, layers=[make_history(0, dead=12)])
+    assert [f.severity for f in diagnose(record)] == ["problem", "note"]

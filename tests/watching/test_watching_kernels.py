@@ -1,0 +1,239 @@
+"""The kernels against NumPy on the same values."""
+
+import multiprocessing
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convlens.sketch import BucketLayout
+from convlens.watching import kernels
+from convlens.watching.kernels import Buffers, Sketcher
+
+LAYOUT = BucketLayout()
+EPS = 0.05
+KERNELS = ["numba", "plain"]
+
+
+def sketch(x, axis=None, kernel="numba", threads=1, buffers=None, row=0):
+    channels = 0 if axis is None else x.shape[axis]
+    buffers = buffers or Buffers(2, LAYOUT, channels, torch.device("cpu"))
+    if kernel == "plain":
+        buffers.rows = []  # as on a device without a kernel of its own
+    Sketcher(LAYOUT, EPS, threads=threads)(x, axis, buffers, row)
+    steps = np.arange(row + 1)
+    return buffers.take(steps, steps)
+
+
+def expected_counts(x):
+    """Bucket counts by searching the edges, the definition of the layout."""
+    values = x[np.isfinite(x)].astype(np.float64)
+    positive = LAYOUT.edges[LAYOUT.zero + 1 :]
+    magnitude = np.searchsorted(positive, np.abs(values), side="right") - 1
+    bucket = LAYOUT.zero + np.where(values < 0, -1, 1) * (magnitude + 1)
+    bucket[values == 0] = LAYOUT.zero
+    return np.bincount(bucket, minlength=LAYOUT.size)
+
+
+def check(columns, x, axis):
+    flat = x.numpy().ravel() if x.dtype != torch.bfloat16 else x.float().numpy().ravel()
+    eps = flat.dtype.type(EPS) if flat.dtype != np.float16 else np.float32(EPS)
+    finite = flat[np.isfinite(flat)].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        assert columns.near_zero[0] == (np.abs(flat) <= eps).sum()
+        assert columns.at_most_eps[0] == (flat <= eps).sum()
+    assert columns.n[0] == flat.size
+    assert columns.nan[0] == np.isnan(flat).sum()
+    assert columns.pos_inf[0] == np.isposinf(flat).sum()
+    assert columns.neg_inf[0] == np.isneginf(flat).sum()
+    np.testing.assert_array_equal(columns.counts[0], expected_counts(flat))
+    if finite.size:
+        scale = np.abs(finite).max()
+        assert columns.mean[0] == pytest.approx(finite.mean(), rel=1e-6, abs=1e-7 * scale)
+        std = np.sqrt(columns.m2[0] / finite.size)
+        assert std == pytest.approx(finite.std(), rel=1e-6, abs=1e-7 * scale)
+    else:
+        assert np.isnan(columns.mean[0])
+    if axis is not None:
+        by_channel = np.moveaxis(x.float().numpy(), axis, 0).reshape(x.shape[axis], -1)
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_array_equal(columns.positive[0], (by_channel > 0).any(axis=1))
+            active = ~(np.abs(by_channel) <= np.float32(EPS))
+        np.testing.assert_array_equal(columns.active[0], active.any(axis=1))
+
+
+SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1e-40, 0.05, -0.05, 2.0**-32, 65536.0, -65536.0, 3e38, -3e38]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [((64, 8, 14, 14), 1), ((64, 64, 2, 2), 1), ((37, 10), 1), ((5, 7, 3), 2), ((1,), None)],
+)
+def test_agrees_with_numpy(kernel, dtype, shape, axis):
+    torch.manual_seed(0)
+    x = (torch.randn(shape) * 3 - 1).to(dtype)
+    check(sketch(x, axis, kernel), x, axis)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_special_values(kernel, dtype):
+    values = [*SPECIAL, float("nan"), float("inf"), float("-inf"), float("-inf")]
+    x = torch.tensor(values, dtype=dtype).reshape(2, 8)
+    check(sketch(x, 1, kernel), x, 1)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e6, 1e18, 1e30])
+def test_large_and_tiny_values(kernel, scale):
+    torch.manual_seed(1)
+    x = (torch.randn(4096 * 3 + 5) + 2) * scale
+    check(sketch(x, None, kernel), x, None)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_large_mean_does_not_drown_a_small_deviation(kernel):
+    torch.manual_seed(2)
+    x = torch.randn(100_000, dtype=torch.float64) * 1e-3 + 1e6
+    columns = sketch(x, None, kernel)
+    assert np.sqrt(columns.m2[0] / x.numel()) == pytest.approx(x.numpy().std(), rel=1e-6)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_float64_beyond_the_range_of_float32(kernel):
+    x = torch.tensor([1e300, -1e300, 1e-300, -1e-300, 1.0], dtype=torch.float64)
+    columns = sketch(x, None, kernel)
+    np.testing.assert_array_equal(columns.counts[0], expected_counts(x.numpy()))
+    assert columns.nan[0] == columns.pos_inf[0] == columns.neg_inf[0] == 0
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_empty_tensor(kernel):
+    columns = sketch(torch.zeros(0, 4, 3, 3), 1, kernel)
+    assert columns.calls[0] == 1
+    assert columns.n[0] == 0
+    assert np.isnan(columns.mean[0])
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_only_non_finite_values(kernel):
+    columns = sketch(torch.full((3, 2), float("nan")), 1, kernel)
+    assert columns.nan[0] == 6
+    assert np.isnan(columns.mean[0])
+    assert columns.counts.sum() == 0
+
+
+def layouts(x):
+    yield x
+    yield x.to(memory_format=torch.channels_last)
+    yield x.transpose(2, 3)
+    yield x[:, ::2]
+    yield x[..., 1:]
+    yield x[::2].to(memory_format=torch.channels_last)[:, :, 1:]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("size", [3, 9])
+def test_every_memory_layout(kernel, size):
+    torch.manual_seed(3)
+    for x in layouts(torch.randn(6, 8, size, size)):
+        check(sketch(x, 1, kernel), x.contiguous(), 1)
+
+
+def test_channels_last_is_read_in_place():
+    x = torch.randn(4, 8, 5, 5).to(memory_format=torch.channels_last)
+    flat, inner = kernels.flatten(x, 1)
+    assert flat.data_ptr() == x.data_ptr()
+    assert inner == 1
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_two_calls_add_up(kernel):
+    torch.manual_seed(4)
+    a, b = torch.randn(16, 4, 6, 6), torch.randn(8, 4, 6, 6) * 5 + 3
+    buffers = Buffers(2, LAYOUT, 4, torch.device("cpu"))
+    sketch(a, 1, kernel, buffers=buffers)
+    columns = sketch(b, 1, kernel, buffers=buffers)
+    assert columns.calls[0] == 2
+    check(columns, torch.cat([a, b]), 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.one_of(st.floats(width=32), st.sampled_from(SPECIAL)), min_size=1, max_size=200),
+    st.sampled_from(KERNELS),
+    st.integers(1, 7),
+)
+def test_any_values(values, kernel, channels):
+    n = max(1, len(values) // channels)
+    x = torch.tensor((values * channels)[: n * channels]).reshape(n, channels)
+    columns = sketch(x, 1, kernel)
+    np.testing.assert_array_equal(columns.counts[0], expected_counts(x.numpy()))
+    assert columns.n[0] == x.numel()
+
+
+def test_threads_give_the_same_counts():
+    torch.manual_seed(5)
+    x = torch.randn(256, 8, 14, 14)
+    one, two = sketch(x, 1, threads=1), sketch(x, 1, threads=2)
+    np.testing.assert_array_equal(one.counts, two.counts)
+    np.testing.assert_array_equal(one.active, two.active)
+    assert two.mean[0] == pytest.approx(one.mean[0], rel=1e-12, abs=1e-12)
+    check(two, x, 1)
+
+
+def test_two_python_threads_at_the_same_time():
+    torch.manual_seed(6)
+    x = torch.randn(128, 8, 14, 14)
+    results = []
+
+    def work():
+        results.extend(sketch(x, 1, threads=2) for _ in range(20))
+
+    workers = [threading.Thread(target=work) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 40
+    for columns in results:
+        np.testing.assert_array_equal(columns.counts, results[0].counts)
+
+
+def _in_child(sketcher, x, queue):
+    buffers = Buffers(1, LAYOUT, 0, torch.device("cpu"))
+    sketcher(x, None, buffers, 0)
+    queue.put(int(buffers.counts.sum()))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_after_a_fork():
+    x = torch.linspace(-1, 1, 50_000)
+    sketcher = Sketcher(LAYOUT, EPS)
+    _in_child(sketcher, x, multiprocessing.SimpleQueue())  # the parent has used its threads
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=_in_child, args=(sketcher, x, queue))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert queue.get() == 50_000
+
+
+@pytest.mark.parametrize(("layer", "threads"), [("workqueue", 1), ("omp", 2)])
+def test_numba_threads_only_on_a_safe_layer(monkeypatch, layer, threads):
+    monkeypatch.setattr("numba.core.config.THREADING_LAYER", layer)
+    monkeypatch.setattr("numba.core.config.NUMBA_NUM_THREADS", 2)
+    assert kernels.numba_threads() == threads
+
+
+def test_a_layer_that_changes_its_channels_is_counted_without_them():
+    buffers = Buffers(1, LAYOUT, 4, torch.device("cpu"))
+    columns = sketch(torch.ones(2, 3), 1, buffers=buffers)
+    assert columns.n[0] == 6
+    assert not columns.positive.any()
