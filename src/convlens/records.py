@@ -269,8 +269,19 @@ class RecordSink(Protocol):
         """Say which layers are watched, before their first columns."""
         ...
 
-    def write_columns(self, layer: int, level: int, columns: Columns) -> None:
-        """Append finished columns of the layer with this index."""
+    def write_columns(
+        self, layer: int, level: int, first_step: int, last_step: int, payload: bytes
+    ) -> None:
+        """Append finished columns of the layer with this index.
+
+        Args:
+            layer: the index of its `LayerInfo`.
+            level: the columns' steps share ``step >> level``.
+            first_step: the first step counted in them.
+            last_step: the last one.
+            payload: the columns, as `convlens.sketch.encode` writes them: encoded once, by whoever
+                keeps them too.
+        """
         ...
 
     def write_steps(self, steps: StepSeries) -> None:

@@ -11,8 +11,6 @@ Nothing here knows where the numbers came from.
 
 from __future__ import annotations
 
-import io
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.errors import RunError
+from convlens.packets import pack, unpack
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -262,14 +261,14 @@ def encode(columns: Columns) -> bytes:
     """Columns as compressed bytes: only the buckets in use, in the narrowest integers, zlib."""
     used = np.flatnonzero(columns.counts.any(axis=0))
     low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
-    arrays = {f.name: getattr(columns, f.name) for f in fields(columns)}
-    arrays["counts"] = _narrow(columns.counts[:, low:high])
-    arrays["positive"] = np.packbits(columns.positive, axis=1)
-    arrays["active"] = np.packbits(columns.active, axis=1)
+    arrays: dict[str, NDArray[Any]] = {f.name: getattr(columns, f.name) for f in fields(columns)}
+    arrays["counts"] = columns.counts[:, low:high]
+    for name in _INTEGERS:
+        arrays[name] = _narrow(arrays[name])
+    for name in _FLAGS:
+        arrays[name] = np.packbits(arrays[name], axis=1)
     arrays["shape"] = np.array([low, columns.counts.shape[1], columns.positive.shape[1]], np.int64)
-    raw = io.BytesIO()
-    np.savez(raw, allow_pickle=False, **arrays)
-    return zlib.compress(raw.getvalue(), level=1)
+    return pack(arrays)
 
 
 def decode(payload: bytes) -> Columns:
@@ -278,28 +277,54 @@ def decode(payload: bytes) -> Columns:
     Raises:
         RunError: if the bytes are not such a chunk.
     """
+    arrays = unpack(payload)
     try:
-        with np.load(io.BytesIO(zlib.decompress(payload)), allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
         low, n_buckets, n_channels = (int(v) for v in arrays.pop("shape"))
+        _check_chunk(arrays, low, n_buckets, n_channels)
         narrow = arrays["counts"]
-        counts = np.zeros((len(narrow), n_buckets), np.int64)
-        counts[:, low : low + narrow.shape[1]] = narrow
-        arrays["counts"] = counts
-        for name in ("positive", "active"):
-            bits = np.unpackbits(arrays[name], axis=1, count=n_channels)
-            arrays[name] = bits.astype(np.bool_)
+        arrays["counts"] = np.zeros((len(narrow), n_buckets), np.int64)
+        arrays["counts"][:, low : low + narrow.shape[1]] = narrow
+        for name in _INTEGERS:
+            arrays[name] = arrays[name].astype(np.int64, copy=False)
+        for name in _FLAGS:
+            arrays[name] = np.unpackbits(arrays[name], axis=1, count=n_channels).view(np.bool_)
         return Columns(**arrays)
-    except (zlib.error, ValueError, KeyError, TypeError, EOFError, OSError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise RunError(
             f"A chunk of sketch columns ({len(payload)} bytes) cannot be decoded ({error}); "
             "the record is damaged there. Restore run.db from a copy."
         ) from error
 
 
-def _narrow(counts: Ints) -> NDArray[Any]:
-    peak = int(counts.max(initial=0))
+_FLAGS = ("positive", "active")
+_REALS = ("mean", "m2")
+_INTEGERS = tuple(f.name for f in fields(Columns) if f.name not in (*_FLAGS, *_REALS))
+
+
+def _check_chunk(
+    arrays: dict[str, NDArray[Any]], low: int, n_buckets: int, n_channels: int
+) -> None:
+    """Raise a ValueError unless these are the arrays of one chunk, with the same K in all."""
+    n = len(arrays["first_step"])
+    for name, array in arrays.items():
+        kinds, shape = "iu", (n,)
+        if name in _REALS:
+            kinds = "f"
+        elif name in _FLAGS:
+            kinds, shape = "u", (n, (n_channels + 7) // 8)
+        elif name == "counts":
+            shape = (n, array.shape[-1])
+        if array.dtype.kind not in kinds or array.shape != shape:
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, expected {shape}")
+    if low < 0 or n_channels < 0 or low + arrays["counts"].shape[1] > n_buckets:
+        raise ValueError(f"its buckets from {low} on are not among {n_buckets}")
+
+
+def _narrow(values: Ints) -> NDArray[Any]:
+    if values.min(initial=0) < 0:
+        return values
+    peak = int(values.max(initial=0))
     for dtype in (np.uint8, np.uint16, np.uint32):
         if peak <= np.iinfo(dtype).max:
-            return counts.astype(dtype)
-    return counts
+            return values.astype(dtype)
+    return values

@@ -56,7 +56,7 @@ def healthy(n_steps, n_values=4000, seed=0):
     columns = []
     for step in range(n_steps):
         t = step / max(n_steps - 1, 1)
-        centre, width = -0.6 * t, 0.3 + 1.2 * t ** 0.5
+        centre, width = -0.6 * t, 0.3 + 1.2 * t**0.5
         columns.append(sketch(rng.normal(centre, width, n_values), step))
     return history(columns)
 
@@ -86,7 +86,7 @@ def epochs_of(n_epochs, length, valid=True):
     ]
 
 
-def training(n_steps, length=120, seed=0, groups=1):
+def training(n_steps, length=118, seed=0, groups=1):
     """Loss and 1cycle hyperparameters by step."""
     rng = np.random.default_rng(seed)
     step = np.arange(n_steps, dtype=np.int64)

@@ -113,7 +113,7 @@ def _broken(history: LayerHistory) -> bool:
 
 
 def _dead(history: LayerHistory) -> Flags:
-    return ~history.columns.positive[last_quarter(history)].any(axis=0)
+    return np.logical_not(history.columns.positive[last_quarter(history)].any(axis=0))
 
 
 def _dead_since(history: LayerHistory, dead: Flags) -> int:

@@ -18,7 +18,7 @@ from convlens.images.loaders import (
     check_seed,
     shuffled,
 )
-from convlens.images.pixels import PixelScale, identity_scale, measure_scale
+from convlens.images.pixels import PixelScale, measure_scale, plain_scale
 
 Array = NDArray[Any] | Tensor
 
@@ -73,7 +73,7 @@ def from_arrays(
     train, held_out = _split(images, labels, valid, layout, seed)
     names = _class_names(classes, train[1], None if held_out is None else held_out[1])
     raw, black, white = _raw_pixels("x", train[0], target)
-    scale = _scale(raw, black, white, normalize)
+    scale = _scale(images, raw, black, white, normalize)
     loader = TensorLoader(
         scale.normalize_(raw),
         train[1].to(target),
@@ -253,10 +253,10 @@ def _class_names(
 
 
 def _raw_pixels(argument: str, images: Tensor, device: torch.device) -> tuple[Tensor, float, float]:
-    """A float32 copy (N, C, H, W) on the device, uint8 divided by 255; and its black and white."""
+    """A float32 copy (N, C, H, W) on the device, and the values that are black and white."""
     raw = torch.empty(images.shape, dtype=torch.float32, device=device).copy_(images)
     if not images.is_floating_point():
-        return raw.div_(255.0), 0.0, 1.0
+        return raw, 0.0, 255.0
     low, high = (float(v) for v in torch.aminmax(raw))
     if not np.isfinite([low, high]).all():
         n_bad = int((~torch.isfinite(raw)).sum())
@@ -269,9 +269,8 @@ def _raw_pixels(argument: str, images: Tensor, device: torch.device) -> tuple[Te
     return raw, low, high if high > low else low + 1.0
 
 
-def _scale(raw: Tensor, black: float, white: float, normalize: bool) -> PixelScale:
-    return (
-        measure_scale(raw, black, white)
-        if normalize
-        else identity_scale(raw.shape[1], black, white)
-    )
+def _scale(images: Tensor, raw: Tensor, black: float, white: float, normalize: bool) -> PixelScale:
+    if normalize:
+        return measure_scale(raw, black, white)
+    unit = 1.0 if images.is_floating_point() else 255.0
+    return plain_scale(raw.shape[1], black, white, unit)

@@ -14,6 +14,8 @@ from torch import Tensor
 class PixelScale:
     """How raw pixel values were normalized: ``x = (raw − mean) / std``, per channel.
 
+    Raw values are those of the arrays that were given: 0 to 255 for uint8, as they are for floats.
+
     Attributes:
         mean: (C,) float32, in raw pixel values.
         std: (C,) float32, in raw pixel values, nowhere 0.
@@ -29,6 +31,18 @@ class PixelScale:
     def normalize_(self, raw: Tensor) -> Tensor:
         """Normalize float32 images (N, C, H, W) in place."""
         return raw.sub_(_per_channel(self.mean, raw)).div_(_per_channel(self.std, raw))
+
+    def from_uint8(self, pictures: Tensor) -> Tensor:
+        """Pictures (N, C, H, W), uint8, as the network gets them: the inverse of `to_uint8`.
+
+        Right whatever the raw values of the training images were, as 0 is black and 255 white.
+        """
+        raw = pictures.to(torch.float32, copy=True)
+        return self.normalize_(raw.mul_((self.white - self.black) / 255.0).add_(self.black))
+
+    def from_uint8(self, images: Tensor) -> Tensor:
+        """Normalized float32 images from uint8 ones (N, C, H, W); 0 is black, 255 white."""
+        return self.normalize_(images.float() * ((self.white - self.black) / 255) + self.black)
 
     def to_uint8(self, x: Tensor) -> NDArray[np.uint8]:
         """The picture of normalized images (N, C, H, W): (N, H, W, 3) if C is 3, else (N, H, W).
@@ -51,15 +65,15 @@ def measure_scale(raw: Tensor, black: float, white: float) -> PixelScale:
     return PixelScale(mean, torch.where(std > 0, std, 1.0), black, white)
 
 
-def identity_scale(channels: int, black: float, white: float) -> PixelScale:
-    """The scale that leaves images as they are."""
-    return PixelScale(torch.zeros(channels), torch.ones(channels), black, white)
+def plain_scale(channels: int, black: float, white: float, unit: float = 1.0) -> PixelScale:
+    """The scale that only divides by ``unit``."""
+    return PixelScale(torch.zeros(channels), torch.full((channels,), unit), black, white)
 
 
 def range_scale(x: Tensor) -> PixelScale:
     """For images whose normalization is not known: their own smallest to their largest value."""
     low, high = (float(v) for v in torch.aminmax(x.detach().float()))
-    return identity_scale(x.shape[1], low, high if high > low else low + 1.0)
+    return plain_scale(x.shape[1], low, high if high > low else low + 1.0)
 
 
 def _per_channel(values: Tensor, images: Tensor) -> Tensor:

@@ -52,12 +52,14 @@ def take_axes(axes: Sequence[Axes] | None, columns: int, size: tuple[float, floa
 
 def label_axes(ax: Axes, title: str, ylabel: str) -> None:
     """Title, the step axis and the value axis."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     ax.set_title(title)
     ax.set_xlabel(STEP_LABEL)
     ax.set_ylabel(ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    # Each tick says its whole value: a factor above the axis would lie under the epochs' names.
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def mark_epochs(ax: Axes, epochs: Sequence[Epoch], color: str = GREY) -> None:
@@ -120,7 +122,9 @@ def scale_values(ax: Axes, values: Floats) -> None:
         ax.set_ylabel(f"{ax.get_ylabel()} (log scale)")
         return
     linear = 10.0 ** np.ceil(np.log10(np.median(sizes)))
-    ax.set_yscale("symlog", linthresh=linear)
+    decades = np.log10(sizes.max() / linear)
+    # The linear part keeps a tenth of the height however many decades there are.
+    ax.set_yscale("symlog", linthresh=linear, linscale=max(1.0, decades / 10))
     locator = SymmetricalLogLocator(base=10, linthresh=linear)
     locator.set_params(numticks=7)
     ax.yaxis.set_major_locator(locator)
@@ -134,6 +138,11 @@ def marker(values: Floats) -> str:
 
 def say_empty(ax: Axes, text: str) -> None:
     """Words in the middle of axes that have nothing to show."""
-    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="0.35")
+    say_no_values(ax, text)
     ax.set_xticks([])
+
+
+def say_no_values(ax: Axes, text: str) -> None:
+    """Words in the middle of axes that have steps, but no value to show for them."""
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="0.35")
     ax.set_yticks([])

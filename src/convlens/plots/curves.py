@@ -39,16 +39,17 @@ def plot_loss(
         steps: the recorded steps.
         epochs: the finished epochs, marked where they end.
         ax: where to draw, a new figure if None.
-        smooth: weight of the past in the exponential mean, at least 0 (none) and below 1. The mean
-            is corrected for its start as in Adam, so that it begins at the first loss; it reaches
-            over at most a twentieth of the steps, so that in a short run it does not lag behind.
+        smooth: how much of its weight the exponential mean keeps from each step to the next, at
+            least 0 (no smoothing) and below 1. It looks both ways, so that it does not lag behind
+            as a running mean does, and over no more than a twentieth of the steps to either side.
+            On a logarithmic axis it is the mean of the logarithms.
 
     Raises:
         ArgumentError: if ``smooth`` is out of its range.
     """
     if not 0.0 <= smooth < 1.0:
         raise ArgumentError(
-            f"smooth={smooth} is the weight of the past in a running mean; give at least 0 "
+            f"smooth={smooth} is the weight that a mean keeps from step to step; give at least 0 "
             "(no smoothing) and less than 1."
         )
     (ax,) = take_axes(None if ax is None else [ax], 1, (7.5, 4.2))
@@ -56,12 +57,12 @@ def plot_loss(
     if not len(steps) and not epochs:
         say_empty(ax, "no steps were recorded yet")
         return ax
-    _draw_training_loss(ax, steps, smooth)
     measured = [(e.last_step, e.valid_loss) for e in epochs if e.valid_loss is not None]
+    x, y = np.array(measured, np.float64).reshape(-1, 2).T
+    scale_values(ax, np.append(steps.loss, y))
+    _draw_training_loss(ax, steps, smooth)
     if measured:
-        x, y = np.array(measured, np.float64).T
         ax.plot(x, y, "o-", color=ORANGE, lw=1.2, zorder=3.5, label="validation, each epoch")
-    scale_values(ax, steps.loss)
     mark_epochs(ax, epochs)
     ax.grid(axis="y", alpha=0.25)
     if ax.get_legend_handles_labels()[0]:
@@ -85,9 +86,11 @@ def _draw_training_loss(ax: Axes, steps: StepSeries, smooth: float) -> None:
             label="training, each batch",
         )
         if many:
-            ax.plot(
-                steps.step, smoothed(loss, smooth), color=BLUE, lw=2, label="training, smoothed"
-            )
+            weight = min(smooth, max(0.0, 1.0 - 20.0 / len(steps)))
+            # One loss of a million must not lift its neighbours by decades.
+            logs = ax.get_yscale() == "log"
+            mean = np.exp(smoothed(np.log(loss), weight)) if logs else smoothed(loss, weight)
+            ax.plot(steps.step, mean, color=BLUE, lw=2, label="training, smoothed")
     mark_nonfinite(ax, steps.step, np.ones(len(steps), np.int64), ~finite)
 
 
@@ -141,15 +144,24 @@ def _draw_hyper(
 
 
 def smoothed(values: Floats, weight: float) -> Floats:
-    """Exponential mean with this weight on the past, corrected for its start.
+    """Mean of all finite values, each weighing ``weight ** distance`` in steps, to both sides.
 
-    Values that are not finite are passed over; the mean is NaN before the first finite one.
+    NaN where the value itself is not finite.
     """
-    means = np.full(len(values), np.nan)
-    mean, mass = 0.0, 0.0
+    finite = np.isfinite(values)
+    known, ones = np.where(finite, values, 0.0), finite.astype(np.float64)
+    total, mass = (_both_ways(series, weight) for series in (known, ones))
+    return np.divide(total, mass, out=np.full(len(values), np.nan), where=finite)
+
+
+def _both_ways(values: Floats, weight: float) -> Floats:
+    return _decayed(values, weight) + _decayed(values[::-1], weight)[::-1] - values
+
+
+def _decayed(values: Floats, weight: float) -> Floats:
+    """Sums of all values so far, each shrunk by ``weight`` per step."""
+    sums, total = np.empty(len(values)), 0.0
     for i, value in enumerate(values.tolist()):
-        if np.isfinite(value):
-            mean = weight * mean + (1.0 - weight) * value
-            mass = weight * mass + (1.0 - weight)
-        means[i] = mean / mass if mass else np.nan
-    return means
+        total = weight * total + value
+        sums[i] = total
+    return sums

@@ -17,6 +17,7 @@ from convlens.plots.canvas import (
     mark_nonfinite,
     marker,
     say_empty,
+    say_no_values,
     scale_values,
     take_axes,
 )
@@ -73,7 +74,7 @@ def _draw_series(
         ax.plot(_middle(history), values, color=BLUE, lw=1.3, marker=marker(values), ms=4)
         scale_values(ax, values)
     else:
-        say_empty(ax, "every value was NaN or infinite")
+        say_no_values(ax, "every value was NaN or infinite")
     ax.grid(axis="y", alpha=0.25)
     mark_epochs(ax, epochs)
     spans = column_spans(history)
@@ -134,7 +135,7 @@ def color_dim(
     if history.columns.n_finite.any():
         _draw_columns(ax, history, spans, np.linspace(low, high, bins + 1))
     else:
-        say_empty(ax, "every value was NaN or infinite")
+        say_no_values(ax, "every value was NaN or infinite")
     ax.set_xlim(spans.first[0] - 0.5, spans.first[-1] + spans.width[-1] - 0.5)
     ax.set_ylim(low, high)
     mark_epochs(ax, epochs, color="white")

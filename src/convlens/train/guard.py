@@ -62,7 +62,7 @@ class NonFiniteGuard(Callback):
             else "every layer's output was finite, so it is the loss function or the labels"
         )
         raise NonFiniteLossError(
-            f"The loss became {float(learn.loss)} at {where} (epoch {learn.epoch}); {said}. "
+            f"The loss became {float(learn.loss.detach())} at {where} (epoch {learn.epoch}); {said}. "
             "Lower the learning rate, warm up (fit_one_cycle), add norm='batch', or look for "
             "values in the data that are not finite."
         )

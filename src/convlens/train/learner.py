@@ -100,6 +100,7 @@ class Learner:
         self.training, self.cancelled = False, False
         self.epoch = self.n_epochs = self.step = self.n_steps = self.epochs_done = 0
         self.validation: dict[str, float] = {}
+        self.x = self.y = self.output = self.loss = torch.empty(0)
         self._optimizer: Optimizer | None = None
         self._events: dict[str, list[Callable[[Learner], None]]] = {}
         self.callbacks: list[Callback] = []
@@ -179,7 +180,7 @@ class Learner:
             )
         x = x if x.ndim == 4 else x[None]
         if x.dtype == torch.uint8 and self.dls.scale is not None:
-            x = self.dls.scale.normalize_(x.float())
+            x = self.dls.scale.from_uint8(x)
         with self._mode(training=False), torch.no_grad():
             outputs = [self.model(part.to(self.device)) for part in x.split(batch_size)]
         probabilities = torch.cat(outputs).softmax(dim=1).cpu()
@@ -208,7 +209,7 @@ class Learner:
                 f"callbacks has two of {type(callback).__name__}; they would share the name "
                 f"learn.{name}. Give one, or derive a class with a name of its own."
             )
-        if hasattr(self, name):
+        if name in vars(self) or hasattr(type(self), name):
             raise ArgumentError(
                 f"the callback {type(callback).__name__} would hide learn.{name}; "
                 "give its class another name."

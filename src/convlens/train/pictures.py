@@ -45,7 +45,8 @@ class Pictures(Callback):
         """Keep images of the first batch, after everything that changes them."""
         if learn.training and "batch" not in self.pictures:
             x, y = learn.x[: self.n_batch], learn.y[: self.n_batch]
-            captions = [learn.dls.label(label) for label in y.tolist()]
+            labels = y.tolist() if y.ndim == 1 else [""] * len(y)
+            captions = [learn.dls.label(v) if isinstance(v, int) else str(v) for v in labels]
             self._keep(learn, Picture("batch", -1, learn.dls.to_uint8(x), captions))
 
     def before_validation(self, learn: Learner) -> None:  # noqa: ARG002

@@ -111,4 +111,5 @@ class Checkpoint(Callback):
                 learn.model,
                 learn.optimizer,
                 {"epoch": learn.epoch, "step": learn.step, **learn.validation},
+                keep=1,
             )

@@ -179,9 +179,11 @@ class ActivationWatch(LayerHistories):
             columns = self._open_columns(buffers)
             buffers.clear()
             if len(columns):
-                self._chunks[index].append(encode(columns))
+                payload = encode(columns)
+                self._chunks[index].append(payload)
                 if self.sink is not None:
-                    self.sink.write_columns(index, 0, columns)
+                    first, last = int(columns.first_step[0]), int(columns.last_step[-1])
+                    self.sink.write_columns(index, 0, first, last, payload)
         self._steps.clear()
         self._row = -1
 

@@ -1,0 +1,280 @@
+"""What a tensor's elements see of the input, exactly: the first and last input position per axis.
+
+Two integer arrays for each spatial axis of the input, broadcastable to the tensor's shape, follow
+the tensor through every operation by minimum and maximum. They know the edges: padding sees
+nothing, and pixels that no window covers are not counted. Next to them goes the rule on an input
+without edges (`periodic.Rule`), which gives the field's unclipped size, jump and start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convlens.geometry.periodic import IDENTITY, Rule, transposed_taps
+
+Ints = NDArray[np.int64]
+Shape = tuple[int, ...]
+
+NOTHING_FIRST, NOTHING_LAST = np.int64(2**62), np.int64(-(2**62))
+"""First and last position of an element that sees no input: neutral under minimum and maximum."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a tensor's elements see along one axis of the input.
+
+    Attributes:
+        first: first input position seen; as many axes as the tensor, 1 where all see the same.
+        last: last input position seen, of the same shape.
+        rule: the same on an input without edges; None where there is no such rule.
+        dim: the tensor's axis along which the rule runs; None where all positions see the same.
+        mixed: whether the rule is the union over channels that see different things.
+    """
+
+    first: Ints
+    last: Ints
+    rule: Rule | None
+    dim: int | None
+    mixed: bool = False
+
+    def with_rule(self, rule: Rule | None, dim: int | None) -> Reach:
+        """The same positions with another rule."""
+        return replace(self, rule=rule, dim=None if rule is None else dim)
+
+    def map(self, change: Callable[[Ints], Ints]) -> Reach:
+        """The same rule with both arrays changed in the same way."""
+        return replace(self, first=change(self.first), last=change(self.last))
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """Nothing is known of what the tensor's elements see, since this operator made it."""
+
+    operator: str
+
+
+Field = tuple[Reach, ...]
+"""One `Reach` for each spatial axis of the input."""
+
+Known = Field | Unknown | None
+"""A field, or nothing known, or a tensor that does not depend on the input."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Which positions each position of an operation reads along one axis.
+
+    Attributes:
+        index: (O, K) positions read by each of the O outputs.
+        valid: (O, K) False where the position lies in the padding, or there is none.
+    """
+
+    index: Ints
+    valid: NDArray[np.bool_]
+
+
+def input_field(shape: Sequence[int]) -> Field:
+    """The input (N, C, …): each element sees itself."""
+    rank = len(shape)
+
+    def own(dim: int) -> Reach:
+        line = np.arange(shape[dim], dtype=np.int64)
+        places = line.reshape([-1 if d == dim else 1 for d in range(rank)])
+        return Reach(places, places, IDENTITY, dim)
+
+    return tuple(own(dim) for dim in range(2, rank))
+
+
+def strided_taps(n_in: int, n_out: int, offsets: Sequence[int], stride: int) -> Taps:
+    """Output o reads the positions o·stride + offset."""
+    index = np.arange(n_out)[:, None] * stride + np.asarray(offsets)[None, :]
+    return _within(index, n_in)
+
+
+def spread_taps(
+    n_in: int, n_out: int, kernel: int, stride: int, padding: int, dilation: int
+) -> Taps:
+    """Output o of a transposed convolution reads what lands on it; see `transposed_taps`."""
+    reads = [transposed_taps(o, kernel, stride, padding, dilation) for o in range(n_out)]
+    index = np.full((n_out, max(1, *map(len, reads))), -1)
+    for row, places in zip(index, reads, strict=True):
+        row[: len(places)] = places
+    return _within(index, n_in)
+
+
+def adaptive_taps(n_in: int, n_out: int) -> Taps:
+    """Output o of adaptive pooling reads floor(o·n / m) … ceil((o + 1)·n / m) − 1."""
+    starts = np.arange(n_out) * n_in // n_out
+    stops = -(-(np.arange(n_out) + 1) * n_in // n_out)
+    index = starts[:, None] + np.arange(int((stops - starts).max()))[None, :]
+    index = np.where(index < stops[:, None], index, -1)
+    return _within(index, n_in)
+
+
+def _within(index: Ints, n_in: int) -> Taps:
+    valid = (index >= 0) & (index < n_in)
+    return Taps(np.where(valid, index, 0).astype(np.int64), valid)
+
+
+def gather(reach: Reach, dim: int, n_in: int, taps: Taps) -> Reach:
+    """What an operation sees that reads ``taps`` along axis ``dim`` of ``n_in`` positions.
+
+    The rule is left as it is.
+    """
+    if reach.first.shape[dim] == 1 and bool(taps.valid.any(axis=1).all()):
+        return reach
+
+    def read(array: Ints, nothing: np.int64) -> Ints:
+        shape = list(array.shape)
+        shape[dim] = n_in
+        values = np.take(np.broadcast_to(array, shape), taps.index, axis=dim)
+        mask = taps.valid.reshape(taps.valid.shape + (1,) * (array.ndim - dim - 1))
+        return np.where(mask, values, nothing)
+
+    first = read(reach.first, NOTHING_FIRST).min(axis=dim + 1)
+    return replace(reach, first=first, last=read(reach.last, NOTHING_LAST).max(axis=dim + 1))
+
+
+def reduce_dims(reach: Reach, shape: Sequence[int], dims: Sequence[int]) -> Reach:
+    """What sees everything along ``dims``; they stay, with one position."""
+    axes = tuple(dims)
+    first = reach.first.min(axis=axes, keepdims=True)
+    last = reach.last.max(axis=axes, keepdims=True)
+    rule, dim = reach.rule, reach.dim
+    if rule is not None and dim in axes:
+        rule, dim = rule.collapsed(shape[dim]), None
+    mixed = reach.mixed and any(n > 1 for d, n in enumerate(first.shape) if d != dim)
+    return Reach(first, last, rule, dim, mixed)
+
+
+def union(fields: Sequence[tuple[Field, Shape]], shape: Shape) -> Field:
+    """What elements made of several tensors see, broadcast to ``shape`` as torch does."""
+    aligned = [_broadcast(field, own, shape) for field, own in fields]
+    return tuple(_union_of(axis, shape) for axis in zip(*aligned, strict=True))
+
+
+def _broadcast(field: Field, own: Shape, shape: Shape) -> Field:
+    lead = len(shape) - len(own)
+
+    def align(reach: Reach) -> Reach:
+        rule, dim = reach.rule, None if reach.dim is None else reach.dim + lead
+        if rule is not None and dim is not None and own[dim - lead] != shape[dim]:
+            rule, dim = rule.collapsed(1), None
+        return reach.map(lambda a: a.reshape((1,) * lead + a.shape)).with_rule(rule, dim)
+
+    return tuple(align(reach) for reach in field)
+
+
+def _union_of(parts: Sequence[Reach], shape: Shape) -> Reach:
+    if len({part.dim for part in parts}) > 1:  # along an axis of one position all see the same
+        parts = [_settled(part, shape) for part in parts]
+    whole = parts[0]
+    for part in parts[1:]:
+        same = part.dim == whole.dim and whole.rule is not None and part.rule is not None
+        rule = whole.rule.union(part.rule) if same and whole.rule and part.rule else None
+        whole = Reach(
+            np.minimum(whole.first, part.first),
+            np.maximum(whole.last, part.last),
+            rule,
+            None if rule is None else whole.dim,
+            whole.mixed or part.mixed,
+        )
+    return whole
+
+
+def _settled(reach: Reach, shape: Shape) -> Reach:
+    if reach.rule is None or reach.dim is None or shape[reach.dim] != 1:
+        return reach
+    return reach.with_rule(reach.rule.collapsed(1), None)
+
+
+def concatenate(
+    parts: Sequence[tuple[Field | None, Shape]], dim: int, n_axes: int
+) -> Field:
+    """Tensors one after the other along ``dim``; None is one that sees nothing."""
+    known = [field for field, _ in parts if field is not None]
+
+    def along(axis: int) -> Reach:
+        pieces = [_piece(None if f is None else f[axis], shape, dim) for f, shape in parts]
+        others = [
+            max(first.shape[d] for first, _ in pieces) for d in range(pieces[0][0].ndim)
+        ]
+
+        def join(which: int) -> Ints:
+            full = [
+                np.broadcast_to(p[which], [*others[:dim], p[which].shape[dim], *others[dim + 1 :]])
+                for p in pieces
+            ]
+            return np.concatenate(full, axis=dim)
+
+        reaches = [field[axis] for field in known]
+        rule, where = _joined_rule(reaches, dim)
+        equal = len(known) == len(parts) and len({(r.rule, r.dim) for r in reaches}) == 1
+        mixed = not equal or any(r.mixed for r in reaches)
+        return Reach(join(0), join(1), rule, where, mixed)
+
+    return tuple(along(axis) for axis in range(n_axes))
+
+
+def _piece(reach: Reach | None, shape: Shape, dim: int) -> tuple[Ints, Ints]:
+    if reach is None:
+        own = [n if d == dim else 1 for d, n in enumerate(shape)]
+        return np.full(own, NOTHING_FIRST), np.full(own, NOTHING_LAST)
+    own = [shape[d] if d == dim else n for d, n in enumerate(reach.first.shape)]
+    return np.broadcast_to(reach.first, own), np.broadcast_to(reach.last, own)
+
+
+def _joined_rule(reaches: Sequence[Reach], dim: int) -> tuple[Rule | None, int | None]:
+    rule, where = reaches[0].rule, reaches[0].dim
+    for reach in reaches[1:]:
+        if rule is None or reach.rule is None or reach.dim != where:
+            return None, None
+        rule = rule.union(reach.rule)
+    return (None, None) if rule is None or where == dim else (rule, where)
+
+
+def reshape(field: Field, old: Shape, new: Shape) -> Field:
+    """The elements in the same order in another shape."""
+    return tuple(_reshape(reach, old, new) for reach in field)
+
+
+def _reshape(reach: Reach, old: Shape, new: Shape) -> Reach:
+    spread: list[int] = []
+    result: list[int] = []
+    rule, dim = reach.rule, None
+    if reach.dim is not None and rule is not None and old[reach.dim] == 1:
+        rule = rule.collapsed(1)
+    running = rule is not None and reach.dim is not None and old[reach.dim] != 1
+    for a, b in _groups(old, new):
+        varies = any(n > 1 for n in reach.first.shape[a.start : a.stop])
+        spread += old[a.start : a.stop] if varies else [1] * len(a)
+        result += new[b.start : b.stop] if varies else [1] * len(b)
+        if running and reach.dim in a:
+            long = [d for d in b if new[d] != 1]
+            alone = all(old[d] == 1 for d in a if d != reach.dim)
+            rule, dim = (rule, long[0]) if alone and len(long) == 1 else (None, None)
+    return reach.map(lambda x: np.broadcast_to(x, spread).reshape(result)).with_rule(rule, dim)
+
+
+def _groups(old: Shape, new: Shape) -> list[tuple[range, range]]:
+    """Smallest runs of axes of ``old`` and ``new`` that hold the same elements."""
+    groups: list[tuple[range, range]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        i0, j0 = i, j
+        left = right = 1
+        if i < len(old):
+            left, i = old[i], i + 1
+        if j < len(new):
+            right, j = new[j], j + 1
+        while left != right:
+            if left < right:
+                left, i = left * old[i], i + 1
+            else:
+                right, j = right * new[j], j + 1
+        groups.append((range(i0, i), range(j0, j)))
+    return groups

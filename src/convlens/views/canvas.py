@@ -1,0 +1,233 @@
+"""What all Bokeh figures of a report share: colours, time axis, epoch marks, embedding.
+
+Nothing here uses Bokeh's callbacks in JavaScript, which need ``eval``; linking is done by the page's
+own script.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from bokeh.core.json_encoder import serialize_json
+from bokeh.embed import json_item
+from bokeh.models import (
+    CrosshairTool,
+    FixedTicker,
+    HoverTool,
+    LinearAxis,
+    Model,
+    Range1d,
+    Renderer,
+    Span,
+    UIElement,
+    VSpan,
+)
+from bokeh.plotting import figure
+from bokeh.themes import Theme
+
+from convlens.plots.canvas import (
+    BLUE,
+    FEW,
+    GREEN,
+    MAX_EPOCH_LINES,
+    MAX_EPOCH_NAMES,
+    ORANGE,
+    STEP_LABEL,
+)
+from convlens.records import Epoch
+from convlens.sketch import Floats
+
+INK = "#23292f"
+SOFT = "#59636f"
+RULE = "#e3e7eb"
+FRAME = "#b9c0c8"
+PALE = "#eceff2"
+
+DARK = {
+    INK: "#e4e9ee",
+    SOFT: "#a3adb8",
+    RULE: "#2a3138",
+    FRAME: "#4a535d",
+    PALE: "#272e35",
+    BLUE: "#5ab4ec",
+    ORANGE: "#f08a4b",
+    GREEN: "#34c79d",
+}
+"""What each colour of a figure becomes on a dark page; the page's script replaces them."""
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+
+STEPS = "steps"
+"""Name of every figure's x range, by which the page's script links them."""
+
+THEME = Theme(
+    json={
+        "attrs": {
+            "Plot": {
+                "background_fill_color": None,
+                "border_fill_color": None,
+                "outline_line_color": FRAME,
+                "min_border_right": 16,
+            },
+            "Axis": {
+                "axis_line_color": None,
+                "major_tick_line_color": FRAME,
+                "minor_tick_line_color": None,
+                "major_label_text_color": SOFT,
+                "major_label_text_font": FONT,
+                "major_label_text_font_size": "12px",
+                "axis_label_text_color": SOFT,
+                "axis_label_text_font": FONT,
+                "axis_label_text_font_size": "12px",
+                "axis_label_text_font_style": "normal",
+                "axis_label_standoff": 8,
+            },
+            "Grid": {"grid_line_color": RULE},
+            "Title": {
+                "text_color": INK,
+                "text_font": FONT,
+                "text_font_size": "14px",
+                "text_font_style": "bold",
+            },
+            "Legend": {
+                "background_fill_alpha": 0.0,
+                "border_line_color": None,
+                "label_text_color": INK,
+                "label_text_font": FONT,
+                "label_text_font_size": "12px",
+                "padding": 4,
+                "spacing": 0,
+            },
+            "BaseColorBar": {
+                "background_fill_color": None,
+                "major_label_text_color": SOFT,
+                "major_label_text_font": FONT,
+                "major_label_text_font_size": "12px",
+                "major_tick_line_color": None,
+                "title_text_color": SOFT,
+                "title_text_font": FONT,
+                "title_text_font_size": "12px",
+                "title_text_font_style": "normal",
+            },
+        }
+    }
+)
+
+
+class StepAxis:
+    """The time axis that the figures of one embedded item share.
+
+    Args:
+        span: first and last step of the run.
+        epochs: the finished epochs.
+    """
+
+    def __init__(self, span: tuple[int, int], epochs: Sequence[Epoch]) -> None:
+        low, high = span[0] - 0.5, span[1] + 0.5
+        self.range = Range1d(low, high, bounds=(low, high), min_interval=1, name=STEPS)
+        self.cursor = Span(dimension="height", line_color=SOFT, line_width=1, line_dash="dotted")
+        self.epochs = epochs
+
+    def figure(
+        self, title: str, label: str, height: int, *, names: bool = True, **options: Any
+    ) -> figure:
+        """An empty figure over the steps: drag zooms in, the cursor is that of its neighbours.
+
+        Args:
+            title: its title; texts of a run are safe here.
+            label: what the y axis shows, with its unit.
+            height: in pixels.
+            names: whether the epochs' numbers stand above.
+            options: for Bokeh's ``figure``.
+        """
+        options.setdefault("min_border_left", 64)
+        plot = figure(
+            height=height,
+            sizing_mode="stretch_width",
+            x_range=self.range,
+            tools="xbox_zoom",
+            toolbar_location=None,
+            title=harmless(title),
+            x_axis_label=STEP_LABEL,
+            y_axis_label=harmless(label),
+            **options,
+        )
+        plot.add_tools(CrosshairTool(overlay=self.cursor))
+        plot.xgrid.visible = False
+        whole_numbers(plot)
+        if names:
+            self._name_epochs(plot)
+        return plot
+
+    def mark_epochs(self, plot: figure, color: str = FRAME) -> None:
+        """A dashed line where each epoch ends; on top of what has been drawn so far."""
+        if 0 < len(self.epochs) <= MAX_EPOCH_LINES:
+            ends = [epoch.last_step + 0.5 for epoch in self.epochs]
+            marks = VSpan(x="x", line_color=color, line_dash=[4, 4], line_width=1)
+            plot.add_glyph(_source(x=ends), marks)
+
+    def _name_epochs(self, plot: figure) -> None:
+        every = -(-len(self.epochs) // MAX_EPOCH_NAMES) or 1
+        chosen = self.epochs[::every]
+        middles = [(epoch.first_step + epoch.last_step) / 2 for epoch in chosen]
+        names = [f"epoch {epoch.epoch + 1}" for epoch in chosen]
+        axis = LinearAxis(
+            ticker=FixedTicker(ticks=middles),
+            major_label_overrides=dict(zip(middles, names, strict=True)),
+            major_tick_line_color=None,
+            major_label_standoff=0,
+        )
+        if chosen:
+            plot.add_layout(axis, "above")
+
+
+def harmless(words: str) -> str:
+    """Text of a run that Bokeh does not take for a formula, whose fonts it would fetch.
+
+    An invisible space parts the characters that open one.
+    """
+    for sign, bracket in (("$", "$"), ("\\", "["), ("\\", "(")):
+        words = words.replace(sign + bracket, f"{sign}\u200b{bracket}")
+    return words
+
+
+def whole_numbers(plot: figure) -> None:
+    """Steps are whole: no ticks between them, none written as 1e5."""
+    plot.xaxis.ticker.min_interval = 1  # pyright: ignore[reportAttributeAccessIssue]
+    plot.xaxis.formatter.use_scientific = False  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def draw_line(
+    plot: figure, x: Any, y: Floats, *, color: str = BLUE, points: bool | None = None, **style: Any
+) -> Renderer:
+    """A line, with points where there are few of them: a line through one would not be seen."""
+    source = _source(x=np.asarray(x, np.float32), y=np.asarray(y, np.float32))
+    line = plot.line("x", "y", source=source, color=color, **style)
+    if points if points is not None else np.isfinite(y).sum() <= FEW:
+        label = {k: v for k, v in style.items() if k == "legend_label"}
+        plot.scatter("x", "y", source=source, color=color, size=6, **label)
+    return line
+
+
+def add_hover(plot: figure, renderer: Renderer, word: str, number: str, **options: Any) -> None:
+    """Batch and value under the pointer."""
+    tooltips = [("batch", "@x{0}"), (word, number)]
+    plot.add_tools(HoverTool(renderers=[renderer], tooltips=tooltips, mode="vline", **options))
+
+
+def embed(root: UIElement) -> str:
+    """A figure or layout as JSON that may stand inside a script element."""
+    item: dict[str, Any] = json_item(_as_model(root), theme=THEME)
+    return serialize_json(item).replace("<", "\\u003c")
+
+
+def _as_model(root: UIElement) -> Model:
+    return root
+
+
+def _source(**columns: Any) -> Any:
+    from bokeh.models import ColumnDataSource
+
+    return ColumnDataSource(columns)

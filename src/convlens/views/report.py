@@ -1,0 +1,240 @@
+"""`write_report`: one offline HTML file from a run's directory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from convlens.doctor import diagnose
+from convlens.errors import RunError
+from convlens.records import Finding, LayerHistory, Picture, RunRecord
+from convlens.runs import Run
+from convlens.views import figures, tables, words
+from convlens.views.canvas import embed
+from convlens.views.gallery import gallery
+from convlens.views.markup import plural, text
+from convlens.views.page import Section, page, place
+from convlens.views.timeline import Grid, condense, grid_of
+
+HYPERS = {"lr": "learning rate", "momentum": "momentum (β₁ for Adam)"}
+
+MAX_METRICS = 8
+
+
+def write_report(run: Run, out: Path | None = None) -> Path:
+    """Write what a run recorded into one HTML file that opens offline, without any request.
+
+    Everything comes from the run's directory, whether it is finished, crashed or still growing.
+
+    Args:
+        run: an opened run.
+        out: the file to write, replaced if it exists; ``report.html`` in the run's folder if None.
+
+    Returns:
+        The file.
+
+    Raises:
+        RunError: if the run cannot be read, or the file cannot be written.
+    """
+    out = run.path / "report.html" if out is None else Path(out)
+    _write(out, render(_read(run)))
+    return out
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that a report shows.
+
+    Attributes:
+        name: the run's name.
+        record: its numbers.
+        findings: what the doctor saw in them.
+        batch: images of a training batch, None if none were kept.
+        worst: the worst predictions of the newest epoch, None if none were kept.
+        last_written: when the record last grew, UTC.
+    """
+
+    name: str
+    record: RunRecord
+    findings: Sequence[Finding]
+    batch: Picture | None
+    worst: Picture | None
+    last_written: datetime
+
+
+def render(contents: Contents) -> str:
+    """The whole page."""
+    record = contents.record
+    items: dict[str, str] = {}
+    grid = grid_of(record.layers)
+    layers = [condense(history, grid) for history in record.layers] if grid else []
+    span = _span(record)
+    sections = [
+        Section("curves", "Losses and metrics", _curves(record, span, items)),
+        Section("schedule", "Schedule", _schedule(record, span, items)),
+        Section("layers", "All layers at a glance", _matrix(record, layers, grid, span, items)),
+        Section("each-layer", "Every layer", _layers(record, layers, grid, span, items)),
+        Section("summary", "Summary of the model", tables.summary(record.meta.get("summary"))),
+        Section("images", "Images", _images(contents)),
+        Section("run", "About this run", tables.meta(record.meta)),
+    ]
+    return page(contents.name, _top(contents), sections, items)
+
+
+def _read(run: Run) -> Contents:
+    record = run.record()
+    batch, worst = run.pictures("batch"), run.pictures("worst")
+    return Contents(
+        run.name,
+        record,
+        diagnose(record),
+        batch[-1] if batch else None,
+        worst[-1] if worst else None,
+        run.last_written,
+    )
+
+
+def _span(record: RunRecord) -> tuple[int, int]:
+    """First and last step of anything that is drawn over steps."""
+    firsts = [int(a[0]) for a in (record.steps.step, *_steps_of(record, "first_step")) if len(a)]
+    lasts = [int(a[-1]) for a in (record.steps.step, *_steps_of(record, "last_step")) if len(a)]
+    firsts += [epoch.first_step for epoch in record.epochs]
+    lasts += [epoch.last_step for epoch in record.epochs]
+    return min(firsts, default=0), max(lasts, default=0)
+
+
+def _steps_of(record: RunRecord, name: str) -> list[np.ndarray]:
+    return [getattr(history, name) for history in record.layers]
+
+
+def _top(contents: Contents) -> str:
+    cards = "".join(
+        f"<div><dt>{text(label)}</dt><dd>{text(value)}</dd></div>"
+        for label, value in words.headline(contents.record)
+    )
+    notes = "".join(
+        f'<p class="state">{text(note)}</p>'
+        for note in words.state_notes(contents.record, contents.last_written)
+    )
+    names = [history.layer.name for history in contents.record.layers]
+    found = words.findings_list(contents.findings, names)
+    return f'<dl class="cards">{cards}</dl>{notes}<h2 id="findings">Findings</h2>{found}'
+
+
+def _curves(record: RunRecord, span: tuple[int, int], items: dict[str, str]) -> str:
+    names = words.metric_names(record.epochs)
+    if not len(record.steps) and not record.epochs:
+        return _say(words.NO_STEPS)
+    shown = names[:MAX_METRICS]
+    items["curves"] = embed(figures.curves(record.steps, record.epochs, shown, span))
+    height = figures.LOSS_HEIGHT + figures.METRIC_HEIGHT * len(shown)
+    hint = _say("Drag sideways in any figure to zoom all of them; double-click to go back.")
+    drawn = hint + place("curves", height, "Losses and metrics by step")
+    if not record.epochs:
+        return drawn + _say(words.NO_EPOCHS)
+    return drawn + tables.epochs_table(record.epochs, names)
+
+
+def _schedule(record: RunRecord, span: tuple[int, int], items: dict[str, str]) -> str:
+    steps = record.steps
+    present = {n: t for n, t in HYPERS.items() if np.isfinite(steps.hypers.get(n, np.nan)).any()}
+    missing = [t.partition(" (")[0] for n, t in HYPERS.items() if n not in present]
+    note = _say(f"No {' and no '.join(missing)} was recorded.") if missing else ""
+    if not present:
+        return note
+    items["schedule"] = embed(figures.schedule(steps, record.epochs, present, span))
+    return place("schedule", figures.SCHEDULE_HEIGHT, "Schedule by step") + note
+
+
+def _matrix(
+    record: RunRecord,
+    layers: Sequence[LayerHistory],
+    grid: Grid | None,
+    span: tuple[int, int],
+    items: dict[str, str],
+) -> str:
+    if grid is None:
+        return _no_layers(record)
+    items["matrix"] = embed(figures.matrix(layers, grid, record.epochs, span))
+    eps = f"{layers[0].eps:g}"
+    hint = (
+        f"Each row is a layer, first to last; {words.grid_words(grid).lower()}. Bright is a large "
+        f"share of values near zero (|x| ≤ {eps}). Click a row to see that layer."
+    )
+    height = figures.matrix_height(len(layers))
+    return _say(hint) + place("matrix", height, "Share near zero by layer and step")
+
+
+def _layers(
+    record: RunRecord,
+    layers: Sequence[LayerHistory],
+    grid: Grid | None,
+    span: tuple[int, int],
+    items: dict[str, str],
+) -> str:
+    if grid is None:
+        return _no_layers(record)
+    hint = (
+        f"{words.grid_words(grid)}: the histogram of that layer's activations, bright where "
+        "many values lie. The count's colour is logarithmic."
+    )
+    parts = [_say(hint)]
+    for i, history in enumerate(layers):
+        parts.append(f'<section class="layer" id="layer-{i}"><h3>{_layer_title(history)}</h3>')
+        if len(history):
+            items[f"layer-{i}"] = embed(figures.layer(history, grid, record.epochs, span))
+            parts.append(f'<p class="note">{words.layer_line(record.layers[i])}</p>')
+            height = figures.HEAT_HEIGHT + figures.STATS_HEIGHT
+            parts.append(place(f"layer-{i}", height, f"Layer {history.layer.name}"))
+        else:
+            parts.append(_say("Nothing of this layer was recorded: it took part in no batch."))
+        parts.append("</section>")
+    return "".join(parts)
+
+
+def _layer_title(history: LayerHistory) -> str:
+    info = history.layer
+    return f"{text(info.name)} <span>{text(info.kind)}</span>" if info.name else text(info.kind)
+
+
+def _no_layers(record: RunRecord) -> str:
+    n = len(record.layers)
+    return _say(words.NO_COLUMNS.format(layers=plural(n, "layer")) if n else words.NO_LAYERS)
+
+
+def _images(contents: Contents) -> str:
+    batch, worst = contents.batch, contents.worst
+    first = "<h3>A batch of training images</h3>"
+    first += gallery(batch) if batch else _say("No training images were kept in this run.")
+    when = f", after epoch {worst.epoch + 1}" if worst else ""
+    second = f"<h3>The worst predictions{when}</h3>"
+    second += gallery(worst) if worst else _say("No predictions were kept in this run.")
+    return first + second
+
+
+def _say(sentence: str) -> str:
+    return f'<p class="note">{text(sentence)}</p>'
+
+
+def _write(out: Path, html: str) -> None:
+    """Write under a temporary name and rename: whoever reloads the page never sees half of it."""
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(".html", ".report-", out.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(html.encode("utf-8", "replace"))
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(out)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise RunError(
+            f"out={str(out)!r} cannot be written ({error.strerror}); give an HTML file in a folder "
+            "that exists and that you may write to."
+        ) from error

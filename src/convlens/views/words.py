@@ -1,0 +1,155 @@
+"""What a report says in words: the headline figures, the state of the run, one line per layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from convlens.records import Epoch, Finding, LayerHistory, RunRecord, StepSeries
+from convlens.views.markup import NONE, duration, metric, number, percent, plural, text
+from convlens.views.timeline import Grid
+
+STATUS = {
+    "finished": "finished",
+    "stopped": "stopped early",
+    "failed": "failed",
+    "running": "running, or crashed",
+}
+
+NO_STEPS = "No optimizer step was recorded yet, so there are no curves to draw."
+NO_EPOCHS = "No epoch was finished yet: losses by epoch and metrics appear with the first one."
+NO_LAYERS = (
+    "No layer was watched in this run, so there are no statistics of layers; train with watching "
+    "on to see inside."
+)
+NO_COLUMNS = "{layers} were to be watched, but no batch of them was recorded yet."
+NO_FINDINGS = "Nothing was found to remark on."
+ONE_STEP = "Only one step was recorded so far: every curve is a single point."
+
+
+def metric_names(epochs: Sequence[Epoch]) -> list[str]:
+    """The metrics of any epoch, in the order in which they came."""
+    return list(dict.fromkeys(name for epoch in epochs for name in epoch.metrics))
+
+
+def headline(record: RunRecord) -> list[tuple[str, str]]:
+    """The figures at the top, as label and value."""
+    meta, epochs = record.meta, record.epochs
+    figures = [(name, metric(name, v)) for name, v in (epochs[-1].metrics if epochs else {}).items()]
+    if epochs and epochs[-1].valid_loss is not None:
+        figures.append(("validation loss", number(epochs[-1].valid_loss)))
+    planned = meta.get("n_epochs")
+    of = f" of {planned}" if isinstance(planned, int) and planned != len(epochs) else ""
+    figures.append(("epochs", f"{len(epochs)}{of}"))
+    figures.append(("steps", number(len(record.steps))))
+    figures.append(("wall time", _wall_time(record)))
+    figures.append(("parameters", _parameters(meta)))
+    figures.append(("status", STATUS.get(_status(meta), _status(meta))))
+    return figures
+
+
+def state_notes(record: RunRecord, last_written: datetime) -> list[str]:
+    """Sentences on whatever about this run is not as in a finished one."""
+    status, notes = _status(record.meta), list[str]()
+    if status == "running":
+        notes.append(
+            "This run was never closed: it is still being trained, or it was cut off (a crash, a "
+            f"killed process). It was last written to on {last_written:%Y-%m-%d at %H:%M:%S} UTC; "
+            "everything recorded up to then is shown."
+        )
+    elif status == "stopped":
+        notes.append("This run was stopped before its end; everything up to then is shown.")
+    elif status == "failed":
+        error = record.meta.get("error") or "no reason was recorded"
+        notes.append(f"Training failed: {error}")
+    if len(record.steps) == 1:
+        notes.append(ONE_STEP)
+    return notes + loss_notes(record.steps)
+
+
+def loss_notes(steps: StepSeries) -> list[str]:
+    """A sentence if losses were not finite."""
+    bad = np.flatnonzero(~np.isfinite(steps.loss))
+    if not len(bad):
+        return []
+    first = int(steps.step[bad[0]])
+    return [f"The loss was NaN or infinite at {plural(len(bad), 'step')}, first at step {first:,}."]
+
+
+def layer_line(history: LayerHistory) -> str:
+    """The newest state of a layer that has columns, in one line of HTML."""
+    parts = [
+        f"mean {number(float(history.mean[-1]))}",
+        f"standard deviation {number(float(history.std[-1]))}",
+        f"{percent(float(history.near_zero[-1]))} near zero",
+    ]
+    if history.layer.feeds_relu:
+        after = percent(float(history.near_zero_after_relu[-1]))
+        parts[-1] += f" ({after} after its ReLU)"
+    if history.channels:
+        word, dead = "silent", int(history.silent_channels[-1])
+        if history.layer.feeds_relu:
+            word, dead = "dead", int(history.dead_channels[-1])
+        parts.append(f"{dead} of {plural(history.channels, 'channel')} {word}")
+    line = f"In the end (step {int(history.last_step[-1]):,}): " + " · ".join(parts) + "."
+    return text(line) + _nonfinite_words(history)
+
+
+def grid_words(grid: Grid) -> str:
+    """How to read a column of the heat maps."""
+    what = "one batch" if grid.width == 1 else f"{grid.width:,} batches"
+    return f"One column of colour is {what}"
+
+
+def findings_list(findings: Sequence[Finding], names: Sequence[str]) -> str:
+    """What the doctor saw, as HTML; a layer's name leads to its plots."""
+    if not findings:
+        return f"<p class=note>{NO_FINDINGS}</p>"
+    return f"<ul class=findings>{''.join(_finding(f, names) for f in findings)}</ul>"
+
+
+def _finding(finding: Finding, names: Sequence[str]) -> str:
+    where: list[str] = []
+    if finding.layer is not None:
+        where.append(f"layer {text(finding.layer)}")
+        if finding.layer in names:
+            where[-1] = f'<a href="#layer-{names.index(finding.layer)}">{where[-1]}</a>'
+    if finding.first_step is not None:
+        where.append(f"from step {finding.first_step:,}")
+    place = f" <span class=where>({', '.join(where)})</span>" if where else ""
+    kind = finding.severity if finding.severity in ("good", "note", "problem") else "note"
+    badge = f'<span class="badge">{text(finding.severity)}</span>'
+    return f'<li class="{kind}">{badge}<span>{text(finding.text)}{place}</span></li>'
+
+
+def _nonfinite_words(history: LayerHistory) -> str:
+    bad = np.flatnonzero(history.nonfinite > 0)
+    if not len(bad):
+        return ""
+    columns = plural(len(history), "column")
+    first = int(history.first_step[bad[0]])
+    share = f"{len(bad):,} of {columns} of this layer, first at step {first:,}"
+    return f" <strong>NaN or infinite values in {share}.</strong>"
+
+
+def _status(meta: Mapping[str, Any]) -> str:
+    return str(meta.get("status", NONE))
+
+
+def _wall_time(record: RunRecord) -> str:
+    recorded = record.meta.get("wall_s")
+    if isinstance(recorded, int | float):
+        return duration(recorded)
+    if record.epochs or len(record.steps):
+        steps = float(record.steps.wall_s[-1]) if len(record.steps) else 0.0
+        return duration(max(steps, sum(epoch.wall_s for epoch in record.epochs)))
+    return NONE
+
+
+def _parameters(meta: Mapping[str, Any]) -> str:
+    model = meta.get("model")
+    count = model.get("n_parameters") if isinstance(model, dict) else None
+    return number(count) if isinstance(count, int) else NONE

@@ -1,0 +1,505 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import warnings
+from itertools import pairwise
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from plots_data import cycles, epochs_of, healthy, history, sketch, training
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from convlens.errors import ArgumentError, LayerNotFoundError
+from convlens.plots import (
+    LayerHistories,
+    TrainingCurves,
+    color_dim,
+    plot_layer_stats,
+    plot_loss,
+    plot_sched,
+    show_images,
+)
+from convlens.plots.canvas import NONFINITE_LABEL, STEP_LABEL
+from convlens.plots.curves import smoothed
+from convlens.plots.layers import column_spans, value_range
+from convlens.records import empty_steps
+from convlens.sketch import coarsen
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def render(ax):
+    """Draw for real, so that layout and fonts are tried too."""
+    ax.figure.canvas.draw()
+
+
+def words(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def legend(ax):
+    box = ax.get_legend()
+    return [] if box is None else [text.get_text() for text in box.get_texts()]
+
+
+def mesh_of(ax):
+    return ax.collections[0]
+
+
+def test_importing_plots_loads_neither_matplotlib_nor_torch():
+    code = "import convlens.plots, sys; print({'matplotlib', 'torch'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "set()"
+
+
+# Loss
+
+
+def test_loss_is_drawn_raw_smoothed_and_by_epoch():
+    steps, epochs = training(600), epochs_of(5, 120)
+    ax = plot_loss(steps, epochs)
+    render(ax)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == (STEP_LABEL, "loss")
+    raw, smooth, valid = ax.lines[:3]
+    np.testing.assert_array_equal(raw.get_ydata(), steps.loss)
+    assert np.std(np.diff(smooth.get_ydata())) < np.std(np.diff(raw.get_ydata())) / 3
+    np.testing.assert_allclose(valid.get_xdata(), [119, 239, 359, 479, 599])
+    np.testing.assert_allclose(valid.get_ydata(), [e.valid_loss for e in epochs])
+    assert words(ax) == ["epoch 1", "2", "3", "4", "5"]
+
+
+def test_loss_uses_the_axes_it_is_given():
+    _, ax = plt.subplots()
+    assert plot_loss(training(50), ax=ax) is ax
+    assert len(plt.get_fignums()) == 1
+
+
+def test_loss_without_validation_has_no_validation_line():
+    ax = plot_loss(training(100), epochs_of(1, 100, valid=False))
+    assert legend(ax) == ["training, each batch", "training, smoothed"]
+
+
+def test_smoothing_weighs_finite_values_by_their_distance_to_both_sides():
+    values = np.array([4.0, 2.0, np.nan, 0.0, 7.0])
+    kernel = 0.5 ** np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
+    known = np.isfinite(values)
+    expected = kernel[:, known] @ values[known] / kernel[:, known].sum(axis=1)
+    expected[2] = np.nan
+    np.testing.assert_allclose(smoothed(values, 0.5), expected)
+    np.testing.assert_allclose(smoothed(values, 0.0), values)
+
+
+def test_smoothing_does_not_lag_behind_a_steady_fall():
+    steps = training(400)
+    steps = dataclasses.replace(steps, loss=np.linspace(4, 1, 400))
+    smooth = plot_loss(steps).lines[1].get_ydata()
+    np.testing.assert_allclose(smooth[100:300], steps.loss[100:300], atol=0.01)
+
+
+def test_one_huge_loss_does_not_lift_the_smoothed_line_by_decades():
+    steps = training(300)
+    loss = steps.loss.copy()
+    loss[150] = 1e6
+    smooth = plot_loss(dataclasses.replace(steps, loss=loss)).lines[1].get_ydata()
+    assert smooth.max() < 10
+
+
+def test_smooth_out_of_range_is_refused():
+    with pytest.raises(
+        ArgumentError, match=r"smooth=1\.0 is the weight that a mean keeps .* and less than 1"
+    ):
+        plot_loss(training(10), smooth=1.0)
+
+
+def test_nothing_recorded_is_said_in_words():
+    ax = plot_loss(empty_steps())
+    rate, momentum = plot_sched(empty_steps())
+    render(ax)
+    render(rate)
+    assert words(ax) == ["no steps were recorded yet"]
+    assert words(rate) == ["no learning rate was recorded yet"]
+    assert words(momentum) == ["no momentum was recorded yet"]
+
+
+def test_a_single_step_is_a_visible_point_at_an_integer():
+    for ax in (plot_loss(training(1)), *plot_sched(training(1)), *plot_layer_stats(healthy(1))):
+        render(ax)
+        assert ax.lines[0].get_marker() == "o"
+        low, high = ax.get_xlim()
+        assert [tick for tick in ax.get_xticks() if low <= tick <= high] == [0]
+
+
+def test_a_huge_loss_makes_the_axis_logarithmic_and_nan_is_marked():
+    steps = training(300)
+    loss = steps.loss.copy()
+    loss[50], loss[200:210] = 1e6, np.nan
+    ax = plot_loss(dataclasses.replace(steps, loss=loss))
+    render(ax)
+    assert ax.get_yscale() == "log"
+    assert ax.get_ylabel() == "loss (log scale)"
+    assert NONFINITE_LABEL in legend(ax)
+    assert len(ax.collections[0].get_paths()) == 10
+
+
+def test_only_nan_losses_still_draw():
+    steps = dataclasses.replace(training(5), loss=np.full(5, np.nan))
+    ax = plot_loss(steps)
+    render(ax)
+    assert legend(ax) == [NONFINITE_LABEL]
+
+
+# Schedule
+
+
+def test_learning_rate_and_momentum_move_against_each_other():
+    steps = training(600)
+    rate, momentum = plot_sched(steps, epochs_of(5, 120))
+    render(rate)
+    assert (rate.get_ylabel(), momentum.get_ylabel()) == ("learning rate", "momentum (β₁ for Adam)")
+    up, down = rate.lines[0].get_ydata(), momentum.lines[0].get_ydata()
+    assert up.argmax() == down.argmin()
+    assert np.corrcoef(up, down)[0, 1] < -0.999
+
+
+def test_groups_that_agree_are_one_line():
+    rate, momentum = plot_sched(training(50, groups=2))
+    assert legend(rate) == ["parameter group 0", "parameter group 1"]
+    assert len(momentum.lines) == 1
+    assert legend(momentum) == []
+
+
+def test_a_missing_hyperparameter_leaves_the_other_drawn():
+    steps = training(50)
+    rate, momentum = plot_sched(dataclasses.replace(steps, hypers={"lr": steps.hypers["lr"]}))
+    assert len(rate.lines) == 1
+    assert len(rate.get_xticks()) > 1
+    assert words(momentum) == ["no momentum was recorded"]
+
+
+def test_a_wrong_number_of_axes_is_refused():
+    _, axes = plt.subplots(1, 2)
+    assert plot_sched(training(5), axes=list(axes)) == tuple(axes)
+    with pytest.raises(ArgumentError, match=r"axes has 2 entries, but this plot draws on 3"):
+        plot_layer_stats(healthy(3), axes=list(axes))
+
+
+def test_many_epochs_are_numbered_sparsely_and_lines_are_left_out():
+    few, many = plot_loss(training(600), epochs_of(20, 30)), plot_loss(training(600))
+    bare = len(many.lines)
+    assert len(few.lines) == bare + 1 + 20
+    assert words(few)[:2] == ["epoch 1", "3"]
+    crowded = plot_loss(training(600), epochs_of(100, 6))
+    assert len(crowded.lines) == bare + 1
+    assert len(words(crowded)) <= 12
+
+
+# A layer's statistics
+
+
+def test_layer_stats_draw_what_the_history_holds():
+    data = healthy(100)
+    mean, std, near = plot_layer_stats(data, epochs_of(2, 50))
+    render(mean)
+    np.testing.assert_array_equal(mean.lines[0].get_ydata(), data.mean)
+    np.testing.assert_array_equal(std.lines[0].get_ydata(), data.std)
+    np.testing.assert_array_equal(near.lines[0].get_ydata(), 100 * data.near_zero)
+    np.testing.assert_array_equal(mean.lines[0].get_xdata(), np.arange(100))
+    assert mean.get_title() == "1.0 (Conv2d): mean"
+    assert near.get_ylabel() == "% near zero (|x| ≤ 0.05)"
+    assert legend(near) == ["as it is", "after its ReLU (x ≤ 0.05)"]
+    assert all(ax.get_xlabel() == STEP_LABEL for ax in (mean, std, near))
+
+
+def test_without_a_relu_there_is_one_near_zero_line():
+    data = healthy(10)
+    layer = dataclasses.replace(data.layer, feeds_relu=False, name="")
+    near = plot_layer_stats(dataclasses.replace(data, layer=layer))[2]
+    assert len(near.lines) == 1
+    assert near.get_title() == "Conv2d: % near zero"
+
+
+def test_merged_columns_are_points_in_their_middle():
+    data = healthy(64)
+    merged = dataclasses.replace(data, columns=coarsen(data.columns, 3))
+    mean = plot_layer_stats(merged)[0]
+    np.testing.assert_array_equal(mean.lines[0].get_xdata(), np.arange(8) * 8 + 3.5)
+
+
+def test_nan_columns_are_marked_and_an_all_nan_layer_says_so():
+    nan = history([sketch(np.full(400, np.nan), step) for step in range(5)])
+    mean, std, near = plot_layer_stats(nan)
+    render(mean)
+    assert words(mean) == words(std) == ["every value was NaN or infinite"]
+    assert legend(mean) == [NONFINITE_LABEL]
+    assert NONFINITE_LABEL in legend(near)
+
+
+def test_an_empty_history_is_said_in_words():
+    axes = (*plot_layer_stats(history([])), color_dim(history([])))
+    for ax in axes:
+        render(ax)
+        assert words(ax) == ["no batch was recorded yet"]
+
+
+def test_outliers_make_signed_statistics_symmetrically_logarithmic():
+    rng = np.random.default_rng(0)
+    values = [rng.normal(0, 1e8 if step == 3 else 1, 400) for step in range(50)]
+    mean, std, _ = plot_layer_stats(history([sketch(v, step) for step, v in enumerate(values)]))
+    render(mean)
+    assert mean.get_yscale() == "symlog"
+    assert "log beyond ±0.1" in mean.get_ylabel()
+    assert std.get_yscale() == "log"
+
+
+# color_dim
+
+
+def test_color_dim_has_one_column_per_batch_and_counts_of_the_sketch():
+    data = cycles(60)
+    ax = color_dim(data, epochs=epochs_of(2, 30), limit=5, bins=20)
+    render(ax)
+    mesh = mesh_of(ax)
+    edges = np.linspace(-5, 5, 21)
+    np.testing.assert_allclose(mesh.get_array(), data.rebin(edges).T)
+    np.testing.assert_allclose(mesh.get_coordinates()[0, :, 0], np.arange(61) - 0.5)
+    np.testing.assert_allclose(mesh.get_coordinates()[:, 0, 1], edges)
+    assert mesh.get_rasterized()
+    assert ax.get_xlabel() == STEP_LABEL
+    assert mesh.colorbar.ax.get_ylabel() == "values per bin and batch (log scale)"
+    assert words(ax) == ["epoch 1", "2"]
+
+
+def test_colour_is_log_of_one_plus_count():
+    mesh = mesh_of(color_dim(cycles(20), limit=4))
+    peak = mesh.norm.vmax
+    np.testing.assert_allclose(mesh.norm(9.0), np.log1p(9.0) / np.log1p(peak))
+    assert mesh.norm.vmin == 0
+    ticks = [text.get_text() for text in mesh.colorbar.ax.get_yticklabels()]
+    assert ticks == ["0", "1", "10", "100", "1 k"]
+
+
+def test_merged_columns_are_as_wide_as_their_steps_and_show_the_mean_batch():
+    data = healthy(70)
+    merged = dataclasses.replace(data, columns=coarsen(data.columns, 4))
+    mesh = mesh_of(color_dim(merged, limit=9, bins=8))
+    np.testing.assert_allclose(mesh.get_coordinates()[0, :, 0] + 0.5, [0, 16, 32, 48, 64, 70])
+    sums = mesh.get_array().sum(axis=0)
+    np.testing.assert_allclose(sums, 4000, rtol=0.01)
+
+
+def test_sampled_batches_reach_to_the_next_and_a_pause_stays_bare():
+    steps = [0, 10, 20, 100, 110]
+    data = history([sketch(np.ones(8), step) for step in steps])
+    spans = column_spans(data)
+    np.testing.assert_array_equal(spans.width, [10, 10, 10, 10, 1])
+    np.testing.assert_array_equal(spans.bare, [False, False, True, False, False])
+    mesh = mesh_of(color_dim(data, bins=4))
+    np.testing.assert_allclose(
+        mesh.get_coordinates()[0, :, 0] + 0.5, [0, 10, 20, 30, 100, 110, 111]
+    )
+    assert mesh.get_array().mask.all(axis=0).tolist() == [False, False, False, True, False, False]
+
+
+def test_the_range_is_the_quantiles_of_all_values_and_zero():
+    data = healthy(50)
+    low, high = value_range(data, None)
+    pooled = np.random.default_rng(0)
+    values = np.concatenate(
+        [pooled.normal(-0.6 * t, 0.3 + 1.2 * t**0.5, 4000) for t in np.arange(50) / 49]
+    )
+    np.testing.assert_allclose([low, high], np.quantile(values, [0.001, 0.999]), rtol=0.07)
+    positive = history([sketch(np.full(8, 3.0), 0)])
+    assert value_range(positive, None)[0] == 0.0
+    assert value_range(data, 2) == (-2.0, 2.0)
+    assert value_range(data, (-1, 3)) == (-1.0, 3.0)
+
+
+def test_what_lies_outside_the_range_is_said():
+    data = history([sketch(np.repeat([0.5, 50.0], 200), step) for step in range(3)])
+    assert color_dim(data, limit=1).get_ylabel() == "activation (50.0 % lie outside)"
+    assert color_dim(data, limit=100).get_ylabel() == "activation"
+
+
+def test_a_collapsed_layer_shows_its_zeros_in_one_row():
+    data = history([sketch(np.zeros(400), step) for step in range(5)])
+    ax = color_dim(data, bins=10)
+    render(ax)
+    array = np.asarray(mesh_of(ax).get_array())
+    assert ax.get_ylim() == (-1.0, 1.0)
+    assert sorted(array[:, 0]) == [0] * 9 + [400]
+
+
+def test_nan_columns_are_blank_and_marked():
+    values = [np.ones(400), np.full(400, np.nan), np.append(np.ones(399), np.inf)]
+    ax = color_dim(history([sketch(v, step) for step, v in enumerate(values)]), bins=4)
+    render(ax)
+    assert mesh_of(ax).get_array().mask.all(axis=0).tolist() == [False, True, False]
+    assert legend(ax) == [NONFINITE_LABEL]
+    everywhere = color_dim(history([sketch(values[1], 0)]))
+    render(everywhere)
+    assert words(everywhere) == ["every value was NaN or infinite"]
+
+
+def test_a_wrong_range_or_bin_count_is_refused():
+    data = healthy(3)
+    for limit in (0, -1, np.nan, (3, 2), (0, np.inf)):
+        with pytest.raises(ArgumentError, match=r"limit=.* is no range of activations; give a pos"):
+            color_dim(data, limit=limit)
+    with pytest.raises(ArgumentError, match=r"bins=0 is the number of rows drawn; give at least 1"):
+        color_dim(data, bins=0)
+
+
+def test_colour_bar_numbers_are_short():
+    data = history([sketch(np.zeros(2_000_000), 0)])
+    ticks = [t.get_text() for t in mesh_of(color_dim(data)).colorbar.ax.get_yticklabels()]
+    assert ticks == ["0", "1", "10", "100", "1 k", "10 k", "100 k", "1 M"]
+
+
+# Images
+
+
+def digits(n, colour=False):
+    rng = np.random.default_rng(1)
+    return rng.integers(0, 256, (n, 6, 5, 3) if colour else (n, 6, 5), dtype=np.uint8)
+
+
+def test_images_are_drawn_unchanged_in_a_grid_under_their_captions():
+    images = digits(5)
+    ax = show_images(images, ["a", "b", "c", "d", "e"], columns=3)
+    render(ax)
+    assert len(ax.images) == 5
+    for drawn, image in zip(ax.images, images, strict=True):
+        np.testing.assert_array_equal(drawn.get_array(), image)
+        assert drawn.get_clim() == (0, 255)
+    lefts = [image.get_extent()[0] for image in ax.images]
+    assert lefts[0] == lefts[3] < lefts[1] == lefts[4] < lefts[2]
+    for image, text in zip(ax.images, ax.texts, strict=True):
+        left, right, bottom, top = image.get_extent()
+        assert left < text.get_position()[0] < right
+        assert top > text.get_position()[1]
+        assert bottom - top == 6
+    box = ax.get_ylim()
+    assert all(box[1] <= image.get_extent()[3] <= box[0] for image in ax.images)
+
+
+def test_long_captions_are_wrapped_and_stay_inside_their_column():
+    text = "4, predicted 9 (99.1 %), loss 4.71"
+    ax = show_images(digits(8), [text] * 8, columns=4)
+    render(ax)
+    assert ax.texts[0].get_text().replace("\n", " ") == text
+    boxes = [item.get_window_extent() for item in ax.texts]
+    for left, right in pairwise(boxes[:4]):
+        assert left.x1 <= right.x0
+    images = [image.get_window_extent() for image in ax.images]
+    for below in boxes[4:]:
+        assert all(below.y1 <= image.y0 for image in images[:4])
+
+
+def test_colour_images_given_axes_and_no_captions():
+    _, ax = plt.subplots()
+    assert show_images(digits(4, colour=True), ax=ax) is ax
+    assert [image.get_array().shape for image in ax.images] == [(6, 5, 3)] * 4
+    assert words(ax) == []
+
+
+def test_no_images_are_said_in_words():
+    ax = show_images(digits(0))
+    render(ax)
+    assert words(ax) == ["no images"]
+
+
+def test_wrong_images_captions_and_columns_are_refused():
+    with pytest.raises(
+        ArgumentError, match=r"images has shape \(2, 3, 6, 5\) and dtype uint8; exp"
+    ):
+        show_images(np.zeros((2, 3, 6, 5), np.uint8))
+    with pytest.raises(ArgumentError, match=r"images has shape \(2, 6, 5\) and dtype float64; exp"):
+        show_images(np.zeros((2, 6, 5)))
+    with pytest.raises(
+        ArgumentError, match=r"captions has 1 texts for 2 images; give one for each"
+    ):
+        show_images(digits(2), ["a"])
+    with pytest.raises(ArgumentError, match=r"columns=0 is the number of images in a row"):
+        show_images(digits(2), columns=0)
+
+
+# The abstract classes
+
+
+class Layers(LayerHistories):
+    def __init__(self, histories):
+        self._histories = histories
+
+    @property
+    def layers(self):
+        return [one.layer for one in self._histories]
+
+    @property
+    def epochs(self):
+        return epochs_of(1, 10)
+
+    def history(self, index):
+        return self._histories[index]
+
+
+class Curves(TrainingCurves):
+    steps = training(20)
+    epochs = epochs_of(2, 10)
+
+
+def test_layers_are_found_by_index_and_name():
+    first, second = healthy(10), cycles(10)
+    second = dataclasses.replace(second, layer=dataclasses.replace(second.layer, name="2.0"))
+    stats = Layers([first, second])
+    assert len(stats) == 2
+    assert list(stats) == stats.names == ["1.0", "2.0"]
+    assert stats[-1] is stats["2.0"] is second
+    assert stats[0] is first
+    with pytest.raises(
+        LayerNotFoundError, match=r"layer='2\.1' is not among the 2 recorded layers"
+    ):
+        stats["2.1"]
+    with pytest.raises(LayerNotFoundError, match=r"layer=2 is out of range: 2 layers are recorded"):
+        stats[2]
+
+
+def test_layers_draw_themselves_with_their_epochs():
+    stats = Layers([healthy(10)])
+    axes = stats.plot_layer_stats("1.0")
+    assert words(axes[0]) == ["epoch 1"]
+    np.testing.assert_array_equal(axes[0].lines[0].get_ydata(), stats[0].mean)
+    _, ax = plt.subplots()
+    assert stats.color_dim(-1, ax=ax, limit=2, bins=7) is ax
+    assert mesh_of(ax).get_array().shape == (7, 10)
+    assert words(ax) == ["epoch 1"]
+
+
+def test_curves_draw_themselves_with_their_epochs():
+    curves = Curves()
+    assert words(curves.plot_loss()) == ["epoch 1", "2"]
+    rate, momentum = curves.plot_sched()
+    assert words(rate) == words(momentum) == ["epoch 1", "2"]
+
+
+def test_a_long_run_is_drawn_without_a_warning():
+    one = cycles(64, n_values=400)
+    columns = one.columns[np.arange(4096) % 64]
+    steps = np.arange(4096, dtype=np.int64) * 4
+    columns = dataclasses.replace(columns, first_step=steps, last_step=steps + 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ax = color_dim(dataclasses.replace(one, columns=columns), epochs=epochs_of(100, 164))
+        render(ax)
+    assert ax.get_xlim() == (-0.5, 4096 * 4 - 0.5)

@@ -1,0 +1,60 @@
+"""The tree of exceptions, and how a layer is found by name or index."""
+
+from __future__ import annotations
+
+import pytest
+
+from convlens import errors
+from convlens.errors import LayerNotFoundError, find_layer
+
+NAMES = ["0.0", "1.0", "head.linear", "head.norm"]
+
+
+def test_all_have_one_base_and_are_what_python_expects() -> None:
+    classes = [c for c in vars(errors).values() if isinstance(c, type)]
+    assert len(classes) == 8
+    assert all(issubclass(c, errors.ConvlensError) for c in classes)
+    assert issubclass(errors.ArgumentError, ValueError)
+    assert issubclass(errors.LayerNotFoundError, LookupError)
+    assert issubclass(errors.CheckpointError, errors.RunError)
+    assert issubclass(errors.NonFiniteLossError, errors.TrainingError)
+
+
+@pytest.mark.parametrize(
+    ("layer", "position"), [(0, 0), (3, 3), (-1, 3), (-4, 0), ("0.0", 0), ("head.norm", 3)]
+)
+def test_a_layer_by_index_or_name(layer: int | str, position: int) -> None:
+    assert find_layer(layer, NAMES) == position
+
+
+def test_a_name_wins_over_what_looks_like_an_index() -> None:
+    assert find_layer("1", ["0", "2", "1"]) == 2
+
+
+def test_an_unknown_name_says_the_closest() -> None:
+    with pytest.raises(
+        LayerNotFoundError,
+        match=r"layer='head.linaer' is not among the 4 recorded layers; closest: 'head.linear'",
+    ):
+        find_layer("head.linaer", NAMES)
+
+
+def test_a_name_unlike_any_says_the_first_three() -> None:
+    with pytest.raises(LayerNotFoundError, match=r"closest: '0\.0', '1\.0', 'head\.linear'\.$"):
+        find_layer("zzz", NAMES)
+
+
+@pytest.mark.parametrize("layer", [4, -5])
+def test_an_index_out_of_range_says_the_range(layer: int) -> None:
+    with pytest.raises(
+        LayerNotFoundError,
+        match=rf"layer={layer} is out of range: 4 layers are recorded; use an index from -4 to 3",
+    ):
+        find_layer(layer, NAMES)
+
+
+def test_without_layers_both_say_so() -> None:
+    with pytest.raises(LayerNotFoundError, match="no layers are recorded; train with watching on"):
+        find_layer(0, [])
+    with pytest.raises(LayerNotFoundError, match="closest: none: nothing was recorded"):
+        find_layer("a", [])

@@ -1,0 +1,487 @@
+"""The loop, its events, and what it records."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import convlens as cl
+from convlens.runs.checkpoints import load_checkpoint
+from convlens.train.callbacks import EVENTS
+from convlens.train.learner import adamw
+
+
+def data(n=96, batch_size=32, n_valid=40, seed=0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 3, n + n_valid)
+    x = rng.normal(size=(n + n_valid, 1, 8, 8)).astype(np.float32) + y[:, None, None, None]
+    return cl.from_arrays(
+        x[:n], y[:n], layout="NCHW", valid=(x[n:], y[n:]), batch_size=batch_size, name="toy"
+    )
+
+
+def net():
+    torch.manual_seed(0)
+    return cl.simple_cnn(1, 3, norm="batch", widths=(4, 8))
+
+
+def learner(callbacks=(), run=None, **kwargs):
+    kwargs.setdefault("metrics", [cl.accuracy])
+    return cl.Learner(data(), net(), callbacks=callbacks, run=run, progress=False, **kwargs)
+
+
+class Log(cl.Callback):
+    def __init__(self):
+        self.events = []
+
+
+def _logging(name):
+    def event(self, learn):
+        self.events.append(name if learn.training or "batch" not in name else f"valid {name}")
+
+    return event
+
+
+for _name in EVENTS:
+    setattr(Log, _name, _logging(_name))
+
+
+def hand_written(dls, model, schedule, n_epochs):
+    optimizer = adamw(model.parameters(), lr=1.0)
+    losses, step, n_steps = [], 0, n_epochs * len(dls.train)
+    for epoch in range(n_epochs):
+        dls.train.set_epoch(epoch)
+        model.train()
+        for x, y in dls.train:
+            lr, momentum = schedule(step, n_steps)
+            for group in optimizer.param_groups:
+                group["lr"], group["betas"] = lr, (momentum, 0.99)
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            step += 1
+    return losses
+
+
+def test_equals_a_hand_written_loop_bit_for_bit():
+    model = net()
+    losses = hand_written(data(), model, cl.OneCycle(0.05), 3)
+    learn = learner([cl.ActivationStats(), cl.Pictures()])
+    learn.fit_one_cycle(3, 0.05)
+    assert learn.recorder.steps.loss.tolist() == losses
+    ours, theirs = learn.model.state_dict(), model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_order_of_events():
+    log = Log()
+    learner([log]).fit(1, 0.01)
+    batch = ["before_batch", "before_loss", "after_loss", "before_backward", "after_backward",
+             "before_step", "after_step", "after_batch"]  # fmt: skip
+    valid = ["valid before_batch", "before_loss", "after_loss", "valid after_batch"] * 2
+    assert log.events == [
+        "before_fit", "before_epoch", *batch * 3, "before_validation", *valid,
+        "after_validation", "after_epoch", "after_fit",
+    ]  # fmt: skip
+
+
+def test_callbacks_are_reachable_in_snake_case():
+    learn = learner([cl.ActivationStats(), Log()])
+    assert isinstance(learn.recorder, cl.Recorder)
+    assert isinstance(learn.activation_stats, cl.ActivationStats)
+    assert isinstance(learn.log, Log)
+    with pytest.raises(AttributeError, match=r"no 'other'; callbacks of this one: learn.recorder"):
+        _ = learn.other
+
+
+@pytest.mark.parametrize(
+    ("name", "snake"),
+    [("ActivationStats", "activation_stats"), ("LRFinder", "lr_finder"), ("Ema2", "ema2")],
+)
+def test_snake_case(name, snake):
+    assert type(name, (cl.Callback,), {}).attribute() == snake
+
+
+@pytest.mark.parametrize("name", ["Model", "Fit", "FitOneCycle", "Loss", "Optimizer"])
+def test_a_callback_that_would_hide_something_is_refused(name):
+    callback = type(name, (cl.Callback,), {})()
+    with pytest.raises(cl.ArgumentError, match=rf"callback {name} would hide learn\.\w+; give its"):
+        learner([callback])
+
+
+def test_two_callbacks_of_one_name_are_refused():
+    with pytest.raises(cl.ArgumentError, match=r"two of Log; they would share the name learn.log"):
+        learner([Log(), Log()])
+
+
+class Cancel(cl.Callback):
+    """Raises an exception in an event of the second step."""
+
+    def __init__(self, event, error):
+        self.event, self.error, self.n_after_batch = event, error, 0
+        setattr(type(self), event, lambda self, learn: self._raise(learn))
+
+    def _raise(self, learn):
+        if learn.training and learn.step == 1 and learn.epoch == 0:
+            raise self.error
+
+
+def cancelling(event, error):
+    return type("Cancelling", (Cancel,), {})(event, error)
+
+
+def test_cancel_a_batch():
+    class Skip(cl.Callback):
+        seen = 0
+
+        def before_backward(self, learn):
+            Skip.seen += 1
+            if Skip.seen == 2:
+                raise cl.CancelBatchError
+
+    log = Log()
+    learn = learner([log, Skip()])
+    learn.fit(1, 0.01)
+    assert learn.recorder.steps.step.tolist() == [0, 1]
+    assert log.events.count("after_batch") == 3
+
+
+def test_cancel_an_epoch():
+    log = Log()
+    learn = learner([log, cancelling("after_step", cl.CancelEpochError())])
+    learn.fit(2, 0.01)
+    assert log.events.count("before_epoch") == 2
+    assert log.events.count("before_validation") == 1
+    assert [epoch.epoch for epoch in learn.recorder.epochs] == [1]
+
+
+def test_cancel_a_fit_closes_the_run(tmp_path):
+    log = Log()
+    learn = learner([log, cancelling("before_loss", cl.CancelFitError())], run=tmp_path / "run")
+    learn.fit(2, 0.01)
+    assert log.events[-1] == "after_fit"
+    with cl.open_run(tmp_path / "run") as run:
+        assert run.meta["status"] == "stopped"
+        assert run.steps.step.tolist() == [0]
+
+
+def test_an_error_closes_the_run_and_removes_hooks(tmp_path):
+    error = ValueError("my own")
+    learn = learner(
+        [cancelling("after_backward", error), cl.ActivationStats()], run=tmp_path / "run"
+    )
+    with pytest.raises(ValueError, match="my own"):
+        learn.fit(1, 0.01)
+    assert learn.error is error
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
+    with cl.open_run(tmp_path / "run") as run:
+        assert (run.meta["status"], run.meta["error"]) == ("failed", "my own")
+
+
+def test_the_keyboard_stops_a_run(tmp_path):
+    learn = learner([cancelling("before_step", KeyboardInterrupt())], run=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, 0.01)
+    assert cl.open_run(tmp_path / "run").meta["status"] == "stopped"
+
+
+def test_after_fit_comes_to_those_whose_before_fit_came():
+    class Fails(cl.Callback):
+        order = 1000
+
+        def before_fit(self, learn):
+            raise ValueError("at once")
+
+    log = Log()
+    with pytest.raises(ValueError, match="at once"):
+        learner([log, Fails()]).fit(1, 0.01)
+    assert log.events == ["before_fit", "after_fit"]
+
+
+def test_recorder_keeps_every_step_and_epoch():
+    learn = learner(metrics=[cl.accuracy])
+    learn.fit_one_cycle(25, 0.05)
+    steps = learn.recorder.steps
+    assert steps.step.tolist() == list(range(75))  # more than one block
+    assert steps.epoch.tolist() == [e for e in range(25) for _ in range(3)]
+    assert set(steps.hypers) >= {"lr", "momentum", "beta2", "eps", "weight_decay"}
+    expected = [cl.OneCycle(0.05)(s, 75) for s in range(75)]
+    np.testing.assert_allclose(steps.hypers["lr"][:, 0], [lr for lr, _ in expected])
+    np.testing.assert_allclose(steps.hypers["momentum"][:, 0], [m for _, m in expected])
+    assert (np.diff(steps.wall_s) > 0).all()
+    epoch = learn.recorder.epochs[-1]
+    assert (epoch.first_step, epoch.last_step) == (72, 74)
+    assert epoch.train_loss == pytest.approx(steps.loss[-3:].mean(), rel=1e-6)
+    assert set(epoch.metrics) == {"accuracy"}
+    assert epoch.valid_loss is not None
+    assert epoch.wall_s > 0
+
+
+def test_every_parameter_group_is_recorded():
+    def two_groups(parameters, lr):
+        parameters = list(parameters)
+        groups = [{"params": parameters[:2], "weight_decay": 0.5}, {"params": parameters[2:]}]
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9)
+
+    learn = learner(optimizer=two_groups)
+    learn.fit(1, 0.01)
+    hypers = learn.recorder.steps.hypers
+    assert hypers["weight_decay"].tolist() == [[0.5, 0.0]] * 3
+    assert hypers["lr"].shape == (3, 2)
+
+
+def test_train_loss_is_weighted_by_batch_size():
+    dls = data(n=40, batch_size=32)
+    learn = cl.Learner(dls, net(), run=None, progress=False)
+    learn.fit(1, 0.01)
+    loss = learn.recorder.steps.loss
+    expected = (loss[0] * 32 + loss[1] * 8) / 40
+    assert learn.recorder.epochs[0].train_loss == pytest.approx(expected)
+
+
+def test_validation_is_weighted_and_leaves_every_mode_alone():
+    learn = learner()
+    learn.model[0][2].eval()  # a frozen batch normalization
+    x, y = (torch.cat(parts) for parts in zip(*data(n_valid=40).valid, strict=True))
+    result = learn.validate([(x[:7], y[:7]), (x[7:], y[7:])])
+    with torch.no_grad():
+        output = learn.model.eval()(x)
+    assert result["loss"] == pytest.approx(F.cross_entropy(output, y).item(), rel=1e-5)
+    assert result["accuracy"] == pytest.approx((output.argmax(1) == y).float().mean().item())
+    learn.model.train()
+    learn.model[0][2].eval()
+    learn.fit(1, 0.01)
+    assert learn.model.training
+    assert not learn.model[0][2].training
+    assert learn.model[0][2].num_batches_tracked == 0
+
+
+def test_a_second_fit_records_a_run_of_its_own():
+    learn = learner(run="auto")
+    learn.fit(1, 0.01)
+    first = learn.run_path
+    learn.fit(2, 0.01)
+    assert (first.name, learn.run_path.name) == ("toy-0001", "toy-0002")
+    assert len(learn.recorder.epochs) == 2
+    assert learn.epochs_done == 3
+
+
+def test_the_run_holds_what_the_learner_holds(tmp_path):
+    learn = learner([cl.ActivationStats(), cl.Pictures(n_worst=5)], run=tmp_path / "run", seed=3)
+    learn.fit_one_cycle(25, 0.05)
+    with cl.open_run(tmp_path / "run") as run:
+        assert run.meta["status"] == "finished"
+        assert run.meta["seed"] == 3
+        assert run.meta["data"]["n_train"] == 96
+        assert run.meta["model"]["n_parameters"] == sum(p.numel() for p in net().parameters())
+        assert run.meta["optimizer"]["class"] == "AdamW"
+        assert run.meta["schedule"]["lr_max"] == 0.05
+        assert len(run.meta["summary"]["rows"]) > 3
+        np.testing.assert_array_equal(run.steps.loss, learn.recorder.steps.loss)
+        np.testing.assert_array_equal(
+            run.steps.hypers["momentum"], learn.recorder.steps.hypers["momentum"]
+        )
+        assert list(run.epochs) == list(learn.recorder.epochs)
+        assert run.activation_stats.names == learn.activation_stats.names
+        for name in run.activation_stats:
+            here, there = learn.activation_stats[name], run.activation_stats[name]
+            np.testing.assert_array_equal(here.counts, there.counts)
+            np.testing.assert_array_equal(here.first_step, np.arange(75))
+        assert len(run.pictures("batch")) == 1
+        worst = run.pictures("worst")[-1]
+        assert worst.images.shape == (5, 8, 8)
+        np.testing.assert_array_equal(worst.images, learn.pictures.pictures["worst"].images)
+    other = cl.simple_cnn(1, 3, norm="batch", widths=(4, 8))
+    facts = load_checkpoint(tmp_path / "run" / "checkpoints", other)
+    assert facts["epoch"] == 24
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(other.state_dict().values(), learn.model.state_dict().values(), strict=True)
+    )
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_the_worst_predictions_are_the_worst():
+    learn = learner([cl.Pictures(n_worst=3)])
+    learn.fit(2, 0.01)
+    x, y = (torch.cat(parts) for parts in zip(*learn.dls.valid, strict=True))
+    with torch.no_grad():
+        losses = F.cross_entropy(learn.model.eval()(x), y, reduction="none")
+    worst = losses.topk(3)
+    captions = learn.pictures.pictures["worst"].captions
+    for caption, loss, index in zip(captions, worst.values, worst.indices, strict=True):
+        assert caption.startswith(f"{y[index]}, predicted ")
+        assert caption.endswith(f"loss {loss:.2f}")
+
+
+def test_pictures_of_something_that_is_no_classification():
+    batches = [(torch.randn(4, 1, 3, 3), torch.randn(4, 9))] * 2
+    learn = cl.Learner(
+        cl.DataLoaders(batches, batches, name="values"),
+        nn.Sequential(nn.Flatten(), nn.Linear(9, 9)),
+        loss=F.mse_loss, callbacks=[cl.Pictures()], run=None, progress=False,
+    )  # fmt: skip
+    learn.fit(1, 0.01)
+    assert set(learn.pictures.pictures) == {"batch"}
+    assert learn.pictures.pictures["batch"].captions == [""] * 4
+
+
+def test_the_same_seed_gives_the_same_training():
+    class Dropout(cl.Callback):
+        def before_batch(self, learn):
+            learn.x = F.dropout(learn.x)
+
+    losses = []
+    for seed in (1, 1, 2):
+        learn = learner([Dropout()], seed=seed)
+        learn.fit(1, 0.01)
+        losses.append(learn.recorder.steps.loss.tolist())
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_foreign_batches_and_no_validation():
+    batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))] * 3
+    learn = cl.Learner(cl.DataLoaders(batches, name="mine"), net(), run=None, progress=False)
+    learn.fit(1, 0.01)
+    assert learn.recorder.epochs[0].valid_loss is None
+    assert learn.summary().rows
+    with pytest.raises(cl.ArgumentError, match=r"dls.valid is None; give validate"):
+        learn.validate()
+
+
+def test_predict():
+    learn = learner()
+    learn.fit(3, 0.01)
+    x = torch.cat([x for x, _ in learn.dls.valid])
+    said = learn.predict(x, batch_size=16)
+    assert said.probabilities.shape == (40, 3)
+    torch.testing.assert_close(said.probabilities.sum(dim=1), torch.ones(40))
+    assert said.names == tuple(str(label) for label in said.labels.tolist())
+    one = learn.predict(x[0])
+    torch.testing.assert_close(one.probabilities[0], said.probabilities[0])
+    with pytest.raises(cl.ArgumentError, match=r"x has shape \(8, 8\); expected \(N, C, H, W\)"):
+        learn.predict(x[0, 0])
+
+
+def test_predict_normalizes_uint8_as_the_training_images_were():
+    rng = np.random.default_rng(0)
+    raw, y = rng.integers(0, 256, (20, 8, 8), dtype=np.uint8), np.arange(20) % 3
+    dls = cl.from_arrays(raw, y, layout="NHW", valid=(raw, y), batch_size=10)
+    learn = cl.Learner(dls, net(), run=None, progress=False)
+    x, _ = next(iter(dls.valid))
+    torch.testing.assert_close(
+        learn.predict(torch.from_numpy(raw[:10, None])).probabilities,
+        learn.predict(x[:10]).probabilities,
+    )
+
+
+@pytest.mark.parametrize("n_epochs", [0, -1])
+def test_no_epochs(n_epochs):
+    with pytest.raises(cl.ArgumentError, match=rf"n_epochs={n_epochs} is not a number of epochs"):
+        learner().fit(n_epochs)
+
+
+def test_a_training_set_without_a_length():
+    class Endless:
+        def __iter__(self):
+            return iter([])
+
+    learn = cl.Learner(cl.DataLoaders(Endless()), net(), run=None, progress=False)
+    with pytest.raises(cl.ArgumentError, match=r"dls.train is a Endless without a length"):
+        learn.fit(1)
+
+
+def test_nothing_to_read_before_a_fit():
+    learn = learner([cl.ActivationStats()])
+    with pytest.raises(cl.TrainingError, match=r"made by the first fit; call learn.fit"):
+        _ = learn.optimizer
+    with pytest.raises(cl.ArgumentError, match=r"activation_stats holds nothing yet: call"):
+        len(learn.activation_stats)
+    assert len(learn.recorder.steps) == 0
+
+
+class Poison(cl.Callback):
+    """Makes the weights of one layer infinite before the third step."""
+
+    def before_batch(self, learn):
+        if learn.training and learn.step == 2:
+            with torch.no_grad():
+                learn.model[1][0].weight.fill_(math.inf)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path):
+    learn = learner([Poison(), cl.ActivationStats()], run=tmp_path / "run")
+    with pytest.raises(
+        cl.NonFiniteLossError,
+        match=r"loss became nan at step 2 \(epoch 0\); the first layer whose output was not "
+        r"finite is '1.0' \(Conv2d\). Lower the learning rate",
+    ):
+        learn.fit(1, 0.01)
+    assert len(learn.recorder.steps) == 2
+    run = cl.open_run(tmp_path / "run")
+    assert run.meta["status"] == "failed"
+    assert run.activation_stats["1.0"].nonfinite[-1] == 1.0
+    assert run.activation_stats["0.0"].nonfinite[-1] == 0.0
+
+
+def test_a_loss_that_is_not_finite_because_of_the_input():
+    class Spoil(cl.Callback):
+        def before_batch(self, learn):
+            learn.x[0, 0, 0, 0] = math.nan
+
+    with pytest.raises(cl.NonFiniteLossError, match="not finite is the input itself"):
+        learner([Spoil()]).fit(1, 0.01)
+
+
+def test_a_loss_that_is_not_finite_by_itself():
+    def broken(output, y):
+        return F.cross_entropy(output, y) * math.inf
+
+    with pytest.raises(cl.NonFiniteLossError, match="so it is the loss function or the labels"):
+        learner(loss=broken).fit(1, 0.01)
+
+
+class CountItems(TorchDispatchMode):
+    """Counts how often a tensor's value is fetched into Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_item_per_step():
+    counts = []
+    for n_epochs in (10, 20):  # 30 and 60 steps: both within one block
+        # SGD, because AdamW reads its own step counter
+        learn = learner([cl.ActivationStats()], optimizer=torch.optim.SGD)
+        with CountItems() as counter:
+            learn.fit_one_cycle(n_epochs, 0.01)
+        counts.append(counter.n)
+    assert counts[1] - counts[0] <= 10  # none per step; at most one per epoch
+
+
+def test_activation_stats_draws_with_epochs_marked():
+    learn = learner([cl.ActivationStats()])
+    learn.fit(2, 0.01)
+    assert len(learn.activation_stats.epochs) == 2
+    ax = learn.activation_stats.color_dim(-2)
+    assert ax.get_xlabel()
+    assert len(learn.activation_stats.plot_layer_stats("0.0")) == 3
+    assert learn.recorder.plot_loss().get_ylabel()
+    assert len(learn.recorder.plot_sched()) == 2
+
+
+@pytest.mark.parametrize("argument", ["n_batch", "n_worst"])
+def test_pictures_of_nothing(argument):
+    with pytest.raises(cl.ArgumentError, match=rf"{argument}=0 is not a number of images"):
+        cl.Pictures(**{argument: 0})
