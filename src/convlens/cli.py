@@ -201,7 +201,6 @@ def _learner(
 
     from convlens import images, train
     from convlens.nets import simple_cnn
-    from convlens.runs.folder import make_numbered
 
     where = None if device is Device.auto else device.value
     dls = getattr(images, data.value)(batch_size=batch_size, device=where, seed=seed)
@@ -214,7 +213,7 @@ def _learner(
         metrics=[train.accuracy],
         callbacks=callbacks,
         seed=seed,
-        run=make_numbered(out, dls.name),
+        base=out,
     )
 
 

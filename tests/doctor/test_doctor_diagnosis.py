@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -187,9 +190,9 @@ def test_nothing_learned_while_values_still_flow() -> None:
 
 def test_chance_level_needs_to_know_the_classes_and_believes_the_accuracy() -> None:
     stuck = replace(HEALTHY, steps=make_steps(np.full(N_STEPS, 2.31)))
-    assert kinds(stuck) == ["healthy"], "accuracy 98 % is knowledge"
+    assert kinds(stuck) == ["loss-not-falling"], "accuracy 98 % is knowledge"
     for meta in ({}, {"data": "mnist"}, {"data": {"classes": None}}):
-        assert kinds(replace(stuck, meta=meta, epochs=[])) == ["healthy"]
+        assert kinds(replace(stuck, meta=meta, epochs=[])) == ["loss-not-falling"]
 
 
 @pytest.mark.parametrize(("dead", "severity"), [(2, "note"), (8, "problem")])
@@ -263,3 +266,67 @@ def test_problems_come_first() -> None:
     epochs = make_epochs([0.9, 0.5], [0.5, 0.4], 0.9)
     record = replace(HEALTHY, epochs=epochs, layers=[make_history(0, dead=12)])
     assert [f.severity for f in diagnose(record)] == ["problem", "note"]
+
+
+def test_one_class_by_a_layer_whose_values_are_all_the_same() -> None:
+    stuck = replace(HEALTHY, steps=make_steps(np.full(N_STEPS, 2.301)), epochs=[])
+    std = np.where(np.arange(N_STEPS) >= 50, 1e-9, 1.0)
+    finding = only(replace(stuck, layers=[make_history(0), make_history(1, std=std)]), "one-class")
+    assert (finding.layer, finding.first_step) == ("1.0", 50)
+    assert "all the same (standard deviation 1e-09 about a mean of 0)" in finding.text
+    barely = [make_history(0, std=np.where(np.arange(N_STEPS) == 399, 1.0, 1e-9))]
+    assert kinds(replace(stuck, layers=barely)) == ["nothing-learned"]
+
+
+@pytest.mark.parametrize(("end", "severity"), [(2.0, "note"), (1.99, "note"), (2.5, "problem")])
+def test_a_loss_that_does_not_fall(end: float, severity: str) -> None:
+    loss = np.full(N_STEPS, 2.0)
+    loss[200:] = end
+    record = replace(HEALTHY, steps=make_steps(loss))
+    finding = only(record, "loss-not-falling")
+    assert finding.severity == severity
+    assert f"was 2 over the first 40 steps and {end:g} over the last 40" in finding.text
+    assert kinds(record) == ["loss-not-falling"]
+
+
+def test_a_loss_that_falls_by_more_than_a_hundredth_does_fall() -> None:
+    loss = np.linspace(-1.0, -1.5, N_STEPS)
+    assert kinds(replace(HEALTHY, steps=make_steps(loss))) == ["healthy"]
+
+
+def test_an_error_that_ended_the_run_is_told_and_nothing_is_called_good() -> None:
+    meta = {**HEALTHY.meta, "status": "failed", "error": "The loss became nan at step 400."}
+    finding = only(replace(HEALTHY, meta=meta), "failed")
+    assert finding.severity == "problem"
+    assert finding.text == (
+        "Training ended with an error after 400 recorded steps: The loss became nan at step 400. "
+        "Mend that first."
+    )
+    silent = replace(HEALTHY, meta={"status": "failed"}, steps=empty_steps())
+    assert kinds(silent) == ["failed"]
+    assert "its text was not recorded" in diagnose(silent)[0].text
+
+
+def test_notes_are_not_called_good() -> None:
+    assert kinds(replace(HEALTHY, layers=[make_history(0, dead=2)])) == ["dead-channels"]
+
+
+def test_channels_of_what_is_not_finite_are_not_called_dead() -> None:
+    layers = [make_history(0, dead=16, nan=np.where(np.arange(N_STEPS) >= 300, 7, 0))]
+    assert kinds(replace(HEALTHY, layers=layers)) == ["nonfinite-activations"]
+
+
+def test_a_few_batches_are_too_few_for_dead_channels() -> None:
+    whole = make_history(0, dead=8)
+    every_hundredth = replace(whole, columns=whole.columns[::100])
+    assert kinds(replace(HEALTHY, layers=[every_hundredth])) == ["healthy"]
+
+
+def test_the_doctor_imports_neither_torch_nor_sqlite() -> None:
+    source = (
+        "import sys, convlens.doctor; "
+        "bad = {'torch', 'sqlite3', 'matplotlib', 'bokeh'} & set(sys.modules); "
+        "assert not bad, bad"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    subprocess.run([sys.executable, "-c", source], check=True, env=environment)

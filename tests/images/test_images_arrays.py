@@ -200,8 +200,10 @@ WRONG = [
         {"x": COLOUR * 1e300},
         r"x has \d+ pixels of 1800 that are NaN or infinite as float32; remove",
     ),
-    ({"batch_size": 0}, r"batch_size=0 is the number of images per batch; give at least 1"),
-    ({"seed": -3}, r"seed=-3 is negative; give a whole number from 0"),
+    ({"batch_size": 0}, r"batch_size=0 does not work; give a whole number of at least 1"),
+    ({"batch_size": 2.5}, r"batch_size=2\.5 does not work; give a whole number of at least 1"),
+    ({"seed": -3}, r"seed=-3 does not work; give a whole number of at least 0"),
+    ({"seed": None}, r"seed=None does not work; give a whole number of at least 0"),
     (
         {"device": "gpu"},
         r"device='gpu' cannot be used here \(.*\); give 'cpu', 'cuda' or another dev",
@@ -216,6 +218,9 @@ WRONG = [
         {"valid": [1]},
         r"valid is a list; give a tuple \(x_valid, y_valid\), the share of the images",
     ),
+    ({"valid": COLOUR[:5]}, r"valid is a ndarray; give a tuple \(x_valid, y_valid\), the share"),
+    ({"valid": (COLOUR[:5],)}, r"valid is a tuple of 1; give two things, \(x_valid, y_valid\)"),
+    ({"valid": float("nan")}, r"The share nan of 30 images cannot be held out for validation"),
     (
         {"valid": (COLOUR[:5], LABELS[:4])},
         r"valid\[0\] has 5 images and valid\[1\] 4 labels; give one label for each image",

@@ -132,18 +132,28 @@ def test_one_index_operation_per_batch_and_tensor_and_nothing_else():
 
 
 def test_wrong_numbers_are_refused():
-    with pytest.raises(
-        ArgumentError, match=r"batch_size=0 is the number of images per batch; give"
-    ):
-        loader(batch_size=0)
-    with pytest.raises(ArgumentError, match=r"seed=-1 is negative; give a whole number from 0"):
+    for wrong in (0, -1, 2.5, "many"):
+        sentence = rf"batch_size={wrong!r} does not work; give a whole number of at least 1"
+        with pytest.raises(ArgumentError, match=sentence):
+            loader(batch_size=wrong)
+    with pytest.raises(ArgumentError, match=r"seed=-1 does not work; give a whole number of at least 0"):
         loader(seed=-1)
-    with pytest.raises(ArgumentError, match=r"epoch=-2 is negative; epochs are counted from 0"):
+    with pytest.raises(ArgumentError, match=r"epoch=-2 does not work; give a whole number of at least 0"):
         loader().set_epoch(-2)
     with pytest.raises(ArgumentError, match=r"drop_last=True leaves no batch: there are 10 images"):
         loader(batch_size=11, drop_last=True)
     with pytest.raises(ArgumentError, match=r"x has 3 images and y 2 labels; give one label for"):
         TensorLoader(torch.zeros(3, 1, 2, 2), torch.zeros(2).long(), batch_size=1)
+
+
+def test_images_without_four_axes_are_refused():
+    sentence = (
+        r"x has shape \(3, 2, 2\); expected four axes \(N, C, H, W\): images, channels, height"
+    )
+    with pytest.raises(ArgumentError, match=sentence):
+        TensorLoader(torch.zeros(3, 2, 2), torch.zeros(3).long(), batch_size=1)
+    with pytest.raises(ArgumentError, match=sentence):
+        DataLoaders([items(3)]).to_uint8(torch.zeros(3, 2, 2))
 
 
 # DataLoaders
@@ -221,9 +231,11 @@ def test_show_batch_of_other_iterables():
     assert [text.get_text() for text in ax.texts] == ["0", "1", "2"]
     assert ax.images[0].get_array().max() == 0
     assert ax.images[2].get_array().min() == 255
-    with pytest.raises(ArgumentError, match=r"train gives no batches, so there is nothing to show"):
+    with pytest.raises(
+        ArgumentError, match=r"train is a list that gives no batches, so there is n"
+    ):
         DataLoaders([]).show_batch()
-    with pytest.raises(ArgumentError, match=r"n=0 images cannot be shown; give at least 1"):
+    with pytest.raises(ArgumentError, match=r"n=0 does not work; give a whole number of at least"):
         DataLoaders([items(5)]).show_batch(0)
 
 
@@ -233,6 +245,17 @@ def test_to_uint8_of_unknown_normalization_spans_the_batch():
         dls.to_uint8(torch.tensor([-1.0, 0, 3]).view(3, 1, 1, 1)).ravel(), [0, 64, 255]
     )
     assert dls.to_uint8(torch.ones(2, 1, 3, 3)).max() == 0
+    with pytest.raises(
+        ArgumentError, match=r"x has shape \(2, 3, 3\); expected four axes \(N, C, H"
+    ):
+        dls.to_uint8(torch.ones(2, 3, 3))
+
+
+def test_pictures_of_values_that_are_not_finite():
+    dls = DataLoaders([items(3)])
+    x = torch.tensor([0.0, 1.0, torch.nan, torch.inf, -torch.inf]).view(5, 1, 1, 1)
+    assert dls.to_uint8(x).ravel().tolist() == [0, 255, 0, 255, 0]
+    assert dls.to_uint8(torch.full((1, 3, 2, 2), torch.nan)).max() == 0
 
 
 def test_to_uint8_of_two_channels_is_their_mean():

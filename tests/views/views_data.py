@@ -119,7 +119,7 @@ def digits(n: int, seed: int = 0) -> np.ndarray:
         a, b, c, d = rng.uniform(0.5, 2, 4) * np.pi
         px, py = 14 + 7 * np.sin(a * t + c), 14 + 8 * np.cos(b * t + d)
         near = ((x[..., None] - px) ** 2 + (y[..., None] - py) ** 2).min(axis=-1)
-        image += 255 * np.exp(-near / 2)
+        image[:] = 255 * np.exp(-near / 2)
     return images.astype(np.uint8)
 
 

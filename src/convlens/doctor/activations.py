@@ -12,6 +12,9 @@ from convlens.sketch import Flags, Floats
 DEAD_NOTE, DEAD_PROBLEM = 0.1, 0.25
 """A few dead channels are common and cost little; a quarter of a layer is capacity thrown away."""
 
+MIN_BATCHES = 5
+"""In one or two batches a living channel may well be without a positive value."""
+
 SWING = 3.0
 """The standard deviation of a layer drifts while it learns, and scatters by far less than this
 factor from batch to batch: up and down by three is growth and collapse."""
@@ -44,7 +47,7 @@ def find_nonfinite_activations(record: RunRecord) -> list[Finding]:
 
 def find_dead_channels(record: RunRecord) -> list[Finding]:
     """Channels before a ReLU without one positive value in the last quarter of the steps."""
-    layers = [h for h in record.layers if h.layer.feeds_relu and len(h) and h.channels]
+    layers = [h for h in record.layers if h.layer.feeds_relu and h.channels and _judgeable(h)]
     dead = [(h, _dead(h)) for h in layers]
     hit = [(h, mask) for h, mask in dead if mask.mean() >= DEAD_NOTE]
     if not hit:
@@ -110,6 +113,13 @@ def after_relu(history: LayerHistory) -> Floats:
 
 def _broken(history: LayerHistory) -> bool:
     return bool((history.nonfinite > 0).any())
+
+
+def _judgeable(history: LayerHistory) -> bool:
+    """Whether the last quarter has batches enough, of finite values: NaN is not positive either."""
+    tail = last_quarter(history)
+    finite = not (history.nonfinite[tail] > 0).any()
+    return finite and int(history.calls[tail].sum()) >= MIN_BATCHES
 
 
 def _dead(history: LayerHistory) -> Flags:

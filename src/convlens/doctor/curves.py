@@ -10,6 +10,7 @@ import numpy as np
 
 from convlens.doctor.activations import after_relu, last_quarter
 from convlens.records import Epoch, Finding, LayerHistory, RunRecord, StepSeries
+from convlens.sketch import Flags
 
 CHANCE_MARGIN = 0.03
 """A loss within 3 % of ln(classes) knows nothing of the images: one step of learning on real data
@@ -21,11 +22,34 @@ BETTER_THAN_CHANCE = 1.5
 NEARLY_ALL_ZERO = 0.99
 """With 99 % of a layer's values near zero, next to nothing of the image gets through it."""
 
+NEARLY_CONSTANT = 1e-3
+"""A standard deviation of a thousandth of the mean: every value is the same for all that the next
+layer can make of it."""
+
+LOSS_FALL = 0.01
+"""A loss whose end is within 1 % of its beginning, or above it, went nowhere."""
+
+LOSS_RISE_PROBLEM = 1.1
+"""A model that had been trained before may stay where it is; a rise by a tenth is another thing."""
+
 VALID_RISE_NOTE, VALID_RISE_PROBLEM = 1.05, 1.2
 """Validation losses move by a few per cent from epoch to epoch by chance, hardly by a fifth."""
 
 STILL_FALLING = 0.05
 """A fall of the validation loss by 5 % in the last epoch is more than chance moves it."""
+
+
+def find_failure(record: RunRecord) -> list[Finding]:
+    """An error that ended the training, in its own words.
+
+    It matters to the other checks too: the step that failed may not have been recorded.
+    """
+    if record.meta.get("status") != "failed":
+        return []
+    words = str(record.meta.get("error") or "its text was not recorded").rstrip(".")
+    n = len(record.steps)
+    text = f"Training ended with an error after {n} recorded steps: {words}. Mend that first."
+    return [Finding("failed", "problem", text)]
 
 
 def find_nonfinite_loss(record: RunRecord) -> list[Finding]:
@@ -69,11 +93,9 @@ def find_nothing_learned(record: RunRecord) -> list[Finding]:
     blocked = next((h for h in record.layers if _blocks(h)), None)
     if blocked is None:
         return [Finding("nothing-learned", "problem", f"{measured} {_ADVICE_LEARN}")]
-    share = float(np.nanmean(after_relu(blocked)[last_quarter(blocked)]))
     text = (
-        f"{measured} The network gives the same answer for every image: in layer "
-        f"{blocked.layer.name!r} {share:.1%} of the values are near zero"
-        f"{' after its ReLU' if blocked.layer.feeds_relu else ''}, so hardly anything of the "
+        f"{measured} The network can hardly tell one image from another: in layer "
+        f"{blocked.layer.name!r} {_how_blocked(blocked)}, so next to nothing of the "
         f"image gets past it. {_ADVICE_ALIVE}"
     )
     return [Finding("one-class", "problem", text, blocked.layer.name, _blocked_since(blocked))]
@@ -87,6 +109,28 @@ _ADVICE_ALIVE = (
     "Try a lower learning rate at the start (a one-cycle schedule warms up), or batch "
     "normalization."
 )
+
+
+def find_loss_not_falling(record: RunRecord) -> list[Finding]:
+    """A training loss that ends no lower than it began."""
+    loss = record.steps.loss
+    if not np.isfinite(loss).all():
+        return []
+    tenth = max(len(loss) // 10, 5)
+    first, last = float(np.mean(loss[:tenth])), float(np.mean(loss[-tenth:]))
+    if first - last > LOSS_FALL * abs(first):
+        return []
+    return [
+        Finding(
+            "loss-not-falling",
+            "problem" if last - first > (LOSS_RISE_PROBLEM - 1.0) * abs(first) else "note",
+            f"The training loss did not fall: its mean was {first:.4g} over the first {tenth} "
+            f"steps and {last:.4g} over the last {tenth}. Try a lower learning rate if it rose, a "
+            "higher one if it stayed where it was, and check that the optimizer has the model's "
+            "parameters; a model that was trained before may simply have nothing more to gain.",
+            first_step=int(record.steps.step[0]),
+        )
+    ]
 
 
 def find_overfitting(record: RunRecord) -> list[Finding]:
@@ -137,13 +181,29 @@ def find_still_improving(record: RunRecord) -> list[Finding]:
 
 def _blocks(history: LayerHistory) -> bool:
     """Whether next to nothing gets through the layer in the last quarter of the steps."""
-    shares = after_relu(history)[last_quarter(history)]
-    return bool(np.isfinite(shares).any()) and float(np.nanmin(shares)) > NEARLY_ALL_ZERO
+    return len(history) > 0 and bool(_closed(history)[last_quarter(history)].all())
+
+
+def _closed(history: LayerHistory) -> Flags:
+    """(K,) whether nearly all values were near zero, or nearly all were the same."""
+    scale = np.maximum(np.abs(history.mean), history.eps)
+    constant = history.std <= NEARLY_CONSTANT * scale
+    return (after_relu(history) > NEARLY_ALL_ZERO) | constant
+
+
+def _how_blocked(history: LayerHistory) -> str:
+    tail = last_quarter(history)
+    share = float(np.mean(after_relu(history)[tail]))
+    if share > NEARLY_ALL_ZERO:
+        relu = " after its ReLU" if history.layer.feeds_relu else ""
+        return f"{share:.1%} of the values are near zero{relu}"
+    std, mean = float(np.mean(history.std[tail])), float(np.mean(history.mean[tail]))
+    return f"the values are all the same (standard deviation {std:.2g} about a mean of {mean:.3g})"
 
 
 def _blocked_since(history: LayerHistory) -> int:
     """The step from which on the layer never let anything through again."""
-    open_columns = np.flatnonzero(~(after_relu(history) > NEARLY_ALL_ZERO))
+    open_columns = np.flatnonzero(~_closed(history))
     first = open_columns[-1] + 1 if len(open_columns) else 0
     return int(history.first_step[first])
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from convlens.doctor.activations import (
+    DEAD_NOTE,
     find_activation_cycles,
     find_dead_channels,
     find_nonfinite_activations,
 )
 from convlens.doctor.curves import (
+    find_failure,
+    find_loss_not_falling,
     find_nonfinite_loss,
     find_nothing_learned,
     find_overfitting,
@@ -29,14 +32,18 @@ def diagnose(record: RunRecord) -> list[Finding]:
     Never empty: a run without steps, one that is too short to judge and one with nothing wrong say
     so. Findings of the same severity come in the order of their usual cause and effect.
     """
-    found = [*find_nonfinite_loss(record), *find_nonfinite_activations(record)]
+    found = [
+        *find_failure(record),
+        *find_nonfinite_loss(record),
+        *find_nonfinite_activations(record),
+    ]
     if len(record.steps) >= MIN_STEPS:
-        found += find_nothing_learned(record)
+        found += find_nothing_learned(record) or find_loss_not_falling(record)
         found += find_dead_channels(record)
         found += find_activation_cycles(record)
         found += find_overfitting(record)
         found += find_still_improving(record)
-        if all(finding.severity != "problem" for finding in found):
+        if all(finding.kind == "still-improving" for finding in found):
             found.append(_healthy(record))
     elif not found:
         found.append(_too_short(record))
@@ -59,8 +66,8 @@ def _healthy(record: RunRecord) -> Finding:
     loss = record.steps.loss
     tenth = max(len(loss) // 10, 5)
     watched = (
-        f"in none of the {len(record.layers)} watched layers did activations die, blow up or "
-        "collapse again and again."
+        f"in none of the {len(record.layers)} watched layers were {DEAD_NOTE:.0%} of the channels "
+        "dead, any value not finite, or activations that grew and collapsed again and again."
         if record.layers
         else "no layers were watched, so nothing is known of the activations; train with "
         "watching on to see them."

@@ -75,7 +75,9 @@ class Rule:
         if self.rise * other.period != other.rise * self.period:
             return None
         period = lcm(self.period, other.period)
-        return _rule([[self.at(o), other.at(o)] for o in range(period)], self.rise * period // self.period)
+        return _rule(
+            [[self.at(o), other.at(o)] for o in range(period)], self.rise * period // self.period
+        )
 
     def collapsed(self, count: int) -> Rule:
         """What sees all of the positions 0 … count − 1 at once."""

@@ -31,7 +31,8 @@ class Reach:
         first: first input position seen; as many axes as the tensor, 1 where all see the same.
         last: last input position seen, of the same shape.
         rule: the same on an input without edges; None where there is no such rule.
-        dim: the tensor's axis along which the rule runs; None where all positions see the same.
+        dim: the tensor's axis along which the input's axis runs; None where all positions see the
+            same, or where it was merged with others.
         mixed: whether the rule is the union over channels that see different things.
     """
 
@@ -43,7 +44,7 @@ class Reach:
 
     def with_rule(self, rule: Rule | None, dim: int | None) -> Reach:
         """The same positions with another rule."""
-        return replace(self, rule=rule, dim=None if rule is None else dim)
+        return replace(self, rule=rule, dim=dim)
 
     def map(self, change: Callable[[Ints], Ints]) -> Reach:
         """The same rule with both arrays changed in the same way."""
@@ -145,8 +146,8 @@ def reduce_dims(reach: Reach, shape: Sequence[int], dims: Sequence[int]) -> Reac
     first = reach.first.min(axis=axes, keepdims=True)
     last = reach.last.max(axis=axes, keepdims=True)
     rule, dim = reach.rule, reach.dim
-    if rule is not None and dim in axes:
-        rule, dim = rule.collapsed(shape[dim]), None
+    if dim is not None and dim in axes:
+        rule, dim = rule and rule.collapsed(shape[dim]), None
     mixed = reach.mixed and any(n > 1 for d, n in enumerate(first.shape) if d != dim)
     return Reach(first, last, rule, dim, mixed)
 
@@ -162,8 +163,8 @@ def _broadcast(field: Field, own: Shape, shape: Shape) -> Field:
 
     def align(reach: Reach) -> Reach:
         rule, dim = reach.rule, None if reach.dim is None else reach.dim + lead
-        if rule is not None and dim is not None and own[dim - lead] != shape[dim]:
-            rule, dim = rule.collapsed(1), None
+        if dim is not None and own[dim - lead] != shape[dim]:
+            rule, dim = rule and rule.collapsed(1), None
         return reach.map(lambda a: a.reshape((1,) * lead + a.shape)).with_rule(rule, dim)
 
     return tuple(align(reach) for reach in field)
@@ -174,35 +175,34 @@ def _union_of(parts: Sequence[Reach], shape: Shape) -> Reach:
         parts = [_settled(part, shape) for part in parts]
     whole = parts[0]
     for part in parts[1:]:
-        same = part.dim == whole.dim and whole.rule is not None and part.rule is not None
-        rule = whole.rule.union(part.rule) if same and whole.rule and part.rule else None
-        whole = Reach(
-            np.minimum(whole.first, part.first),
-            np.maximum(whole.last, part.last),
-            rule,
-            None if rule is None else whole.dim,
-            whole.mixed or part.mixed,
-        )
+        rule, dim = _agreed(whole, part)
+        first, last = np.minimum(whole.first, part.first), np.maximum(whole.last, part.last)
+        whole = Reach(first, last, rule, dim, whole.mixed or part.mixed)
     return whole
 
 
+def _agreed(one: Reach, other: Reach) -> tuple[Rule | None, int | None]:
+    """Rule and axis of the union of two reaches."""
+    if one.dim == other.dim:
+        rule = one.rule.union(other.rule) if one.rule and other.rule else None
+        return rule, one.dim
+    running = {one.dim, other.dim} - {None}
+    return None, running.pop() if len(running) == 1 else None
+
+
 def _settled(reach: Reach, shape: Shape) -> Reach:
-    if reach.rule is None or reach.dim is None or shape[reach.dim] != 1:
+    if reach.dim is None or shape[reach.dim] != 1:
         return reach
-    return reach.with_rule(reach.rule.collapsed(1), None)
+    return reach.with_rule(reach.rule and reach.rule.collapsed(1), None)
 
 
-def concatenate(
-    parts: Sequence[tuple[Field | None, Shape]], dim: int, n_axes: int
-) -> Field:
+def concatenate(parts: Sequence[tuple[Field | None, Shape]], dim: int, n_axes: int) -> Field:
     """Tensors one after the other along ``dim``; None is one that sees nothing."""
     known = [field for field, _ in parts if field is not None]
 
     def along(axis: int) -> Reach:
         pieces = [_piece(None if f is None else f[axis], shape, dim) for f, shape in parts]
-        others = [
-            max(first.shape[d] for first, _ in pieces) for d in range(pieces[0][0].ndim)
-        ]
+        others = [max(first.shape[d] for first, _ in pieces) for d in range(pieces[0][0].ndim)]
 
         def join(which: int) -> Ints:
             full = [
@@ -229,12 +229,10 @@ def _piece(reach: Reach | None, shape: Shape, dim: int) -> tuple[Ints, Ints]:
 
 
 def _joined_rule(reaches: Sequence[Reach], dim: int) -> tuple[Rule | None, int | None]:
-    rule, where = reaches[0].rule, reaches[0].dim
+    whole = reaches[0]
     for reach in reaches[1:]:
-        if rule is None or reach.rule is None or reach.dim != where:
-            return None, None
-        rule = rule.union(reach.rule)
-    return (None, None) if rule is None or where == dim else (rule, where)
+        whole = whole.with_rule(*_agreed(whole, reach))
+    return (None if whole.dim == dim else whole.rule), whole.dim
 
 
 def reshape(field: Field, old: Shape, new: Shape) -> Field:
@@ -243,17 +241,16 @@ def reshape(field: Field, old: Shape, new: Shape) -> Field:
 
 
 def _reshape(reach: Reach, old: Shape, new: Shape) -> Reach:
+    """One axis' reach: an axis that stays alone in its group keeps its rule."""
+    reach = _settled(reach, old)
     spread: list[int] = []
     result: list[int] = []
     rule, dim = reach.rule, None
-    if reach.dim is not None and rule is not None and old[reach.dim] == 1:
-        rule = rule.collapsed(1)
-    running = rule is not None and reach.dim is not None and old[reach.dim] != 1
     for a, b in _groups(old, new):
         varies = any(n > 1 for n in reach.first.shape[a.start : a.stop])
         spread += old[a.start : a.stop] if varies else [1] * len(a)
         result += new[b.start : b.stop] if varies else [1] * len(b)
-        if running and reach.dim in a:
+        if reach.dim is not None and reach.dim in a:
             long = [d for d in b if new[d] != 1]
             alone = all(old[d] == 1 for d in a if d != reach.dim)
             rule, dim = (rule, long[0]) if alone and len(long) == 1 else (None, None)

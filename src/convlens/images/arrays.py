@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,7 @@ from convlens.errors import ArgumentError
 from convlens.images.loaders import (
     DataLoaders,
     TensorLoader,
-    check_batch_size,
-    check_seed,
+    check_whole_number,
     shuffled,
 )
 from convlens.images.pixels import PixelScale, measure_scale, plain_scale
@@ -65,8 +65,8 @@ def from_arrays(
     Raises:
         ArgumentError: if an argument has a value that cannot work, which the message names.
     """
-    check_batch_size(batch_size)
-    check_seed(seed)
+    check_whole_number("batch_size", batch_size, 1)
+    check_whole_number("seed", seed, 0)
     target = pick_device(device)
     images, labels = _images("x", x, layout), _labels("y", y)
     _check_lengths("x", images, "y", labels)
@@ -156,7 +156,7 @@ def _images(argument: str, value: Array, layout: str) -> Tensor:
 
 
 def _labels(argument: str, value: Array) -> Tensor:
-    """The labels as (N,) int64."""
+    """The labels as (N,) int64 on the CPU, where they are checked and split."""
     labels = _tensor(argument, value)
     if labels.ndim != 1:
         raise ArgumentError(
@@ -168,7 +168,7 @@ def _labels(argument: str, value: Array) -> Tensor:
             f"{argument} has dtype {_dtype(labels)}; labels are integers from 0; "
             "convert them first."
         )
-    return labels.to(torch.int64, copy=True)
+    return labels.to("cpu", torch.int64, copy=True)
 
 
 def _dtype(tensor: Tensor) -> str:
@@ -195,26 +195,30 @@ def _split(
         return (images, labels), None
     if isinstance(valid, tuple):
         return (images, labels), _given_validation(images, valid, layout)
-    try:
-        n_valid = round(len(images) * valid) if 0.0 < valid < 1.0 else 0
-    except TypeError as error:
+    if not isinstance(valid, Real):
         raise ArgumentError(
             f"valid is a {type(valid).__name__}; give a tuple (x_valid, y_valid), the share of the "
             "images to hold out, or None."
-        ) from error
+        )
+    n_valid = round(len(images) * valid) if 0.0 < valid < 1.0 else 0
     if not 0 < n_valid < len(images):
         raise ArgumentError(
             f"The share {valid} of {len(images)} images cannot be held out for validation; give a "
             "number between 0 and 1 that leaves at least one image on both sides."
         )
-    order = shuffled(len(images), seed, *SPLIT_KEY).to(images.device)
+    order = shuffled(len(images), seed, *SPLIT_KEY)
     out, kept = order[:n_valid].sort().values, order[n_valid:].sort().values
-    return (images[kept], labels[kept]), (images[out], labels[out])
+    x_out, x_kept = (images[part.to(images.device)] for part in (out, kept))
+    return (x_kept, labels[kept]), (x_out, labels[out])
 
 
 def _given_validation(
     images: Tensor, valid: tuple[Array, Array], layout: str
 ) -> tuple[Tensor, Tensor]:
+    if len(valid) != 2:
+        raise ArgumentError(
+            f"valid is a tuple of {len(valid)}; give two things, (x_valid, y_valid)."
+        )
     x_valid, y_valid = _images("valid[0]", valid[0], layout), _labels("valid[1]", valid[1])
     _check_lengths("valid[0]", x_valid, "valid[1]", y_valid)
     if x_valid.shape[1:] != images.shape[1:]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,8 +42,8 @@ class TensorLoader:
         drop_last: leave out a last batch that is smaller than the others.
 
     Raises:
-        ArgumentError: if ``batch_size`` or ``seed`` is out of its range, the lengths differ, or no
-            batch would be left.
+        ArgumentError: if ``batch_size`` or ``seed`` is out of its range, ``x`` has other axes, the
+            lengths differ, or no batch would be left.
     """
 
     def __init__(
@@ -56,8 +56,9 @@ class TensorLoader:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        check_batch_size(batch_size)
-        check_seed(seed)
+        check_whole_number("batch_size", batch_size, 1)
+        check_whole_number("seed", seed, 0)
+        check_batch_shape(x)
         if len(x) != len(y) or len(x) == 0:
             raise ArgumentError(
                 f"x has {len(x)} images and y {len(y)} labels; give one label for each image, and "
@@ -101,8 +102,7 @@ class TensorLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration gives, from 0."""
-        if epoch < 0:
-            raise ArgumentError(f"epoch={epoch} is negative; epochs are counted from 0.")
+        check_whole_number("epoch", epoch, 0)
         self._epoch = epoch
 
     def peek(self, n: int) -> tuple[Tensor, Tensor]:
@@ -191,7 +191,11 @@ class DataLoaders:
 
         Normalization is undone; where it is not known, the smallest value of ``x`` is black and
         the largest white. With another number of channels than 1 or 3, their mean is shown.
+
+        Raises:
+            ArgumentError: if ``x`` has other axes.
         """
+        check_batch_shape(x)
         return (self.scale or range_scale(x)).to_uint8(x)
 
     def label(self, y: int) -> str:
@@ -201,20 +205,24 @@ class DataLoaders:
     def show_batch(self, n: int = 32, ax: Axes | None = None) -> Axes:
         """Draw the first ``n`` images of the next training batches with their labels.
 
-        A `TensorLoader` is only looked at; another iterable is begun anew for it.
+        A `TensorLoader` is only looked at; of another iterable the first batch is taken, and at
+        most that is shown.
+
+        Raises:
+            ArgumentError: if ``n`` is below 1, or there are no batches.
         """
-        if n < 1:
-            raise ArgumentError(f"n={n} images cannot be shown; give at least 1.")
+        check_whole_number("n", n, 1)
         x, y = self.train.peek(n) if isinstance(self.train, TensorLoader) else self._first(n)
-        captions = [self.label(label) for label in y[:n].tolist()]
-        return show_images(self.to_uint8(x[:n]), captions, ax=ax)
+        captions = [self.label(label) for label in y.tolist()]
+        return show_images(self.to_uint8(x), captions, ax=ax)
 
     def _first(self, n: int) -> tuple[Tensor, Tensor]:
-        batches = list(islice(iter(self.train), 1))
-        if not batches:
-            raise ArgumentError("train gives no batches, so there is nothing to show.")
-        x, y = batches[0]
-        return x[:n], y[:n]
+        for x, y in self.train:
+            return x[:n], y[:n]
+        raise ArgumentError(
+            f"train is a {type(self.train).__name__} that gives no batches, so there is nothing to "
+            "show; give it at least one."
+        )
 
 
 def shuffled(n: int, seed: int, *key: int) -> Tensor:
@@ -227,18 +235,25 @@ def shuffled(n: int, seed: int, *key: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(int(state[0])))
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raises ArgumentError if the batch size is below 1."""
-    if batch_size < 1:
+def check_whole_number(argument: str, value: int, lowest: int) -> None:
+    """Raises ArgumentError if the value is no whole number, or below ``lowest``."""
+    try:
+        good = operator.index(value) >= lowest
+    except TypeError:
+        good = False
+    if not good:
         raise ArgumentError(
-            f"batch_size={batch_size} is the number of images per batch; give at least 1."
+            f"{argument}={value!r} does not work; give a whole number of at least {lowest}."
         )
 
 
-def check_seed(seed: int) -> None:
-    """Raises ArgumentError if the seed is negative."""
-    if seed < 0:
-        raise ArgumentError(f"seed={seed} is negative; give a whole number from 0.")
+def check_batch_shape(x: Tensor) -> None:
+    """Raises ArgumentError if the images have other axes than (N, C, H, W)."""
+    if x.ndim != 4:
+        raise ArgumentError(
+            f"x has shape {tuple(x.shape)}; expected four axes (N, C, H, W): images, channels, "
+            "height, width. Add the missing ones with x.unsqueeze(…)."
+        )
 
 
 def _check_batches(argument: str, batches: Any) -> None:  # noqa: ANN401  # it checks what came

@@ -40,20 +40,16 @@ class PixelScale:
         raw = pictures.to(torch.float32, copy=True)
         return self.normalize_(raw.mul_((self.white - self.black) / 255.0).add_(self.black))
 
-    def from_uint8(self, images: Tensor) -> Tensor:
-        """Normalized float32 images from uint8 ones (N, C, H, W); 0 is black, 255 white."""
-        return self.normalize_(images.float() * ((self.white - self.black) / 255) + self.black)
-
     def to_uint8(self, x: Tensor) -> NDArray[np.uint8]:
         """The picture of normalized images (N, C, H, W): (N, H, W, 3) if C is 3, else (N, H, W).
 
-        With another number of channels than 1 or 3, their mean is shown.
+        With another number of channels than 1 or 3, their mean is shown; NaN is black.
         """
         raw = x.detach().float() * _per_channel(self.std, x) + _per_channel(self.mean, x)
         grey = (raw - self.black) * (255.0 / (self.white - self.black))
-        image = grey.round().clamp(0, 255)
+        image = grey.clamp(0, 255)
         image = image.movedim(1, 3) if image.shape[1] == 3 else image.mean(1)
-        return image.round().to(torch.uint8).cpu().numpy()
+        return image.nan_to_num(0.0).round().to(torch.uint8).cpu().numpy()
 
 
 def measure_scale(raw: Tensor, black: float, white: float) -> PixelScale:
@@ -72,7 +68,9 @@ def plain_scale(channels: int, black: float, white: float, unit: float = 1.0) ->
 
 def range_scale(x: Tensor) -> PixelScale:
     """For images whose normalization is not known: their own smallest to their largest value."""
-    low, high = (float(v) for v in torch.aminmax(x.detach().float()))
+    values = x.detach().float()
+    finite = values[values.isfinite()]
+    low, high = (float(v) for v in torch.aminmax(finite)) if len(finite) else (0.0, 1.0)
     return plain_scale(x.shape[1], low, high if high > low else low + 1.0)
 
 

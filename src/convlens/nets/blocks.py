@@ -57,7 +57,9 @@ def conv(
 def check_size(name: str, value: object) -> None:
     """Refuse what is no whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ArgumentError(f"{name}={value!r} cannot be a size; give a whole number of at least 1.")
+        raise ArgumentError(
+            f"{name}={value!r} cannot be a size; give a whole number of at least 1."
+        )
 
 
 def check_choice(name: str, value: object, known: tuple[str | None, ...]) -> None:

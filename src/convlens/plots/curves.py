@@ -41,7 +41,7 @@ def plot_loss(
         ax: where to draw, a new figure if None.
         smooth: how much of its weight the exponential mean keeps from each step to the next, at
             least 0 (no smoothing) and below 1. It looks both ways, so that it does not lag behind
-            as a running mean does, and over no more than a twentieth of the steps to either side.
+            as a running mean does, and over no more than a fortieth of the steps to either side.
             On a logarithmic axis it is the mean of the logarithms.
 
     Raises:
@@ -86,7 +86,7 @@ def _draw_training_loss(ax: Axes, steps: StepSeries, smooth: float) -> None:
             label="training, each batch",
         )
         if many:
-            weight = min(smooth, max(0.0, 1.0 - 20.0 / len(steps)))
+            weight = min(smooth, max(0.0, 1.0 - 40.0 / len(steps)))
             # One loss of a million must not lift its neighbours by decades.
             logs = ax.get_yscale() == "log"
             mean = np.exp(smoothed(np.log(loss), weight)) if logs else smoothed(loss, weight)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 FONT_PT = 8.0
 LINE_IN = FONT_PT * 1.25 / 72  # height of a line of text, inches
-CHARACTER_IN = FONT_PT * 0.55 / 72  # mean width of a character, inches
-TILE_IN = 1.25  # width of an image and the gap beside it in a new figure, inches
+CHARACTER_IN = FONT_PT * 0.58 / 72  # mean width of a character, inches
+TILE_IN = 1.3  # width of an image and the gap beside it in a new figure, inches
 GAP = 0.1  # the gap beside an image, as a share of its width
 
 

@@ -61,8 +61,9 @@ class NonFiniteGuard(Callback):
             if culprit
             else "every layer's output was finite, so it is the loss function or the labels"
         )
+        loss = float(learn.loss.detach())
         raise NonFiniteLossError(
-            f"The loss became {float(learn.loss.detach())} at {where} (epoch {learn.epoch}); {said}. "
+            f"The loss became {loss} at {where} (epoch {learn.epoch}); {said}. "
             "Lower the learning rate, warm up (fit_one_cycle), add norm='batch', or look for "
             "values in the data that are not finite."
         )

@@ -65,8 +65,9 @@ class Learner:
         device: where to train; None for where the data lies.
         seed: seeds torch's random numbers at the beginning of every fit; None leaves them alone.
             (The order of the data has a seed of its own, given to the data.)
-        run: ``"auto"`` records every fit to a new directory ``runs/NAME-0001``; a path names the
+        run: ``"auto"`` records every fit to a new directory ``base/NAME-0001``; a path names the
             directory; None keeps everything in memory only.
+        base: the folder that keeps the runs.
         progress: whether to show progress and a line per epoch.
 
     Raises:
@@ -87,12 +88,13 @@ class Learner:
         seed: int | None = None,
         run: str | Path | None = "auto",
         *,
+        base: str | Path = "runs",
         progress: bool = True,
     ) -> None:
         self.dls, self.loss_function, self.metrics = dls, loss, tuple(metrics)
         self.device = torch.device(device) if device is not None else dls.device
         self.model = model.to(self.device)
-        self.seed, self.run = seed, run
+        self.seed, self.run, self.base = seed, run, base
         self.make_optimizer = optimizer
         self.sink: RecordSink | None = None
         self.run_path: Path | None = None

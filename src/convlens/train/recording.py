@@ -31,8 +31,8 @@ def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
     if learn.run is None:
         yield
         return
-    auto = learn.run == "auto"
-    writer = create_run(learn.dls.name) if auto else create_run(directory=learn.run)
+    directory = None if learn.run == "auto" else learn.run
+    writer = create_run(learn.dls.name, learn.base, directory)
     learn.sink, learn.run_path = writer, writer.path
     started = time.perf_counter()
     status, error = "failed", None

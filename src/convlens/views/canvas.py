@@ -1,7 +1,7 @@
 """What all Bokeh figures of a report share: colours, time axis, epoch marks, embedding.
 
-Nothing here uses Bokeh's callbacks in JavaScript, which need ``eval``; linking is done by the page's
-own script.
+Nothing here uses Bokeh's callbacks in JavaScript, which need ``eval``; linking is done by the
+page's own script.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import numpy as np
 from bokeh.core.json_encoder import serialize_json
 from bokeh.embed import json_item
 from bokeh.models import (
+    ColumnDataSource,
     CrosshairTool,
+    DataRange1d,
     FixedTicker,
     HoverTool,
     LinearAxis,
-    Model,
     Range1d,
     Renderer,
     Span,
@@ -37,7 +38,7 @@ from convlens.plots.canvas import (
     STEP_LABEL,
 )
 from convlens.records import Epoch
-from convlens.sketch import Floats
+from convlens.sketch import Floats, Ints
 
 INK = "#23292f"
 SOFT = "#59636f"
@@ -126,12 +127,19 @@ class StepAxis:
 
     def __init__(self, span: tuple[int, int], epochs: Sequence[Epoch]) -> None:
         low, high = span[0] - 0.5, span[1] + 0.5
-        self.range = Range1d(low, high, bounds=(low, high), min_interval=1, name=STEPS)
+        self.range = Range1d(start=low, end=high, bounds=(low, high), min_interval=1, name=STEPS)
         self.cursor = Span(dimension="height", line_color=SOFT, line_width=1, line_dash="dotted")
         self.epochs = epochs
 
     def figure(
-        self, title: str, label: str, height: int, *, names: bool = True, **options: Any
+        self,
+        title: str,
+        label: str,
+        height: int,
+        y_range: Range1d | None = None,
+        *,
+        log: bool = False,
+        names: bool = True,
     ) -> figure:
         """An empty figure over the steps: drag zooms in, the cursor is that of its neighbours.
 
@@ -139,11 +147,12 @@ class StepAxis:
             title: its title; texts of a run are safe here.
             label: what the y axis shows, with its unit.
             height: in pixels.
+            y_range: what the y axis spans, None for whatever is drawn.
+            log: whether the y axis is logarithmic.
             names: whether the epochs' numbers stand above.
-            options: for Bokeh's ``figure``.
         """
-        options.setdefault("min_border_left", 64)
         plot = figure(
+            min_border_left=64,
             height=height,
             sizing_mode="stretch_width",
             x_range=self.range,
@@ -152,7 +161,8 @@ class StepAxis:
             title=harmless(title),
             x_axis_label=STEP_LABEL,
             y_axis_label=harmless(label),
-            **options,
+            y_range=y_range or DataRange1d(),
+            y_axis_type="log" if log else "linear",
         )
         plot.add_tools(CrosshairTool(overlay=self.cursor))
         plot.xgrid.visible = False
@@ -166,7 +176,7 @@ class StepAxis:
         if 0 < len(self.epochs) <= MAX_EPOCH_LINES:
             ends = [epoch.last_step + 0.5 for epoch in self.epochs]
             marks = VSpan(x="x", line_color=color, line_dash=[4, 4], line_width=1)
-            plot.add_glyph(_source(x=ends), marks)
+            plot.add_glyph(ColumnDataSource({"x": ends}), marks)
 
     def _name_epochs(self, plot: figure) -> None:
         every = -(-len(self.epochs) // MAX_EPOCH_NAMES) or 1
@@ -200,34 +210,35 @@ def whole_numbers(plot: figure) -> None:
 
 
 def draw_line(
-    plot: figure, x: Any, y: Floats, *, color: str = BLUE, points: bool | None = None, **style: Any
+    plot: figure,
+    x: Ints | Floats,
+    y: Floats,
+    color: str = BLUE,
+    width: float = 1.5,
+    *,
+    points: bool | None = None,
+    dashed: bool = False,
+    alpha: float = 1.0,
+    legend: str | None = None,
 ) -> Renderer:
-    """A line, with points where there are few of them: a line through one would not be seen."""
-    source = _source(x=np.asarray(x, np.float32), y=np.asarray(y, np.float32))
-    line = plot.line("x", "y", source=source, color=color, **style)
-    if points if points is not None else np.isfinite(y).sum() <= FEW:
-        label = {k: v for k, v in style.items() if k == "legend_label"}
-        plot.scatter("x", "y", source=source, color=color, size=6, **label)
+    """A line over the steps; with points where they are few, as one alone would not be seen."""
+    source = ColumnDataSource({"x": x.astype(np.float32), "y": y.astype(np.float32)})
+    style: dict[str, Any] = {"color": color, "alpha": alpha}
+    if legend is not None:
+        style["legend_label"] = legend
+    dash = [6, 4] if dashed else []
+    line = plot.line("x", "y", source=source, line_width=width, line_dash=dash, **style)
+    if np.isfinite(y).sum() <= FEW if points is None else points:
+        plot.scatter("x", "y", source=source, size=6, **style)
     return line
 
 
-def add_hover(plot: figure, renderer: Renderer, word: str, number: str, **options: Any) -> None:
+def add_hover(plot: figure, renderer: Renderer, word: str, number: str) -> None:
     """Batch and value under the pointer."""
     tooltips = [("batch", "@x{0}"), (word, number)]
-    plot.add_tools(HoverTool(renderers=[renderer], tooltips=tooltips, mode="vline", **options))
+    plot.add_tools(HoverTool(renderers=[renderer], tooltips=tooltips, mode="vline"))
 
 
 def embed(root: UIElement) -> str:
     """A figure or layout as JSON that may stand inside a script element."""
-    item: dict[str, Any] = json_item(_as_model(root), theme=THEME)
-    return serialize_json(item).replace("<", "\\u003c")
-
-
-def _as_model(root: UIElement) -> Model:
-    return root
-
-
-def _source(**columns: Any) -> Any:
-    from bokeh.models import ColumnDataSource
-
-    return ColumnDataSource(columns)
+    return serialize_json(json_item(root, theme=THEME)).replace("<", "\\u003c")

@@ -11,6 +11,7 @@ from bokeh.models import (
     BasicTicker,
     ColorBar,
     ColumnDataSource,
+    DataRange1d,
     FixedTicker,
     HoverTool,
     LinearColorMapper,
@@ -64,7 +65,10 @@ def metric_figure(axis: StepAxis, epochs: Sequence[Epoch], name: str) -> figure:
     x = [epoch.last_step for epoch in epochs]
     y = np.array([epoch.metrics.get(name, np.nan) for epoch in epochs], np.float64)
     style: dict[str, Any] = {"line_width": 1.5}
-    add_hover(plot, draw_line(plot, x, y, color=ORANGE, points=True, **style), "value", "@y{0.0000}")
+    add_hover(
+        plot, draw_line(plot, x, y, color=ORANGE, points=True, **style), "value", "@y{0.0000}"
+    )
+    _calm(plot, y)
     return plot
 
 
@@ -96,7 +100,8 @@ def matrix(
 ) -> UIElement:
     """Layers × steps coloured by the share of values near zero; a row leads to its layer."""
     n = len(layers)
-    plot = StepAxis(span, epochs).figure(
+    axis = StepAxis(span, epochs)
+    plot = axis.figure(
         "Share of values near zero", "layer", matrix_height(n), y_range=Range1d(n - 0.5, -0.5)
     )
     plot.ygrid.visible = False
@@ -113,6 +118,7 @@ def matrix(
     )
     place = {"x": grid.first - 0.5, "dw": grid.n_cells * grid.width, "dh": 0.92}
     image = plot.image("image", y="y", source=source, color_mapper=mapper, **place)
+    axis.mark_epochs(plot, "#ffffff")
     clickable = plot.hbar(
         y="middle",
         left=span[0] - 0.5,
@@ -138,23 +144,22 @@ def matrix(
         color_mapper=mapper,
         ticker=BasicTicker(desired_num_ticks=5),
         formatter=NumeralTickFormatter(format="0 %"),
-        title="near zero",
+        title="share near zero",
         width=14,
     )
     plot.add_layout(bar, "right")
     return plot
 
 
-def layer(
-    history: LayerHistory, grid: Grid, epochs: Sequence[Epoch], span: Span
-) -> UIElement:
+def layer(history: LayerHistory, grid: Grid, epochs: Sequence[Epoch], span: Span) -> UIElement:
     """Everything of one condensed layer: its histograms, and three statistics below them."""
     axis = StepAxis(span, epochs)
     near = f"% near zero (|x| ≤ {history.eps:g})"
+    title = "Near zero (dashed: after its ReLU)" if history.layer.feeds_relu else "Near zero"
     stats = [
         _stat_figure(axis, history, history.mean, "Mean", "mean"),
         _stat_figure(axis, history, history.std, "Standard deviation", "standard deviation"),
-        _stat_figure(axis, history, 100.0 * history.near_zero, "Near zero", near),
+        _stat_figure(axis, history, 100.0 * history.near_zero, title, near),
     ]
     stats[2].y_range = Range1d(-4, 104)
     if history.layer.feeds_relu:
@@ -218,7 +223,7 @@ def _draw_training_loss(plot: figure, steps: StepSeries, loss: Floats) -> None:
     else:
         label = "training, each batch"
         draw_line(plot, x, raw, line_width=0.8, alpha=0.45, points=False, legend_label=label)
-        mean = smoothed(loss, SMOOTH)[kept]
+        mean = _smooth(loss, logs=_spreads(loss))[kept]
         line = draw_line(plot, x, mean, line_width=2.5, legend_label="training, smoothed")
     add_hover(plot, line, "loss", "@y")
 
@@ -227,6 +232,16 @@ def _spreads(values: Floats) -> bool:
     """Whether a few huge values would press all others flat, and a log scale can help."""
     finite = values[np.isfinite(values)]
     return bool(len(finite) and (finite > 0).all() and finite.max() > 300 * np.median(finite))
+
+
+def _smooth(loss: Floats, *, logs: bool) -> Floats:
+    """The mean that `plots.plot_loss` draws: over a twentieth of the steps to either side at most.
+
+    On a logarithmic axis it is that of the logarithms: one loss of a million must not lift its
+    neighbours by decades.
+    """
+    weight = min(SMOOTH, max(0.0, 1.0 - 20.0 / len(loss)))
+    return np.exp(smoothed(np.log(loss), weight)) if logs else smoothed(loss, weight)
 
 
 def _hyper_figure(axis: StepAxis, steps: StepSeries, name: str, label: str) -> figure:
@@ -242,7 +257,15 @@ def _hyper_figure(axis: StepAxis, steps: StepSeries, name: str, label: str) -> f
             style["legend_label"] = f"parameter group {group}"
         line = draw_line(plot, steps.step[kept], values[kept, group], **style)
         add_hover(plot, line, "value", "@y{0.[000000]}")
+    _calm(plot, values)
     return plot
+
+
+def _calm(plot: figure, values: Floats) -> None:
+    """A range that suits a constant: Bokeh's is ±1, which is odd around a rate of 0.06."""
+    size = float(np.nanmax(np.abs(values), initial=0.0))
+    if isinstance(plot.y_range, DataRange1d) and 0 < size < np.inf:
+        plot.y_range.default_span = 0.4 * size
 
 
 def _stat_figure(
@@ -259,8 +282,7 @@ def _stat_figure(
 
 def _draw_after_relu(plot: figure, history: LayerHistory) -> None:
     values = 100.0 * history.near_zero_after_relu
-    label = "after its ReLU"
-    style: dict[str, Any] = {"line_width": 1.5, "line_dash": "dashed", "legend_label": label}
+    style: dict[str, Any] = {"line_width": 1.5, "line_dash": "dashed"}
     draw_line(plot, _middle(history), values, color=GREEN, **style)
 
 
@@ -286,7 +308,7 @@ def _count_bar(mapper: LinearColorMapper, peak: float) -> ColorBar:
         color_mapper=mapper,
         ticker=FixedTicker(ticks=ticks),
         major_label_overrides=dict(zip(ticks, labels, strict=True)),
-        title="values per bin",
+        title="values per bin (log scale)",
         width=14,
     )
 

@@ -18,15 +18,26 @@ def text(value: object) -> str:
     return escape(str(value), quote=True)
 
 
+def say(sentence: object) -> str:
+    """A sentence as a paragraph."""
+    return f'<p class="note">{text(sentence)}</p>'
+
+
 def number(value: float) -> str:
     """A number with thousands separators; floats with four significant digits."""
     if isinstance(value, int):
-        return f"{value:,}"
+        return f"{value:,}".replace("-", "−")
     if not math.isfinite(value):
         return "NaN" if math.isnan(value) else ("∞" if value > 0 else "−∞")
-    if abs(value) >= 1e9 or 0 < abs(value) < 1e-3:
-        return f"{value:.3g}"
-    return f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:,.4g}"
+    size = abs(value)
+    if size >= 1e9 or 0 < size < 1e-3:
+        return f"{value:.3g}".replace("-", "−")
+    return (f"{value:,.0f}" if size >= 1e4 else f"{value:,.4g}").replace("-", "−")
+
+
+def loss(value: float) -> str:
+    """A loss with four decimals, so that they align below each other."""
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else number(value)
 
 
 def percent(share: float) -> str:
@@ -58,10 +69,9 @@ def plural(count: int, word: str) -> str:
 
 
 def label(key: str) -> str:
-    """A key of the record as words."""
-    words = {"n": "number of", "s": "(s)"}
-    parts = key.replace("-", "_").split("_")
-    return " ".join(words.get(part, part) if len(parts) > 1 else part for part in parts)
+    """A key of the record as words, such as ``n_parameters`` and ``wall_s``."""
+    words = key.removeprefix("n_").replace("_", " ")
+    return words.removesuffix(" s") + " (s)" if words.endswith(" s") else words
 
 
 def plain(value: object) -> str:

@@ -18,7 +18,7 @@ from convlens.runs import Run
 from convlens.views import figures, tables, words
 from convlens.views.canvas import embed
 from convlens.views.gallery import gallery
-from convlens.views.markup import plural, text
+from convlens.views.markup import plural, say, text
 from convlens.views.page import Section, page, place
 from convlens.views.timeline import Grid, condense, grid_of
 
@@ -130,14 +130,14 @@ def _top(contents: Contents) -> str:
 def _curves(record: RunRecord, span: tuple[int, int], items: dict[str, str]) -> str:
     names = words.metric_names(record.epochs)
     if not len(record.steps) and not record.epochs:
-        return _say(words.NO_STEPS)
+        return say(words.NO_STEPS)
     shown = names[:MAX_METRICS]
     items["curves"] = embed(figures.curves(record.steps, record.epochs, shown, span))
     height = figures.LOSS_HEIGHT + figures.METRIC_HEIGHT * len(shown)
-    hint = _say("Drag sideways in any figure to zoom all of them; double-click to go back.")
+    hint = say("Drag sideways in any figure to zoom all of them; double-click to go back.")
     drawn = hint + place("curves", height, "Losses and metrics by step")
     if not record.epochs:
-        return drawn + _say(words.NO_EPOCHS)
+        return drawn + say(words.NO_EPOCHS)
     return drawn + tables.epochs_table(record.epochs, names)
 
 
@@ -145,7 +145,7 @@ def _schedule(record: RunRecord, span: tuple[int, int], items: dict[str, str]) -
     steps = record.steps
     present = {n: t for n, t in HYPERS.items() if np.isfinite(steps.hypers.get(n, np.nan)).any()}
     missing = [t.partition(" (")[0] for n, t in HYPERS.items() if n not in present]
-    note = _say(f"No {' and no '.join(missing)} was recorded.") if missing else ""
+    note = say(f"No {' and no '.join(missing)} was recorded.") if missing else ""
     if not present:
         return note
     items["schedule"] = embed(figures.schedule(steps, record.epochs, present, span))
@@ -168,7 +168,7 @@ def _matrix(
         f"share of values near zero (|x| ≤ {eps}). Click a row to see that layer."
     )
     height = figures.matrix_height(len(layers))
-    return _say(hint) + place("matrix", height, "Share near zero by layer and step")
+    return say(hint) + place("matrix", height, "Share near zero by layer and step")
 
 
 def _layers(
@@ -184,16 +184,16 @@ def _layers(
         f"{words.grid_words(grid)}: the histogram of that layer's activations, bright where "
         "many values lie. The count's colour is logarithmic."
     )
-    parts = [_say(hint)]
+    parts = [say(hint)]
     for i, history in enumerate(layers):
         parts.append(f'<section class="layer" id="layer-{i}"><h3>{_layer_title(history)}</h3>')
         if len(history):
             items[f"layer-{i}"] = embed(figures.layer(history, grid, record.epochs, span))
-            parts.append(f'<p class="note">{words.layer_line(record.layers[i])}</p>')
+            parts.append(f'<p class="line">{words.layer_line(record.layers[i])}</p>')
             height = figures.HEAT_HEIGHT + figures.STATS_HEIGHT
             parts.append(place(f"layer-{i}", height, f"Layer {history.layer.name}"))
         else:
-            parts.append(_say("Nothing of this layer was recorded: it took part in no batch."))
+            parts.append(say("Nothing of this layer was recorded: it took part in no batch."))
         parts.append("</section>")
     return "".join(parts)
 
@@ -205,21 +205,17 @@ def _layer_title(history: LayerHistory) -> str:
 
 def _no_layers(record: RunRecord) -> str:
     n = len(record.layers)
-    return _say(words.NO_COLUMNS.format(layers=plural(n, "layer")) if n else words.NO_LAYERS)
+    return say(words.NO_COLUMNS.format(layers=plural(n, "layer")) if n else words.NO_LAYERS)
 
 
 def _images(contents: Contents) -> str:
     batch, worst = contents.batch, contents.worst
     first = "<h3>A batch of training images</h3>"
-    first += gallery(batch) if batch else _say("No training images were kept in this run.")
+    first += gallery(batch) if batch else say("No training images were kept in this run.")
     when = f", after epoch {worst.epoch + 1}" if worst else ""
     second = f"<h3>The worst predictions{when}</h3>"
-    second += gallery(worst) if worst else _say("No predictions were kept in this run.")
+    second += gallery(worst) if worst else say("No predictions were kept in this run.")
     return first + second
-
-
-def _say(sentence: str) -> str:
-    return f'<p class="note">{text(sentence)}</p>'
 
 
 def _write(out: Path, html: str) -> None:

@@ -6,19 +6,32 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convlens.records import Epoch
-from convlens.views.markup import definitions, label, metric, number, plain, rich, text
+from convlens.views.markup import definitions, label, loss, metric, plain, rich, say, text
 
 NO_SUMMARY = "No summary of the model was recorded in this run."
 
-ENVIRONMENT = ("convlens", "python", "torch", "numpy", "platform", "device", "threads")
-ELSEWHERE = {"summary"}
+RUN = ("created", "status", "error", "wall_s", "seed", "command", "data", "model")
+MACHINE = ("convlens", "python", "torch", "numpy", "platform", "device", "threads")
+ELSEWHERE = ("summary",)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], foot: Sequence[str] = ()) -> str:
-    """An HTML table of texts that are escaped already; the first column names the row."""
-    head = "".join(f"<th scope=col>{cell}</th>" for cell in heads)
-    body = "".join(f"<tr>{_cells(cells)}</tr>" for cells in rows)
-    end = f"<tfoot><tr>{_cells(foot)}</tr></tfoot>" if foot else ""
+def table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    foot: Sequence[str] = (),
+    words: Sequence[int] = (0,),
+) -> str:
+    """An HTML table; everything is escaped here.
+
+    Args:
+        heads: one for each column.
+        rows: the cells, the first names its row.
+        foot: the last row, if any.
+        words: columns of words, set to the left; numbers stand to the right.
+    """
+    head = "".join(_cell("th scope=col", cell, i in words) for i, cell in enumerate(heads))
+    body = "".join(f"<tr>{_cells(cells, words)}</tr>" for cells in rows)
+    end = f"<tfoot><tr>{_cells(foot, words)}</tr></tfoot>" if foot else ""
     inner = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>{end}"
     return f'<div class="scroll" tabindex="0"><table>{inner}</table></div>'
 
@@ -29,69 +42,80 @@ def epochs_table(epochs: Sequence[Epoch], names: Sequence[str]) -> str:
     rows = [
         [
             str(epoch.epoch + 1),
-            number(epoch.train_loss),
-            plain(epoch.valid_loss),
+            loss(epoch.train_loss),
+            plain(None) if epoch.valid_loss is None else loss(epoch.valid_loss),
             *(metric(n, epoch.metrics[n]) if n in epoch.metrics else plain(None) for n in names),
             f"{epoch.wall_s:,.1f}",
         ]
         for epoch in epochs
     ]
-    return table([text(h) for h in heads], [[text(cell) for cell in cells] for cells in rows])
+    return table(heads, rows)
 
 
 def summary(recorded: object) -> str:
     """The model's summary, whatever columns its rows have."""
-    if not isinstance(recorded, dict):
-        return _say(NO_SUMMARY)
-    facts: dict[str, Any] = recorded
+    facts: dict[str, Any] = recorded if isinstance(recorded, dict) else {}
     rows = [row for row in _list(facts.get("rows")) if isinstance(row, dict)]
-    notes = "".join(_say(note) for note in _list(facts.get("notes")))
-    shape = facts.get("input_shape")
-    given = _say(f"Input: {plain(shape)} (channels × height × width)") if shape else ""
-    totals = facts.get("totals")
-    totals = totals if isinstance(totals, dict) else {}
+    notes = "".join(say(note) for note in _list(facts.get("notes")))
     if not rows:
-        return _say(NO_SUMMARY) + notes
-    return given + _summary_table(rows, totals) + notes
+        return say(NO_SUMMARY) + notes
+    shape = facts.get("input_shape")
+    given = say(f"Input: {plain(shape)}") if shape else ""
+    totals = facts.get("totals")
+    return given + _summary_table(rows, totals if isinstance(totals, dict) else {}) + notes
 
 
 def meta(values: Mapping[str, Any]) -> str:
-    """Everything the run knows of itself: versions and machine, the rest, long texts last."""
-    machine = {key: values[key] for key in ENVIRONMENT if key in values}
-    rest = {k: v for k, v in values.items() if k not in machine and k not in ELSEWHERE}
-    order = ("created", "status", "error", "wall_s", "seed", "command", "data", "model")
-    first = {key: rest[key] for key in order if key in rest}
-    groups = [first, {k: v for k, v in rest.items() if k not in first}, machine]
-    titles = ["Run", "Training", "Versions and machine"]
-    blocks = [
-        f"<div class=facts><h3>{title}</h3>{definitions(group)}</div>"
-        for title, group in zip(titles, groups, strict=True)
+    """Everything the run knows of itself; the model's text, which is long, comes last."""
+    values = {key: value for key, value in values.items() if key not in ELSEWHERE}
+    values, model_text = _without_model_text(values)
+    groups = {
+        "Run": {key: values[key] for key in RUN if key in values},
+        "Training": {k: v for k, v in values.items() if k not in (*RUN, *MACHINE)},
+        "Versions and machine": {key: values[key] for key in MACHINE if key in values},
+    }
+    blocks = "".join(
+        f'<div class="facts"><h3>{title}</h3>{definitions(group)}</div>'
+        for title, group in groups.items()
         if group
-    ]
-    return f"<div class=meta>{''.join(blocks)}</div>"
+    )
+    model = f"<h3>Model</h3><pre>{text(model_text)}</pre>" if model_text else ""
+    return f'<div class="meta">{blocks}</div>{model}'
+
+
+def _without_model_text(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    model = values.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("text"), str):
+        return values, ""
+    rest = {key: value for key, value in model.items() if key != "text"}
+    return {**values, "model": rest}, model["text"]
 
 
 def _summary_table(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) -> str:
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    heads = [text(label(key)) for key in keys]
-    cells = [[text(plain(row.get(key))) for key in keys] for row in rows]
+    keys = list(dict.fromkeys(k for row in rows for k, v in row.items() if v is not None))
+    words = [
+        i for i, key in enumerate(keys) if i == 0 or any(isinstance(r.get(key), str) for r in rows)
+    ]
+    cells = [[plain(row.get(key)) for key in keys] for row in rows]
     foot: list[str] = []
     if any(key in totals for key in keys):
-        foot = [text(plain(totals[key])) if key in totals else "" for key in keys]
+        foot = [plain(totals[key]) if key in totals else "" for key in keys]
         foot[0] = foot[0] or "total"
     others = {key: value for key, value in totals.items() if key not in keys}
-    more = f"<div class=facts>{rich(others)}</div>" if others else ""
-    return table(heads, cells, foot) + more
+    more = f'<div class="facts">{rich(others)}</div>' if others else ""
+    return table([label(key) for key in keys], cells, foot, words) + more
 
 
-def _cells(cells: Sequence[str]) -> str:
-    first, rest = cells[0], cells[1:]
-    return f"<th scope=row>{first}</th>" + "".join(f"<td>{cell}</td>" for cell in rest)
+def _cells(cells: Sequence[str], words: Sequence[int]) -> str:
+    tags = ["th scope=row", *["td"] * (len(cells) - 1)]
+    pairs = enumerate(zip(tags, cells, strict=True))
+    return "".join(_cell(tag, cell, i in words) for i, (tag, cell) in pairs)
+
+
+def _cell(tag: str, cell: str, is_words: bool) -> str:
+    style = ' class="words"' if is_words else ""
+    return f"<{tag}{style}>{text(cell)}</{tag.split()[0]}>"
 
 
 def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _say(words: object) -> str:
-    return f"<p class=note>{text(words)}</p>"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from convlens.records import Epoch, Finding, LayerHistory, RunRecord, StepSeries
-from convlens.views.markup import NONE, duration, metric, number, percent, plural, text
+from convlens.views.markup import NONE, duration, loss, metric, number, percent, plural, text
 from convlens.views.timeline import Grid
 
 STATUS = {
@@ -38,9 +38,11 @@ def metric_names(epochs: Sequence[Epoch]) -> list[str]:
 def headline(record: RunRecord) -> list[tuple[str, str]]:
     """The figures at the top, as label and value."""
     meta, epochs = record.meta, record.epochs
-    figures = [(name, metric(name, v)) for name, v in (epochs[-1].metrics if epochs else {}).items()]
+    figures = [
+        (name, metric(name, v)) for name, v in (epochs[-1].metrics if epochs else {}).items()
+    ]
     if epochs and epochs[-1].valid_loss is not None:
-        figures.append(("validation loss", number(epochs[-1].valid_loss)))
+        figures.append(("validation loss", loss(epochs[-1].valid_loss)))
     planned = meta.get("n_epochs")
     of = f" of {planned}" if isinstance(planned, int) and planned != len(epochs) else ""
     figures.append(("epochs", f"{len(epochs)}{of}"))

@@ -1,0 +1,101 @@
+"""Arithmetic of kernels on a grid, for one axis: sizes, padding, positions, pixels left out."""
+
+from __future__ import annotations
+
+from convlens.errors import ArgumentError
+
+Padding = int | tuple[int, int]
+"""Pixels added on both sides, or before and after."""
+
+
+def output_size(
+    size: int, kernel_size: int, stride: int = 1, padding: Padding = 0, dilation: int = 1
+) -> int:
+    """Positions that a kernel takes along an axis of ``size`` pixels.
+
+    floor((size + before + after − dilation·(kernel_size − 1) − 1) / stride) + 1, as in
+    `torch.nn.Conv2d`.
+
+    Args:
+        size: pixels of the input.
+        kernel_size: pixels of the kernel.
+        stride: pixels that the kernel moves at a time.
+        padding: pixels added on both sides, or (before, after).
+        dilation: distance between the kernel's pixels.
+
+    Raises:
+        ArgumentError: for sizes below 1, negative padding, or a kernel that does not fit.
+    """
+    before, after = _check(size, kernel_size, stride, padding, dilation)
+    room = size + before + after - (dilation * (kernel_size - 1) + 1)
+    if room < 0:
+        raise ArgumentError(
+            f"kernel_size={kernel_size} with dilation={dilation} spans "
+            f"{dilation * (kernel_size - 1) + 1} pixels, but size={size} with padding={padding} "
+            f"has {size + before + after}; give a smaller kernel or more padding."
+        )
+    return room // stride + 1
+
+
+def same_padding(
+    size: int, kernel_size: int, stride: int = 1, dilation: int = 1
+) -> tuple[int, int]:
+    """Padding (before, after) that gives ceil(size / stride) positions; the odd pixel goes after.
+
+    The least padding that does so, as TensorFlow's "SAME" has it; with stride 1 it is that of
+    ``padding="same"`` in torch.
+
+    Raises:
+        ArgumentError: for sizes below 1.
+    """
+    _check(size, kernel_size, stride, 0, dilation)
+    count = -(-size // stride)
+    total = max(0, (count - 1) * stride + dilation * (kernel_size - 1) + 1 - size)
+    return total // 2, total - total // 2
+
+
+def positions(
+    size: int, kernel_size: int, stride: int = 1, padding: Padding = 0, dilation: int = 1
+) -> list[tuple[int, ...]]:
+    """Pixels that the kernel reads at each of its positions; below 0 or from ``size`` on: padding.
+
+    Raises:
+        ArgumentError: as `output_size`.
+    """
+    count = output_size(size, kernel_size, stride, padding, dilation)
+    before = padding if isinstance(padding, int) else padding[0]
+    return [
+        tuple(place * stride - before + k * dilation for k in range(kernel_size))
+        for place in range(count)
+    ]
+
+
+def uncovered(
+    size: int, kernel_size: int, stride: int = 1, padding: Padding = 0, dilation: int = 1
+) -> list[int]:
+    """Pixels of the input that no position of the kernel reads, because sizes are rounded down.
+
+    Raises:
+        ArgumentError: as `output_size`.
+    """
+    read = {
+        pixel
+        for pixels in positions(size, kernel_size, stride, padding, dilation)
+        for pixel in pixels
+    }
+    return [pixel for pixel in range(size) if pixel not in read]
+
+
+def _check(
+    size: int, kernel_size: int, stride: int, padding: Padding, dilation: int
+) -> tuple[int, int]:
+    sizes = {"size": size, "kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+    for name, value in sizes.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArgumentError(f"{name}={value!r} must be a whole number of at least 1.")
+    both = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    if len(both) != 2 or any(not isinstance(p, int) or p < 0 for p in both):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(
+            f"padding={padding!r} must be a whole number from 0, or two of them: before and after."
+        )
+    return both

@@ -1,0 +1,145 @@
+"""What each layer costs: parameters, multiplications, activations, counted during a fake run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+Formula = Callable[..., int]
+
+
+@dataclass
+class Usage:
+    """What one module did in a run.
+
+    Attributes:
+        name: its qualified name.
+        module: the module.
+        calls: how often it ran.
+        multiplications: those of the operators for which it was the innermost module.
+        activations: numbers in its outputs, of all calls together.
+        output_shape: of its last call; empty if that was not one tensor.
+        uncounted: operators run here that may multiply and are not in ``multiplications``.
+    """
+
+    name: str
+    module: nn.Module
+    calls: int = 0
+    multiplications: int = 0
+    activations: int = 0
+    output_shape: tuple[int, ...] = ()
+    uncounted: set[str] = field(default_factory=set[str])
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of a module's own parameters, each counted where it is met first.
+
+    Attributes:
+        trainable: numbers that the optimizer changes.
+        frozen: numbers with ``requires_grad`` off.
+        shared: numbers counted at another layer already.
+    """
+
+    trainable: int = 0
+    frozen: int = 0
+    shared: int = 0
+
+
+class CostCounter:
+    """Counts while a model runs; see `tracing.Observer`.
+
+    Multiplications are half of what the formulas of `torch.utils.flop_counter` give, which count
+    one multiplication and one addition for each product of a convolution or matrix product.
+    """
+
+    def __init__(self) -> None:
+        self.usage: dict[str, Usage] = {}
+        self._formulas: Mapping[Any, Formula] = FlopCounterMode(display=False).flop_registry
+
+    def begin(self, tensor: Tensor) -> None:
+        """Nothing to do."""
+
+    def enter(self, name: str, module: nn.Module) -> None:
+        """A module is about to run: its place in the order is that of its first run."""
+        self.usage.setdefault(name, Usage(name, module)).calls += 1
+
+    def operator(
+        self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, layer: str
+    ) -> None:  # noqa: ANN401
+        """An operator has run in a layer."""
+        usage = self.usage[layer]
+        formula = self._formulas.get(function._overloadpacket)
+        if formula is not None:
+            usage.multiplications += formula(*args, **kwargs, out_val=out) // 2
+        elif torch.Tag.pointwise in function.tags and isinstance(out, Tensor):
+            usage.uncounted.add(function._overloadpacket.__name__.strip("_"))
+
+    def leave(self, name: str, module: nn.Module, output: object) -> None:
+        """A module has run."""
+        shapes = [tuple(leaf.shape) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        usage = self.usage[name]
+        usage.output_shape = shapes[0] if len(shapes) == 1 else ()
+        usage.activations += sum(torch.Size(shape).numel() for shape in shapes)
+
+
+def own_parameters(module: nn.Module, met: set[int]) -> Parameters:
+    """Count a module's own parameters, without its children's.
+
+    Args:
+        module: the module.
+        met: identities of the parameters counted before; those met here are added.
+    """
+    trainable = frozen = shared = 0
+    for parameter in module.parameters(recurse=False):
+        n = parameter.numel()
+        if id(parameter) in met:
+            shared += n
+        elif parameter.requires_grad:
+            trainable += n
+        else:
+            frozen += n
+        met.add(id(parameter))
+    return Parameters(trainable, frozen, shared)
+
+
+def window(module: nn.Module) -> dict[str, Any]:
+    """Kernel, stride, padding, dilation and groups of a convolution or pooling, where it has them.
+
+    Sizes are lists with one number for each axis; padding may be a word, such as ``"same"``.
+    """
+    axes = next((n for n in (1, 2, 3) if type(module).__name__.endswith(f"{n}d")), None)
+    found: dict[str, Any] = {}
+    for name in ("kernel_size", "stride", "padding", "dilation"):
+        value = getattr(module, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and axes:
+            value = (value,) * axes
+        if isinstance(value, tuple) and all(isinstance(size, int) for size in value):
+            found[name] = list(value)
+        elif isinstance(value, str):
+            found[name] = value
+    if "kernel_size" not in found:
+        return {}
+    groups = getattr(module, "groups", None)
+    return found | ({"groups": groups} if isinstance(groups, int) else {})
+
+
+def inputs_per_output(module: nn.Module) -> tuple[int, int] | None:
+    """How many numbers go into one position's window, and how many come out of it.
+
+    A 5×5 kernel on one grey channel has 25 for its 8 filters. Where there are groups, both are
+    those of one group. None for anything but convolutions and linear layers, and for transposed
+    convolutions, whose positions differ.
+    """
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        inputs = module.weight[0].numel()  # C_in / groups · k · k
+        return inputs, module.out_channels // module.groups
+    return None

@@ -1,0 +1,231 @@
+"""Receptive fields: which input pixels take part in each unit of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor, nn
+
+from convlens.errors import ArgumentError, find_layer
+from convlens.geometry import shapes
+from convlens.geometry.reach import Field, Ints, Known, Reach, Unknown
+from convlens.geometry.tracing import trace
+from convlens.geometry.tracker import FieldTracker
+
+
+@dataclass(frozen=True)
+class LayerField:
+    """What the units of one layer's output see, by spatial axis of the input (H, W for images).
+
+    `size`, `jump` and `start` are those on an input without edges. An entry is None where it
+    differs from position to position, and where it is not known to be the same for all channels.
+    `first` and `last` are exact: they count no padding and no pixel that is never read.
+
+    Attributes:
+        name: the module's qualified name.
+        output_shape: shape of the layer's output for one image; empty if it is not one tensor.
+        grid: the output's axes on which units have a place: (H, W) after a convolution, all but
+            the batch axis for an output that is not (N, C, …) with the input's axes.
+        size: input pixels from the field's first to its last, the padding included.
+        jump: input pixels between the fields of neighbouring units; None too without neighbours
+            in order, as after `nn.Flatten`.
+        start: first input pixel of the first unit's field, negative in the padding.
+        first: for each axis the first input pixel seen, shape (grid[axis],); shape ``grid`` where
+            it differs along other axes too. 0 with a ``last`` of −1 if the unit sees nothing.
+        last: for each axis the last input pixel seen, like ``first``.
+        unknown: what is not known about, as an operator's name; empty if all is known.
+        whole: whether every unit's field goes from the first to the last pixel of each axis.
+    """
+
+    name: str
+    output_shape: tuple[int, ...]
+    grid: tuple[int, ...]
+    size: tuple[int | None, ...]
+    jump: tuple[int | None, ...]
+    start: tuple[int | None, ...]
+    first: tuple[Ints, ...] = ()
+    last: tuple[Ints, ...] = ()
+    unknown: str = ""
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class ReceptiveFields(Mapping[str, LayerField]):
+    """The receptive fields of a model's layers, by the modules' qualified names.
+
+    A module that runs several times, such as a ReLU used twice in a block, has the field of its
+    last run here, and those of all runs in ``calls``. The model itself has the name ``""``.
+
+    Attributes:
+        input_shape: (1, C, …) of the image that the fields are for.
+        layers: the field of each module's last run, in the order in which they ended first.
+        calls: the fields of all runs of each module.
+    """
+
+    input_shape: tuple[int, ...]
+    layers: Mapping[str, LayerField]
+    calls: Mapping[str, Sequence[LayerField]] = field(repr=False)
+
+    def __getitem__(self, layer: str | int) -> LayerField:
+        """The field of a layer, by name or index.
+
+        Raises:
+            LayerNotFoundError: if there is no such layer, with the closest names.
+        """
+        names = list(self.layers)
+        return self.layers[names[find_layer(layer, names)]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.layers
+
+    def rectangle(self, layer: str | int, *unit: int) -> tuple[tuple[int, int], ...] | None:
+        """Input pixels that one unit sees: (first, last) for each axis, both within the input.
+
+        ``rectangle("0.0", row, col)`` is ((top, bottom), (left, right)), both inclusive.
+
+        Args:
+            layer: a module's name, or an index.
+            unit: the unit's place on the layer's grid, as many numbers as that has axes.
+
+        Returns:
+            None if the unit sees nothing but padding.
+
+        Raises:
+            LayerNotFoundError: if there is no such layer.
+            ArgumentError: if the field is unknown, or the unit lies outside the grid.
+        """
+        found = self[layer]
+        if found.unknown:
+            raise ArgumentError(
+                f"layer={layer!r} has an unknown receptive field, because of {found.unknown}; "
+                "ask for a layer before it."
+            )
+        grid = found.grid
+        if len(unit) != len(grid) or any(
+            not 0 <= place < n for place, n in zip(unit, grid, strict=True)
+        ):
+            raise ArgumentError(
+                f"unit={unit} is no place on the grid of layer {layer!r}, which is "
+                f"{shapes.times(grid)}; give {len(grid)} indices from 0."
+            )
+        edges: list[tuple[int, int]] = []
+        for axis, (first, last) in enumerate(zip(found.first, found.last, strict=True)):
+            place = unit if first.ndim == len(grid) and first.shape == grid else unit[axis]
+            edges.append((int(first[place]), int(last[place])))
+        return None if any(first > last for first, last in edges) else tuple(edges)
+
+
+def receptive_field(model: nn.Module, input_shape: Sequence[int] | Tensor) -> ReceptiveFields:
+    """Find which input pixels each unit of each layer sees, without running the model.
+
+    The rule for convolutions and pooling is r ← r + (k − 1)·dilation·jump, jump ← jump·stride; it
+    is followed for every position through every branch. Batch normalization is that of evaluation.
+    What a layer sees after an operator that is not known here is said to be unknown.
+
+    Args:
+        model: any module that takes one tensor. Its weights, buffers and modes stay as they are.
+        input_shape: (N, C, L), (N, C, H, W) or (N, C, D, H, W), or a tensor of that shape.
+
+    Raises:
+        ArgumentError: if the shape is none, or does not fit the model.
+    """
+    shape = (1, *shapes.check_input(input_shape)[1:])
+    collector = FieldCollector(shape)
+    trace(model, input_shape, [FieldTracker(collector.seen)])
+    return collector.result()
+
+
+class FieldCollector:
+    """Makes a `LayerField` of each module's run."""
+
+    def __init__(self, input_shape: tuple[int, ...]) -> None:
+        self._input_shape = input_shape
+        self._calls: dict[str, list[LayerField]] = {}
+
+    def seen(self, name: str, _: nn.Module, shape: tuple[int, ...] | None, known: Known) -> None:
+        """A module has run."""
+        made = layer_field(name, self._input_shape, shape or (), known)
+        self._calls.setdefault(name, []).append(made)
+
+    def result(self) -> ReceptiveFields:
+        """The fields of all modules that have run."""
+        layers = {name: calls[-1] for name, calls in self._calls.items()}
+        return ReceptiveFields(self._input_shape, layers, self._calls)
+
+
+def layer_field(
+    name: str, input_shape: tuple[int, ...], shape: tuple[int, ...], known: Known
+) -> LayerField:
+    """What a layer's output of a given shape sees, for people."""
+    n_axes = len(input_shape) - 2
+    if not isinstance(known, tuple):
+        grid = shape[2:] if len(shape) == len(input_shape) else shape[1:]
+        nothing: tuple[int | None, ...] = (None,) * n_axes
+        reason = known.operator if isinstance(known, Unknown) else "no dependence on the input"
+        return LayerField(name, shape, grid, nothing, nothing, nothing, unknown=reason)
+    like_input = _has_grid(known, shape, len(input_shape))
+    grid, drop = (shape[2:], (0, 1)) if like_input else (shape[1:], (0,))
+    arrays = [_edges(r, drop, grid, a if like_input else None) for a, r in enumerate(known)]
+    n_pixels = input_shape[2:]
+    return LayerField(
+        name,
+        shape,
+        grid,
+        size=tuple(_size(r) for r in known),
+        jump=tuple(
+            r.rule.jump if r.rule and r.dim is not None else None for r in known
+        ),
+        start=tuple(r.rule.start if r.rule else None for r in known),
+        first=tuple(first for first, _ in arrays),
+        last=tuple(last for _, last in arrays),
+        whole=all(
+            bool((first == 0).all() and (last == n - 1).all())
+            for (first, last), n in zip(arrays, n_pixels, strict=True)
+        ),
+    )
+
+
+def _has_grid(known: Field, shape: tuple[int, ...], rank: int) -> bool:
+    """Whether the output is (N, C, …) with the input's axes in their places."""
+    return len(shape) == rank and all(
+        reach.dim == axis + 2
+        or (reach.dim is None and (reach.mixed or reach.first.shape[1] == 1))
+        for axis, reach in enumerate(known)
+    )
+
+
+def _size(reach: Reach) -> int | None:
+    return reach.rule.size if reach.rule else None
+
+
+def _edges(
+    reach: Reach, drop: tuple[int, ...], grid: tuple[int, ...], axis: int | None
+) -> tuple[Ints, Ints]:
+    """First and last pixel by place, for all channels together: one line if that says it all."""
+    if not reach.first.ndim:
+        return reach.first, reach.last
+    drop = tuple(d for d in drop if d < reach.first.ndim)
+    first, last = reach.first.min(axis=drop), reach.last.max(axis=drop)
+    first, last = np.where(first > last, 0, first), np.where(first > last, -1, last)
+    if axis is None:
+        return np.broadcast_to(first, grid), np.broadcast_to(last, grid)
+    others = tuple(a for a in range(len(grid)) if a != axis)
+
+    def line(array: Ints) -> Ints | None:
+        least = array.min(axis=others)
+        if bool((least == array.max(axis=others)).all()):
+            return np.broadcast_to(least, (grid[axis],))
+        return None
+
+    lines = line(first), line(last)
+    if lines[0] is not None and lines[1] is not None:
+        return lines[0], lines[1]
+    return np.broadcast_to(first, grid), np.broadcast_to(last, grid)

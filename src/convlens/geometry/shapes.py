@@ -1,0 +1,110 @@
+"""Checks of input shapes, and the sentences for a model that does not fit one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convlens.errors import ArgumentError
+
+LETTERS = {2: "N, F", 3: "N, C, L", 4: "N, C, H, W", 5: "N, C, D, H, W"}
+"""What the axes of a tensor of each rank are called."""
+
+Convolution = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+def check_input(value: object) -> tuple[int, ...]:
+    """The shape of an input, given as a shape or as a tensor.
+
+    Raises:
+        ArgumentError: if it is no sequence of two to five whole numbers of at least 1.
+    """
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence | Tensor | torch.Size):
+        raise ArgumentError(
+            f"input_shape={value!r} is no shape; give a tensor or a tuple such as (1, 3, 224, 224), "
+            "which is (N, C, H, W)."
+        )
+    shape: tuple[Any, ...] = tuple(value.shape) if isinstance(value, Tensor) else tuple(value)
+    if len(shape) not in LETTERS:
+        raise ArgumentError(
+            f"input_shape={shape} has {len(shape)} axes; give 2 to 5, batch and channels first, "
+            "such as (N, C, H, W) = (1, 3, 224, 224)."
+        )
+    for letter, size in zip(LETTERS[len(shape)].split(", "), shape, strict=True):
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ArgumentError(
+                f"input_shape={shape} has {letter} = {size!r}; every size must be a whole number "
+                "of at least 1."
+            )
+    return shape
+
+
+def times(shape: Sequence[int]) -> str:
+    """Sizes as people write them: 8×14×14."""
+    return "×".join(map(str, shape))
+
+
+def named(shape: Sequence[int]) -> str:
+    """A shape with its letters: (N, C, H, W) = (1, 8, 14, 14)."""
+    letters = LETTERS.get(len(shape))
+    return f"({letters}) = {tuple(shape)}" if letters else f"{tuple(shape)}"
+
+
+def refuse_unbatched(name: str, module: nn.Module, shape: Sequence[int]) -> None:
+    """Refuse (C, H, W) where (N, C, H, W) is meant: torch would take it, and mean one image."""
+    if not isinstance(module, Convolution) or len(shape) != len(module.weight.shape) - 1:
+        return
+    raise ArgumentError(
+        f"input_shape leaves layer {name!r} ({type(module).__name__}) with {tuple(shape)}, which "
+        f"has no batch axis; give ({LETTERS[len(shape) + 1]}), for one image (1, …)."
+    )
+
+
+def misfit(name: str, module: nn.Module, shapes: Sequence[Sequence[int]], error: Exception) -> str:
+    """The sentence for a module that raised on what it was given."""
+    got = " and ".join(_spelled(module, shape) for shape in shapes) or "no tensor"
+    where = f"layer {name!r} ({type(module).__name__})" if name else f"the {type(module).__name__}"
+    expected = _expected(module, shapes[0]) if len(shapes) == 1 else None
+    if expected is None:
+        words = " ".join(str(error).split()) or type(error).__name__
+        return f"input_shape does not fit the model: {where} got {got} and raised: {words}"
+    return f"input_shape does not fit the model: {where} got {got}, but {expected}."
+
+
+def _spelled(module: nn.Module, shape: Sequence[int]) -> str:
+    if isinstance(module, nn.Linear):
+        letters = ", ".join(["N", *("…" for _ in shape[2:]), "F"])
+        return f"({letters}) = {tuple(shape)}"
+    return named(shape)
+
+
+def _expected(module: nn.Module, shape: Sequence[int]) -> str | None:
+    """What the module's weight expects, None where that is not what is wrong."""
+    if isinstance(module, Convolution):
+        rank, weight = len(module.weight.shape), tuple(module.weight.shape)
+        if len(shape) == rank and shape[1] == module.in_channels:
+            return None
+        in_out = "C_in, C_out / groups" if module.transposed else "C_out, C_in / groups"
+        kernel = ", ".join(f"k{letter}" for letter in LETTERS[rank].split(", ")[2:])
+        groups = f" and groups = {module.groups}" if module.groups > 1 else ""
+        return (
+            f"its weight ({in_out}, {kernel}) = {weight}{groups} expects ({LETTERS[rank]}) "
+            f"with C = {module.in_channels}"
+        )
+    if isinstance(module, nn.Linear) and shape[-1] != module.in_features:
+        weight = tuple(module.weight.shape)
+        return f"its weight (F_out, F_in) = {weight} expects F = {module.in_features}"
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        if len(shape) > 1 and shape[1] != module.num_features:
+            return f"its weight has one number for each of C = {module.num_features} channels"
+    return None
