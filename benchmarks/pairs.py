@@ -20,7 +20,13 @@ Sides = Mapping[str, Callable[[], None]]
 
 
 def compare(
-    title: str, sides: Sides, base: str, target: float | None, rounds: int, steps: int = 1
+    title: str,
+    sides: Sides,
+    base: str,
+    target: float | None,
+    rounds: int,
+    steps: int = 1,
+    extra: Mapping[str, Callable[[], float]] | None = None,
 ) -> dict[str, object]:
     """Time every side in every round, print a table, and return the figures.
 
@@ -31,6 +37,7 @@ def compare(
         target: the ratio that the side ``"watched"`` or ``"learner"`` should reach.
         rounds: how often each side is timed.
         steps: training steps in a call, for the report.
+        extra: seconds a call of rare work, which a median does not see; added to the side's times.
     """
     rng = np.random.default_rng(0)
     names = list(sides)
@@ -42,6 +49,9 @@ def compare(
             start = time.perf_counter()
             sides[names[k]]()
             times[names[k]][i] = time.perf_counter() - start
+    for name, seconds in (extra or {}).items():
+        times[name] += seconds()
+        print(f"  ({name}: rare work of {1e3 * seconds():.3f} ms a call is spread over its calls)")
     print(f"\n{title}: {rounds} rounds of {steps} step(s) a side, {machine()}")
     print(f"  {base:<24} {1e3 * np.median(times[base]) / steps:8.3f} ms a step")
     result: dict[str, object] = {"title": title, "rounds": rounds, "steps": steps}

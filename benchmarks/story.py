@@ -9,9 +9,9 @@ import json
 import sys
 
 import torch
-from pairs import machine
 
 import convlens as cl
+from pairs import machine
 
 STORY = [
     # title, norm, one-cycle, learning rate, epochs, seeds, the mean that the chapter leads to expect

@@ -229,6 +229,13 @@ def test_growth_and_collapse_again_and_again() -> None:
     assert "at step 19, 39, 59, 79 …" in finding.text
 
 
+def test_scatter_of_what_a_collapse_left_is_no_cycle() -> None:
+    once = np.interp(np.arange(N_STEPS), [0, 5, 10, 400], [1.0, 50.0, 0.1, 0.1])
+    scatter = np.where(np.arange(N_STEPS) % 40 == 20, 10.0, 1.0)
+    layers = [make_history(std=once * scatter)]
+    assert "activation-cycles" not in kinds(replace(HEALTHY, layers=layers))
+
+
 def test_one_rise_and_fall_is_no_cycle() -> None:
     once = np.interp(np.arange(N_STEPS), [0, 100, 200, 400], [0.1, 2.0, 0.1, 0.1])
     assert kinds(replace(HEALTHY, layers=[make_history(std=once)])) == ["healthy"]

@@ -136,9 +136,13 @@ def test_wrong_numbers_are_refused():
         sentence = rf"batch_size={wrong!r} does not work; give a whole number of at least 1"
         with pytest.raises(ArgumentError, match=sentence):
             loader(batch_size=wrong)
-    with pytest.raises(ArgumentError, match=r"seed=-1 does not work; give a whole number of at least 0"):
+    with pytest.raises(
+        ArgumentError, match=r"seed=-1 does not work; give a whole number of at least 0"
+    ):
         loader(seed=-1)
-    with pytest.raises(ArgumentError, match=r"epoch=-2 does not work; give a whole number of at least 0"):
+    with pytest.raises(
+        ArgumentError, match=r"epoch=-2 does not work; give a whole number of at least 0"
+    ):
         loader().set_epoch(-2)
     with pytest.raises(ArgumentError, match=r"drop_last=True leaves no batch: there are 10 images"):
         loader(batch_size=11, drop_last=True)

@@ -131,6 +131,16 @@ def test_a_damaged_embedded_file_stops_mnist(tmp_path, monkeypatch):
         mnist(device="cpu")
 
 
+def test_one_changed_byte_in_a_copy_of_the_labels_is_found(tmp_path):
+    name = "t10k-labels-idx1-ubyte"
+    raw = bytearray(lzma.decompress((embedded.FOLDER / f"{name}.xz").read_bytes()))
+    raw[5_000] ^= 1
+    copy = tmp_path / f"{name}.xz"
+    copy.write_bytes(lzma.compress(bytes(raw), preset=0))
+    with pytest.raises(DataError, match=rf"{name}\.xz is damaged: .* expected ff7bcfd4\w+; reinst"):
+        read_idx_xz(copy, embedded.SHA256[name])
+
+
 @pytest.mark.parametrize(
     ("raw", "sentence"),
     [

@@ -153,6 +153,27 @@ def test_a_huge_loss_makes_the_axis_logarithmic_and_nan_is_marked():
     assert len(ax.collections[0].get_paths()) == 10
 
 
+def test_epochs_without_steps_or_validation_are_only_marked():
+    ax = plot_loss(empty_steps(), epochs_of(2, 10, valid=False))
+    render(ax)
+    assert words(ax) == ["epoch 1", "2"]
+    assert legend(ax) == []
+
+
+def test_a_huge_validation_loss_makes_the_axis_logarithmic():
+    epochs = [dataclasses.replace(epoch, valid_loss=1e7) for epoch in epochs_of(2, 50)]
+    assert plot_loss(training(100), epochs).get_yscale() == "log"
+
+
+def test_tiny_values_are_written_at_their_ticks_and_not_as_a_factor_above():
+    steps = training(50)
+    rates = {"lr": steps.hypers["lr"] * 1e-6}
+    rate, _ = plot_sched(dataclasses.replace(steps, hypers=rates), epochs_of(1, 50))
+    render(rate)
+    assert rate.yaxis.get_offset_text().get_text() == ""
+    assert "8e−08" in [label.get_text() for label in rate.get_yticklabels()]
+
+
 def test_only_nan_losses_still_draw():
     steps = dataclasses.replace(training(5), loss=np.full(5, np.nan))
     ax = plot_loss(steps)
@@ -324,6 +345,28 @@ def test_the_range_is_the_quantiles_of_all_values_and_zero():
     assert value_range(positive, None)[0] == 0.0
     assert value_range(data, 2) == (-2.0, 2.0)
     assert value_range(data, (-1, 3)) == (-1.0, 3.0)
+
+
+def test_a_few_huge_values_do_not_press_the_others_flat():
+    rng = np.random.default_rng(0)
+    values = [np.append(rng.normal(0, 1, 3999), 1e30) for _ in range(20)]
+    data = history([sketch(v, step) for step, v in enumerate(values)])
+    ax = color_dim(data)
+    render(ax)
+    assert 2.5 < ax.get_ylim()[1] < 4
+    assert "% lie outside" in ax.get_ylabel()
+    assert mesh_of(ax).get_array().sum() > 0.99 * 20 * 4000
+
+
+def test_color_dim_draws_into_given_axes_of_an_own_figure():
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    assert color_dim(cycles(590, n_values=400), right, epochs_of(5, 118)) is right
+    render(right)
+    assert plt.get_fignums() == [figure.number]
+    assert not left.has_data()
+    assert mesh_of(right).get_array().shape == (100, 590)
+    box = mesh_of(right).colorbar.ax.get_tightbbox()
+    assert box.x1 <= figure.bbox.x1, "the colour bar's label is not cut off"
 
 
 def test_what_lies_outside_the_range_is_said():

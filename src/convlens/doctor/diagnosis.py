@@ -66,8 +66,8 @@ def _healthy(record: RunRecord) -> Finding:
     loss = record.steps.loss
     tenth = max(len(loss) // 10, 5)
     watched = (
-        f"in none of the {len(record.layers)} watched layers were {DEAD_NOTE:.0%} of the channels "
-        "dead, any value not finite, or activations that grew and collapsed again and again."
+        f"none of the {len(record.layers)} watched layers had {DEAD_NOTE:.0%} of its channels "
+        "dead, a value that was not finite, or activations that grew and collapsed again and again."
         if record.layers
         else "no layers were watched, so nothing is known of the activations; train with "
         "watching on to see them."

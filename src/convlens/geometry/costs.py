@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -140,6 +141,6 @@ def inputs_per_output(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        inputs = module.weight[0].numel()  # C_in / groups · k · k
+        inputs = module.in_channels // module.groups * prod(module.kernel_size)
         return inputs, module.out_channels // module.groups
     return None

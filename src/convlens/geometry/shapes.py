@@ -62,7 +62,7 @@ def named(shape: Sequence[int]) -> str:
 
 def refuse_unbatched(name: str, module: nn.Module, shape: Sequence[int]) -> None:
     """Refuse (C, H, W) where (N, C, H, W) is meant: torch would take it, and mean one image."""
-    if not isinstance(module, Convolution) or len(shape) != len(module.weight.shape) - 1:
+    if not isinstance(module, Convolution) or len(shape) != len(module.kernel_size) + 1:
         return
     raise ArgumentError(
         f"input_shape leaves layer {name!r} ({type(module).__name__}) with {tuple(shape)}, which "
@@ -91,18 +91,20 @@ def _spelled(module: nn.Module, shape: Sequence[int]) -> str:
 def _expected(module: nn.Module, shape: Sequence[int]) -> str | None:
     """What the module's weight expects, None where that is not what is wrong."""
     if isinstance(module, Convolution):
-        rank, weight = len(module.weight.shape), tuple(module.weight.shape)
+        rank = len(module.kernel_size) + 2
         if len(shape) == rank and shape[1] == module.in_channels:
             return None
-        in_out = "C_in, C_out / groups" if module.transposed else "C_out, C_in / groups"
+        ends = [("C_out", module.out_channels), ("C_in", module.in_channels)]
+        (outer, n_outer), (inner, n_inner) = ends[::-1] if module.transposed else ends
+        weight = (n_outer, n_inner // module.groups, *module.kernel_size)
         kernel = ", ".join(f"k{letter}" for letter in LETTERS[rank].split(", ")[2:])
         groups = f" and groups = {module.groups}" if module.groups > 1 else ""
         return (
-            f"its weight ({in_out}, {kernel}) = {weight}{groups} expects ({LETTERS[rank]}) "
+            f"its weight ({outer}, {inner} / groups, {kernel}) = {weight}{groups} expects ({LETTERS[rank]}) "
             f"with C = {module.in_channels}"
         )
     if isinstance(module, nn.Linear) and shape[-1] != module.in_features:
-        weight = tuple(module.weight.shape)
+        weight = (module.out_features, module.in_features)
         return f"its weight (F_out, F_in) = {weight} expects F = {module.in_features}"
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
         if len(shape) > 1 and shape[1] != module.num_features:

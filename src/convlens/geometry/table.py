@@ -1,250 +1,362 @@
-"""The table of a model's layers: plain numbers, and the four ways in which it is shown."""
+"""The summary of a model: one row for each layer, and totals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from html import escape
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from torch import Tensor, nn
 
-Number = int | float
+from convlens.geometry import shapes
+from convlens.geometry.costs import CostCounter, Usage, inputs_per_output, own_parameters, window
+from convlens.geometry.fields import FieldCollector, LayerField, ReceptiveFields
+from convlens.geometry.tracing import trace
+from convlens.geometry.tracker import FieldTracker
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = (
+    "layer",
+    "kind",
+    "output",
+    "kernel",
+    "stride",
+    "padding",
+    "parameters",
+    "multiplications",
+    "activations",
+    "in/out",
+    "field",
+    "jump",
+)
+"""Headings of the table. The first three and the windows are words, the rest are numbers."""
+
+N_WORDS = 6
+"""How many of the columns are set to the left."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One call of one layer. Where a thing does not apply or is not known, it is None.
+    """What the table says of one module, for one image.
+
+    A module has a row if it runs and has no children, or owns parameters or multiplications
+    itself. Numbers of a module that runs several times are those of all its runs together; its
+    output and field are those of the last.
 
     Attributes:
-        name: the module's qualified name; ``""`` is the model itself.
-        kind: the module's class name.
-        call: 0 for the module's first call, 1 for its second, …
-        executed: False for a module with parameters that was never called.
-        output_shape: (N, C, H, W) or what it is, of the first tensor it returns.
-        in_channels: channels of the input, or numbers for a linear layer.
-        out_channels: channels of the output, or numbers for a linear layer.
-        kernel_size: pixels along each axis.
-        stride: pixels along each axis.
-        padding: pixels along each axis, or ``"same"`` or ``"valid"``.
-        dilation: pixels between neighbours of the kernel, along each axis.
-        groups: groups of channels of a convolution.
-        parameters: trainable and frozen together; what an earlier row counted is not counted again.
-        trainable: parameters with ``requires_grad``.
-        frozen: parameters without.
-        multiplications: per image, of convolutions and matrix products.
-        activations: numbers in the output, per image.
-        inputs_per_output: numbers that a convolution reads at one position for each that it writes
-            there: C_in · kH · kW / C_out. At most 1: it compresses nothing.
-        receptive_field: input positions seen, along each axis of the input, unclipped by its edge;
-            None for an axis where it differs from position to position.
-        jump: input positions between the fields of neighbours, along each axis; 0 where all see
-            the same.
-        receptive_field_unknown: the operator that is not understood, where one came before.
+        name: qualified name; empty for the model itself.
+        kind: class name.
+        calls: how often it ran; 0 for a module with parameters that did not run.
+        output_shape: N, C, … with N = 1; empty if it ran not or its output is not one tensor.
+        window: kernel_size, stride, padding, dilation and groups, where it has them.
+        trainable: numbers of its parameters that the optimizer changes.
+        frozen: numbers of its parameters that it does not.
+        shared: numbers of its parameters that another row has counted already.
+        multiplications: of its convolutions and matrix products.
+        activations: numbers in its outputs; None for a module with children, which count theirs.
+        inputs: numbers that one position of a convolution, or a linear layer, reads.
+        outputs: numbers that it makes of them.
+        field: size of the receptive field along each axis, in pixels, the padding included; None
+            along an axis where it differs from position to position.
+        jump: pixels between the fields of neighbouring units, along each axis.
+        field_note: "all" if every unit sees the whole image, "varies", "unknown: OPERATOR", or
+            empty.
     """
 
     name: str
     kind: str
-    call: int
-    executed: bool
-    output_shape: list[int] | None
-    in_channels: int | None
-    out_channels: int | None
-    kernel_size: list[int] | None
-    stride: list[int] | None
-    padding: list[int] | str | None
-    dilation: list[int] | None
-    groups: int | None
-    parameters: int
+    calls: int
+    output_shape: tuple[int, ...]
+    window: dict[str, Any] = field(hash=False)
     trainable: int
     frozen: int
-    multiplications: Number
-    activations: Number
-    inputs_per_output: float | None
-    receptive_field: list[int | None] | None
-    jump: list[int | None] | None
-    receptive_field_unknown: str | None
+    shared: int
+    multiplications: int
+    activations: int | None
+    inputs: int | None
+    outputs: int | None
+    field: tuple[int | None, ...]
+    jump: tuple[int | None, ...]
+    field_note: str
 
     @property
-    def label(self) -> str:
-        """The name as it is printed."""
-        return (self.name or "(model)") + (f" (call {self.call + 1})" if self.call else "")
+    def parameters(self) -> int:
+        """Trainable and frozen numbers together."""
+        return self.trainable + self.frozen
+
+    @property
+    def inputs_per_output(self) -> float | None:
+        """Inputs for each output; at 1 or below the layer does not compress (statement 22)."""
+        return self.inputs / self.outputs if self.inputs and self.outputs else None
+
+    @property
+    def compresses(self) -> bool:
+        """False if a position makes as many numbers as it reads, or more."""
+        return self.inputs_per_output is None or self.inputs_per_output > 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The attributes as plain JSON, with ``parameters`` and ``inputs_per_output``."""
+        plain = asdict(self) | {name: list(getattr(self, name)) for name in _LISTS}
+        return plain | {
+            "parameters": self.parameters,
+            "inputs_per_output": self.inputs_per_output,
+        }
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as the table shows it."""
+        ratio = self.inputs_per_output
+        return (
+            self.name or "(model)",
+            self.kind + (f" ({self.calls} runs)" if self.calls > 1 else ""),
+            shapes.times(self.output_shape) if self.output_shape else _no_shape(self.calls),
+            _sizes(self.window.get("kernel_size")),
+            _same_sizes(self.window.get("stride")),
+            _same_sizes(self.window.get("padding")),
+            f"{self.parameters:,}" if self.parameters or not self.shared else "shared",
+            f"{self.multiplications:,}",
+            "" if self.activations is None else f"{self.activations:,}",
+            "" if ratio is None else f"{ratio:.2f}{'' if self.compresses else '!'}",
+            self._field_cell(),
+            _same_sizes(self.jump) if any(self.jump) else "",
+        )
+
+    def _field_cell(self) -> str:
+        if self.field and None not in self.field:
+            return _sizes(self.field)
+        return self.field_note.split(":")[0]
 
 
-@dataclass(frozen=True)
-class Totals:
-    """Sums of the rows' columns of the same names."""
-
-    parameters: int
-    trainable: int
-    frozen: int
-    multiplications: Number
-    activations: Number
+_LISTS = ("output_shape", "field", "jump")
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What is true of a model before training; ``print`` it, or show it in a notebook.
+    """The table of a model's layers; print it, show it in a notebook, or take its `rows`.
 
     Attributes:
-        model: the model's class name.
-        input_shape: (N, C, *spatial).
-        rows: one per call of a layer, in the order of execution.
-        totals: the columns' sums.
-        notes: what the numbers leave out, in sentences.
+        rows: in the order in which the modules run first; those that do not run are last.
+        totals: sums of the columns ``trainable``, ``frozen``, ``parameters``,
+            ``multiplications``, ``activations``.
+        input_shape: (1, C, …), the one image that all numbers are for.
+        notes: what is left out of the numbers, and what marks mean.
+        fields: the receptive fields of all modules.
     """
 
-    model: str
-    input_shape: tuple[int, ...]
     rows: tuple[Row, ...]
-    totals: Totals
+    totals: dict[str, int] = field(hash=False)
+    input_shape: tuple[int, ...]
     notes: tuple[str, ...]
+    fields: ReceptiveFields = field(repr=False, compare=False)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, layer: str | int) -> Row:
+        """A row by the layer's name or by its place.
+
+        Raises:
+            LayerNotFoundError: with the closest names.
+        """
+        from convlens.errors import find_layer
+
+        return self.rows[find_layer(layer, [row.name for row in self.rows])]
+
+    def __str__(self) -> str:
+        """Aligned plain text."""
+        lines = [self.headings(), *(row.cells() for row in self.rows), self.total_cells()]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+
+        def aligned(cells: Sequence[str]) -> str:
+            words = (c.ljust(w) for c, w in zip(cells[:N_WORDS], widths, strict=False))
+            numbers = (
+                c.rjust(w) for c, w in zip(cells[N_WORDS:], widths[N_WORDS:], strict=True)
+            )
+            return "  ".join([*words, *numbers]).rstrip()
+
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        head, *body, totals = map(aligned, lines)
+        return "\n".join([self.title(), head, rule, *body, rule, totals, *self.notes])
+
+    def __rich__(self) -> Table:
+        """A table for `rich.print`."""
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(title=self.title(), caption="\n".join(map(escape, self.notes)))
+        table.caption_justify = table.title_justify = "left"
+        for i, (heading, total) in enumerate(zip(self.headings(), self.total_cells(), strict=True)):
+            justify = "left" if i < N_WORDS else "right"
+            table.add_column(heading, justify=justify, overflow="fold")
+            table.columns[i].footer = total
+        table.show_footer = True
+        for row in self.rows:
+            table.add_row(*map(escape, row.cells()))
+        return table
+
+    def _repr_html_(self) -> str:
+        """An HTML table, without styles of its own but for the alignment."""
+
+        def line(cells: Sequence[str], tag: str) -> str:
+            sides = ("left" if i < N_WORDS else "right" for i in range(len(cells)))
+            return "".join(
+                f'<{tag} style="text-align:{side}">{html.escape(cell)}</{tag}>'
+                for cell, side in zip(cells, sides, strict=True)
+            )
+
+        body = "".join(f"<tr>{line(row.cells(), 'td')}</tr>" for row in self.rows)
+        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        return (
+            f"<table><caption>{html.escape(self.title())}</caption>"
+            f"<thead><tr>{line(self.headings(), 'th')}</tr></thead><tbody>{body}</tbody>"
+            f"<tfoot><tr>{line(self.total_cells(), 'th')}</tr></tfoot></table>{notes}"
+        )
+
+    def to_markdown(self) -> str:
+        """A table in Markdown, the notes under it."""
+
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+        sides = [":---" if i < N_WORDS else "---:" for i in range(len(COLUMNS))]
+        body = [row.cells() for row in self.rows]
+        table = [self.headings(), sides, *body, self.total_cells()]
+        return "\n".join([*map(line, table), "", *(f"{note}  " for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON: ``model``, ``input_shape``, ``rows``, ``totals``, ``notes``.
-
-        The keys of a row are the attributes of `Row`, those of the totals the ones of `Totals`.
-        """
+        """Plain JSON: ``rows`` (keys as in `Row`), ``totals``, ``input_shape``, ``notes``."""
         return {
-            "model": self.model,
+            "rows": [row.to_dict() for row in self.rows],
+            "totals": dict(self.totals),
             "input_shape": list(self.input_shape),
-            "rows": [asdict(row) for row in self.rows],
-            "totals": asdict(self.totals),
             "notes": list(self.notes),
         }
 
-    def __str__(self) -> str:
-        lines = [self._headings(), *self._body(), self._sums()]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-        rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-        text = [_aligned(line, widths) for line in lines]
-        body = [text[0], rule, *text[1:-1], rule, text[-1]]
-        return "\n".join([self._title(), "", *body, "", *self.notes])
+    def title(self) -> str:
+        """What the numbers are for."""
+        return f"One image, {shapes.named(self.input_shape)}"
 
-    def to_markdown(self) -> str:
-        """A table in GitHub's Markdown, the notes under it."""
-        marks = ["--:" if right else ":--" for _, right, _ in COLUMNS]
-        lines = [self._headings(), marks, *self._body(), self._sums()]
-        table = ["| " + " | ".join(_escape_pipes(cell) for cell in line) + " |" for line in lines]
-        return "\n".join([self._title(), "", *table, "", *(f"- {note}" for note in self.notes)])
+    def headings(self) -> tuple[str, ...]:
+        """The columns' names."""
+        return COLUMNS
 
-    def _repr_html_(self) -> str:
-        def cells(line: Sequence[str], tag: str) -> str:
-            sides = ["right" if right else "left" for _, right, _ in COLUMNS]
-            pairs = zip(line, sides, strict=True)
-            return "".join(
-                f'<{tag} style="text-align:{side}">{escape(text)}</{tag}>' for text, side in pairs
-            )
+    def total_cells(self) -> tuple[str, ...]:
+        """The last row."""
+        sums = (f"{self.totals[name]:,}" for name in COLUMNS[N_WORDS : N_WORDS + 3])
+        return ("total", *("" for _ in range(N_WORDS - 1)), *sums, "", "", "")
 
-        body = "".join(f"<tr>{cells(line, 'td')}</tr>" for line in self._body())
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.notes)
-        return (
-            f"<table><caption>{escape(self._title())}</caption>"
-            f"<thead><tr>{cells(self._headings(), 'th')}</tr></thead><tbody>{body}</tbody>"
-            f"<tfoot><tr>{cells(self._sums(), 'th')}</tr></tfoot></table><ul>{notes}</ul>"
+
+def summary(model: nn.Module, input_shape: Sequence[int] | Tensor) -> Summary:
+    """Shapes, parameters, multiplications and receptive field of every layer, without running it.
+
+    All numbers are for one image in evaluation. Multiplications are those of convolutions and
+    matrix products, half of what `torch.utils.flop_counter` counts: the second convolution of the
+    chapter's network, 8 → 16 channels, 3×3, output 7×7, has 8·16·3·3·7·7 = 56,448. Biases add none.
+
+    Args:
+        model: any module that takes one tensor. Its weights, buffers, modes, and the random state
+            stay as they are.
+        input_shape: (N, C, H, W), or with one or three axes in place of H, W, or (N, F); or a
+            tensor of that shape. Of N images one is used.
+
+    Raises:
+        ArgumentError: if the shape is none; if it does not fit the model, with the layer's name,
+            the shape it got and what its weight expects.
+    """
+    shape = (1, *shapes.check_input(input_shape)[1:])
+    costs, collector = CostCounter(), FieldCollector(shape)
+    trace(model, input_shape, [costs, FieldTracker(collector.seen)])
+    fields = collector.result()
+    rows = tuple(_rows(getattr(model, "_orig_mod", model), costs, fields))
+    totals = {
+        name: sum(getattr(row, name) or 0 for row in rows)
+        for name in ("trainable", "frozen", "parameters", "multiplications", "activations")
+    }
+    return Summary(rows, totals, shape, tuple(_notes(rows, costs)), fields)
+
+
+def _rows(model: nn.Module, costs: CostCounter, fields: ReceptiveFields) -> Iterator[Row]:
+    met: set[int] = set()
+    idle = [Usage(n, m) for n, m in model.named_modules() if n not in costs.usage]
+    for usage in [*costs.usage.values(), *idle]:
+        parent = any(True for _ in usage.module.children())
+        owned = own_parameters(usage.module, met)
+        owns = owned.trainable or owned.frozen or owned.shared or usage.multiplications
+        if not owns and (parent or not usage.calls):
+            continue
+        inputs, outputs = inputs_per_output(usage.module) or (None, None)
+        seen = fields.layers.get(usage.name)
+        yield Row(
+            name=usage.name,
+            kind=type(usage.module).__name__,
+            calls=usage.calls,
+            output_shape=usage.output_shape,
+            window=window(usage.module),
+            trainable=owned.trainable,
+            frozen=owned.frozen,
+            shared=owned.shared,
+            multiplications=usage.multiplications,
+            activations=None if parent else usage.activations,
+            inputs=inputs,
+            outputs=outputs,
+            field=seen.size if seen else (),
+            jump=seen.jump if seen else (),
+            field_note=_field_note(seen),
         )
 
-    def __rich__(self) -> RenderableType:
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
 
-        table = Table(title=Text(self._title()), title_justify="left", show_footer=True)
-        for (heading, right, _), total in zip(COLUMNS, self._sums(), strict=True):
-            justify = "right" if right else "left"
-            table.add_column(Text(heading), footer=Text(total), justify=justify)
-        for line in self._body():
-            table.add_row(*(Text(cell) for cell in line))
-        return Group(table, *(Text(note) for note in self.notes))
-
-    def _title(self) -> str:
-        return f"{self.model}, input {shape_text(self.input_shape)}"
-
-    def _headings(self) -> list[str]:
-        return [heading for heading, _, _ in COLUMNS]
-
-    def _body(self) -> list[list[str]]:
-        return [[show(row) for _, _, show in COLUMNS] for row in self.rows]
-
-    def _sums(self) -> list[str]:
-        sums = {
-            "layer": "total",
-            "parameters": count_text(self.totals.parameters),
-            "multiplications": count_text(self.totals.multiplications),
-            "activations": count_text(self.totals.activations),
-        }
-        return [sums.get(heading, "") for heading in self._headings()]
-
-
-def shape_text(shape: Sequence[int]) -> str:
-    """``1×8×14×14``."""
-    return "×".join(str(size) for size in shape) or "one number"
-
-
-def count_text(value: Number) -> str:
-    """``56,448``; one decimal for what is no whole number."""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.1f}"
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
-    cells = zip(line, widths, COLUMNS, strict=True)
-    placed = [c.rjust(width) if right else c.ljust(width) for c, width, (_, right, _) in cells]
-    return "  ".join(placed).rstrip()
-
-
-def _escape_pipes(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _sizes(values: Sequence[int] | str | None) -> str:
-    if values is None or isinstance(values, str):
-        return values or ""
-    return str(values[0]) if len(set(values)) == 1 else shape_text(values)
-
-
-def _kernel(row: Row) -> str:
-    if row.kernel_size is None:
+def _field_note(seen: LayerField | None) -> str:
+    if seen is None or not seen.size:
         return ""
-    extra = [f"dilation {_sizes(row.dilation)}"] if set(row.dilation or [1]) != {1} else []
-    extra += [f"groups {row.groups}"] if (row.groups or 1) > 1 else []
-    return ", ".join([shape_text(row.kernel_size), *extra])
+    if seen.unknown:
+        return f"unknown: {seen.unknown}"
+    if seen.whole:
+        return "all"
+    return "varies" if None in seen.size else ""
 
 
-def _field(row: Row, values: list[int | None] | None) -> str:
-    if row.receptive_field_unknown is not None:
-        return "unknown"
-    if not values:
-        return ""
-    return "×".join("varies" if value is None else str(value) for value in values)
-
-
-def _ratio(row: Row) -> str:
-    if row.inputs_per_output is None:
-        return ""
-    text = (
-        f"{row.inputs_per_output:.3g}"
-        if row.inputs_per_output < 100
-        else (f"{row.inputs_per_output:,.0f}")
+def _notes(rows: Sequence[Row], costs: CostCounter) -> Iterator[str]:
+    idle = dict.fromkeys(r.kind for r in rows if r.calls and not r.multiplications)
+    left_out = ["biases", *idle]
+    between = {name for usage in costs.usage.values() if any(usage.module.children())
+               for name in usage.uncounted}
+    if between:
+        left_out.append(f"between layers {', '.join(sorted(between))}")
+    yield (
+        "multiplications: of convolutions and matrix products, for one image; left out: "
+        f"{', '.join(left_out)}."
     )
-    return f"{text} *" if row.inputs_per_output <= 1 else text
+    yield "field, jump: receptive field and its step in input pixels, beyond the edges too."
+    unknown = list(dict.fromkeys(r.field_note[9:] for r in rows if r.field_note[:7] == "unknown"))
+    if unknown:
+        yield f"field unknown: after {', '.join(unknown)}."
+    if any(row.field_note in ("all", "varies") and None in row.field for row in rows):
+        yield "field all: every unit sees the whole image; varies: it differs from place to place."
+    if any(not row.compresses for row in rows):
+        yield "in/out !: a position makes as many numbers as it reads, or more."
+    if any(row.shared for row in rows):
+        yield "parameters: those that several layers share are counted at the first."
+    if any(row.frozen for row in rows):
+        yield f"parameters: {sum(row.frozen for row in rows):,} are frozen."
 
 
-def _count_if_any(value: Number) -> str:
-    return count_text(value) if value else ""
+def _no_shape(calls: int) -> str:
+    return "several" if calls else "not run"
 
 
-COLUMNS: tuple[tuple[str, bool, Callable[[Row], str]], ...] = (
-    ("layer", False, lambda row: row.label),
-    ("kind", False, lambda row: row.kind),
-    ("output", False, lambda row: "" if row.output_shape is None else shape_text(row.output_shape)),
-    ("kernel", False, _kernel),
-    ("stride", True, lambda row: _sizes(row.stride)),
-    ("padding", True, lambda row: _sizes(row.padding)),
-    ("parameters", True, lambda row: _count_if_any(row.parameters)),
-    ("multiplications", True, lambda row: _count_if_any(row.multiplications)),
-    ("activations", True, lambda row: _count_if_any(row.activations)),
-    ("inputs/output", True, _ratio),
-    ("field", True, lambda row: _field(row, row.receptive_field)),
-    ("jump", True, lambda row: _field(row, row.jump)),
-)
+def _sizes(sizes: object) -> str:
+    return shapes.times(sizes) if isinstance(sizes, list | tuple) else str(sizes or "")
+
+
+def _same_sizes(sizes: object) -> str:
+    """One number where all axes have the same, else all of them."""
+    if isinstance(sizes, list | tuple) and sizes and len(set(sizes)) == 1:
+        return "" if sizes[0] is None else str(sizes[0])
+    if isinstance(sizes, list | tuple):
+        return "×".join("?" if size is None else str(size) for size in sizes)
+    return str(sizes or "")

@@ -16,11 +16,11 @@ from bokeh.models import (
     ColumnDataSource,
     CrosshairTool,
     DataRange1d,
+    DataRenderer,
     FixedTicker,
     HoverTool,
     LinearAxis,
     Range1d,
-    Renderer,
     Span,
     UIElement,
     VSpan,
@@ -184,11 +184,11 @@ class StepAxis:
         middles = [(epoch.first_step + epoch.last_step) / 2 for epoch in chosen]
         names = [f"epoch {epoch.epoch + 1}" for epoch in chosen]
         axis = LinearAxis(
-            ticker=FixedTicker(ticks=middles),
             major_label_overrides=dict(zip(middles, names, strict=True)),
             major_tick_line_color=None,
             major_label_standoff=0,
         )
+        axis.ticker = FixedTicker(ticks=middles)
         if chosen:
             plot.add_layout(axis, "above")
 
@@ -220,9 +220,10 @@ def draw_line(
     dashed: bool = False,
     alpha: float = 1.0,
     legend: str | None = None,
-) -> Renderer:
+) -> DataRenderer:
     """A line over the steps; with points where they are few, as one alone would not be seen."""
-    source = ColumnDataSource({"x": x.astype(np.float32), "y": y.astype(np.float32)})
+    with np.errstate(over="ignore"):  # what float32 cannot hold is drawn as a gap
+        source = ColumnDataSource({"x": x.astype(np.float32), "y": y.astype(np.float32)})
     style: dict[str, Any] = {"color": color, "alpha": alpha}
     if legend is not None:
         style["legend_label"] = legend
@@ -233,7 +234,7 @@ def draw_line(
     return line
 
 
-def add_hover(plot: figure, renderer: Renderer, word: str, number: str) -> None:
+def add_hover(plot: figure, renderer: DataRenderer, word: str, number: str) -> None:
     """Batch and value under the pointer."""
     tooltips = [("batch", "@x{0}"), (word, number)]
     plot.add_tools(HoverTool(renderers=[renderer], tooltips=tooltips, mode="vline"))

@@ -15,7 +15,8 @@ from convlens.doctor import diagnose
 from convlens.errors import RunError
 from convlens.records import Finding, LayerHistory, Picture, RunRecord
 from convlens.runs import Run
-from convlens.views import figures, tables, words
+from convlens.views import curves, tables, words
+from convlens.views import layers as layer_figures
 from convlens.views.canvas import embed
 from convlens.views.gallery import gallery
 from convlens.views.markup import plural, say, text
@@ -132,8 +133,8 @@ def _curves(record: RunRecord, span: tuple[int, int], items: dict[str, str]) -> 
     if not len(record.steps) and not record.epochs:
         return say(words.NO_STEPS)
     shown = names[:MAX_METRICS]
-    items["curves"] = embed(figures.curves(record.steps, record.epochs, shown, span))
-    height = figures.LOSS_HEIGHT + figures.METRIC_HEIGHT * len(shown)
+    items["curves"] = embed(curves.curves(record.steps, record.epochs, shown, span))
+    height = curves.LOSS_HEIGHT + curves.METRIC_HEIGHT * len(shown)
     hint = say("Drag sideways in any figure to zoom all of them; double-click to go back.")
     drawn = hint + place("curves", height, "Losses and metrics by step")
     if not record.epochs:
@@ -148,8 +149,8 @@ def _schedule(record: RunRecord, span: tuple[int, int], items: dict[str, str]) -
     note = say(f"No {' and no '.join(missing)} was recorded.") if missing else ""
     if not present:
         return note
-    items["schedule"] = embed(figures.schedule(steps, record.epochs, present, span))
-    return place("schedule", figures.SCHEDULE_HEIGHT, "Schedule by step") + note
+    items["schedule"] = embed(curves.schedule(steps, record.epochs, present, span))
+    return place("schedule", curves.SCHEDULE_HEIGHT, "Schedule by step") + note
 
 
 def _matrix(
@@ -161,13 +162,13 @@ def _matrix(
 ) -> str:
     if grid is None:
         return _no_layers(record)
-    items["matrix"] = embed(figures.matrix(layers, grid, record.epochs, span))
+    items["matrix"] = embed(layer_figures.matrix(layers, grid, record.epochs, span))
     eps = f"{layers[0].eps:g}"
     hint = (
         f"Each row is a layer, first to last; {words.grid_words(grid).lower()}. Bright is a large "
         f"share of values near zero (|x| ≤ {eps}). Click a row to see that layer."
     )
-    height = figures.matrix_height(len(layers))
+    height = layer_figures.matrix_height(len(layers))
     return say(hint) + place("matrix", height, "Share near zero by layer and step")
 
 
@@ -188,9 +189,9 @@ def _layers(
     for i, history in enumerate(layers):
         parts.append(f'<section class="layer" id="layer-{i}"><h3>{_layer_title(history)}</h3>')
         if len(history):
-            items[f"layer-{i}"] = embed(figures.layer(history, grid, record.epochs, span))
+            items[f"layer-{i}"] = embed(layer_figures.layer(history, grid, record.epochs, span))
             parts.append(f'<p class="line">{words.layer_line(record.layers[i])}</p>')
-            height = figures.HEAT_HEIGHT + figures.STATS_HEIGHT
+            height = layer_figures.HEAT_HEIGHT + layer_figures.STATS_HEIGHT
             parts.append(place(f"layer-{i}", height, f"Layer {history.layer.name}"))
         else:
             parts.append(say("Nothing of this layer was recorded: it took part in no batch."))

@@ -114,7 +114,7 @@ def _cells(cells: Sequence[str], words: Sequence[int]) -> str:
 
 def _cell(tag: str, cell: str, is_words: bool) -> str:
     style = ' class="words"' if is_words else ""
-    return f"<{tag}{style}>{text(cell)}</{tag.split()[0]}>"
+    return f"<{tag}{style}>{text(cell)}</{tag[:2]}>"
 
 
 def _list(value: object) -> list[Any]:

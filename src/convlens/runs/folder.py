@@ -1,0 +1,136 @@
+"""Run directories: their names, making one, listing them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from convlens.errors import ArgumentError, RunError
+from convlens.runs.reader import Run
+from convlens.runs.schema import DATABASE
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """One line of a list of runs.
+
+    Attributes:
+        path: the run's directory.
+        name: its last part, such as ``"mnist-0001"``.
+        created: when it began, ISO 8601 in UTC, empty if not recorded.
+        status: ``"running"``, ``"finished"``, ``"stopped"``, ``"failed"``, or ``"unreadable"``.
+        n_epochs: finished epochs.
+        metrics: those of the last finished epoch.
+        problem: why it cannot be read, None if it can.
+    """
+
+    path: Path
+    name: str
+    created: str
+    status: str
+    n_epochs: int
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    problem: str | None = None
+
+
+def make_numbered(base: Path, name: str) -> Path:
+    """Make ``base/name-0001`` or the next free number, never an existing one.
+
+    ``mkdir`` is atomic: two processes that start together get two directories.
+
+    Raises:
+        ArgumentError: if ``name`` cannot be part of a directory's name.
+        RunError: if the directory cannot be made.
+    """
+    _check_name(name)
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((_number(entry.name, name) for entry in base.iterdir()), default=0)
+        while True:
+            path = base / f"{name}-{number:04d}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return path
+    except OSError as error:
+        raise RunError(
+            f"base={str(base)!r} cannot hold a new run ({error.strerror}); "
+            "give a folder that you may write to."
+        ) from error
+
+
+def make_exact(directory: Path) -> Path:
+    """Make ``directory``, or take it if it exists and is empty.
+
+    Raises:
+        RunError: if it holds anything, is a file, or cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        occupied = next((entry.name for entry in directory.iterdir()), None)
+    except OSError as error:
+        raise RunError(
+            f"directory={str(directory)!r} cannot be made ({error.strerror}); "
+            "give a folder that does not exist yet in a place that you may write to."
+        ) from error
+    if occupied is not None:
+        raise RunError(
+            f"directory={str(directory)!r} is not empty (it holds {occupied!r}), and a run is "
+            "never overwritten; give a folder that does not exist or is empty."
+        )
+    return directory
+
+
+def list_runs(base: str | Path = "runs") -> list[RunInfo]:
+    """The runs in a folder, oldest first; a damaged one is listed with its problem.
+
+    A folder that does not exist holds no runs, and one that may not be entered is no run.
+
+    Raises:
+        RunError: if ``base`` may not be read.
+    """
+    base = Path(base)
+    try:
+        entries = list(base.iterdir()) if base.is_dir() else []
+    except OSError as error:
+        raise RunError(
+            f"base={str(base)!r} cannot be read ({error.strerror}); give a folder that you may "
+            "read."
+        ) from error
+    found = [_describe(entry) for entry in entries if os.path.isfile(entry / DATABASE)]  # noqa: PTH113 - Path.is_file raises where one may not look
+    return sorted(found, key=lambda info: (info.created, info.name))
+
+
+def _describe(path: Path) -> RunInfo:
+    try:
+        run = Run(path)
+        meta, epochs = run.meta, run.epochs
+    except RunError as error:
+        return RunInfo(path, path.name, "", "unreadable", 0, problem=str(error))
+    return RunInfo(
+        path,
+        path.name,
+        created=str(meta.get("created", "")),
+        status=str(meta.get("status", "")),
+        n_epochs=len(epochs),
+        metrics=dict(epochs[-1].metrics) if epochs else {},
+    )
+
+
+def _check_name(name: str) -> None:
+    separators = {"/", "\\", os.sep, "\0"}
+    if not name.strip() or name in (".", "..") or separators & set(name) or not name.isprintable():
+        raise ArgumentError(
+            f"name={name!r} cannot be part of a folder's name; give a word without path "
+            "separators or control characters, such as 'mnist', and the place with base."
+        )
+
+
+def _number(entry: str, name: str) -> int:
+    match = re.fullmatch(re.escape(name) + r"-(\d+)", entry)
+    return int(match[1]) if match else 0
