@@ -14,7 +14,7 @@ import convlens as cl
 from pairs import machine
 
 STORY = [
-    # title, norm, one-cycle, learning rate, epochs, seeds, the mean that the chapter leads to expect
+    # title, norm, one-cycle, learning rate, epochs, seeds, mean accuracy to reach
     ("one-cycle at 0.06, no normalization", None, True, 0.06, 1, range(3), 0.970),
     ("one-cycle at 0.06, batch normalization", "batch", True, 0.06, 1, range(3), 0.982),
     ("one-cycle at 0.1, batch normalization", "batch", True, 0.1, 5, range(3), 0.990),

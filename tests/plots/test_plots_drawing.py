@@ -78,6 +78,9 @@ def test_loss_is_drawn_raw_smoothed_and_by_epoch():
     np.testing.assert_allclose(valid.get_xdata(), [119, 239, 359, 479, 599])
     np.testing.assert_allclose(valid.get_ydata(), [e.valid_loss for e in epochs])
     assert words(ax) == ["epoch 1", "2", "3", "4", "5"]
+    ends = [line.get_xdata()[0] for line in ax.lines[3:]]
+    assert ends == [119.5, 239.5, 359.5, 479.5, 599.5]
+    assert [text.get_position()[0] for text in ax.texts] == [59.5, 179.5, 299.5, 419.5, 539.5]
 
 
 def test_loss_uses_the_axes_it_is_given():
@@ -150,7 +153,8 @@ def test_a_huge_loss_makes_the_axis_logarithmic_and_nan_is_marked():
     assert ax.get_yscale() == "log"
     assert ax.get_ylabel() == "loss (log scale)"
     assert NONFINITE_LABEL in legend(ax)
-    assert len(ax.collections[0].get_paths()) == 10
+    bands = [path.get_extents() for path in ax.collections[0].get_paths()]
+    assert [(band.x0, band.x1) for band in bands] == [(s - 0.5, s + 0.5) for s in range(200, 210)]
 
 
 def test_epochs_without_steps_or_validation_are_only_marked():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -38,6 +39,6 @@ def simple_cnn(
     for i, width in enumerate(widths):
         check_size(f"widths[{i}]", width)
     layers: list[nn.Module] = [conv(n_in, widths[0], kernel_size=5, norm=norm)]
-    layers += [conv(a, b, norm=norm) for a, b in zip(widths, widths[1:], strict=False)]
+    layers += [conv(a, b, norm=norm) for a, b in pairwise(widths)]
     layers += [conv(widths[-1], n_classes, activation=False), nn.Flatten()]
     return nn.Sequential(*layers)
