@@ -133,16 +133,14 @@ def test_one_index_operation_per_batch_and_tensor_and_nothing_else():
 
 def test_wrong_numbers_are_refused():
     for wrong in (0, -1, 2.5, "many"):
-        sentence = rf"batch_size={wrong!r} does not work; give a whole number of at least 1"
+        sentence = rf"batch_size={wrong!r} is the number of images per batch; give a whole"
         with pytest.raises(ArgumentError, match=sentence):
             loader(batch_size=wrong)
     with pytest.raises(
-        ArgumentError, match=r"seed=-1 does not work; give a whole number of at least 0"
+        ArgumentError, match=r"seed=-1 is where the random order comes from; give a whole"
     ):
         loader(seed=-1)
-    with pytest.raises(
-        ArgumentError, match=r"epoch=-2 does not work; give a whole number of at least 0"
-    ):
+    with pytest.raises(ArgumentError, match=r"epoch=-2 is the epoch to give next; give a whole"):
         loader().set_epoch(-2)
     with pytest.raises(ArgumentError, match=r"drop_last=True leaves no batch: there are 10 images"):
         loader(batch_size=11, drop_last=True)
@@ -239,7 +237,7 @@ def test_show_batch_of_other_iterables():
         ArgumentError, match=r"train is a list that gives no batches, so there is n"
     ):
         DataLoaders([]).show_batch()
-    with pytest.raises(ArgumentError, match=r"n=0 does not work; give a whole number of at least"):
+    with pytest.raises(ArgumentError, match=r"n=0 is the number of images to show; give a whole"):
         DataLoaders([items(5)]).show_batch(0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +76,7 @@ def write_columns(writer: RunWriter, layer: int, columns: Columns) -> None:
     for start in range(0, len(columns), 64):
         part = columns[start : start + 64]
         first, last = int(part.first_step.min()), int(part.last_step.max())
-        if "payload" in inspect.signature(writer.write_columns).parameters:
-            writer.write_columns(layer, 0, first, last, encode(part))
-        else:
-            writer.write_columns(layer, 0, part)
+        writer.write_columns(layer, 0, first, last, encode(part))
 
 
 def one_cycle(n_steps: int, lr: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
@@ -220,38 +216,42 @@ def healthy_loss(n_steps: int) -> np.ndarray:
     return decay * np.exp(rng.normal(0, 0.15, n_steps))
 
 
-def write_healthy(base: Path, name: str = "mnist") -> Run:
-    writer = create_run(name, base)
-    n_steps = 5 * PER_EPOCH
-    writer.write_meta(META)
-    writer.write_layers(layer_infos(), LAYOUT, 0.05)
-    for i, columns in enumerate(healthy_layers(n_steps)):
-        write_columns(writer, i, columns)
-    steps = step_series(healthy_loss(n_steps))
-    writer.write_steps(steps)
-    for epoch in epochs_of(steps, (0.9761, 0.9834, 0.9877, 0.9905, 0.9912)):
-        writer.write_epoch(epoch)
-    write_pictures(writer)
-    writer.write_meta({"wall_s": 21.7})
-    writer.close()
-    return open_run(writer.path)
-
-
-def write_collapsed(base: Path) -> Run:
-    writer = create_run("collapsed", base)
-    n_steps = 5 * PER_EPOCH
-    writer.write_meta(META)
-    writer.write_layers(layer_infos(), LAYOUT, 0.05)
-    for i, columns in enumerate(collapsed_layers(n_steps)):
-        write_columns(writer, i, columns)
+def collapsed_loss(n_steps: int) -> np.ndarray:
     loss = np.full(n_steps, 2.302) + np.random.default_rng(4).normal(0, 0.01, n_steps)
     for peak in (110, 190, 300):
         loss[peak - 12 : peak] += np.linspace(0, 25, 12)
-    steps = step_series(loss, lr=0.06)
+    return loss
+
+
+def write_run(
+    base: Path,
+    name: str,
+    layers: list[Columns],
+    loss: np.ndarray,
+    accuracy: tuple[float, ...],
+    infos: list[LayerInfo] | None = None,
+) -> Run:
+    """A finished run with everything in it."""
+    writer = create_run(name, base)
+    writer.write_meta(META)
+    writer.write_layers(infos or layer_infos(), LAYOUT, 0.05)
+    for i, columns in enumerate(layers):
+        write_columns(writer, i, columns)
+    steps = step_series(loss)
     writer.write_steps(steps)
-    for epoch in epochs_of(steps, (0.1135,) * 5):
+    for epoch in epochs_of(steps, accuracy):
         writer.write_epoch(epoch)
     write_pictures(writer)
     writer.write_meta({"wall_s": 21.7})
     writer.close()
     return open_run(writer.path)
+
+
+def write_healthy(base: Path) -> Run:
+    n, accuracy = 5 * PER_EPOCH, (0.9761, 0.9834, 0.9877, 0.9905, 0.9912)
+    return write_run(base, "mnist", healthy_layers(n), healthy_loss(n), accuracy)
+
+
+def write_collapsed(base: Path) -> Run:
+    n = 5 * PER_EPOCH
+    return write_run(base, "collapsed", collapsed_layers(n), collapsed_loss(n), (0.1135,) * 5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -110,25 +110,44 @@ def own_parameters(module: nn.Module, met: set[int]) -> Parameters:
     return Parameters(trainable, frozen, shared)
 
 
-def window(module: nn.Module) -> dict[str, Any]:
-    """Kernel, stride, padding, dilation and groups of a convolution or pooling, where it has them.
+class Window(NamedTuple):
+    """Kernel, stride, padding, dilation and groups of a convolution or pooling; None: has none."""
 
-    Sizes are lists with one number for each axis; padding may be a word, such as ``"same"``.
-    """
-    axes = next((n for n in (1, 2, 3) if type(module).__name__.endswith(f"{n}d")), None)
-    found: dict[str, Any] = {}
-    for name in ("kernel_size", "stride", "padding", "dilation"):
-        value = getattr(module, name, None)
-        if isinstance(value, int) and not isinstance(value, bool) and axes:
-            value = (value,) * axes
-        if isinstance(value, tuple) and all(isinstance(size, int) for size in value):
-            found[name] = list(value)
-        elif isinstance(value, str):
-            found[name] = value
-    if "kernel_size" not in found:
-        return {}
+    kernel_size: tuple[int, ...] | None = None
+    stride: tuple[int, ...] | None = None
+    padding: tuple[int, ...] | str | None = None
+    dilation: tuple[int, ...] | None = None
+    groups: int | None = None
+
+
+def window(module: nn.Module) -> Window:
+    """The window of a torch convolution or pooling layer, one number for each axis."""
+    kind = type(module).__name__
+    axes = next((n for n in (1, 2, 3) if kind.endswith(f"{n}d")), 0)
+    sizes = [_sizes(getattr(module, name, None), axes) for name in _WINDOW]
+    if sizes[0] is None:
+        return Window()
+    kernel, stride, padding, dilation = sizes
+    words = getattr(module, "padding", None)
     groups = getattr(module, "groups", None)
-    return found | ({"groups": groups} if isinstance(groups, int) else {})
+    return Window(
+        kernel,
+        stride,
+        words if isinstance(words, str) else padding,
+        dilation,
+        groups if isinstance(groups, int) else None,
+    )
+
+
+_WINDOW = ("kernel_size", "stride", "padding", "dilation")
+
+
+def _sizes(value: object, axes: int) -> tuple[int, ...] | None:
+    if isinstance(value, int):
+        return (value,) * axes or None
+    if isinstance(value, tuple) and all(isinstance(size, int) for size in value):
+        return value
+    return None
 
 
 def inputs_per_output(module: nn.Module) -> tuple[int, int] | None:

@@ -180,9 +180,7 @@ def layer_field(
         shape,
         grid,
         size=tuple(_size(r) for r in known),
-        jump=tuple(
-            r.rule.jump if r.rule and r.dim is not None else None for r in known
-        ),
+        jump=tuple(r.rule.jump if r.rule and r.dim is not None else None for r in known),
         start=tuple(r.rule.start if r.rule else None for r in known),
         first=tuple(first for first, _ in arrays),
         last=tuple(last for _, last in arrays),
@@ -196,8 +194,7 @@ def layer_field(
 def _has_grid(known: Field, shape: tuple[int, ...], rank: int) -> bool:
     """Whether the output is (N, C, …) with the input's axes in their places."""
     return len(shape) == rank and all(
-        reach.dim == axis + 2
-        or (reach.dim is None and (reach.mixed or reach.first.shape[1] == 1))
+        reach.dim == axis + 2 or (reach.dim is None and (reach.mixed or reach.first.shape[1] == 1))
         for axis, reach in enumerate(known)
     )
 

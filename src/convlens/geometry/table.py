@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -51,7 +51,11 @@ class Row:
         kind: class name.
         calls: how often it ran; 0 for a module with parameters that did not run.
         output_shape: N, C, … with N = 1; empty if it ran not or its output is not one tensor.
-        window: kernel_size, stride, padding, dilation and groups, where it has them.
+        kernel_size: pixels of its kernel along each axis; None for a layer without one.
+        stride: pixels that the kernel moves at a time, along each axis.
+        padding: pixels added along each axis, or torch's word for it.
+        dilation: distance between the kernel's pixels, along each axis.
+        groups: groups of channels that do not mix.
         trainable: numbers of its parameters that the optimizer changes.
         frozen: numbers of its parameters that it does not.
         shared: numbers of its parameters that another row has counted already.
@@ -59,10 +63,10 @@ class Row:
         activations: numbers in its outputs; None for a module with children, which count theirs.
         inputs: numbers that one position of a convolution, or a linear layer, reads.
         outputs: numbers that it makes of them.
-        field: size of the receptive field along each axis, in pixels, the padding included; None
+        receptive_field: its size along each axis, in pixels, the padding included; None
             along an axis where it differs from position to position.
         jump: pixels between the fields of neighbouring units, along each axis.
-        field_note: "all" if every unit sees the whole image, "varies", "unknown: OPERATOR", or
+        receptive_field_note: "all" if every unit sees the whole image, "varies", "unknown: OPERATOR", or
             empty.
     """
 
@@ -70,7 +74,11 @@ class Row:
     kind: str
     calls: int
     output_shape: tuple[int, ...]
-    window: dict[str, Any] = field(hash=False)
+    kernel_size: tuple[int, ...] | None
+    stride: tuple[int, ...] | None
+    padding: tuple[int, ...] | str | None
+    dilation: tuple[int, ...] | None
+    groups: int | None
     trainable: int
     frozen: int
     shared: int
@@ -78,9 +86,9 @@ class Row:
     activations: int | None
     inputs: int | None
     outputs: int | None
-    field: tuple[int | None, ...]
+    receptive_field: tuple[int | None, ...]
     jump: tuple[int | None, ...]
-    field_note: str
+    receptive_field_note: str
 
     @property
     def parameters(self) -> int:
@@ -98,12 +106,16 @@ class Row:
         return self.inputs_per_output is None or self.inputs_per_output > 1
 
     def to_dict(self) -> dict[str, Any]:
-        """The attributes as plain JSON, with ``parameters`` and ``inputs_per_output``."""
-        plain = asdict(self) | {name: list(getattr(self, name)) for name in _LISTS}
-        return plain | {
-            "parameters": self.parameters,
-            "inputs_per_output": self.inputs_per_output,
+        """Plain JSON: the attributes by name, ``parameters`` and ``inputs_per_output``.
+
+        Tuples are lists; what is None stays so.
+        """
+        plain = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
         }
+        ratio = self.inputs_per_output
+        return plain | {"parameters": self.parameters, "inputs_per_output": ratio}
 
     def cells(self) -> tuple[str, ...]:
         """The row as the table shows it."""
@@ -112,9 +124,9 @@ class Row:
             self.name or "(model)",
             self.kind + (f" ({self.calls} runs)" if self.calls > 1 else ""),
             shapes.times(self.output_shape) if self.output_shape else _no_shape(self.calls),
-            _sizes(self.window.get("kernel_size")),
-            _same_sizes(self.window.get("stride")),
-            _same_sizes(self.window.get("padding")),
+            _sizes(self.kernel_size),
+            _same_sizes(self.stride),
+            _same_sizes(self.padding),
             f"{self.parameters:,}" if self.parameters or not self.shared else "shared",
             f"{self.multiplications:,}",
             "" if self.activations is None else f"{self.activations:,}",
@@ -124,12 +136,9 @@ class Row:
         )
 
     def _field_cell(self) -> str:
-        if self.field and None not in self.field:
-            return _sizes(self.field)
-        return self.field_note.split(":")[0]
-
-
-_LISTS = ("output_shape", "field", "jump")
+        if self.receptive_field and None not in self.receptive_field:
+            return _sizes(self.receptive_field)
+        return self.receptive_field_note.split(":")[0]
 
 
 @dataclass(frozen=True)
@@ -174,9 +183,7 @@ class Summary:
 
         def aligned(cells: Sequence[str]) -> str:
             words = (c.ljust(w) for c, w in zip(cells[:N_WORDS], widths, strict=False))
-            numbers = (
-                c.rjust(w) for c, w in zip(cells[N_WORDS:], widths[N_WORDS:], strict=True)
-            )
+            numbers = (c.rjust(w) for c, w in zip(cells[N_WORDS:], widths[N_WORDS:], strict=True))
             return "  ".join([*words, *numbers]).rstrip()
 
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
@@ -296,7 +303,7 @@ def _rows(model: nn.Module, costs: CostCounter, fields: ReceptiveFields) -> Iter
             kind=type(usage.module).__name__,
             calls=usage.calls,
             output_shape=usage.output_shape,
-            window=window(usage.module),
+            **window(usage.module)._asdict(),
             trainable=owned.trainable,
             frozen=owned.frozen,
             shared=owned.shared,
@@ -304,9 +311,9 @@ def _rows(model: nn.Module, costs: CostCounter, fields: ReceptiveFields) -> Iter
             activations=None if parent else usage.activations,
             inputs=inputs,
             outputs=outputs,
-            field=seen.size if seen else (),
+            receptive_field=seen.size if seen else (),
             jump=seen.jump if seen else (),
-            field_note=_field_note(seen),
+            receptive_field_note=_field_note(seen),
         )
 
 
@@ -323,8 +330,12 @@ def _field_note(seen: LayerField | None) -> str:
 def _notes(rows: Sequence[Row], costs: CostCounter) -> Iterator[str]:
     idle = dict.fromkeys(r.kind for r in rows if r.calls and not r.multiplications)
     left_out = ["biases", *idle]
-    between = {name for usage in costs.usage.values() if any(usage.module.children())
-               for name in usage.uncounted}
+    between = {
+        name
+        for usage in costs.usage.values()
+        if any(usage.module.children())
+        for name in usage.uncounted
+    }
     if between:
         left_out.append(f"between layers {', '.join(sorted(between))}")
     yield (
@@ -332,10 +343,11 @@ def _notes(rows: Sequence[Row], costs: CostCounter) -> Iterator[str]:
         f"{', '.join(left_out)}."
     )
     yield "field, jump: receptive field and its step in input pixels, beyond the edges too."
-    unknown = list(dict.fromkeys(r.field_note[9:] for r in rows if r.field_note[:7] == "unknown"))
+    field_notes = [row.receptive_field_note for row in rows]
+    unknown = list(dict.fromkeys(n[9:] for n in field_notes if n.startswith("unknown")))
     if unknown:
         yield f"field unknown: after {', '.join(unknown)}."
-    if any(row.field_note in ("all", "varies") and None in row.field for row in rows):
+    if any(row.receptive_field_note and None in row.receptive_field for row in rows):
         yield "field all: every unit sees the whole image; varies: it differs from place to place."
     if any(not row.compresses for row in rows):
         yield "in/out !: a position makes as many numbers as it reads, or more."
@@ -350,13 +362,13 @@ def _no_shape(calls: int) -> str:
 
 
 def _sizes(sizes: object) -> str:
-    return shapes.times(sizes) if isinstance(sizes, list | tuple) else str(sizes or "")
+    return shapes.times(sizes) if isinstance(sizes, tuple) else str(sizes or "")
 
 
 def _same_sizes(sizes: object) -> str:
     """One number where all axes have the same, else all of them."""
-    if isinstance(sizes, list | tuple) and sizes and len(set(sizes)) == 1:
+    if isinstance(sizes, tuple) and sizes and len(set(sizes)) == 1:
         return "" if sizes[0] is None else str(sizes[0])
-    if isinstance(sizes, list | tuple):
+    if isinstance(sizes, tuple):
         return "×".join("?" if size is None else str(size) for size in sizes)
     return str(sizes or "")

@@ -15,7 +15,8 @@ from convlens.errors import ArgumentError
 from convlens.images.loaders import (
     DataLoaders,
     TensorLoader,
-    check_whole_number,
+    check_batch_size,
+    check_seed,
     shuffled,
 )
 from convlens.images.pixels import PixelScale, measure_scale, plain_scale
@@ -65,8 +66,8 @@ def from_arrays(
     Raises:
         ArgumentError: if an argument has a value that cannot work, which the message names.
     """
-    check_whole_number("batch_size", batch_size, 1)
-    check_whole_number("seed", seed, 0)
+    check_batch_size(batch_size)
+    check_seed(seed)
     target = pick_device(device)
     images, labels = _images("x", x, layout), _labels("y", y)
     _check_lengths("x", images, "y", labels)

@@ -56,8 +56,8 @@ class TensorLoader:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        check_whole_number("batch_size", batch_size, 1)
-        check_whole_number("seed", seed, 0)
+        check_batch_size(batch_size)
+        check_seed(seed)
         check_batch_shape(x)
         if len(x) != len(y) or len(x) == 0:
             raise ArgumentError(
@@ -102,7 +102,7 @@ class TensorLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration gives, from 0."""
-        check_whole_number("epoch", epoch, 0)
+        _check_whole("epoch", epoch, 0, "the epoch to give next")
         self._epoch = epoch
 
     def peek(self, n: int) -> tuple[Tensor, Tensor]:
@@ -211,7 +211,7 @@ class DataLoaders:
         Raises:
             ArgumentError: if ``n`` is below 1, or there are no batches.
         """
-        check_whole_number("n", n, 1)
+        _check_whole("n", n, 1, "the number of images to show")
         x, y = self.train.peek(n) if isinstance(self.train, TensorLoader) else self._first(n)
         captions = [self.label(label) for label in y.tolist()]
         return show_images(self.to_uint8(x), captions, ax=ax)
@@ -235,15 +235,24 @@ def shuffled(n: int, seed: int, *key: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(int(state[0])))
 
 
-def check_whole_number(argument: str, value: int, lowest: int) -> None:
-    """Raises ArgumentError if the value is no whole number, or below ``lowest``."""
+def check_batch_size(batch_size: int) -> None:
+    """Raises ArgumentError if it is no whole number, or below 1."""
+    _check_whole("batch_size", batch_size, 1, "the number of images per batch")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ArgumentError if it is no whole number, or negative."""
+    _check_whole("seed", seed, 0, "where the random order comes from")
+
+
+def _check_whole(argument: str, value: int, lowest: int, what: str) -> None:
     try:
         good = operator.index(value) >= lowest
     except TypeError:
         good = False
     if not good:
         raise ArgumentError(
-            f"{argument}={value!r} does not work; give a whole number of at least {lowest}."
+            f"{argument}={value!r} is {what}; give a whole number of at least {lowest}."
         )
 
 

@@ -188,7 +188,8 @@ class StepAxis:
             major_tick_line_color=None,
             major_label_standoff=0,
         )
-        axis.ticker = FixedTicker(ticks=middles)
+        # Bokeh's annotation is narrower than what the axis takes.
+        axis.ticker = FixedTicker(ticks=middles)  # pyright: ignore[reportAttributeAccessIssue]
         if chosen:
             plot.add_layout(axis, "above")
 

@@ -72,7 +72,7 @@ def _draw_training_loss(plot: figure, steps: StepSeries, loss: Floats, *, log: b
     if len(steps) <= 2:
         line = draw_line(plot, x, raw, legend=label)
     else:
-        draw_line(plot, x, raw, width=0.8, alpha=0.45, legend=label)
+        draw_line(plot, x, raw, width=0.8, alpha=0.55, legend=label)
         mean, label = _smooth(loss, log=log)[kept], "training, smoothed"
         line = draw_line(plot, x, mean, width=2.5, points=False, legend=label)
     add_hover(plot, line, "loss", "@y")

@@ -35,7 +35,7 @@ from convlens.views.timeline import EMPTY, Grid, Heat, heat_of, near_zero_cells
 
 STATS_HEIGHT, HEAT_HEIGHT = 210, 340
 
-WHITE, CLEAR = "#ffffff", "rgba(0, 0, 0, 0)"
+WHITE, SILVER, CLEAR = "#ffffff", "#9aa0a6", "rgba(0, 0, 0, 0)"
 
 
 def matrix_height(n_layers: int) -> int:
@@ -55,7 +55,7 @@ def matrix(
     plot.background_fill_color = PALE
     mapper = LinearColorMapper(palette=cividis(256), low=0.0, high=1.0, nan_color=CLEAR)
     _draw_rows(plot, layers, grid, mapper)
-    axis.mark_epochs(plot, WHITE)
+    axis.mark_epochs(plot, SILVER)
     plot.yaxis.ticker = FixedTicker(ticks=list(range(n)))
     plot.yaxis.major_label_overrides = {i: _row_name(history) for i, history in enumerate(layers)}
     plot.yaxis.major_label_policy = NoOverlap()
