@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -72,17 +73,22 @@ class CostCounter:
         self.usage.setdefault(name, Usage(name, module)).calls += 1
 
     def operator(
-        self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, layer: str
-    ) -> None:  # noqa: ANN401
+        self,
+        function: OpOverload,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        out: object,
+        layer: str,
+    ) -> None:
         """An operator has run in a layer."""
         usage = self.usage[layer]
-        formula = self._formulas.get(function._overloadpacket)
+        formula = self._formulas.get(function.overloadpacket)
         if formula is not None:
             usage.multiplications += formula(*args, **kwargs, out_val=out) // 2
         elif torch.Tag.pointwise in function.tags and isinstance(out, Tensor):
-            usage.uncounted.add(function._overloadpacket.__name__.strip("_"))
+            usage.uncounted.add(function.overloadpacket.__name__.strip("_"))
 
-    def leave(self, name: str, module: nn.Module, output: object) -> None:
+    def leave(self, name: str, module: nn.Module, output: object) -> None:  # noqa: ARG002
         """A module has run."""
         shapes = [tuple(leaf.shape) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         usage = self.usage[name]

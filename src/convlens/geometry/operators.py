@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from convlens.geometry import reach
 from convlens.geometry.reach import Field, Ints, Known, Reach, Shape, Unknown
@@ -445,10 +446,10 @@ _FILLS = MappingProxyType({"bernoulli_": "float", "fill_": "Scalar"})
 """Operators that fill in place without reading anything, in this overload only."""
 
 
-def effect_of(function: Any) -> Effect | None:  # noqa: ANN401
+def effect_of(function: OpOverload) -> Effect | None:
     """What an operator does to fields, None where that is not known."""
-    name, overload = function._overloadpacket.__name__, function._overloadname
-    if _FILLS.get(name) == overload:
+    name, _, overload = function.name().removeprefix("aten::").partition(".")
+    if overload and _FILLS.get(name) == overload:
         return valueless
     if overload == "out" or (name == "view" and overload == "dtype"):
         return None  # they write into what they are given, or make other elements

@@ -31,8 +31,8 @@ def check_input(value: object) -> tuple[int, ...]:
     """
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | Tensor | torch.Size):
         raise ArgumentError(
-            f"input_shape={value!r} is no shape; give a tensor or a tuple such as (1, 3, 224, 224), "
-            "which is (N, C, H, W)."
+            f"input_shape={value!r} is no shape; give a tensor or a tuple such as "
+            "(N, C, H, W) = (1, 3, 224, 224)."
         )
     shape: tuple[Any, ...] = tuple(value.shape) if isinstance(value, Tensor) else tuple(value)
     if len(shape) not in LETTERS:
@@ -100,13 +100,14 @@ def _expected(module: nn.Module, shape: Sequence[int]) -> str | None:
         kernel = ", ".join(f"k{letter}" for letter in LETTERS[rank].split(", ")[2:])
         groups = f" and groups = {module.groups}" if module.groups > 1 else ""
         return (
-            f"its weight ({outer}, {inner} / groups, {kernel}) = {weight}{groups} expects ({LETTERS[rank]}) "
-            f"with C = {module.in_channels}"
+            f"its weight ({outer}, {inner} / groups, {kernel}) = {weight}{groups} expects "
+            f"({LETTERS[rank]}) with C = {module.in_channels}"
         )
     if isinstance(module, nn.Linear) and shape[-1] != module.in_features:
         weight = (module.out_features, module.in_features)
         return f"its weight (F_out, F_in) = {weight} expects F = {module.in_features}"
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-        if len(shape) > 1 and shape[1] != module.num_features:
-            return f"its weight has one number for each of C = {module.num_features} channels"
+        wrong = len(shape) < 2 or shape[1] != module.num_features
+        expected = f"its weight has one number for each of C = {module.num_features} channels"
+        return expected if wrong else None
     return None

@@ -66,8 +66,8 @@ class Row:
         receptive_field: its size along each axis, in pixels, the padding included; None
             along an axis where it differs from position to position.
         jump: pixels between the fields of neighbouring units, along each axis.
-        receptive_field_note: "all" if every unit sees the whole image, "varies", "unknown: OPERATOR", or
-            empty.
+        receptive_field_note: "all" if every unit sees the whole image, "varies",
+            "unknown: OPERATOR", or empty.
     """
 
     name: str

@@ -7,18 +7,19 @@ it raises. The run is that of evaluation, for one image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
 )
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -38,8 +39,13 @@ class Observer(Protocol):
         ...
 
     def operator(
-        self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, layer: str
-    ) -> None:  # noqa: ANN401
+        self,
+        function: OpOverload,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        out: object,
+        layer: str,
+    ) -> None:
         """An operator has run inside ``layer``, the innermost module."""
         ...
 
@@ -65,7 +71,7 @@ def trace(model: nn.Module, example: Sequence[int] | Tensor, observers: Sequence
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     _refuse_lazy(tensors)
-    modules = {name: module for name, module in model.named_modules()}
+    modules = dict(model.named_modules())
     calls = _Calls(observers)
     with ExitStack() as stack:
         stack.enter_context(_as_before(modules.values()))
@@ -73,7 +79,9 @@ def trace(model: nn.Module, example: Sequence[int] | Tensor, observers: Sequence
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_composed_attention())
-        fakes = {name: fake.from_tensor(tensor) for name, tensor in tensors.items()}
+        fakes: dict[str, Tensor] = {
+            name: fake.from_tensor(tensor) for name, tensor in tensors.items()
+        }
         calls.attach(modules, stack)
         stack.enter_context(fake)
         image = _image(shape, example, tensors)
@@ -95,7 +103,7 @@ def _image(
 
 
 def _refuse_lazy(tensors: Mapping[str, Tensor]) -> None:
-    lazy = [name for name, t in tensors.items() if isinstance(t, UninitializedTensorMixin)]
+    lazy = [name for name, t in tensors.items() if is_lazy(t)]
     if lazy:
         raise ArgumentError(
             f"model has parameters without a shape yet ({lazy[0]!r} is the first); run it once on "
@@ -104,7 +112,7 @@ def _refuse_lazy(tensors: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def _as_before(modules: Iterable[nn.Module]) -> Iterator[None]:
+def _as_before(modules: Iterable[nn.Module]) -> Generator[None, None, None]:
     """Evaluation inside; afterwards every attribute of every module is what it was."""
     saved = [(module, dict(vars(module))) for module in modules]
     try:
@@ -118,7 +126,7 @@ def _as_before(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 @contextmanager
-def _composed_attention() -> Iterator[None]:
+def _composed_attention() -> Generator[None, None, None]:
     """Let torch's transformer layers call their single operators: the fused one counts nothing."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -168,7 +176,7 @@ class _Calls:
         return leave
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
+    def explained(self) -> Generator[None, None, None]:
         """Say of an error which layer raised it, and on what."""
         try:
             yield

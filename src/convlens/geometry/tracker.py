@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
@@ -39,8 +40,13 @@ class FieldTracker:
         self._seen(name, module, tuple(tensors[0].shape), self._ledger.lookup(tensors[0]))
 
     def operator(
-        self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, layer: str
-    ) -> None:  # noqa: ANN401, ARG002
+        self,
+        function: OpOverload,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        out: object,
+        layer: str,  # noqa: ARG002
+    ) -> None:
         """An operator has run: note what its outputs see."""
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         if not outputs:
@@ -64,7 +70,7 @@ class FieldTracker:
 
     def _after(
         self,
-        function: Any,  # noqa: ANN401
+        function: OpOverload,
         arguments: Mapping[str, Any],
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
@@ -132,14 +138,21 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
     return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype
 
 
-def _bind(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ANN401
+def _bind(
+    function: Any,  # noqa: ANN401
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
     """Arguments by name, defaults included."""
     given = function._schema.arguments
     bound = {a.name: kwargs.get(a.name, a.default_value) for a in given[len(args) :]}
     return dict(zip([a.name for a in given], args, strict=False)) | bound
 
 
-def _written(function: Any, arguments: Mapping[str, Any]) -> list[Tensor]:  # noqa: ANN401
+def _written(
+    function: Any,  # noqa: ANN401
+    arguments: Mapping[str, Any],
+) -> list[Tensor]:
     """The arguments that an operator changes."""
     names = [a.name for a in function._schema.arguments if a.alias_info and a.alias_info.is_write]
     leaves = tree_leaves([arguments[name] for name in names])

@@ -19,6 +19,11 @@
     return document.getElementById(id).textContent;
   }
 
+  // What has been done stands in the page's root, for whoever drives this page by a program.
+  function tell(what, state) {
+    document.documentElement.dataset[what] = state;
+  }
+
   function item(place) {
     let json = content(place.dataset.item);
     if (dark.matches) {
@@ -49,6 +54,13 @@
     range.properties.start.change.connect(() => follow(range));
     range.properties.end.change.connect(() => follow(range));
     if (drawn.size > KEEP) erase(farthest());
+  }
+
+  async function redraw() {
+    const again = [...drawn.keys()];
+    for (const place of again) erase(place);
+    for (const place of again) await drawNow(place);
+    tell("scheme", dark.matches ? "dark" : "light");
   }
 
   function erase(place) {
@@ -115,10 +127,10 @@
   async function begin() {
     const visible = places.filter((p) => p.getBoundingClientRect().top < window.innerHeight);
     for (const place of visible) await draw(place);
-    document.documentElement.dataset.drawn = "first";
+    tell("drawn", "first");
     watch();
     await drawTheRest();
-    document.documentElement.dataset.drawn = "all";
+    tell("drawn", "all");
   }
 
   button.addEventListener("click", () => show(null));
@@ -126,9 +138,7 @@
     if (event.target.closest(".plot")) show(null);
   });
   dark.addEventListener("change", () => {
-    const again = [...drawn.keys()];
-    for (const place of again) erase(place);
-    for (const place of again) draw(place);
+    queue = queue.then(redraw);
   });
   offerLayers();
   begin();
