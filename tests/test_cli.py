@@ -119,18 +119,23 @@ def test_help_lists_the_commands(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["train", "cifar"], "convlens: Invalid value for 'DATA': 'cifar' is not 'mnist'."),
-        (["train"], "convlens: Missing argument 'DATA'"),
-        (["train", "mnist", "--epochs", "many"], "'--epochs': 'many' is not a valid int"),
+        (["train", "cifar"], "argument data: invalid choice: 'cifar' (choose from"),
+        (["train"], "the following arguments are required: data; see convlens train --h"),
+        (["train", "mnist", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
         (["train", "mnist", "--epochs", "0"], "n_epochs=0 is not a number of epochs; give at"),
         (["train", "mnist", "--lr", "-1"], "lr_max=-1.0 is not a positive number"),
         (["train", "mnist", "--batch-size", "0"], "batch_size=0 is the number of images per batch"),
-        (["train", "mnist", "--seed", "-1"], "seed=-1 is negative; give a whole number"),
+        (["train", "mnist", "--seed", "-1"], "seed=-1 is "),
         (["train", "mnist", "--device", "cuda"], "device='cuda'"),
-        (["train", "mnist", "--norm", "layer"], "'layer' is not one of 'batch', 'none'"),
-        (["summary", "simple_cnn", "--size", "0"], "0"),
-        (["nothing"], "convlens: No such command 'nothing'."),
-        (["train", "mnist", "--nothing"], "convlens: No such option: --nothing"),
+        (
+            ["train", "mnist", "--norm", "layer"],
+            "argument --norm: invalid choice: 'layer' (choose from",
+        ),
+        (["summary", "simple_cnn", "--size", "0"], "has H = 0; every size must be a whole number"),
+        (["nothing"], "argument COMMAND: invalid choice: 'nothing' (choose from"),
+        (["train", "mnist", "--ep", "1"], "unrecognized arguments: --ep 1"),
+        ([], "the following arguments are required: COMMAND; see convlens --help."),
+        (["train", "mnist", "--nothing"], "unrecognized arguments: --nothing"),
     ],
 )
 def test_bad_arguments_exit_2_with_one_sentence(arguments, sentence, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import convlens as cl
 
 ROOT = Path(__file__).parents[1]
-HEAVY = ("torch", "matplotlib", "bokeh", "numba", "numpy", "rich", "typer")
+HEAVY = ("torch", "matplotlib", "bokeh", "numba", "numpy", "rich")
 
 
 def loaded_after(code):

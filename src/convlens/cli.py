@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import traceback
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
-
-import typer
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from convlens.errors import ArgumentError, ConvlensError
 
@@ -17,203 +15,180 @@ if TYPE_CHECKING:
     from convlens.records import Epoch
     from convlens.train import Learner
 
-app = typer.Typer(
-    help="Train convolutional networks and see inside them while they train.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-)
 
-RUNS = Path("runs")
+class Parser(argparse.ArgumentParser):
+    """Says in one sentence what is wrong with the arguments, and leaves the usage to --help."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2."""
+        _fail(f"{message}; see {self.prog} --help.", 2)
 
 
-class Data(StrEnum):
-    """What can be trained on."""
-
-    mnist = "mnist"
-
-
-class Norm(StrEnum):
-    """Normalization layers."""
-
-    batch = "batch"
-    none = "none"
-
-
-class Policy(StrEnum):
-    """Schedules."""
-
-    one_cycle = "one-cycle"
-    constant = "constant"
-
-
-class Device(StrEnum):
-    """Where to train."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class Network(StrEnum):
-    """Networks that have a summary."""
-
-    simple_cnn = "simple_cnn"
-
-
-@app.callback(invoke_without_command=True)
-def _root(  # pyright: ignore[reportUnusedFunction]
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option(help="Print the traceback of a failure.")] = False,  # noqa: ARG001
-) -> None:
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(f"convlens {installed('convlens')}")
-        raise typer.Exit
-
-
-@app.command()
-def train(
-    data: Annotated[Data, typer.Argument(help="What to train on.")],
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 5,
-    lr: Annotated[float, typer.Option(help="Learning rate; with one-cycle its peak.")] = 0.1,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 512,
-    norm: Annotated[Norm, typer.Option(help="Normalization.")] = Norm.batch,
-    schedule: Annotated[Policy, typer.Option(help="Schedule.")] = Policy.one_cycle,
-    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
-    device: Annotated[Device, typer.Option(help="Where to train.")] = Device.auto,
-    out: Annotated[Path, typer.Option(help="The folder that keeps the runs.")] = RUNS,
-    watch: Annotated[bool, typer.Option(help="Watch every layer at every batch.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
-    debug: Annotated[bool, typer.Option(help="Print the traceback of a failure.")] = False,  # noqa: ARG001
-) -> None:
-    """Train the chapter's network, watch it, and write a report."""
-    learn = _learner(data, batch_size, norm, seed, device, out, watch)
+def main() -> NoReturn:
+    """Run the command and exit: 0 done, 1 it failed, 2 its arguments cannot work."""
+    arguments = _parser().parse_args()
     try:
-        if schedule is Policy.one_cycle:
-            learn.fit_one_cycle(epochs, lr)
+        arguments.run_command(arguments)
+    except KeyboardInterrupt:
+        _fail("Interrupted.", 1)
+    except (ConvlensError, OSError) as error:
+        if arguments.debug:
+            traceback.print_exc()
+        _fail(str(error), 2 if isinstance(error, ArgumentError) else 1)
+    sys.exit(0)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train the chapter's network, watch it, and write a report."""
+    learn = _learner(arguments)
+    try:
+        if arguments.schedule == "one-cycle":
+            learn.fit_one_cycle(arguments.epochs, arguments.lr)
         else:
-            learn.fit(epochs, lr)
+            learn.fit(arguments.epochs, arguments.lr)
     except ConvlensError:
         if learn.run_path is not None:
-            typer.echo(f"What was recorded until then is in {learn.run_path}.", err=True)
+            _print(f"What was recorded until then is in {learn.run_path}.", sys.stderr)
         raise
-    _finish(learn, as_json)
+    _finish(learn, arguments.json)
 
 
-@app.command("report")
-def make_report(
-    run: Annotated[Path, typer.Argument(help="The run's directory.")],
-    out: Annotated[Path | None, typer.Option(help="The file; RUN/report.html if left out.")] = None,
-    debug: Annotated[bool, typer.Option(help="Print the traceback of a failure.")] = False,  # noqa: ARG001
-) -> None:
+def make_report(arguments: argparse.Namespace) -> None:
     """Make a run's report anew, from its directory alone."""
     from convlens._facade import report
 
-    typer.echo(report(run, out))
+    _print(str(report(arguments.run, arguments.out)))
 
 
-@app.command("runs")
-def list_all(
-    folder: Annotated[Path, typer.Argument(help="The folder that keeps the runs.")] = RUNS,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    debug: Annotated[bool, typer.Option(help="Print the traceback of a failure.")] = False,  # noqa: ARG001
-) -> None:
+def list_all(arguments: argparse.Namespace) -> None:
     """List the runs in a folder."""
     from convlens.runs import list_runs
 
-    found = list_runs(folder)
-    if as_json:
+    found = list_runs(arguments.folder)
+    if arguments.json:
         rows = [
-            {"path": str(r.path), "status": r.status, "created": r.created, "epochs": r.n_epochs,
-             "metrics": dict(r.metrics), "problem": r.problem}
-            for r in found
+            {"path": str(info.path), "status": info.status, "created": info.created,
+             "epochs": info.n_epochs, "metrics": dict(info.metrics), "problem": info.problem}
+            for info in found
         ]  # fmt: skip
-        typer.echo(json.dumps(rows))
+        _print(json.dumps(rows))
         return
     if not found:
-        typer.echo(f"No runs in {folder}; make one with: convlens train mnist")
-        return
+        _print(f"No runs in {arguments.folder}; make one with: convlens train mnist")
     for info in found:
         metrics = "  ".join(f"{name} {_number(name, v)}" for name, v in info.metrics.items())
         when = info.created[:16].replace("T", " ")
-        typer.echo(
+        _print(
             f"{info.name:<20}  {info.status:<10}  {when:<16}  {info.n_epochs:>3} epochs  "
             f"{info.problem or metrics}"
         )
 
 
-@app.command("summary")
-def show_summary(
-    network: Annotated[Network, typer.Argument(help="The network.")],
-    size: Annotated[int, typer.Option(help="Height and width of the input.")] = 28,
-    channels: Annotated[int, typer.Option(help="Channels of the input.")] = 1,
-    classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
-    norm: Annotated[Norm, typer.Option(help="Normalization.")] = Norm.none,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    debug: Annotated[bool, typer.Option(help="Print the traceback of a failure.")] = False,  # noqa: ARG001
-) -> None:
+def show_summary(arguments: argparse.Namespace) -> None:
     """Print shapes, parameters, multiplications and receptive field of every layer."""
     from convlens import nets
     from convlens.geometry import summary
 
-    builder = getattr(nets, network.value)
-    model = builder(channels, classes, norm=None if norm is Norm.none else norm.value)
-    table = summary(model, (1, channels, size, size))
-    if as_json:
-        typer.echo(json.dumps(table.to_dict()))
+    norm = None if arguments.norm == "none" else arguments.norm
+    model = getattr(nets, arguments.network)(arguments.channels, arguments.classes, norm=norm)
+    table = summary(model, (1, arguments.channels, arguments.size, arguments.size))
+    if arguments.json:
+        _print(json.dumps(table.to_dict()))
     elif sys.stdout.isatty():
         from rich.console import Console
 
         Console().print(table)
     else:
-        typer.echo(str(table))
+        _print(str(table))
 
 
-def main() -> NoReturn:
-    """Run the command and exit: 0 done, 1 it failed, 2 its arguments cannot work."""
-    usage_error: type[Exception] = typer.BadParameter.__mro__[
-        1
-    ]  # click's, or that of the click inside typer
-    try:
-        sys.exit(app(standalone_mode=False) or 0)
-    except (ConvlensError, OSError, usage_error, typer.Abort, KeyboardInterrupt) as error:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        bad_arguments = isinstance(error, ArgumentError | usage_error)
-        typer.echo(f"convlens: {_sentence(error)}", err=True)
-        sys.exit(2 if bad_arguments else 1)
+def _parser() -> Parser:
+    from importlib.metadata import version
+
+    parser = Parser(
+        prog="convlens",
+        description="Train convolutional networks and see inside them while they train.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"convlens {version('convlens')}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    for run_command, name, add_arguments in (
+        (train, "train", _add_train),
+        (make_report, "report", _add_report),
+        (list_all, "runs", _add_runs),
+        (show_summary, "summary", _add_summary),
+    ):
+        command = commands.add_parser(
+            name,
+            help=run_command.__doc__,
+            description=run_command.__doc__,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
+        add_arguments(command)
+        command.add_argument(
+            "--debug", action="store_true", help="print the traceback of a failure"
+        )
+        command.set_defaults(run_command=run_command)
+    return parser
 
 
-def _sentence(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
-        return "Interrupted."
-    message = " ".join(getattr(error, "format_message", error.__str__)().split())
-    return message if message.endswith((".", "?")) else f"{message}."
+def _add_train(command: Parser) -> None:
+    add = command.add_argument
+    add("data", choices=["mnist"], help="what to train on")
+    add("--epochs", type=int, default=5, help="passes over the training images")
+    add("--lr", type=float, default=0.1, help="learning rate; with one-cycle its peak")
+    add("--batch-size", type=int, default=512, help="images per step")
+    add("--norm", choices=["batch", "none"], default="batch", help="normalization")
+    add("--schedule", choices=["one-cycle", "constant"], default="one-cycle", help="schedule")
+    add("--seed", type=int, default=0, help="seed of the weights and of the order of the images")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
+    add("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder that keeps the runs")
+    add("--watch", action=argparse.BooleanOptionalAction, default=True,
+        help="watch every layer at every batch")  # fmt: skip
+    add("--json", action="store_true", help="end with one line of JSON")
 
 
-def _learner(
-    data: Data, batch_size: int, norm: Norm, seed: int, device: Device, out: Path, watch: bool
-) -> Learner:
+def _add_report(command: Parser) -> None:
+    command.add_argument("run", type=Path, help="the run's directory")
+    command.add_argument("--out", type=Path, metavar="FILE", help="instead of RUN/report.html")
+
+
+def _add_runs(command: Parser) -> None:
+    command.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where to look")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_summary(command: Parser) -> None:
+    add = command.add_argument
+    add("network", choices=["simple_cnn"], help="the network")
+    add("--size", type=int, default=28, help="height and width of the input")
+    add("--channels", type=int, default=1, help="channels of the input")
+    add("--classes", type=int, default=10, help="number of classes")
+    add("--norm", choices=["batch", "none"], default="none", help="normalization")
+    add("--json", action="store_true", help="print JSON")
+
+
+def _learner(arguments: argparse.Namespace) -> Learner:
     import torch
 
     from convlens import images, train
     from convlens.nets import simple_cnn
 
-    where = None if device is Device.auto else device.value
-    dls = getattr(images, data.value)(batch_size=batch_size, device=where, seed=seed)
-    torch.manual_seed(seed)
-    model = simple_cnn(1, len(dls.classes), norm=None if norm is Norm.none else norm.value)
-    callbacks = [train.Pictures(), *([train.ActivationStats()] if watch else [])]
+    dls = getattr(images, arguments.data)(
+        batch_size=arguments.batch_size,
+        device=None if arguments.device == "auto" else arguments.device,
+        seed=arguments.seed,
+    )
+    torch.manual_seed(arguments.seed)
+    norm = None if arguments.norm == "none" else arguments.norm
     return train.Learner(
         dls,
-        model,
+        simple_cnn(1, len(dls.classes), norm=norm),
         metrics=[train.accuracy],
-        callbacks=callbacks,
-        seed=seed,
-        base=out,
+        callbacks=[train.Pictures(), *([train.ActivationStats()] if arguments.watch else [])],
+        seed=arguments.seed,
+        base=arguments.out,
     )
 
 
@@ -227,30 +202,31 @@ def _finish(learn: Learner, as_json: bool) -> None:
     run = open_run(learn.run_path)
     page = report(run)
     for finding in diagnose(run.record()):
-        typer.echo(f"{finding.severity}: {finding.text}")
+        _print(f"{finding.severity}: {finding.text}")
     epochs = learn.recorder.epochs
     accuracy = epochs[-1].metrics["accuracy"]
-    typer.echo(f"accuracy  {accuracy:.2%}")
-    typer.echo(f"run       {learn.run_path}")
-    typer.echo(f"report    {page}")
+    _print(f"accuracy  {accuracy:.2%}")
+    _print(f"run       {learn.run_path}")
+    _print(f"report    {page}")
     if as_json:
-        result = {
-            "accuracy": accuracy,
-            "epochs": [_epoch_facts(epoch) for epoch in epochs],
-            "run": str(learn.run_path),
-            "report": str(page),
-        }
-        typer.echo(json.dumps(result))
+        facts = [_epoch_facts(epoch) for epoch in epochs]
+        result = {"accuracy": accuracy, "epochs": facts, "run": str(learn.run_path)}
+        _print(json.dumps({**result, "report": str(page)}))
 
 
 def _epoch_facts(epoch: Epoch) -> dict[str, Any]:
-    return {
-        "train_loss": epoch.train_loss,
-        "valid_loss": epoch.valid_loss,
-        **epoch.metrics,
-        "wall_s": epoch.wall_s,
-    }
+    losses = {"train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss}
+    return {**losses, **epoch.metrics, "wall_s": epoch.wall_s}
 
 
 def _number(name: str, value: float) -> str:
     return f"{value:.2%}" if name == "accuracy" else f"{value:.4f}"
+
+
+def _print(text: str, stream: Any = None) -> None:  # noqa: ANN401 — any text stream
+    print(text, file=stream or sys.stdout, flush=True)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    _print(f"convlens: {' '.join(message.split())}", sys.stderr)
+    sys.exit(code)

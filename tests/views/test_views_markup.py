@@ -126,7 +126,7 @@ def test_summary_renders_whatever_columns_there_are():
     assert "never" not in html
     assert "&lt;i&gt;" in html
     assert "<i>" not in html
-    assert "<th scope=row class=\"words\">total</th>" in html
+    assert '<th scope=row class="words">total</th>' in html
 
 
 @pytest.mark.parametrize("recorded", [None, "text", {}, {"rows": 3}, {"rows": [1], "totals": 4}])

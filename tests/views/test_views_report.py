@@ -28,8 +28,7 @@ from views_data import (
 
 from convlens.errors import RunError
 from convlens.records import Epoch, LayerInfo, Picture, StepSeries
-from convlens.views import write_report
-from convlens.views import words
+from convlens.views import words, write_report
 from convlens.views.tables import NO_SUMMARY
 
 HEADINGS = [
@@ -356,9 +355,16 @@ def write_evil(base: Path) -> Run:
     writer = create_run(directory=base / EVIL.replace("/", "⁄"))
     attack = f'{EVIL}"><img src=x onerror="alert(2)">$$x$$</script>'
     writer.write_meta({**META, "command": attack, attack: attack, "error": attack})
-    writer.write_meta({"model": {"class": attack, "text": attack}, "summary": {
-        "rows": [{"name": attack, attack: attack}], "totals": {attack: 1}, "notes": [attack]
-    }})
+    writer.write_meta(
+        {
+            "model": {"class": attack, "text": attack},
+            "summary": {
+                "rows": [{"name": attack, attack: attack}],
+                "totals": {attack: 1},
+                "notes": [attack],
+            },
+        }
+    )
     infos = [LayerInfo(0, attack, attack, feeds_relu=True), LayerInfo(1, "b", "Conv2d")]
     writer.write_layers(infos, LAYOUT, 0.05)
     steps = step_series(np.full(2 * 118, 2.302))

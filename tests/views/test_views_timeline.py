@@ -97,7 +97,10 @@ def test_heat_is_the_logarithm_of_the_counts():
 
 def test_heat_shows_the_mean_batch_of_a_merged_cell():
     whole = history(columns(64))
-    apart, merged = heat_of(whole, Grid(0, 1, 64)), heat_of(history(coarsen(whole.columns, 6)), Grid(0, 64, 1))
+    apart, merged = (
+        heat_of(whole, Grid(0, 1, 64)),
+        heat_of(history(coarsen(whole.columns, 6)), Grid(0, 64, 1)),
+    )
 
     assert merged.peak < apart.peak
     assert merged.cells.shape == (100, 1)

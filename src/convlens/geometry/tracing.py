@@ -210,6 +210,10 @@ class _Listening(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
+        if func is torch.ops.aten.convolution.default and 0 in out.shape:
+            raise RuntimeError(  # which real tensors raise, and fake ones do not
+                f"the output would be empty: {tuple(out.shape)}"
+            )
         for observer in self.calls.observers:
             observer.operator(func, args, kwargs, out, self.calls.layer)
         return out
