@@ -67,10 +67,6 @@ def test_resnet18_sees_435_pixels():
 
 
 def test_vgg16_and_alexnet_last_pooling():
-    def vgg(*widths: int) -> list[nn.Module]:
-        pairs = zip((3, *widths), widths, strict=False)
-        return [nn.Conv2d(a, b, 3, padding=1) for a, b in pairs]
-
     layers: list[nn.Module] = []
     n_in = 3
     for n, depth in ((4, 2), (4, 2), (4, 3), (4, 3), (4, 3)):
@@ -286,7 +282,7 @@ class Writes(nn.Module):
         y = torch.zeros_like(x)
         if self.whole:
             y.copy_(self.conv(x))
-            y.detach().add_(x.roll(0) * 0 if False else self.conv(self.conv(x)))
+            y.detach().add_(self.conv(self.conv(x)))  # the same memory, as a whole
         else:
             y[:, :, :2] = x[:, :, 1:3]
         return y.relu_()

@@ -159,6 +159,7 @@ def test_cancel_an_epoch():
     assert log.events.count("before_epoch") == 2
     assert log.events.count("before_validation") == 1
     assert [epoch.epoch for epoch in learn.recorder.epochs] == [1]
+    assert learn.recorder.steps.epoch.tolist() == [0, 0, 1, 1, 1]
 
 
 def test_cancel_a_fit_closes_the_run(tmp_path):

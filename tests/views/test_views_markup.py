@@ -3,16 +3,18 @@ from __future__ import annotations
 import base64
 import io
 import math
+from importlib.resources import files
 
 import numpy as np
 import pytest
+from bokeh.palettes import cividis, viridis
 from PIL import Image
 
 from convlens.records import Epoch, Picture
 from convlens.views import markup, tables
-from convlens.views.canvas import harmless
+from convlens.views.canvas import CARD, DARK, harmless, short
 from convlens.views.gallery import MAX_IMAGES, data_uri, gallery
-from convlens.views.layers import short
+from convlens.views.timeline import EMPTY
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,20 @@ def test_rich_cuts_long_lists():
 def test_formulas_are_broken_up():
     for opening in ("$$", r"\[", r"\("):
         assert opening not in harmless(f"a{opening}b{opening}")
+
+
+def test_figures_stand_on_the_colour_of_the_page():
+    css = (files("convlens.views") / "report.css").read_text(encoding="utf-8")
+
+    assert f"--card: {CARD};" in css
+    assert f"--card: {DARK[CARD]};" in css
+
+
+def test_going_dark_leaves_heat_maps_alone():
+    maps = {colour.lower() for colour in (*viridis(EMPTY), *cividis(256))}
+
+    assert maps.isdisjoint({colour.lower() for colour in DARK})
+    assert set(DARK).isdisjoint(DARK.values())
 
 
 def test_short_keeps_both_ends():

@@ -125,6 +125,25 @@ def test_steps_that_the_user_says():
     assert stats["0"].n.tolist() == [6 * 4 * 36, 6 * 4 * 36]
 
 
+def test_the_same_step_again_adds_to_it():
+    model = small_net()
+    with cl.watch(model, count_forwards=False) as stats:
+        for number in (0, 0, 1):
+            stats.step(number)
+            model(torch.randn(2, 1, 12, 12))
+    assert stats["0"].first_step.tolist() == [0, 1]
+    assert stats["0"].calls.tolist() == [2, 1]
+
+
+def test_a_summary_of_a_watched_model_is_no_step():
+    model = small_net()
+    with cl.watch(model) as stats:
+        train(model, 1)
+        cl.summary(model, (1, 1, 12, 12))
+        cl.receptive_field(model, (1, 1, 12, 12))
+    assert stats["0"].calls.tolist() == [1]
+
+
 def test_every_nth_step():
     model = small_net()
     with cl.watch(model, every=3) as stats:

@@ -306,9 +306,11 @@ class Learner:
         self._event("after_backward")
         self._event("before_step")
         self.optimizer.step()
-        self._event("after_step")
-        self.optimizer.zero_grad()
-        self.step += 1
+        try:
+            self._event("after_step")
+        finally:  # also a step that a callback cancels after was made
+            self.optimizer.zero_grad()
+            self.step += 1
 
     # ---- what surrounds it ----------------------------------------------------------------------
 

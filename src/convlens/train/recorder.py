@@ -28,7 +28,7 @@ class Recorder(Callback, TrainingCurves):
     next fit begins anew.
     """
 
-    order = 50
+    order = -100  # first, so that a step is recorded even if another callback cancels after it
 
     def __init__(self) -> None:
         self._blocks: list[StepSeries] = []
@@ -55,6 +55,7 @@ class Recorder(Callback, TrainingCurves):
 
     def before_epoch(self, learn: Learner) -> None:
         """Start the epoch's clock."""
+        self._close_block(learn)  # what a cancelled epoch has left belongs to that epoch
         self._sizes = []
         self._epoch, self._first_step = learn.epoch, learn.step
         self._epoch_start = time.perf_counter()

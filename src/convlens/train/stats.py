@@ -82,9 +82,11 @@ class ActivationStats(Callback, LayerHistories):
         if learn.training:
             self.watch.step(learn.step)
 
-    def after_epoch(self, learn: Learner) -> None:  # noqa: ARG002
+    def after_epoch(self, learn: Learner) -> None:
         """Write the finished columns."""
         self.watch.flush()
+        if learn.sink is not None:
+            learn.sink.flush()
 
     def after_fit(self, learn: Learner) -> None:  # noqa: ARG002
         """Remove the hooks and write what is left."""

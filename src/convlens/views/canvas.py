@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from bokeh.core.json_encoder import serialize_json
 from bokeh.embed import json_item
+from bokeh.layouts import row
 from bokeh.models import (
     ColumnDataSource,
     CrosshairTool,
@@ -20,6 +21,7 @@ from bokeh.models import (
     FixedTicker,
     HoverTool,
     LinearAxis,
+    NoOverlap,
     Range1d,
     Span,
     UIElement,
@@ -40,6 +42,7 @@ from convlens.plots.canvas import (
 from convlens.records import Epoch
 from convlens.sketch import Floats, Ints
 
+CARD = "#fefefe"
 INK = "#23292f"
 SOFT = "#59636f"
 RULE = "#e3e7eb"
@@ -47,6 +50,7 @@ FRAME = "#b9c0c8"
 PALE = "#eceff2"
 
 DARK = {
+    CARD: "#161b20",
     INK: "#e4e9ee",
     SOFT: "#a3adb8",
     RULE: "#2a3138",
@@ -56,9 +60,15 @@ DARK = {
     ORANGE: "#f08a4b",
     GREEN: "#34c79d",
 }
-"""What each colour of a figure becomes on a dark page; the page's script replaces them."""
+"""What each colour of a figure becomes on a dark page; the page's script replaces them.
+
+``CARD`` is what figures stand on, the same as in report.css.
+"""
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+
+MIN_WIDTH = 260
+"""Pixels below which a figure says nothing; then it has a line to itself."""
 
 STEPS = "steps"
 """Name of every figure's x range, by which the page's script links them."""
@@ -67,8 +77,8 @@ THEME = Theme(
     json={
         "attrs": {
             "Plot": {
-                "background_fill_color": None,
-                "border_fill_color": None,
+                "background_fill_color": CARD,
+                "border_fill_color": CARD,
                 "outline_line_color": FRAME,
                 "min_border_right": 16,
             },
@@ -187,6 +197,7 @@ class StepAxis:
             major_label_overrides=dict(zip(middles, names, strict=True)),
             major_tick_line_color=None,
             major_label_standoff=0,
+            major_label_policy=NoOverlap(),
         )
         # Bokeh's annotation is narrower than what the axis takes.
         axis.ticker = FixedTicker(ticks=middles)  # pyright: ignore[reportAttributeAccessIssue]
@@ -202,6 +213,14 @@ def harmless(words: str) -> str:
     for sign, bracket in (("$", "$"), ("\\", "["), ("\\", "(")):
         words = words.replace(sign + bracket, f"{sign}\u200b{bracket}")
     return words
+
+
+def short(name: str, length: int = 26) -> str:
+    """A long name without its middle: both ends tell layers apart."""
+    if len(name) <= length:
+        return name
+    half = (length - 1) // 2
+    return f"{name[:half]}…{name[-half:]}"
 
 
 def whole_numbers(plot: figure) -> None:
@@ -239,6 +258,13 @@ def add_hover(plot: figure, renderer: DataRenderer, word: str, number: str) -> N
     """Batch and value under the pointer."""
     tooltips = [("batch", "@x{0}"), (word, number)]
     plot.add_tools(HoverTool(renderers=[renderer], tooltips=tooltips, mode="vline"))
+
+
+def side_by_side(plots: Sequence[figure]) -> UIElement:
+    """Figures in a row, which breaks on a narrow page."""
+    for plot in plots:
+        plot.min_width = MIN_WIDTH
+    return row(*plots, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
 
 
 def embed(root: UIElement) -> str:

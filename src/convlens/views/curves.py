@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from bokeh.layouts import column, row
+from bokeh.layouts import column
 from bokeh.models import DataRange1d, UIElement
 from bokeh.plotting import figure
 
@@ -13,7 +13,7 @@ from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import smoothed
 from convlens.records import Epoch, StepSeries
 from convlens.sketch import Floats
-from convlens.views.canvas import StepAxis, add_hover, draw_line
+from convlens.views.canvas import StepAxis, add_hover, draw_line, short, side_by_side
 from convlens.views.timeline import thin
 
 LOSS_HEIGHT, METRIC_HEIGHT, SCHEDULE_HEIGHT = 320, 210, 260
@@ -48,7 +48,7 @@ def loss_figure(axis: StepAxis, steps: StepSeries, epochs: Sequence[Epoch]) -> f
 
 def metric_figure(axis: StepAxis, epochs: Sequence[Epoch], name: str) -> figure:
     """One metric of the validation, at the end of each epoch."""
-    plot = axis.figure(name.capitalize(), name, METRIC_HEIGHT)
+    plot = axis.figure(name.capitalize(), short(name), METRIC_HEIGHT)
     axis.mark_epochs(plot)
     x = np.array([epoch.last_step for epoch in epochs], np.int64)
     y = np.array([epoch.metrics.get(name, np.nan) for epoch in epochs], np.float64)
@@ -63,7 +63,7 @@ def schedule(
     """Hyperparameters by step, side by side: name in the record → label of the axis."""
     axis = StepAxis(span, epochs)
     plots = [_hyper_figure(axis, steps, name, label) for name, label in names.items()]
-    return row(*plots, sizing_mode="stretch_width")
+    return side_by_side(plots)
 
 
 def _draw_training_loss(plot: figure, steps: StepSeries, loss: Floats, *, log: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from bokeh.layouts import column, row
+from bokeh.layouts import column
 from bokeh.models import (
     BasicTicker,
     ColorBar,
@@ -30,7 +30,15 @@ from bokeh.plotting import figure
 from convlens.plots.canvas import GREEN, NONFINITE_LABEL, ORANGE
 from convlens.records import Epoch, LayerHistory
 from convlens.sketch import Floats
-from convlens.views.canvas import PALE, StepAxis, add_hover, draw_line, harmless
+from convlens.views.canvas import (
+    PALE,
+    StepAxis,
+    add_hover,
+    draw_line,
+    harmless,
+    short,
+    side_by_side,
+)
 from convlens.views.timeline import EMPTY, Grid, Heat, heat_of, near_zero_cells
 
 STATS_HEIGHT, HEAT_HEIGHT = 210, 340
@@ -40,7 +48,7 @@ WHITE, SILVER, CLEAR = "#ffffff", "#9aa0a6", "rgba(0, 0, 0, 0)"
 
 def matrix_height(n_layers: int) -> int:
     """Pixels for the matrix of so many layers: readable rows, but one screen at most."""
-    return min(110 + 26 * n_layers, 900)
+    return min(max(110 + 26 * n_layers, 220), 900)
 
 
 def matrix(
@@ -86,8 +94,8 @@ def layer(
     if history.layer.feeds_relu:
         after = 100.0 * history.near_zero_after_relu
         draw_line(stats[2], _middle(history), after, GREEN, dashed=True)
-    below = row(*stats, sizing_mode="stretch_width")
-    return column(heat_figure(axis, history, grid), below, sizing_mode="stretch_width")
+    heat = heat_figure(axis, history, grid)
+    return column(heat, side_by_side(stats), sizing_mode="stretch_width")
 
 
 def heat_figure(axis: StepAxis, history: LayerHistory, grid: Grid) -> figure:
@@ -116,14 +124,6 @@ def heat_figure(axis: StepAxis, history: LayerHistory, grid: Grid) -> figure:
     _mark_nonfinite(plot, history, grid, heat)
     plot.add_layout(_count_bar(mapper, heat.peak), "right")
     return plot
-
-
-def short(name: str, length: int = 26) -> str:
-    """A long name without its middle: both ends tell layers apart."""
-    if len(name) <= length:
-        return name
-    half = (length - 1) // 2
-    return f"{name[:half]}…{name[-half:]}"
 
 
 def _row_name(history: LayerHistory) -> str:

@@ -3,7 +3,7 @@
 // between light and dark. The figures lie as JSON in script elements of this page.
 (() => {
   const NEAR = "900px";
-  // Of so many figures all are drawn in idle time; of more, those far away are taken down again.
+  // Of so many figures all are drawn in idle time; of more, layers far away are taken down again.
   const KEEP = 24;
 
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -75,7 +75,8 @@
   function farthest() {
     const middle = window.innerHeight / 2;
     const distance = (place) => Math.abs(place.getBoundingClientRect().top - middle);
-    return [...drawn.keys()].reduce((a, b) => (distance(a) > distance(b) ? a : b));
+    const layers = [...drawn.keys()].filter((place) => place.closest(".layer"));
+    return layers.reduce((a, b) => (distance(a) > distance(b) ? a : b));
   }
 
   function follow(range) {

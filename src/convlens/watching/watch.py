@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.hooks import RemovableHandle
 
 from convlens.errors import ArgumentError
@@ -154,12 +155,15 @@ class ActivationWatch(LayerHistories):
         """Say that an optimizer step begins: what is watched from here on belongs to it.
 
         Args:
-            number: the step's number, the next one if None.
+            number: the step's number, the next one if None; the same again adds to that step.
         """
         step = self._next_step if number is None else number
         self._next_step = step + 1
         self._row = -1
         if step % self.every:
+            return
+        if self._steps and self._steps[-1] == step:
+            self._row = len(self._steps) - 1
             return
         if len(self._steps) == BLOCK:
             self.flush()
@@ -193,8 +197,9 @@ class ActivationWatch(LayerHistories):
 
     # ---- the hooks ------------------------------------------------------------------------------
 
-    def _enter(self, module: nn.Module, args: object) -> None:  # noqa: ARG002
-        if not module.training:
+    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        # A summary of a watched model runs it on fake tensors, which is no step.
+        if not module.training or any(isinstance(x, FakeTensor) for x in args):
             return
         if self.count_forwards:
             self.step()

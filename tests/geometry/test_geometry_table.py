@@ -1,0 +1,363 @@
+"""The summary: its numbers, its forms, and that it leaves the model alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from io import StringIO
+from pathlib import Path
+
+import geometry_models as models
+import pytest
+import torch
+from geometry_models import ResNet
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from convlens.errors import ArgumentError, LayerNotFoundError
+from convlens.geometry import receptive_field, summary
+from convlens.nets import simple_cnn
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("norm", [None, "batch"])
+def test_simple_cnn_golden(norm):
+    text = str(summary(simple_cnn(1, 10, norm=norm), (1, 1, 28, 28)))
+    assert text + "\n" == (GOLDEN / f"simple_cnn_{norm or 'none'}.txt").read_text("utf-8")
+
+
+def test_the_chapters_second_convolution():
+    row = summary(simple_cnn(1, 10), (1, 1, 28, 28))["1.0"]
+    assert (row.parameters, row.multiplications) == (1168, 56_448)
+    assert row.output_shape == (1, 16, 7, 7)
+    assert (row.inputs, row.outputs, row.inputs_per_output) == (72, 16, 4.5)
+    assert row.receptive_field == (9, 9)
+
+
+MODELS = {
+    "simple_cnn": (lambda: simple_cnn(1, 10, norm="batch"), (1, 1, 28, 28)),
+    "resnet": (lambda: ResNet(models.BasicBlock, (2, 1), 8, 5), (1, 3, 40, 32)),
+    "bottleneck": (lambda: ResNet(models.Bottleneck, (1, 2), 8, 5), (1, 3, 32, 32)),
+    "attention": (lambda: models.Tokens(mix=True), (1, 1, 8, 12)),
+    "by channel": (lambda: nn.Sequential(models.Shuffled(4)), (1, 4, 9, 9)),
+    "transposed": (lambda: nn.ConvTranspose1d(4, 6, 3, 2, groups=2), (1, 4, 9)),
+    "transformer": (
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.TransformerEncoderLayer(8, 2, 16)),
+        (1, 5, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_multiplications_are_half_of_what_torch_counts_layer_by_layer(name: str):
+    make, shape = MODELS[name]
+    model = make().eval()
+    table = summary(model, shape)
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.rand(shape))
+    assert table.totals["multiplications"] == counter.get_total_flops() // 2
+    root = type(model).__name__
+    counts = counter.get_flop_counts()
+    for row in table:
+        inner = [r for r in table if not row.name or r.name.startswith(f"{row.name}.")]
+        mine = row.multiplications + sum(r.multiplications for r in inner if r is not row)
+        key = f"{root}.{row.name}".rstrip(".")
+        assert mine == sum(counts.get(key, {}).values()) // 2, row.name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_columns_sum_to_the_totals_and_parameters_to_the_models(name: str):
+    make, shape = MODELS[name]
+    model = make()
+    table = summary(model, shape)
+    for column, total in table.totals.items():
+        assert total == sum(row.to_dict()[column] or 0 for row in table), column
+    assert table.totals["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_frozen_shared_and_idle_parameters():
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+            self.b = nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+            self.b.bias.requires_grad_(False)
+            self.idle = nn.Linear(2, 3)
+            self.nothing = nn.Identity()
+            self.scale = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(self.a(x))) * self.scale
+
+    model = Net()
+    table = summary(model, (1, 4))
+    assert [row.name for row in table] == ["", "a", "b", "idle"]
+    assert (table["a"].trainable, table["a"].calls, table["a"].multiplications) == (20, 2, 32)
+    assert (table["b"].trainable, table["b"].frozen, table["b"].shared) == (0, 4, 16)
+    assert (table["idle"].parameters, table["idle"].calls) == (9, 0)
+    assert table[""].parameters == 4
+    assert table.totals["parameters"] == sum(p.numel() for p in model.parameters()) == 37
+    text = str(table)
+    assert "Linear (2 runs)" in text
+    assert "not run" in text
+    assert "parameters: 4 are frozen." in text
+    assert "those that several layers share are counted at the first" in text
+    assert "between layers mul." in text
+    assert table["a"].receptive_field == ()
+    with pytest.raises(LayerNotFoundError, match="'idl'"):
+        table["idl"]
+
+
+def test_windows_are_said_for_each_axis():
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, (3, 5), (1, 2), padding=(0, 1), dilation=2, groups=2),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 6, 3, padding="same"),
+        nn.AdaptiveAvgPool2d(1),
+    )
+    table = summary(model, (1, 2, 30, 30))
+    row = table["0"].to_dict()
+    assert row["kernel_size"] == [3, 5]
+    assert (row["stride"], row["padding"], row["dilation"]) == ([1, 2], [0, 1], [2, 2])
+    assert (row["groups"], row["inputs"], row["outputs"]) == (2, 15, 3)
+    assert table["1"].stride == (2, 2)
+    assert table["2"].padding == "same"
+    assert table["3"].kernel_size is None
+    lines = str(table).splitlines()
+    assert re.search(r"3×5 +1×2 +0×1", lines[3])
+    assert re.search(r"3×3 +1 +same", lines[5])
+
+
+def test_a_layer_that_does_not_compress_is_marked():
+    table = summary(nn.Conv2d(1, 9, 3), (1, 1, 8, 8))
+    assert not table[""].compresses
+    assert "1.00!" in str(table)
+    assert "in/out !: a position makes as many numbers as it reads, or more." in str(table)
+    assert "in/out !" not in str(summary(simple_cnn(1, 10), (1, 1, 28, 28)))
+
+
+def test_unknown_operators_are_named_under_the_table():
+    class Flip(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flip(2)
+
+    table = summary(nn.Sequential(Flip(), nn.Conv2d(1, 2, 3)), (1, 1, 8, 8))
+    assert table["1"].receptive_field_note == "unknown: aten.flip.default"
+    assert table["1"].receptive_field == (None, None)
+    assert "field unknown: after aten.flip.default." in str(table)
+    assert re.search(r"^1 +Conv2d.* unknown$", str(table), re.MULTILINE)
+
+
+def test_it_is_plain_json():
+    table = summary(simple_cnn(1, 10), (1, 1, 28, 28))
+    plain = json.loads(json.dumps(table.to_dict()))
+    assert plain == table.to_dict()
+    assert list(plain) == ["rows", "totals", "input_shape", "notes"]
+    assert plain["input_shape"] == [1, 1, 28, 28]
+    assert plain["totals"]["multiplications"] == 248_864
+    first = plain["rows"][0]
+    assert first["output_shape"] == [1, 8, 14, 14]
+    assert first["receptive_field"] == [5, 5]
+    assert first["inputs_per_output"] == 25 / 8
+    assert plain["rows"][1]["kernel_size"] is None
+
+
+def test_rich_html_and_markdown_show_the_same_cells():
+    from rich.console import Console
+
+    table = summary(simple_cnn(1, 10), (1, 1, 28, 28))
+    out = StringIO()
+    Console(file=out, width=200).print(table)
+    page, markdown = table._repr_html_(), table.to_markdown()
+    for row in table:
+        for cell in filter(None, row.cells()):
+            assert cell in out.getvalue()
+            assert f">{cell}</td>" in page
+            assert f"| {cell} |" in markdown
+    for text in (out.getvalue(), page, markdown):
+        assert "248,864" in text
+        assert "left out: biases, ReLU, Flatten." in text
+    assert page.count("<tr>") == len(table) + 2
+    assert len({line.count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
+
+
+def test_numbers_are_for_one_image_whatever_the_batch():
+    one = summary(simple_cnn(1, 10), (1, 1, 28, 28))
+    many = summary(simple_cnn(1, 10), torch.zeros(64, 1, 28, 28))
+    assert many.to_dict() == one.to_dict()
+    assert many.input_shape == (1, 1, 28, 28)
+
+
+def test_integer_tensors_can_be_the_input():
+    table = summary(nn.Sequential(nn.Embedding(5, 3), nn.Flatten()), torch.zeros(2, 4).long())
+    assert table["1"].output_shape == (1, 12)
+
+
+class Stateful(nn.Module):
+    """Changes everything that a forward can change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+        self.frozen = nn.BatchNorm2d(2)
+        self.norm = nn.BatchNorm2d(2)
+        self.register_buffer("seen", torch.zeros(1))
+        self.register_buffer("replaced", torch.zeros(1))
+        self.cache: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.dropout(self.norm(self.frozen(self.conv(x))), 0.5, training=True)
+        self.seen += 1
+        self.replaced = self.replaced + torch.rand(1)
+        self.cache = x
+        self.norm.num_batches_tracked.add_(1)
+        return x + torch.randn_like(x)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_and_the_random_state_stay_as_they_were(fails: bool):
+    model = Stateful().train()
+    model.frozen.eval()
+    tensors = {id(t) for t in [*model.parameters(), *model.buffers()]}
+    state = copy.deepcopy(model.state_dict())
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    random_state = torch.get_rng_state()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    for look in (summary, receptive_field):
+        if fails:
+            with pytest.raises(ArgumentError):
+                look(model, (1, 3, 8, 8))
+        else:
+            look(model, (1, 1, 8, 8))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert {id(t) for t in [*model.parameters(), *model.buffers()]} == tensors
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert model.cache is None
+    assert (model.training, model.norm.training, model.frozen.training) == (True, True, False)
+    assert [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()] == hooks
+    assert torch.backends.mha.get_fastpath_enabled() == fastpath
+    model(torch.zeros(1, 1, 8, 8))  # and it still runs on numbers
+    assert torch.is_grad_enabled()
+
+
+def test_inside_inference_mode_and_for_other_types():
+    with torch.inference_mode():
+        table = summary(simple_cnn(1, 10).double(), (1, 1, 28, 28))
+    assert table.totals["multiplications"] == 248_864
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((28,), r"input_shape=\(28,\) has 1 axes; give 2 to 5"),
+        ((1, 1, 1, 1, 1, 1), "has 6 axes"),
+        ((1, 1, 0, 28), r"input_shape=\(1, 1, 0, 28\) has H = 0; every size must be a whole"),
+        ((1, -3, 28, 28), "has C = -3"),
+        ((1, 1, 28.0, 28), r"has H = 28\.0"),
+        ((True, 1, 28, 28), "has N = True"),
+        (28, "input_shape=28 is no shape; give a tensor or a tuple"),
+        ("1x28x28", "input_shape='1x28x28' is no shape"),
+        (torch.zeros(0, 1, 28, 28), "has N = 0"),
+        (
+            (1, 28, 28),
+            r"leaves layer '0\.0' \(Conv2d\) with \(1, 28, 28\), which has no batch axis; "
+            r"give \(N, C, H, W\)",
+        ),
+    ],
+)
+def test_bad_shapes_get_a_sentence(shape: object, words: str):
+    with pytest.raises(ArgumentError, match=words):
+        summary(simple_cnn(1, 10), shape)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "words"),
+    [
+        (
+            simple_cnn(1, 10),
+            (1, 3, 28, 28),
+            "layer '0.0' (Conv2d) got (N, C, H, W) = (1, 3, 28, 28), but its weight (C_out, C_in / "
+            "groups, kH, kW) = (8, 1, 5, 5) expects (N, C, H, W) with C = 1.",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(4, 8, 3, groups=2)),
+            (1, 2, 8, 8),
+            "= (8, 2, 3, 3) and groups = 2 expects (N, C, H, W) with C = 4.",
+        ),
+        (
+            nn.Sequential(nn.ConvTranspose1d(4, 8, 3)),
+            (1, 2, 8),
+            "its weight (C_in, C_out / groups, kL) = (4, 8, 3) expects (N, C, L) with C = 4.",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 4)),
+            (1, 1, 5, 5),
+            "layer '2' (Linear) got (N, F) = (1, 18), but its weight (F_out, F_in) = (4, 8) "
+            "expects F = 8.",
+        ),
+        (
+            nn.Sequential(nn.BatchNorm2d(3)),
+            (1, 2, 4, 4),
+            "layer '0' (BatchNorm2d) got (N, C, H, W) = (1, 2, 4, 4), but its weight has one "
+            "number for each of C = 3 channels.",
+        ),
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 5)),
+            (1, 1, 4, 4),
+            "layer '0' (Conv2d) got (N, C, H, W) = (1, 1, 4, 4) and raised: ",
+        ),
+        (
+            nn.Sequential(nn.ConvTranspose2d(1, 2, 1, padding=1)),
+            (1, 1, 2, 2),
+            "layer '0' (ConvTranspose2d) got (N, C, H, W) = (1, 1, 2, 2) and raised: ",
+        ),
+        (nn.Bilinear(2, 2, 2), (1, 2), "the Bilinear got (N, F) = (1, 2) and raised: "),
+    ],
+)
+def test_a_model_that_does_not_fit_gets_a_sentence(
+    model: nn.Module, shape: tuple[int, ...], words: str
+):
+    with pytest.raises(ArgumentError, match=re.escape(words)) as caught:
+        summary(model, shape)
+    assert str(caught.value).startswith("input_shape does not fit the model: ")
+
+
+def test_ways_that_depend_on_values_are_said_to():
+    class Picky(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ArgumentError, match=r"layer '0' \(Picky\) decides by values"):
+        summary(nn.Sequential(Picky()), (1, 1, 4, 4))
+
+
+def test_lazy_parameters_are_refused():
+    with pytest.raises(ArgumentError, match=r"without a shape yet \('0.weight' is the first\)"):
+        summary(nn.Sequential(nn.LazyConv2d(2, 3)), (1, 1, 8, 8))
+
+
+def test_a_model_may_catch_what_its_layers_raise():
+    class Tries(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wrong = nn.Linear(3, 3)
+            self.right = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                return self.wrong(x)
+            except RuntimeError:
+                return self.right(x)
+
+    table = summary(nn.Sequential(Tries(), nn.Linear(2, 1)), (1, 4))
+    assert table["0.right"].multiplications == 8
+    assert table["1"].multiplications == 2
+
+
+def test_compiled_models_show_the_model_that_was_compiled():
+    table = summary(torch.compile(simple_cnn(1, 10)), (1, 1, 28, 28))
+    assert table[0].name == "0.0"
