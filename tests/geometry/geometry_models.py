@@ -155,6 +155,40 @@ class Tokens(nn.Module):
         return self.head(x)
 
 
+class Pieces(nn.Module):
+    """Channels in pieces, among constants, and convolved one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, 2)
+        self.single = nn.Conv2d(6, 6, 3, padding=1, groups=6)
+        self.end = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.split(3, 1)  # 3 and 1 channels
+        ones = torch.empty_like(b).fill_(1.0)
+        y = torch.cat([b * ones, torch.zeros_like(b), nn.functional.pad(a, (0,) * 4 + (1, 0))], 1)
+        wide = self.conv(x.mean(1, keepdim=True)).expand(-1, 2, -1, -1)
+        y = self.single(y)[:, 1:, 1::2, :-1:2]
+        return self.end(y[:, :2, :3, :3] * wide[:, :, :3, :3])
+
+
+class Products(nn.Module):
+    """Products of matrices that all depend on a square image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Identity()
+        self.batched = nn.Identity()
+        self.picked = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        m = x[0, 0, 1:, 1:]
+        y = self.plain(torch.addmm(m, m[:, :2], m[2:4]))
+        z = self.batched(torch.baddbmm(x[0], x[0][:, :, :1], x[0][:, -1:]))
+        return self.picked(y[-1]).sum() + z.amax((1, 2)).mean()
+
+
 def probe(model: nn.Module, shape: tuple[int, ...]) -> dict[str, tuple[np.ndarray, ...]]:
     """What the units of each module see, found by NaN in one line of the input at a time.
 
@@ -211,7 +245,7 @@ def random_network(seed: int, axes: int) -> nn.Module:
     def each(low: int, high: int) -> tuple[int, ...]:
         return tuple(rng.randint(low, high) for _ in range(axes))
 
-    def layer(n: int) -> tuple[nn.Module, int]:
+    def layer(n: int) -> tuple[nn.Module, int]:  # noqa: PLR0911
         kind = rng.randrange(9)
         if kind <= 2:
             groups = rng.choice([g for g in (1, 2, 4) if n % g == 0])

@@ -26,10 +26,10 @@ def assert_as_probed(model: nn.Module, shape: tuple[int, ...]) -> ReceptiveField
         for axis, real in enumerate(axes):
             first, last = real[0].min(axis=channels), real[1].max(axis=channels)
             first = np.where(first > last, 0, first)
-            for mine, probed in ((layer.first[axis], first), (layer.last[axis], last)):
-                if mine.shape != layer.grid:
-                    ones = [n if a == axis else 1 for a, n in enumerate(layer.grid)]
-                    mine = np.broadcast_to(mine.reshape(ones), layer.grid)
+            for given, probed in ((layer.first[axis], first), (layer.last[axis], last)):
+                line = [n if a == axis else 1 for a, n in enumerate(layer.grid)]
+                whole = given.shape == layer.grid
+                mine = given if whole else np.broadcast_to(given.reshape(line), layer.grid)
                 np.testing.assert_array_equal(mine, probed, err_msg=f"{name} axis {axis}")
                 compared += 1
     assert compared
@@ -168,6 +168,8 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     ),
     "softmax": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Softmax(3), nn.Softmax(1)), (1, 1, 6, 7)),
     "lp pool": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.LPPool2d(2, 2)), (1, 1, 9, 8)),
+    "pieces": (models.Pieces(), (1, 4, 9, 9)),
+    "products": (models.Products(), (1, 2, 7, 7)),
     "tokens": (models.Tokens(mix=False), (1, 1, 8, 12)),
     "attention": (models.Tokens(mix=True), (1, 1, 8, 12)),
 }
@@ -266,7 +268,9 @@ def test_an_operator_that_is_not_known_is_named_and_spreads():
         assert fields[name].unknown == "aten.cumsum.default"
         assert fields[name].size == (None, None)
         assert fields[name].first == ()
-    with pytest.raises(ArgumentError, match="has an unknown receptive field, because of aten.cums"):
+    with pytest.raises(
+        ArgumentError, match=r"has an unknown receptive field, because of aten\.cums"
+    ):
         fields.rectangle("after", 0, 0)
 
 
@@ -294,17 +298,59 @@ def test_writing_into_a_part_makes_the_whole_unknown():
     assert receptive_field(Writes(whole=True), (1, 1, 8))[""].size == (5,)
 
 
-def test_causal_attention_and_dynamic_weights_are_unknown():
+def test_causal_attention_is_unknown():
     class Causal(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
 
-    class Dynamic(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.conv2d(x, x[:, :, :3, :3])
-
     assert "attention" in receptive_field(Causal(), (1, 2, 6, 4))[""].unknown
-    assert receptive_field(Dynamic(), (1, 1, 6, 6))[""].unknown == "aten.convolution.default"
+
+
+def _each_more(x: Tensor) -> Tensor:
+    y = x.clone()
+    torch._foreach_add_([y], 1.0)  # changes y, and returns nothing
+    return y
+
+
+def test_one_row_broadcast_to_several():
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.zeros(1, 1, 4, 1, dtype=x.dtype)
+
+    layer = assert_as_probed(Net(), (1, 1, 1, 6))[""]
+    assert layer.size == (1, 1)
+    assert layer.jump == (None, 1)
+
+
+F = nn.functional
+
+
+@pytest.mark.parametrize(
+    ("make", "operator"),
+    [
+        (lambda x: F.conv2d(x, x[:, :, :3, :3]), "aten.convolution.default"),
+        (lambda x: F.layer_norm(x, (6,), x[0, 0, 0]), "aten.native_layer_norm.default"),
+        (lambda x: F.group_norm(x, 1, x[0, 0, 0, :1]), "aten.native_group_norm.default"),
+        (
+            lambda x: F.batch_norm(x, x[0, 0, 0, :1], torch.ones(1)),
+            "aten._native_batch_norm_legit_no_training.default",
+        ),
+        (lambda x: x.clone().fill_(1.0), "no dependence on the input"),
+        (lambda x: x.clone().zero_(), "no dependence on the input"),
+        (lambda x: x.clone().copy_(torch.ones_like(x)), "no dependence on the input"),
+        (lambda x: torch.chunk(_each_more(x), 2, 3)[1], "aten._foreach_add_.Scalar"),
+        (lambda x: x.view(torch.int32), "aten.view.dtype"),
+        (lambda x: torch.add(x, x, out=torch.zeros(1, 1, 6, 6)), "aten.add.out"),
+        (lambda x: x[:, :, :0], "aten.slice.Tensor"),
+        (lambda x: x.bernoulli(), "aten.bernoulli.default"),
+    ],
+)
+def test_what_is_not_followed_is_unknown(make, operator: str):
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return make(x)
+
+    assert receptive_field(Net(), (1, 1, 6, 6))[""].unknown == operator
 
 
 def test_outputs_that_do_not_depend_on_the_input_or_are_several():

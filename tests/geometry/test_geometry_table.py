@@ -326,10 +326,11 @@ def test_a_model_that_does_not_fit_gets_a_sentence(
     assert str(caught.value).startswith("input_shape does not fit the model: ")
 
 
-def test_ways_that_depend_on_values_are_said_to():
+@pytest.mark.parametrize("way", [lambda x: x if x.sum() > 0 else -x, lambda x: x[x > 0]])
+def test_ways_that_depend_on_values_are_said_to(way):
     class Picky(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x if x.sum() > 0 else -x
+            return way(x)
 
     with pytest.raises(ArgumentError, match=r"layer '0' \(Picky\) decides by values"):
         summary(nn.Sequential(Picky()), (1, 1, 4, 4))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 from importlib.resources import files
 
 import numpy as np
@@ -43,6 +44,7 @@ def test_number(value, expected):
         (True, "yes"),
         (False, "no"),
         ([8, 14, 14], "8 × 14 × 14"),
+        ([None, 3], "– × 3"),
         ([], "–"),
         (["a", 1], '["a", 1]'),
         ("Conv2d", "Conv2d"),
@@ -145,6 +147,26 @@ def test_summary_renders_whatever_columns_there_are():
     assert '<th scope=row class="words">total</th>' in html
 
 
+def test_a_summary_begins_with_what_matters_and_leaves_out_what_says_nothing():
+    row = {
+        "name": "1.0",
+        "calls": 1,
+        "dilation": [1, 1],
+        "inputs": 72,
+        "frozen": 0,
+        "mine": 7,
+        "inputs_per_output": 4.5,
+        "note": "",
+        "parameters": 1168,
+    }
+
+    html = tables.summary({"rows": [row, {**row, "name": "2.0"}]})
+
+    heads = re.findall(r"<th scope=col[^>]*>(.*?)</th>", html)
+    assert heads == ["name", "parameters", "inputs per output", "mine"]
+    assert "<th scope=row" in tables.summary({"rows": [{"calls": 1}]})
+
+
 @pytest.mark.parametrize("recorded", [None, "text", {}, {"rows": 3}, {"rows": [1], "totals": 4}])
 def test_a_missing_summary_is_said(recorded):
     assert tables.NO_SUMMARY in tables.summary(recorded)
@@ -158,7 +180,7 @@ def test_a_summary_without_rows_gives_its_notes():
 
 
 def test_a_summary_without_totals_has_no_foot():
-    assert "tfoot" not in tables.summary({"rows": [{"a": 1}], "totals": None})
+    assert "tfoot" not in tables.summary({"rows": [{"a": 2}], "totals": None})
 
 
 def test_epochs_without_validation():

@@ -27,7 +27,7 @@ from views_data import (
 )
 
 from convlens.errors import RunError
-from convlens.records import Epoch, LayerInfo, Picture, StepSeries
+from convlens.records import Epoch, Finding, LayerInfo, Picture, StepSeries
 from convlens.views import words, write_report
 from convlens.views.tables import NO_SUMMARY
 
@@ -122,11 +122,24 @@ def test_it_goes_where_it_is_told(healthy, tmp_path):
     assert "mnist-0001" in out.read_text(encoding="utf-8")
 
 
-def test_a_place_that_cannot_be_written_gets_a_sentence(healthy, tmp_path):
+def test_findings_without_layer_and_none_at_all():
+    found = Finding("k", "odd", "A <b> finding.", layer="gone", first_step=1200)
+
+    html = words.findings_list([found], ["0.0"])
+
+    assert "A &lt;b&gt; finding." in html
+    assert "(layer gone, from step 1,200)" in html
+    assert '<li class="note">' in html
+    assert words.NO_FINDINGS in words.findings_list([], [])
+
+
+def test_a_place_that_cannot_be_written_gets_a_sentence(tmp_path):
+    create_run(directory=tmp_path / "run").close()
+    run = open_run(tmp_path / "run")
     with pytest.raises(RunError, match=r"out='.*missing/r\.html' cannot be written \(No such file"):
-        write_report(healthy, tmp_path / "missing" / "r.html")
+        write_report(run, tmp_path / "missing" / "r.html")
     with pytest.raises(RunError, match=r"cannot be written \(Is a directory\); give an HTML file"):
-        write_report(healthy, tmp_path)
+        write_report(run, tmp_path)
     assert list(tmp_path.parent.glob(".report-*")) == []
 
 

@@ -49,8 +49,6 @@ class FieldTracker:
     ) -> None:
         """An operator has run: note what its outputs see."""
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        if not outputs:
-            return
         arguments = _bind(function, args, kwargs)
         inputs = [
             leaf for leaf in tree_leaves(list(arguments.values())) if isinstance(leaf, Tensor)
@@ -66,7 +64,9 @@ class FieldTracker:
                 self._ledger.note(tensor, field)
         for target in written:
             if not any(target is tensor for tensor in outputs):
-                self._ledger.overwrite(target, Unknown(str(function)), str(function))
+                reads = any(self._ledger.lookup(tensor) is not None for tensor in inputs)
+                changed = Unknown(str(function)) if reads else None
+                self._ledger.overwrite(target, changed, str(function))
 
     def _after(
         self,
@@ -82,8 +82,8 @@ class FieldTracker:
         if not any(isinstance(field, tuple) for field in fields):
             return [None] * len(outputs)
         unknown = Unknown(str(function))
-        effect = effect_of(function)
-        if effect is None or any(0 in tensor.shape for tensor in [*inputs, outputs[0]]):
+        effect = effect_of(function) if outputs else None
+        if effect is None or any(0 in tensor.shape for tensor in [*inputs, *outputs[:1]]):
             return [unknown] * len(outputs)
         call = Call(str(function), arguments, self._ledger.lookup, tuple(outputs[0].shape))
         result = effect(call)

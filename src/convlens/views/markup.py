@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from types import NoneType
 from typing import Any
 
 NONE = "–"
@@ -82,8 +83,8 @@ def plain(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return number(value)
-    if isinstance(value, list) and value and all(type(item) is int for item in value):
-        return " × ".join(str(item) for item in value)
+    if isinstance(value, list) and value and all(type(item) in (int, NoneType) for item in value):
+        return " × ".join(NONE if item is None else str(item) for item in value)
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False) if value else NONE
     return str(value)

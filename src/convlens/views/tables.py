@@ -14,6 +14,29 @@ RUN = ("created", "status", "error", "wall_s", "seed", "command", "data", "model
 MACHINE = ("convlens", "python", "torch", "numpy", "platform", "device", "threads")
 ELSEWHERE = ("summary",)
 
+# A summary's columns come in this order as far as there are such; others follow.
+FIRST = (
+    "name",
+    "kind",
+    "output_shape",
+    "kernel_size",
+    "stride",
+    "padding",
+    "parameters",
+    "multiplications",
+    "activations",
+    "receptive_field",
+    "jump",
+    "inputs_per_output",
+)
+
+# Columns that say nothing more where the other one stands.
+TOLD_BY = {
+    "trainable": "parameters",
+    "inputs": "inputs_per_output",
+    "outputs": "inputs_per_output",
+}
+
 
 def table(
     heads: Sequence[str],
@@ -92,7 +115,7 @@ def _without_model_text(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def _summary_table(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) -> str:
-    keys = list(dict.fromkeys(k for row in rows for k, v in row.items() if v is not None))
+    keys = _columns(rows)
     words = [
         i for i, key in enumerate(keys) if i == 0 or any(isinstance(r.get(key), str) for r in rows)
     ]
@@ -104,6 +127,22 @@ def _summary_table(rows: Sequence[Mapping[str, Any]], totals: Mapping[str, Any])
     others = {key: value for key, value in totals.items() if key not in keys}
     more = f'<div class="facts">{rich(others)}</div>' if others else ""
     return table([label(key) for key in keys], cells, foot, words) + more
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys worth a column: not those that every row leaves at nothing, 0 or 1."""
+    known = dict.fromkeys(key for row in rows for key in row)
+    ordered = [*(key for key in FIRST if key in known), *(k for k in known if k not in FIRST)]
+    return [
+        key
+        for key in ordered
+        if TOLD_BY.get(key) not in known and not all(_is_trivial(row.get(key)) for row in rows)
+    ] or ordered[:1]
+
+
+def _is_trivial(value: object) -> bool:
+    values: list[object] = value if isinstance(value, list) else [value]
+    return all(item in (None, "", 0, 1) for item in values)
 
 
 def _cells(cells: Sequence[str], words: Sequence[int]) -> str:
