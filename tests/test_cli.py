@@ -46,7 +46,7 @@ def test_the_run_of_the_command(trained):
     assert "train mnist --epochs 1" in run.meta["command"]
     assert run.meta["seed"] == 0
     assert len(run.steps) == 118
-    assert len(run.activation_stats) == 9
+    assert len(run.activation_stats) == 10
     assert {picture.name for picture in run.pictures()} == {"batch", "worst"}
 
 

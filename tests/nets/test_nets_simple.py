@@ -42,10 +42,10 @@ def test_simple_cnn_goes_to_one_pixel(norm):
         sizes.append(tuple(x.shape[1:]))
     assert sizes == [(8, 14, 14), (16, 7, 7), (32, 4, 4), (64, 2, 2), (10, 1, 1), (10,)]
     assert kinds(model)[-1] == "Flatten"
-    assert kinds(model[4]) == ["Conv2d"]
+    assert kinds(model[4]) == (["Conv2d", "BatchNorm2d"] if norm else ["Conv2d"])
     assert [block[0].kernel_size[0] for block in model[:5]] == [5, 3, 3, 3, 3]
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    assert [m.num_features for m in norms] == ([8, 16, 32, 64] if norm else [])
+    assert [m.num_features for m in norms] == ([8, 16, 32, 64, 10] if norm else [])
 
 
 def test_widths_and_channels():

@@ -22,12 +22,13 @@ def simple_cnn(
     28×28 goes to 14, 7, 4, 2 and 1. The first kernel is 5×5, because 3×3 on grey images gives
     9 inputs for 8 outputs, which leaves little to learn. With five convolutions any H and W up to
     32 end at 1×1; larger ones leave more than ``n_classes`` numbers after `nn.Flatten`. The last
-    convolution has neither ReLU nor norm. (fastbook, chapter 13, ``simple_cnn``.)
+    convolution has no ReLU; batch normalization follows it like the others, as in the chapter.
+    (fastbook, chapter 13, ``simple_cnn``.)
 
     Args:
         n_in: channels of the images.
         n_classes: numbers in the output.
-        norm: ``"batch"`` for batch normalization after each ReLU, or None.
+        norm: ``"batch"`` for batch normalization at the end of each block, or None.
         widths: output channels of each convolution but the last.
 
     Raises:
@@ -40,5 +41,5 @@ def simple_cnn(
         check_size(f"widths[{i}]", width)
     layers: list[nn.Module] = [conv(n_in, widths[0], kernel_size=5, norm=norm)]
     layers += [conv(a, b, norm=norm) for a, b in pairwise(widths)]
-    layers += [conv(widths[-1], n_classes, activation=False), nn.Flatten()]
+    layers += [conv(widths[-1], n_classes, activation=False, norm=norm), nn.Flatten()]
     return nn.Sequential(*layers)
