@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from views_data import LAYOUT, layer_infos, normal_columns
@@ -79,7 +81,17 @@ def test_near_zero_cells_are_nan_where_nothing_was_recorded():
     cells = near_zero_cells(late, Grid(0, 1, 15))
 
     assert np.isnan(cells[:10]).all()
-    np.testing.assert_allclose(cells[10:], late.near_zero, rtol=1e-6)
+    assert late.layer.feeds_relu
+    np.testing.assert_allclose(cells[10:], late.near_zero_after_relu, rtol=1e-6)
+
+
+def test_near_zero_cells_of_a_layer_that_no_relu_follows():
+    late = history(columns(5))
+    plain = replace(late, layer=replace(late.layer, feeds_relu=False))
+
+    cells = near_zero_cells(plain, Grid(0, 1, 5))
+
+    np.testing.assert_allclose(cells, late.near_zero, rtol=1e-6)
 
 
 def test_heat_is_the_logarithm_of_the_counts():

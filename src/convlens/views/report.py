@@ -166,7 +166,8 @@ def _matrix(
     eps = f"{layers[0].eps:g}"
     hint = (
         f"Each row is a layer, first to last; {words.grid_words(grid).lower()}. Bright is a large "
-        f"share of values near zero (|x| ≤ {eps}). Click a row to see that layer."
+        f"share of values near zero (|x| ≤ {eps}), counted after the ReLU where one follows: "
+        "about half is usual there, everything is a dead layer. Click a row to see that layer."
     )
     height = layer_figures.matrix_height(len(layers))
     return say(hint) + place("matrix", height, "Share near zero by layer and step")
