@@ -184,6 +184,20 @@ def test_rich_html_and_markdown_show_the_same_cells():
     assert len({line.count("|") for line in markdown.splitlines() if line.startswith("|")}) == 1
 
 
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_narrow_terminal_leaves_columns_out_and_says_so(width):
+    from rich.console import Console
+
+    table = summary(simple_cnn(1, 10, norm="batch"), (1, 1, 28, 28))
+    out = StringIO()
+    Console(file=out, width=width).print(table)
+    text = out.getvalue()
+    assert "multiplications" in text
+    assert all(f"{row.multiplications:,} " in text for row in table)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert "left out for want of width: padding" in text
+
+
 def test_numbers_are_for_one_image_whatever_the_batch():
     one = summary(simple_cnn(1, 10), (1, 1, 28, 28))
     many = summary(simple_cnn(1, 10), torch.zeros(64, 1, 28, 28))

@@ -16,6 +16,7 @@ from convlens.geometry.tracing import trace
 from convlens.geometry.tracker import FieldTracker
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions
     from rich.table import Table
 
 COLUMNS = (
@@ -36,6 +37,9 @@ COLUMNS = (
 
 N_WORDS = 6
 """How many of the columns are set to the left."""
+
+DROPPED_FIRST = ("padding", "stride", "in/out", "kernel", "activations", "jump")
+"""What a narrow terminal does without, the first first."""
 
 
 @dataclass(frozen=True)
@@ -190,21 +194,30 @@ class Summary:
         head, *body, totals = map(aligned, lines)
         return "\n".join([self.title(), head, rule, *body, rule, totals, *self.notes])
 
-    def __rich__(self) -> Table:
-        """A table for `rich.print`."""
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+        """A table for `rich.print`; columns that do not fit are left out, and named below."""
+        from rich.box import SIMPLE_HEAD
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(title=self.title(), caption="\n".join(map(escape, self.notes)))
-        table.caption_justify = table.title_justify = "left"
-        for i, (heading, total) in enumerate(zip(self.headings(), self.total_cells(), strict=True)):
+        lines = [self.headings(), *(row.cells() for row in self.rows), self.total_cells()]
+        shown, dropped = _fitting(lines, options.max_width)
+        left_out = f"left out for want of width: {', '.join(dropped)}." if dropped else ""
+        table = Table(
+            title=self.title(),
+            caption="\n".join(map(escape, [*self.notes, *filter(None, [left_out])])),
+            box=SIMPLE_HEAD,
+            show_footer=True,
+            pad_edge=False,
+            title_justify="left",
+            caption_justify="left",
+        )
+        for i in shown:
             justify = "left" if i < N_WORDS else "right"
-            table.add_column(heading, justify=justify, overflow="fold")
-            table.columns[i].footer = total
-        table.show_footer = True
-        for row in self.rows:
-            table.add_row(*map(escape, row.cells()))
-        return table
+            table.add_column(lines[0][i], lines[-1][i], justify=justify, overflow="fold")
+        for cells in lines[1:-1]:
+            table.add_row(*(escape(cells[i]) for i in shown))
+        yield table
 
     def _repr_html_(self) -> str:
         """An HTML table, without styles of its own but for the alignment."""
@@ -372,3 +385,15 @@ def _same_sizes(sizes: object) -> str:
     if isinstance(sizes, tuple):
         return "×".join("?" if size is None else str(size) for size in sizes)
     return str(sizes or "")
+
+
+def _fitting(lines: Sequence[Sequence[str]], width: int) -> tuple[list[int], list[str]]:
+    """Which columns fit into a width of so many characters, and the names of those that do not."""
+    shown = {i: 3 + max(len(line[i]) for line in lines) for i in range(len(COLUMNS))}
+    dropped: list[str] = []
+    for name in DROPPED_FIRST:
+        if sum(shown.values()) <= width:
+            break
+        del shown[COLUMNS.index(name)]
+        dropped.append(name)
+    return list(shown), dropped
