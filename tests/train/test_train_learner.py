@@ -448,6 +448,25 @@ def test_a_loss_that_is_not_finite_by_itself():
         learner(loss=broken).fit(1, 0.01)
 
 
+class Elsewhere(torch.Tensor):
+    """A tensor that says it lies on a GPU, where looking at every loss would mean waiting."""
+
+    device = property(lambda self: torch.device("cuda"))
+
+
+def test_elsewhere_the_loss_is_looked_at_every_32_steps():
+    class Late(cl.Callback):
+        order = -6  # before the guard
+
+        def after_loss(self, learn):
+            value = learn.loss * (math.nan if learn.step == 40 else 1.0)
+            learn.loss = value.as_subclass(Elsewhere)
+
+    learn = cl.Learner(data(n=80, batch_size=2), net(), callbacks=[Late()], run=None)
+    with pytest.raises(cl.NonFiniteLossError, match=r"at one of the steps 40 to 71"):
+        learn.fit(2, 0.001)
+
+
 class CountItems(TorchDispatchMode):
     """Counts how often a tensor's value is fetched into Python."""
 

@@ -10,6 +10,7 @@ import pytest
 
 import convlens as cl
 from convlens.records import Epoch
+from convlens.train import progress
 from convlens.train.progress import epoch_line
 
 PROGRAM = """
@@ -63,6 +64,21 @@ def test_a_notebook_gets_one_output():
     html = outputs[0]["data"]["text/html"]
     assert html.count("train loss") == 3
     assert "<progress" not in html  # the bar is gone at the end
+
+
+def test_a_notebook_shows_a_bar_while_training(monkeypatch):
+    shown = []
+
+    def show(text):
+        shown.append(text)
+        return shown.append
+
+    monkeypatch.setattr(progress, "choose_display", lambda: progress.NotebookDisplay(show))
+    learner().fit(2, 0.01)
+    assert any('<progress value="36" max="72"' in text for text in shown)
+    assert "epoch 1/2, step 36 of 72" in "".join(shown)
+    assert shown[-1].count("train loss") == 2
+    assert "<progress" not in shown[-1]
 
 
 def test_the_line_of_an_epoch():

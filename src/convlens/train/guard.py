@@ -42,17 +42,17 @@ class NonFiniteGuard(Callback):
                 self._stop(learn, f"step {learn.step}")
             return
         self._sum += loss
-        if learn.step - self._first_unseen >= EVERY:
-            self._look(learn)
+        if learn.step + 1 - self._first_unseen >= EVERY:
+            self._look(learn, learn.step)
 
     def after_epoch(self, learn: Learner) -> None:
         """Look at what has not been looked at."""
-        self._look(learn)
+        self._look(learn, learn.step - 1)
 
-    def _look(self, learn: Learner) -> None:
+    def _look(self, learn: Learner, last: int) -> None:
         if not math.isfinite(float(self._sum)):
-            self._stop(learn, f"one of the steps {self._first_unseen} to {learn.step}")
-        self._first_unseen = learn.step
+            self._stop(learn, f"one of the steps {self._first_unseen} to {last}")
+        self._first_unseen = last + 1
 
     def _stop(self, learn: Learner, where: str) -> None:
         culprit = first_non_finite(learn.model, learn.x)
