@@ -23,6 +23,7 @@ lint: $(VENV)/.installed-test
 benchmarks: $(VENV)/.installed
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/watch.py
+	$(BIN)/python benchmarks/story.py
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
