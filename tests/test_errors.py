@@ -34,7 +34,7 @@ def test_a_name_wins_over_what_looks_like_an_index() -> None:
 def test_an_unknown_name_says_the_closest() -> None:
     with pytest.raises(
         LayerNotFoundError,
-        match=r"layer='head.linaer' is not among the 4 recorded layers; closest: 'head.linear'",
+        match=r"layer='head.linaer' is not among the 4 layers; closest: 'head.linear'",
     ):
         find_layer("head.linaer", NAMES)
 
@@ -48,7 +48,7 @@ def test_a_name_unlike_any_says_the_first_three() -> None:
 def test_an_index_out_of_range_says_the_range(layer: int) -> None:
     with pytest.raises(
         LayerNotFoundError,
-        match=rf"layer={layer} is out of range: 4 layers are recorded; use an index from -4 to 3",
+        match=rf"layer={layer} is out of range: there are 4 layers; use an index from -4 to 3",
     ):
         find_layer(layer, NAMES)
 
@@ -56,5 +56,5 @@ def test_an_index_out_of_range_says_the_range(layer: int) -> None:
 def test_without_layers_both_say_so() -> None:
     with pytest.raises(LayerNotFoundError, match="no layers are recorded; train with watching on"):
         find_layer(0, [])
-    with pytest.raises(LayerNotFoundError, match="closest: none: nothing was recorded"):
+    with pytest.raises(LayerNotFoundError, match="closest: none, there are no layers"):
         find_layer("a", [])

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from convlens.images import DataLoaders, from_arrays, mnist
     from convlens.nets import simple_cnn
     from convlens.runs import list_runs, open_run
+    from convlens.runs.checkpoints import load_checkpoint
     from convlens.train import (
         ActivationStats,
         Callback,
@@ -66,6 +67,7 @@ _HOMES = {
     "convlens.images": ["DataLoaders", "from_arrays", "mnist"],
     "convlens.nets": ["simple_cnn"],
     "convlens.runs": ["list_runs", "open_run"],
+    "convlens.runs.checkpoints": ["load_checkpoint"],
     "convlens.train": [
         "ActivationStats",
         "Callback",
@@ -103,6 +105,7 @@ __all__ = [
     "diagnose",
     "from_arrays",
     "list_runs",
+    "load_checkpoint",
     "mnist",
     "nets",
     "open_run",

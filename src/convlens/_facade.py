@@ -38,7 +38,8 @@ def watch(
         count_forwards: a step is a forward of ``model`` in training mode; False, it is what lies
             between two calls of ``stats.step()``.
         run: None keeps everything in memory; ``"auto"`` records to a new directory
-            ``runs/watch-0001``; a path names the directory. It is closed when watching ends.
+            ``runs/watch-0001``; a path names the directory. It is closed when watching ends, as
+            failed if the ``with`` block raised.
 
     Returns:
         An `ActivationWatch`, to be used with ``with`` or ``attach()`` and ``detach()``.
@@ -52,8 +53,11 @@ def watch(
     stats = ActivationWatch(model, layers, eps=eps, every=every, count_forwards=count_forwards)
     if run is not None:
         from convlens.runs import create_run
+        from convlens.train.recording import environment, model_facts
 
         writer = create_run("watch") if run == "auto" else create_run(directory=run)
+        writer.write_meta({**environment(), "model": model_facts(model)})
+        writer.flush()
         stats.sink, stats.close_sink = writer, writer.close
     return stats
 

@@ -31,10 +31,12 @@ def main() -> NoReturn:
         arguments.run_command(arguments)
     except KeyboardInterrupt:
         _fail("Interrupted.", 1)
-    except (ConvlensError, OSError) as error:
+    except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        _fail(str(error), 2 if isinstance(error, ArgumentError) else 1)
+        if isinstance(error, ConvlensError | OSError):
+            _fail(str(error), 2 if isinstance(error, ArgumentError) else 1)
+        _fail(f"{type(error).__name__}: {error} (--debug prints the traceback.)", 1)
     sys.exit(0)
 
 
@@ -46,7 +48,7 @@ def train(arguments: argparse.Namespace) -> None:
             learn.fit_one_cycle(arguments.epochs, arguments.lr)
         else:
             learn.fit(arguments.epochs, arguments.lr)
-    except ConvlensError:
+    except (Exception, KeyboardInterrupt):
         if learn.run_path is not None:
             _print(f"What was recorded until then is in {learn.run_path}.", sys.stderr)
         raise
@@ -165,7 +167,7 @@ def _add_summary(command: Parser) -> None:
     add("--size", type=int, default=28, help="height and width of the input")
     add("--channels", type=int, default=1, help="channels of the input")
     add("--classes", type=int, default=10, help="number of classes")
-    add("--norm", choices=["batch", "none"], default="none", help="normalization")
+    add("--norm", choices=["batch", "none"], default="batch", help="normalization")
     add("--json", action="store_true", help="print JSON")
 
 

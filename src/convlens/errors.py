@@ -61,14 +61,14 @@ def find_layer(layer: int | str, names: Sequence[str]) -> int:
         if layer in names:
             return list(names).index(layer)
         close = difflib.get_close_matches(layer, names, n=3, cutoff=0.4) or list(names)[:3]
-        known = ", ".join(repr(name) for name in close) or "none: nothing was recorded"
+        known = ", ".join(repr(name) for name in close) or "none, there are no layers"
         raise LayerNotFoundError(
-            f"layer={layer!r} is not among the {len(names)} recorded layers; closest: {known}."
+            f"layer={layer!r} is not among the {len(names)} layers; closest: {known}."
         )
     if -len(names) <= layer < len(names):
         return layer % len(names)
     raise LayerNotFoundError(
-        f"layer={layer} is out of range: {len(names)} layers are recorded; "
+        f"layer={layer} is out of range: there are {len(names)} layers; "
         f"use an index from {-len(names)} to {len(names) - 1} or a module's name."
         if names
         else f"layer={layer} was asked for, but no layers are recorded; train with watching on."

@@ -514,11 +514,9 @@ def test_layers_are_found_by_index_and_name():
     assert list(stats) == stats.names == ["1.0", "2.0"]
     assert stats[-1] is stats["2.0"] is second
     assert stats[0] is first
-    with pytest.raises(
-        LayerNotFoundError, match=r"layer='2\.1' is not among the 2 recorded layers"
-    ):
+    with pytest.raises(LayerNotFoundError, match=r"layer='2\.1' is not among the 2 layers"):
         stats["2.1"]
-    with pytest.raises(LayerNotFoundError, match=r"layer=2 is out of range: 2 layers are recorded"):
+    with pytest.raises(LayerNotFoundError, match=r"layer=2 is out of range: there are 2 layers"):
         stats[2]
 
 

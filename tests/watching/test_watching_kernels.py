@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from convlens.sketch import BucketLayout
 from convlens.watching import kernels
-from convlens.watching.kernels import Buffers, Sketcher
+from convlens.watching.buffers import Buffers
+from convlens.watching.kernels import Sketcher
 
 LAYOUT = BucketLayout()
 EPS = 0.05

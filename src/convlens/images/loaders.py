@@ -241,8 +241,10 @@ def check_batch_size(batch_size: int) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Raises ArgumentError if it is no whole number, or negative."""
+    """Raises ArgumentError if it is no whole number, negative, or more than 64 bits long."""
     _check_whole("seed", seed, 0, "where the random order comes from")
+    if seed >= 2**64:
+        raise ArgumentError(f"seed={seed} is too large; give a whole number below 2**64.")
 
 
 def _check_whole(argument: str, value: int, lowest: int, what: str) -> None:

@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 class CancelBatchError(Exception):
-    """Raise it in an event to skip the rest of the batch; ``after_batch`` still comes."""
+    """Raise it in an event to skip the rest of the batch; ``after_batch`` still comes.
+
+    Gradients are kept: skipping the step after ``after_backward`` accumulates them.
+    """
 
 
 class CancelEpochError(Exception):
@@ -36,7 +39,7 @@ class Callback:
 
     ``after_fit`` always comes to a callback whose ``before_fit`` came, also after an error, which
     is then in ``learn.error``. Callbacks are called in order of their ``order``, and within it in
-    the order in which they were given.
+    the order in which they were given; ``after_fit`` in the opposite order.
 
     A callback given to a `Learner` is reachable there under its class name in snake_case:
     ``ActivationStats`` as ``learn.activation_stats``.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from convlens.errors import NonFiniteLossError
 from convlens.train.callbacks import Callback
+from convlens.train.stats import ActivationStats
 from convlens.watching.probes import first_tensor
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class NonFiniteGuard(Callback):
             return
         loss = learn.loss.detach()
         if loss.device.type == "cpu":
-            if not math.isfinite(float(loss.numpy())):
+            if not math.isfinite(float(loss.float().numpy())):
                 self._stop(learn, f"step {learn.step}")
             return
         self._sum += loss
@@ -55,6 +56,9 @@ class NonFiniteGuard(Callback):
         self._first_unseen = last + 1
 
     def _stop(self, learn: Learner, where: str) -> None:
+        for callback in learn.callbacks:
+            if isinstance(callback, ActivationStats):
+                callback.watch.detach()  # the search below is no step
         culprit = first_non_finite(learn.model, learn.x)
         said = (
             f"the first layer whose output was not finite is {culprit}"
@@ -73,7 +77,7 @@ def first_non_finite(model: nn.Module, x: Tensor) -> str | None:
     """The first layer in order of execution whose output for ``x`` is not finite.
 
     Args:
-        model: run once more, as it is, without gradients.
+        model: run once more, without gradients; its buffers and the random state stay as they are.
         x: (N, C, H, W), the batch.
 
     Returns:
@@ -90,10 +94,13 @@ def first_non_finite(model: nn.Module, x: Tensor) -> str | None:
 
     names = {module: name or "(root)" for name, module in model.named_modules()}
     handles = [module.register_forward_hook(look) for module in names]
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng():
             model(x)
     finally:
         for handle in handles:
             handle.remove()
+        for buffer, value in before:
+            buffer.copy_(value)
     return found[0] if found else None

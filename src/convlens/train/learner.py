@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
@@ -18,6 +19,7 @@ from torch.optim import AdamW, Optimizer
 from convlens.errors import ArgumentError, TrainingError
 from convlens.geometry import Summary, summary
 from convlens.images import DataLoaders
+from convlens.images.arrays import pick_device
 from convlens.records import RecordSink
 from convlens.train.callbacks import (
     EVENTS,
@@ -26,6 +28,7 @@ from convlens.train.callbacks import (
     CancelEpochError,
     CancelFitError,
 )
+from convlens.train.checks import check_arguments, metric_name
 from convlens.train.guard import NonFiniteGuard
 from convlens.train.metrics import Metric
 from convlens.train.progress import Progress
@@ -91,8 +94,9 @@ class Learner:
         base: str | Path = "runs",
         progress: bool = True,
     ) -> None:
+        check_arguments(dls, model, metrics, callbacks)
         self.dls, self.loss_function, self.metrics = dls, loss, tuple(metrics)
-        self.device = torch.device(device) if device is not None else dls.device
+        self.device = dls.device if device is None else pick_device(device)
         self.model = model.to(self.device)
         self.seed, self.run, self.base = seed, run, base
         self.make_optimizer = optimizer
@@ -113,7 +117,7 @@ class Learner:
     # ---- what a user calls ----------------------------------------------------------------------
 
     def fit(self, n_epochs: int, lr: float = 1e-3, *, callbacks: Sequence[Callback] = ()) -> None:
-        """Train for ``n_epochs`` at a constant learning rate.
+        """Train for ``n_epochs`` at a constant learning rate; momentum stays as it is.
 
         Raises:
             NonFiniteLossError: if the loss becomes NaN or infinite.
@@ -160,29 +164,32 @@ class Learner:
                 rows.append(torch.stack([value.detach().float() for value in values]))
                 sizes.append(len(self.x))
         if not rows:
-            raise ArgumentError("the validation gave no batches; give at least one image.")
+            raise ArgumentError(
+                "batches gave nothing to validate on: it was empty, or callbacks cancelled every "
+                "batch; give at least one image."
+            )
         means = np.average(torch.stack(rows).cpu().double().numpy(), axis=0, weights=sizes)
-        names = ["loss", *(metric_name(metric) for metric in self.metrics)]
+        names = ["loss", *map(metric_name, self.metrics)]
         return dict(zip(names, means.tolist(), strict=True))
 
-    def predict(self, x: Tensor, batch_size: int = 512) -> Prediction:
+    def predict(
+        self, x: Tensor | NDArray[Any], batch_size: int = 512, *, normalized: bool = True
+    ) -> Prediction:
         """Classify images.
 
         Args:
-            x: (N, C, H, W) or one image (C, H, W): float as the loaders give it, or uint8, which
-                is normalized as the training images were.
+            x: (N, C, H, W) or one image (C, H, W), float or uint8. uint8 images are normalized as
+                the training images were.
             batch_size: how many at a time.
+            normalized: whether float images are already as the loaders give them; False for raw
+                pixels, in the units of those given to `from_arrays`.
 
         Raises:
-            ArgumentError: if ``x`` has another number of axes.
+            ArgumentError: if ``x`` is no array of images with the right channels.
         """
-        if x.ndim not in (3, 4):
-            raise ArgumentError(
-                f"x has shape {tuple(x.shape)}; expected (N, C, H, W), or (C, H, W) for one image."
-            )
-        x = x if x.ndim == 4 else x[None]
-        if x.dtype == torch.uint8 and self.dls.scale is not None:
-            x = self.dls.scale.from_uint8(x)
+        x = self._images(x, normalized)
+        if batch_size < 1:
+            raise ArgumentError(f"batch_size={batch_size} is no number of images; give at least 1.")
         with self._mode(training=False), torch.no_grad():
             outputs = [self.model(part.to(self.device)) for part in x.split(batch_size)]
         probabilities = torch.cat(outputs).softmax(dim=1).cpu()
@@ -190,6 +197,28 @@ class Learner:
         return Prediction(
             labels, tuple(self.dls.label(label) for label in labels.tolist()), probabilities
         )
+
+    def _images(self, x: Any, normalized: bool) -> Tensor:  # noqa: ANN401 — it checks what came
+        """``x`` as normalized images (N, C, H, W)."""
+        if not isinstance(x, Tensor | np.ndarray) or x.ndim not in (3, 4):
+            what = tuple(x.shape) if isinstance(x, Tensor | np.ndarray) else type(x).__name__
+            raise ArgumentError(
+                f"x is {what}; expected a tensor or array of shape (N, C, H, W), or (C, H, W) for "
+                "one image."
+            )
+        images = torch.as_tensor(x)
+        images = images if images.ndim == 4 else images[None]
+        known = self.dls.facts()["input_shape"]
+        if known is not None and images.shape[1] != known[0]:
+            raise ArgumentError(
+                f"x has shape (N, C, H, W) = {tuple(images.shape)}; the model was trained on "
+                f"C = {known[0]}."
+            )
+        if self.dls.scale is not None and images.dtype == torch.uint8:
+            return self.dls.scale.from_uint8(images)
+        if self.dls.scale is not None and not normalized:
+            return self.dls.scale.normalize_(images.float().clone())
+        return images.float() if images.dtype in (torch.uint8, torch.float64) else images
 
     def summary(self) -> Summary:
         """Shapes, parameters, multiplications and receptive field of each layer, for one image."""
@@ -231,18 +260,31 @@ class Learner:
         return self._optimizer
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
-        have = ", ".join(f"learn.{callback.attribute()}" for callback in vars(self)["callbacks"])
+        have = ", ".join(
+            f"learn.{callback.attribute()}" for callback in vars(self).get("callbacks", ())
+        )
         raise AttributeError(f"Learner has no {name!r}; callbacks of this one: {have}.")
 
     # ---- the loop -------------------------------------------------------------------------------
 
     def _fit(self, n_epochs: int, schedule: Schedule, callbacks: Sequence[Callback]) -> None:
         self._prepare(n_epochs, schedule)
-        active = [Scheduler(schedule), *self.callbacks, *callbacks]
-        with recording(self, schedule), self._mode(training=True), self._calling(active):
-            for self.epoch in range(n_epochs):
-                self._one_epoch()
-                self.epochs_done += 1
+        active = sorted([Scheduler(schedule), *self.callbacks, *callbacks], key=lambda c: c.order)
+        with recording(self, schedule), self._mode(training=True), ExitStack() as ending:
+            ending.callback(self._listen, ())
+            self._listen(active)
+            try:
+                for callback in active:
+                    ending.callback(callback.after_fit, self)
+                    callback.before_fit(self)
+                for self.epoch in range(n_epochs):
+                    self._one_epoch()
+                    self.epochs_done += 1
+            except CancelFitError:
+                self.cancelled = True
+            except BaseException as error:
+                self.error = error
+                raise
 
     def _prepare(self, n_epochs: int, schedule: Schedule) -> None:
         if n_epochs < 1:
@@ -274,6 +316,11 @@ class Learner:
             self._event("after_epoch")
         except CancelEpochError:
             pass
+        except CancelBatchError as error:
+            raise TrainingError(
+                "A callback raised CancelBatchError where there is no batch to cancel; raise it in "
+                "an event from before_batch to after_step, or raise CancelEpochError."
+            ) from error
 
     def _validate_epoch(self) -> None:
         with self._mode(training=False):
@@ -297,7 +344,8 @@ class Learner:
             done = True
         except CancelBatchError:
             pass
-        self._event("after_batch")
+        with suppress(CancelBatchError):  # there is nothing left to skip
+            self._event("after_batch")
         return done
 
     def _step(self) -> None:
@@ -318,27 +366,11 @@ class Learner:
         for call in self._events.get(name, ()):
             call(self)
 
-    @contextmanager
-    def _calling(self, callbacks: Sequence[Callback]) -> Generator[None]:
-        """Call these callbacks; ``after_fit`` comes to all whose ``before_fit`` came."""
-        ordered = sorted(callbacks, key=lambda callback: callback.order)
+    def _listen(self, callbacks: Sequence[Callback]) -> None:
+        """Call these callbacks from now on, in this order."""
         self._events = {
-            name: [getattr(c, name) for c in ordered if _defines(c, name)] for name in EVENTS
+            name: [getattr(c, name) for c in callbacks if _defines(c, name)] for name in EVENTS
         }
-        try:
-            with ExitStack() as ending:
-                try:
-                    for callback in ordered:
-                        ending.callback(callback.after_fit, self)
-                        callback.before_fit(self)
-                    yield
-                except CancelFitError:
-                    self.cancelled = True
-                except BaseException as error:
-                    self.error = error
-                    raise
-        finally:
-            self._events = {}
 
     @contextmanager
     def _mode(self, *, training: bool) -> Generator[None]:
@@ -357,11 +389,6 @@ class Learner:
             self.training = before
             for module, mode in modes:
                 module.training = mode
-
-
-def metric_name(metric: Metric) -> str:
-    """The name of a metric in records and tables."""
-    return getattr(metric, "__name__", type(metric).__name__)
 
 
 def _defines(callback: Callback, event: str) -> bool:

@@ -40,6 +40,7 @@ class Pictures(Callback):
     def before_fit(self, learn: Learner) -> None:  # noqa: ARG002
         """Forget the last fit."""
         self.pictures = {}
+        self._collecting = False
 
     def before_loss(self, learn: Learner) -> None:
         """Keep images of the first batch, after everything that changes them."""
@@ -51,11 +52,12 @@ class Pictures(Callback):
 
     def before_validation(self, learn: Learner) -> None:  # noqa: ARG002
         """Begin anew."""
+        self._collecting = True
         self._worst: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def after_loss(self, learn: Learner) -> None:
         """Of each validation batch keep as many as could be among the worst of all."""
-        if learn.training or not _is_classification(learn):
+        if not self._collecting or not _is_classification(learn):
             return
         losses = F.cross_entropy(learn.output, learn.y, reduction="none")
         worst = losses.topk(min(self.n_worst, len(losses))).indices
@@ -64,6 +66,7 @@ class Pictures(Callback):
 
     def after_validation(self, learn: Learner) -> None:
         """Record the worst of all batches."""
+        self._collecting = False
         if not self._worst:
             return
         losses, outputs, y, x = (torch.cat(rows) for rows in zip(*self._worst, strict=True))

@@ -183,7 +183,7 @@ def _notebook_display() -> Callable[[str], Callable[[str], None]] | None:
     # A notebook's kernel has loaded IPython; loading it here would cost every script its time.
     ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
-    if shell is None or type(shell).__name__ != "ZMQInteractiveShell":
+    if getattr(shell, "kernel", None) is None:  # a terminal's shell has none
         return None
     from IPython.display import HTML, display  # pyright: ignore[reportMissingImports]
 

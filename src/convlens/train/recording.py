@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from convlens.errors import ArgumentError
 from convlens.runs import create_run
 from convlens.runs.checkpoints import save_checkpoint
 from convlens.train.callbacks import Callback
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
     """Give ``learn`` a new run to write to, and close it however the fit ends."""
     if learn.run is None:
+        learn.run_path = None
         yield
         return
     directory = None if learn.run == "auto" else learn.run
@@ -57,13 +58,11 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
     """What is known before training, as plain JSON."""
     optimizer = learn.optimizer
     return {
-        **_environment(learn),
+        **environment(),
+        "device": str(learn.device),
+        "seed": learn.seed,
         "data": learn.dls.facts(),
-        "model": {
-            "class": type(learn.model).__name__,
-            "text": str(learn.model),
-            "n_parameters": sum(p.numel() for p in learn.model.parameters()),
-        },
+        "model": model_facts(learn.model),
         "loss": getattr(learn.loss_function, "__name__", type(learn.loss_function).__name__),
         "optimizer": {
             "class": type(optimizer).__name__,
@@ -76,26 +75,38 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def _environment(learn: Learner) -> dict[str, Any]:
+def model_facts(model: nn.Module) -> dict[str, Any]:
+    """What a run says of its model."""
+    return {
+        "class": type(model).__name__,
+        "text": str(model),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """What a run says of the machine and the versions."""
     return {
         "convlens": version("convlens"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "platform": platform.platform(),
-        "device": str(learn.device),
         "threads": torch.get_num_threads(),
-        "seed": learn.seed,
         "command": shlex.join(sys.argv),
     }
 
 
 def _summary(learn: Learner) -> dict[str, Any]:
     """The summary table; a model that fake tensors cannot follow has none, and says why."""
-    try:
-        return learn.summary().to_dict()
-    except ArgumentError as error:
-        return {"rows": [], "totals": {}, "input_shape": [], "notes": [str(error)]}
+    if learn.dls.facts()["input_shape"] is None:
+        why = "the shape of the images is not known beforehand"
+    else:
+        try:
+            return learn.summary().to_dict()
+        except Exception as error:
+            why = str(error)
+    return {"rows": [], "totals": {}, "input_shape": [], "notes": [f"No summary: {why}."]}
 
 
 class Checkpoint(Callback):
@@ -105,7 +116,7 @@ class Checkpoint(Callback):
 
     def after_epoch(self, learn: Learner) -> None:
         """Save to the run's folder ``checkpoints``."""
-        if learn.run_path is not None:
+        if learn.sink is not None and learn.run_path is not None:
             save_checkpoint(
                 learn.run_path / "checkpoints",
                 learn.model,

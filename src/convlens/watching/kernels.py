@@ -1,9 +1,10 @@
-"""Which kernel sketches a tensor, and the buffers that it adds to."""
+"""Which kernel sketches a tensor."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 
 import numpy as np
@@ -11,69 +12,17 @@ import torch
 from numba.core import config
 from torch import Tensor
 
-from convlens.sketch import BucketLayout, Columns, Ints
+from convlens.sketch import BucketLayout
 from convlens.watching import cpu, plain
-from convlens.watching.cpu import Array
+from convlens.watching.buffers import Buffers
 
-N_EXACT = 6  # calls, NaN, −∞, +∞, near zero, at most eps
-N_MOMENTS = 3  # number of finite values, mean, M2
 PARALLEL_VALUES = 32_768  # below this, waking a second thread costs more than it saves
 
 
-class Buffers:
-    """Sketches of one layer in the memory of its device: one row for each of K steps.
-
-    Attributes:
-        counts: (K, B) int64.
-        exact: (K, 6) int64: calls, NaN, −∞, +∞, near zero, at most eps.
-        moments: (K, 3) float64: number of finite values, mean, M2.
-        flags: (K, C) uint8: bit 0, a value was positive; bit 1, a value was not near zero.
-    """
-
-    def __init__(
-        self, rows: int, layout: BucketLayout, channels: int, device: torch.device
-    ) -> None:
-        self.layout = layout
-        self.counts = torch.zeros((rows, layout.size), dtype=torch.int64, device=device)
-        self.exact = torch.zeros((rows, N_EXACT), dtype=torch.int64, device=device)
-        self.moments = torch.zeros((rows, N_MOMENTS), dtype=torch.float64, device=device)
-        self.flags = torch.zeros((rows, channels), dtype=torch.uint8, device=device)
-        self.rows: list[tuple[Array, Array, Array, Array]] = []
-        if device.type == "cpu":
-            counts, exact, moments, flags = (t.numpy() for t in self._tensors())
-            # Views made once: making four for every call would cost more than a small sketch.
-            self.rows = list(zip(counts, exact, moments, flags, strict=True))
-
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.counts, self.exact, self.moments, self.flags
-
-    def take(self, first_step: Ints, last_step: Ints) -> Columns:
-        """The first rows as columns, without those in which the layer was not called."""
-        k = len(first_step)
-        counts, exact, moments, flags = (t[:k].cpu().numpy() for t in self._tensors())
-        called = np.flatnonzero(exact[:, 0])
-        some = moments[:, 0] > 0
-        columns = Columns(
-            first_step=first_step,
-            last_step=last_step,
-            calls=exact[:, 0],
-            counts=counts,
-            nan=exact[:, 1],
-            neg_inf=exact[:, 2],
-            pos_inf=exact[:, 3],
-            near_zero=exact[:, 4],
-            at_most_eps=exact[:, 5],
-            mean=np.where(some, moments[:, 1], np.nan),
-            m2=moments[:, 2],
-            positive=(flags & 1).astype(np.bool_),
-            active=(flags & 2).astype(np.bool_),
-        )
-        return columns[called]
-
-    def clear(self) -> None:
-        """Empty every row."""
-        for tensor in self._tensors():
-            tensor.zero_()
+@cache
+def first_process() -> int:
+    """The process that used Numba's threads first; a forked child inherits the answer."""
+    return os.getpid()
 
 
 def numba_threads() -> int:
@@ -98,7 +47,6 @@ class Sketcher:
     layout: BucketLayout
     eps: float
     threads: int = field(default_factory=numba_threads)
-    pid: int = field(default_factory=os.getpid)
 
     def __post_init__(self) -> None:
         self._low = (127 + self.layout.min_exponent) << self.layout.mantissa_bits
@@ -130,7 +78,7 @@ class Sketcher:
         counts, exact, moments, flags = buffers.rows[row]
         target = counts, exact, moments, flags[: 0 if channel_axis is None else channels]
         parts = min(self.threads, torch.get_num_threads())
-        if parts > 1 and values.size >= PARALLEL_VALUES and os.getpid() == self.pid:
+        if parts > 1 and values.size >= PARALLEL_VALUES and os.getpid() == first_process():
             cpu.sketch_parallel(values, bits, inner, self._low, eps, *target, parts)
         else:
             cpu.sketch_serial(values, bits, inner, self._low, eps, *target)

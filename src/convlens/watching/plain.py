@@ -5,13 +5,10 @@ Nothing here waits for the device: every result is added to buffers that lie on 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from convlens.watching.kernels import Buffers
+from convlens.watching.buffers import Buffers
 
 RAW = 4096  # buckets named by a float32's sign, exponent and top three mantissa bits
 INFINITE = 2040  # the raw bucket where infinities and NaN begin

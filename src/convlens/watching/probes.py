@@ -113,10 +113,20 @@ class ReluInputs(TorchFunctionMode):
             nn.functional.relu,
             nn.functional.relu6,
         }
+        self._clamps = {torch.clamp, torch.clamp_min, Tensor.clamp, Tensor.clamp_min}
 
     def add(self, layer: int, output: Tensor) -> None:
         """Ask about the output of this layer; it is kept alive so that its identity stays its."""
         self._outputs[id(output)] = (layer, output)
+
+    def _clamps_at_zero(
+        self, func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+    ) -> bool:
+        """Whether it is a ReLU by another name: ``clamp(min=0)`` without an upper bound."""
+        if func not in self._clamps:
+            return False
+        low, *high = [*args[1:], *(value for value in (kwargs or {}).values() if value is not None)]
+        return not isinstance(low, Tensor) and low == 0 and not high
 
     def __torch_function__(
         self,
@@ -125,7 +135,7 @@ class ReluInputs(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        if func in self._relus and args:
+        if args and (func in self._relus or self._clamps_at_zero(func, args, kwargs)):
             layer, output = self._outputs.get(id(args[0]), (-1, None))
             if output is args[0]:
                 self.layers.add(layer)

@@ -15,8 +15,17 @@ from torch.utils.hooks import RemovableHandle
 from convlens.errors import ArgumentError
 from convlens.plots import LayerHistories
 from convlens.records import Epoch, LayerHistory, LayerInfo, RecordSink
-from convlens.sketch import BucketLayout, Columns, concatenate, decode, empty_columns, encode
-from convlens.watching.kernels import Buffers, Sketcher
+from convlens.sketch import (
+    BucketLayout,
+    Columns,
+    coarsen,
+    concatenate,
+    decode,
+    empty_columns,
+    encode,
+)
+from convlens.watching.buffers import Buffers
+from convlens.watching.kernels import Sketcher
 from convlens.watching.probes import (
     Layers,
     ReluInputs,
@@ -71,7 +80,7 @@ class ActivationWatch(LayerHistories):
         self.every = every
         self.count_forwards = count_forwards
         self.sink = sink
-        self.close_sink: Callable[[], None] | None = None  # for a sink that is this watch's own
+        self.close_sink: Callable[[str, str | None], None] | None = None  # of a sink of its own
         self.layout = BucketLayout()
         self._sketch = Sketcher(self.layout, eps)
         self._chosen = choose_layers(model, layers)
@@ -89,6 +98,7 @@ class ActivationWatch(LayerHistories):
         self._relus: ReluInputs | None = None  # there during the first watched forward only
         self._relus_known = False
         self._layers_written = False
+        self._closed = False
 
     # ---- what LayerHistories needs -------------------------------------------------------------
 
@@ -109,6 +119,8 @@ class ActivationWatch(LayerHistories):
         if buffers is not None:
             parts.append(self._open_columns(buffers))
         columns = concatenate(parts) if parts else empty_columns(self.layout.size, 0)
+        # A step that was cut in two by a flush is one step.
+        columns = coarsen(columns, 0)
         return LayerHistory(self._layers[index], columns, self.layout, self.eps)
 
     # ---- attaching ------------------------------------------------------------------------------
@@ -117,6 +129,10 @@ class ActivationWatch(LayerHistories):
         """Register the hooks; a second call changes nothing."""
         if self._handles:
             return self
+        if self._closed:
+            raise ArgumentError(
+                "this watch has closed its run and cannot be attached again; call cl.watch(…) anew."
+            )
         if hasattr(self.model, "_orig_mod"):
             raise ArgumentError(
                 "model is a compiled module, which would ignore new hooks in silence; watch the "
@@ -132,22 +148,32 @@ class ActivationWatch(LayerHistories):
         self._handles.append(leave)
         return self
 
-    def detach(self) -> None:
-        """Remove the hooks and write what is still open; the history stays readable."""
+    def detach(self, error: BaseException | None = None) -> None:
+        """Remove the hooks and write what is still open; the history stays readable.
+
+        Args:
+            error: what ended the watched loop, None if it ended well; a run of one's own is closed
+                as finished, stopped or failed.
+        """
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._inside = False
+        if self._relus is not None:  # the first forward was left by an interrupt
+            self._relus.__exit__(None, None, None)
+            self._relus = None
         self.flush()
-        if self.sink is not None and self.close_sink is not None:
-            self.close_sink()
-            self.sink = self.close_sink = None
+        if self.close_sink is not None:
+            stopped = isinstance(error, KeyboardInterrupt)
+            status = "finished" if error is None else "stopped" if stopped else "failed"
+            self.close_sink(status, None if error is None else str(error))
+            self.sink, self.close_sink, self._closed = None, None, True
 
     def __enter__(self) -> Self:
         return self.attach()
 
-    def __exit__(self, *error: object) -> None:
-        self.detach()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.detach(error)
 
     # ---- counting steps -------------------------------------------------------------------------
 
@@ -190,6 +216,8 @@ class ActivationWatch(LayerHistories):
                     self.sink.write_columns(index, 0, first, last, payload)
         self._steps.clear()
         self._row = -1
+        if self.sink is not None and self.close_sink is not None:
+            self.sink.flush()  # nobody else does: whoever lends a sink flushes it with its own rows
 
     def _open_columns(self, buffers: Buffers) -> Columns:
         steps = np.array(self._steps, np.int64)
@@ -228,7 +256,8 @@ class ActivationWatch(LayerHistories):
         if self._relus is None:
             return
         self._relus.__exit__(None, None, None)
-        self._layers = [
-            replace(layer, feeds_relu=layer.index in self._relus.layers) for layer in self._layers
-        ]
-        self._relus, self._relus_known = None, True
+        seen, self._relus = self._relus.layers, None
+        if output is None:  # the forward failed, perhaps before it came to a ReLU
+            return
+        self._relus_known = True
+        self._layers = [replace(layer, feeds_relu=layer.index in seen) for layer in self._layers]
