@@ -126,7 +126,7 @@ def test_summary(convlens):
     assert "1,168" in row
     assert "56,448" in row
     facts = json.loads(convlens("summary", "simple_cnn", "--json").stdout)
-    assert facts["totals"]["parameters"] == 30_282
+    assert facts["totals"]["parameters"] == 30_542
 
 
 def test_summary_in_a_terminal(convlens, monkeypatch):
@@ -155,6 +155,7 @@ def test_help_lists_the_commands(convlens):
         (["train", "mnist", "--lr", "-1"], "lr_max=-1.0 is not a positive number"),
         (["train", "mnist", "--batch-size", "0"], "batch_size=0 is the number of images per batch"),
         (["train", "mnist", "--seed", "-1"], "seed=-1 is where the random order comes from; give"),
+        (["train", "mnist", "--seed", str(2**64)], "is too large; give a whole number below 2**64"),
         (["train", "mnist", "--device", "cuda"], "device='cuda' cannot be used here"),
         (["train", "mnist", "--norm", "layer"], "argument --norm: invalid choice: 'layer' (choose"),
         (["summary", "simple_cnn", "--size", "0"], "has H = 0; every size must be a whole number"),
@@ -196,6 +197,30 @@ def test_the_keyboard_ends_it_with_a_word(convlens, monkeypatch):
     monkeypatch.setattr("convlens.runs.list_runs", interrupted)
     done = convlens("runs")
     assert (done.code, done.stderr) == (1, "convlens: Interrupted.\n")
+
+
+def test_an_unforeseen_failure_is_a_sentence_too(convlens, monkeypatch):
+    def broken(folder):
+        raise RuntimeError("out of something")
+
+    monkeypatch.setattr("convlens.runs.list_runs", broken)
+    done = convlens("runs")
+    assert (done.code, done.stderr) == (
+        1, "convlens: RuntimeError: out of something (--debug prints the traceback.)\n"
+    )  # fmt: skip
+
+
+def test_the_keyboard_stops_a_training_and_says_where_it_is(convlens, monkeypatch, tmp_path):
+    def interrupted(pictures, learn):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convlens.train.Pictures.before_validation", interrupted)
+    done = convlens("train", "mnist", "--batch-size", 4096, "--no-watch")
+    assert done.code == 1
+    assert done.stderr.splitlines() == [
+        "What was recorded until then is in runs/mnist-0001.", "convlens: Interrupted."
+    ]  # fmt: skip
+    assert cl.open_run(tmp_path / "runs" / "mnist-0001").meta["status"] == "stopped"
 
 
 def test_a_loss_that_is_not_finite_is_a_failure_that_keeps_its_record(convlens, tmp_path):

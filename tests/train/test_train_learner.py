@@ -1,5 +1,7 @@
 """The loop, its events, and what it records."""
 
+import contextlib
+import copy
 import math
 
 import numpy as np
@@ -170,6 +172,99 @@ def test_cancel_a_fit_closes_the_run(tmp_path):
     with cl.open_run(tmp_path / "run") as run:
         assert run.meta["status"] == "stopped"
         assert run.steps.step.tolist() == [0]
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("error", [cl.CancelBatchError, cl.CancelEpochError, cl.CancelFitError])
+def test_cancelling_in_every_event(event, error):
+    """It cancels, or says in a sentence that there is nothing to cancel; the end always comes."""
+
+    class Always(cl.Callback):
+        pass
+
+    def cancel(self, learn):
+        raise error
+
+    setattr(Always, event, cancel)
+    log = Log()
+    learn = learner([log, Always()])
+    allowed = () if error is cl.CancelFitError else (cl.TrainingError, cl.ArgumentError)
+    with contextlib.suppress(*allowed):
+        learn.fit(2, 0.01)
+    assert log.events[-1] == "after_fit"
+
+
+def test_cancelling_outside_what_there_is_to_cancel():
+    class Early(cl.Callback):
+        def before_epoch(self, learn):
+            raise cl.CancelBatchError
+
+    with pytest.raises(cl.TrainingError, match="raised CancelBatchError in an event where there"):
+        learner([Early()]).fit(1, 0.01)
+
+
+def test_a_batch_cancelled_at_the_end_of_an_epoch_is_one_step():
+    class Skip(cl.Callback):
+        def before_step(self, learn):
+            if learn.epoch == 0 and learn.step == 2:
+                raise cl.CancelBatchError
+
+    learn = learner([Skip(), cl.ActivationStats()])
+    learn.fit(2, 0.01)
+    history = learn.activation_stats["0.0"]
+    assert history.first_step.tolist() == [0, 1, 2, 3, 4]
+    assert history.calls.tolist() == [1, 1, 2, 1, 1]
+
+
+def test_a_fit_in_memory_leaves_the_run_before_alone():
+    learn = learner(run="auto")
+    learn.fit(1, 0.01)
+    checkpoints = learn.run_path / "checkpoints"
+    before = sorted(checkpoints.iterdir())
+    learn.run = None
+    learn.fit(1, 0.01)
+    assert sorted(checkpoints.iterdir()) == before
+    assert learn.run_path is None
+
+
+def test_a_callback_may_validate_before_the_first_validation():
+    class Look(cl.Callback):
+        def before_epoch(self, learn):
+            self.result = learn.validate()
+
+    learn = learner([cl.Pictures(), Look()])
+    learn.fit(1, 0.01)
+    assert set(learn.look.result) == {"loss", "accuracy"}
+
+
+def test_a_learner_can_be_copied():
+    learn = copy.copy(learner())
+    assert isinstance(learn.recorder, cl.Recorder)
+
+
+def accuracy_again(output, y):
+    return cl.accuracy(output, y)
+
+
+accuracy_again.__name__ = "accuracy"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"metrics": ["accuracy"]}, r"metrics=\['accuracy'\] is not a list of functions of"),
+        ({"metrics": cl.accuracy}, r"metrics=<function accuracy .* is not a list of functions"),
+        ({"metrics": [cl.accuracy, accuracy_again]}, r"metrics has more than one 'accuracy'"),
+        ({"callbacks": [cl.Pictures]}, r"callbacks=\[<class .* is not a list of callbacks such"),
+        ({"callbacks": cl.Pictures()}, r"callbacks=<.* is not a list of callbacks such as"),
+        ({"device": "nonsense"}, r"device='nonsense' cannot be used here"),
+        ({"dls": [1]}, r"dls is a list; give DataLoaders, from cl.mnist, cl.from_arrays"),
+        ({"model": 3}, r"model is a int; give a torch.nn.Module"),
+    ],
+)
+def test_learner_arguments_that_cannot_work(arguments, sentence):
+    with pytest.raises(cl.ArgumentError, match=sentence):
+        cl.Learner(**{"dls": data(), "model": net(), "run": None, **arguments})
 
 
 def test_an_error_closes_the_run_and_removes_hooks(tmp_path):
@@ -366,8 +461,35 @@ def test_predict():
     assert said.names == tuple(str(label) for label in said.labels.tolist())
     one = learn.predict(x[0])
     torch.testing.assert_close(one.probabilities[0], said.probabilities[0])
-    with pytest.raises(cl.ArgumentError, match=r"x has shape \(8, 8\); expected \(N, C, H, W\)"):
+    with pytest.raises(
+        cl.ArgumentError, match=r"x is \(8, 8\); expected a tensor or array of shape"
+    ):
         learn.predict(x[0, 0])
+
+
+def test_predict_raw_floats_and_arrays_as_from_arrays_got_them():
+    rng = np.random.default_rng(0)
+    raw, y = rng.normal(5, 3, (20, 8, 8)).astype(np.float32), np.arange(20) % 3
+    dls = cl.from_arrays(raw, y, layout="NHW", valid=(raw, y), batch_size=20)
+    learn = cl.Learner(dls, net(), run=None, progress=False)
+    x, _ = next(iter(dls.valid))
+    torch.testing.assert_close(
+        learn.predict(raw[:, None], normalized=False).probabilities,
+        learn.predict(x).probabilities,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"x": [1, 2]}, r"x is list; expected a tensor or array of shape \(N, C, H, W\)"),
+        ({"x": torch.zeros(2, 3, 8, 8)}, r"= \(2, 3, 8, 8\); the model was trained on C = 1"),
+        ({"x": torch.zeros(1, 8, 8), "batch_size": 0}, r"batch_size=0 is no number of images"),
+    ],
+)
+def test_predict_of_what_cannot_be(arguments, sentence):
+    with pytest.raises(cl.ArgumentError, match=sentence):
+        learner().predict(**arguments)
 
 
 def test_predict_normalizes_uint8_as_the_training_images_were():
@@ -429,6 +551,20 @@ def test_a_loss_that_is_not_finite_names_step_and_layer(tmp_path):
     assert run.meta["status"] == "failed"
     assert run.activation_stats["1.0"].nonfinite[-1] == 1.0
     assert run.activation_stats["0.0"].nonfinite[-1] == 0.0
+
+
+def test_looking_for_the_culprit_is_no_step_and_changes_nothing():
+    learn = learner([Poison(), cl.ActivationStats()])
+    with pytest.raises(cl.NonFiniteLossError):
+        learn.fit(1, 0.01)
+    assert learn.activation_stats["0.0"].calls.tolist() == [1, 1, 1]
+    assert learn.model[0][2].num_batches_tracked == 3
+
+
+def test_a_loss_in_half_precision():
+    learn = learner(loss=lambda output, y: F.cross_entropy(output, y).bfloat16())
+    learn.fit(1, 0.01)
+    assert len(learn.recorder.steps) == 3
 
 
 def test_a_loss_that_is_not_finite_because_of_the_input():

@@ -212,6 +212,10 @@ def _in_child(sketcher, x, queue):
     queue.put(int(buffers.counts.sum()))
 
 
+def _fresh_in_child(x, queue):
+    _in_child(Sketcher(LAYOUT, EPS, threads=2), x, queue)
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_after_a_fork():
     x = torch.linspace(-1, 1, 50_000)
@@ -220,6 +224,19 @@ def test_after_a_fork():
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
     child = context.Process(target=_in_child, args=(sketcher, x, queue))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert queue.get() == 50_000
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_sketcher_of_its_own_after_a_fork():
+    x = torch.linspace(-1, 1, 50_000)
+    sketch(x, threads=2)  # the parent has used its threads
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=_fresh_in_child, args=(x, queue))
     child.start()
     child.join(60)
     assert child.exitcode == 0

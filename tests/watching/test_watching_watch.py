@@ -1,5 +1,8 @@
 """`ActivationWatch` around real models."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -213,6 +216,66 @@ def test_an_exception_in_the_first_forward_leaves_no_mode_behind():
     assert len(torch.overrides._get_current_function_mode_stack()) == 0
 
 
+def test_a_failing_first_forward_does_not_hide_the_relus():
+    model = small_net()
+    with cl.watch(model) as stats:
+        with pytest.raises(RuntimeError):
+            model(torch.randn(2, 3, 12, 12))
+        train(model, 1)
+    assert [name for name in stats if stats[name].layer.feeds_relu] == ["0", "3"]
+
+
+def test_an_interrupt_in_the_first_forward_leaves_no_mode_behind():
+    class Interrupted(nn.Module):
+        def forward(self, x):
+            raise KeyboardInterrupt
+
+    model = nn.Sequential(nn.Linear(2, 2), Interrupted())
+    with pytest.raises(KeyboardInterrupt), cl.watch(model):
+        model(torch.randn(3, 2))
+    assert len(torch.overrides._get_current_function_mode_stack()) == 0
+
+
+@pytest.mark.parametrize(
+    "relu",
+    [
+        lambda x: x.clamp_min(0),
+        lambda x: x.clamp(min=0),
+        lambda x: torch.clamp(x, 0),
+        F.relu6,
+        torch.relu_,
+    ],
+)
+def test_a_relu_by_another_name(relu):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return relu(self.a(x))
+
+    model = Net()
+    with cl.watch(model) as stats:
+        model(torch.randn(3, 2))
+    assert stats["a"].layer.feeds_relu
+
+
+def test_a_clamp_on_both_sides_is_no_relu():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.a(x).clamp(-1, 1) + self.a(x).clamp(0, 1)
+
+    model = Net()
+    with cl.watch(model) as stats:
+        model(torch.randn(3, 2))
+    assert not stats["a"].layer.feeds_relu
+
+
 def test_attach_twice_and_detach():
     model = small_net()
     stats = cl.watch(model).attach().attach()
@@ -261,6 +324,35 @@ def test_a_recorded_loop_is_read_from_disk(tmp_path):
             np.testing.assert_array_equal(here.dead_channels, there.dead_channels)
 
 
+def test_a_killed_loop_leaves_what_was_written(tmp_path):
+    program = """
+import os, torch, convlens as cl
+model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+stats = cl.watch(model, run="mine").attach()
+for _ in range(130):
+    model(torch.randn(8, 4))
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False, timeout=120)
+    assert done.returncode == -9
+    run = cl.open_run(tmp_path / "mine")
+    assert run.meta["status"] == "running"
+    assert run.meta["model"]["class"] == "Sequential"
+    assert run.activation_stats["0"].first_step.tolist() == list(range(128))
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("mine"), "failed"), (KeyboardInterrupt(), "stopped")]
+)
+def test_a_recorded_loop_that_raises_is_not_finished(tmp_path, error, status):
+    stats = cl.watch(small_net(), run=tmp_path / "mine")
+    with pytest.raises(type(error)), stats:
+        raise error
+    assert cl.open_run(tmp_path / "mine").meta["status"] == status
+    with pytest.raises(cl.ArgumentError, match="has closed its run and cannot be attached again"):
+        stats.attach()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -279,7 +371,7 @@ def test_layers_that_are_not_there():
     with pytest.raises(cl.LayerNotFoundError, match=r"layer='7' is not among the 8"):
         cl.watch(small_net(), ["7"])
     stats = cl.watch(small_net())
-    with pytest.raises(cl.LayerNotFoundError, match=r"layer=9 is out of range: 4 layers"):
+    with pytest.raises(cl.LayerNotFoundError, match=r"layer=9 is out of range: there are 4 layers"):
         _ = stats[9]
 
 

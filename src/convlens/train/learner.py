@@ -275,13 +275,20 @@ class Learner:
             self._listen(active)
             try:
                 for callback in active:
-                    ending.callback(callback.after_fit, self)
+                    ending.callback(self._end, callback)
                     callback.before_fit(self)
                 for self.epoch in range(n_epochs):
                     self._one_epoch()
                     self.epochs_done += 1
             except CancelFitError:
                 self.cancelled = True
+            except (CancelBatchError, CancelEpochError) as error:
+                self.error = TrainingError(
+                    f"A callback raised {type(error).__name__} in an event where there is none to "
+                    "cancel; raise it between before_batch and after_step, or before_epoch and "
+                    "after_epoch, or raise CancelFitError."
+                )
+                raise self.error from error
             except BaseException as error:
                 self.error = error
                 raise
@@ -303,6 +310,10 @@ class Learner:
         if self._optimizer is None:
             self._optimizer = self.make_optimizer(self.model.parameters(), lr=lr)
 
+    def _end(self, callback: Callback) -> None:
+        with suppress(CancelBatchError, CancelEpochError, CancelFitError):  # it has ended already
+            callback.after_fit(self)
+
     def _one_epoch(self) -> None:
         try:
             self._event("before_epoch")
@@ -316,11 +327,6 @@ class Learner:
             self._event("after_epoch")
         except CancelEpochError:
             pass
-        except CancelBatchError as error:
-            raise TrainingError(
-                "A callback raised CancelBatchError where there is no batch to cancel; raise it in "
-                "an event from before_batch to after_step, or raise CancelEpochError."
-            ) from error
 
     def _validate_epoch(self) -> None:
         with self._mode(training=False):
