@@ -8,8 +8,11 @@ at a time, so that its loop is the real one, with all its events, its recorder a
 from __future__ import annotations
 
 import argparse
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -27,9 +30,33 @@ class Gate(cl.Callback):
     order = -1000
 
     def __init__(self) -> None:
+        self.rare_s, self.n_steps = 0.0, 0
         self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
         self.over = False
         self.started = False
+
+    def before_fit(self, learn: cl.Learner) -> None:
+        """Time the commits, which a median over single steps does not see."""
+        if learn.sink is None:
+            return
+        flush = learn.sink.flush
+
+        def timed() -> None:
+            start = time.perf_counter()
+            flush()
+            self.rare_s += time.perf_counter() - start
+
+        learn.sink.flush = timed
+
+    def per_step(self) -> float:
+        """Seconds of committing for each step."""
+        return self.rare_s / max(self.n_steps, 1)
+
+    def close(self, thread: threading.Thread) -> None:
+        """End the fit."""
+        self.over = True
+        self.go.release()
+        thread.join(30)
 
     def before_batch(self, learn: cl.Learner) -> None:
         """Wait; in validation go on at once."""
@@ -44,6 +71,7 @@ class Gate(cl.Callback):
 
     def step(self) -> None:
         """Let the Learner do everything from one batch to the next."""
+        self.n_steps += 1
         self.go.release()
         self.done.acquire()
 
@@ -58,7 +86,7 @@ def model() -> torch.nn.Module:
     return cl.simple_cnn(1, 10, norm="batch")
 
 
-def learner(gate: Gate, run: str | None) -> tuple[threading.Thread, Callable[[], None]]:
+def learner(gate: Gate, run: Path | None) -> tuple[threading.Thread, Callable[[], None]]:
     learn = cl.Learner(data(), model(), callbacks=[gate], run=run, progress=False)
     thread = threading.Thread(target=learn.fit_one_cycle, args=(N_EPOCHS, 0.06), daemon=True)
     return thread, gate.step
@@ -105,15 +133,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=600)
     rounds = parser.parse_args().rounds
-    gate = Gate()
-    thread, step = learner(gate, None)
-    thread.start()
-    sides = {"by hand": by_hand(), "A/A": by_hand(), "learner": step}
-    result = compare("The Learner, nothing watched", sides, "by hand", 1.02, rounds)
-    print(f"  {verdict(result, 'learner')}")
-    gate.over = True
-    gate.go.release()
-    thread.join(10)
+    gate, recording_gate = Gate(), Gate()
+    with tempfile.TemporaryDirectory() as folder:
+        thread, step = learner(gate, None)
+        recording_thread, recording_step = learner(recording_gate, Path(folder) / "run")
+        thread.start()
+        recording_thread.start()
+        sides = {
+            "by hand": by_hand(),
+            "A/A": by_hand(),
+            "learner": step,
+            "learner, recording": recording_step,
+        }
+        rare = {"learner, recording": recording_gate.per_step}
+        title = "The Learner, nothing watched"
+        result = compare(title, sides, "by hand", 1.02, rounds, extra=rare)
+        print(f"  {verdict(result, 'learner')}")
+        gate.close(thread)
+        recording_gate.close(recording_thread)
     finish([result])
 
 

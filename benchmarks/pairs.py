@@ -83,6 +83,8 @@ def verdict(result: Mapping[str, object], side: str) -> str:
     assert isinstance(own, dict)
     assert isinstance(same, dict)
     assert isinstance(target, float)
+    if result["rounds"] < 300:  # pyright: ignore[reportOperatorIssue]
+        return f"target {target}: no verdict on fewer than 300 rounds"
     spread = max(abs(same["low"] - 1), abs(same["high"] - 1))
     met = own["low"] <= target and own["ratio"] <= target + spread
     return f"target {target}: {'met' if met else 'missed'}"
