@@ -207,7 +207,7 @@ def test_recorder_and_activation_stats_are_what_plots_draw(writer: RunWriter) ->
     assert run.activation_stats.epochs == run.epochs
     assert len(run.activation_stats["0.0"]) == 4
     assert run.activation_stats[-1].layer.name == "1.0"
-    with pytest.raises(LayerNotFoundError, match="layer=7 is out of range: 2 layers"):
+    with pytest.raises(LayerNotFoundError, match="layer=7 is out of range: there are 2 layers"):
         run.history(7)
 
 
