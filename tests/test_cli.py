@@ -114,6 +114,9 @@ def test_runs(trained, convlens, tmp_path):
     assert "accuracy 9" in done.stdout
     listed = json.loads(convlens("runs", "--json", cwd=folder).stdout)
     assert listed[0]["epochs"] == 1
+    (tmp_path / "a file").touch()
+    done = convlens("runs", "a file")
+    assert (done.code, "folder='a file' is a file, not a folder" in done.stderr) == (2, True)
     assert convlens("runs", cwd=tmp_path).stdout == (
         "No runs in runs; make one with: convlens train mnist\n"
     )

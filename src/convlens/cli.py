@@ -66,6 +66,11 @@ def list_all(arguments: argparse.Namespace) -> None:
     """List the runs in a folder."""
     from convlens.runs import list_runs
 
+    if arguments.folder.is_file():
+        raise ArgumentError(
+            f"folder={str(arguments.folder)!r} is a file, not a folder; give the folder that keeps "
+            "the runs, such as runs."
+        )
     found = list_runs(arguments.folder)
     if arguments.json:
         rows = [

@@ -451,6 +451,28 @@ def test_foreign_batches_and_no_validation():
         learn.validate()
 
 
+def test_a_run_without_a_summary_says_why(tmp_path):
+    batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))] * 3
+    dls = cl.DataLoaders(batches, name="mine")
+    cl.Learner(dls, net(), run=tmp_path / "a", progress=False).fit(1, 0.01)
+    notes = cl.open_run(tmp_path / "a").meta["summary"]["notes"]
+    assert notes == ["No summary: the shape of the images is not known beforehand."]
+
+    class Depends(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            return self.net(x) if x.sum().item() < 1e9 else x
+
+    learn = cl.Learner(data(), Depends(), run=tmp_path / "b", progress=False)
+    learn.fit(1, 0.01)
+    (note,) = cl.open_run(tmp_path / "b").meta["summary"]["notes"]
+    assert note.startswith("No summary: ")
+    assert len(learn.recorder.steps) == 3
+
+
 def test_predict():
     learn = learner()
     learn.fit(3, 0.01)
