@@ -61,6 +61,11 @@ class LayerHistory:
         return self.columns.last_step
 
     @property
+    def middle_step(self) -> Floats:
+        """(K,) middle of each column's steps: where a line is drawn through it."""
+        return (self.first_step + self.last_step) / 2
+
+    @property
     def calls(self) -> Ints:
         """(K,) forward calls counted in each column."""
         return self.columns.calls

@@ -136,6 +136,14 @@ def marker(values: Floats) -> str:
     return "o" if np.isfinite(values).sum() <= FEW else ""
 
 
+def short_count(count: int) -> str:
+    """A power of ten as a label: 100, 1 k, 10 M."""
+    for power, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= power:
+            return f"{count // power} {letter}"
+    return str(count)
+
+
 def say_empty(ax: Axes, text: str) -> None:
     """Words in the middle of axes that have nothing to show."""
     say_no_values(ax, text)

@@ -19,6 +19,7 @@ from convlens.plots.canvas import (
     say_empty,
     say_no_values,
     scale_values,
+    short_count,
     take_axes,
 )
 from convlens.records import Epoch, LayerHistory
@@ -71,7 +72,7 @@ def _draw_series(
         say_empty(ax, "no batch was recorded yet")
         return
     if np.isfinite(values).any():
-        ax.plot(_middle(history), values, color=BLUE, lw=1.3, marker=marker(values), ms=4)
+        ax.plot(history.middle_step, values, color=BLUE, lw=1.3, marker=marker(values), ms=4)
         scale_values(ax, values)
     else:
         say_no_values(ax, "every value was NaN or infinite")
@@ -86,7 +87,7 @@ def _draw_after_relu(ax: Axes, history: LayerHistory) -> None:
     before, after = ax.lines[0], history.near_zero_after_relu * 100.0
     before.set_label("as it is")
     ax.plot(
-        _middle(history),
+        history.middle_step,
         after,
         color=GREEN,
         lw=1.3,
@@ -216,7 +217,7 @@ def _draw_columns(ax: Axes, history: LayerHistory, spans: Spans, edges: Floats) 
     bar = ax.figure.colorbar(mesh, ax=ax, pad=0.02)
     bar.set_label("values per bin and batch (log scale)")
     powers = 10 ** np.arange(0, int(np.log10(peak)) + 1)
-    bar.set_ticks([0, *powers.tolist()], labels=["0", *(_short(int(p)) for p in powers)])
+    bar.set_ticks([0, *powers.tolist()], labels=["0", *(short_count(int(p)) for p in powers)])
     bar.minorticks_off()
 
 
@@ -237,17 +238,6 @@ def _say_outside(ax: Axes, history: LayerHistory, counts: Floats) -> None:
     outside = 1.0 - counts.sum() / n_finite if n_finite else 0.0
     if outside > 0.0005:
         ax.set_ylabel(f"activation ({100 * outside:.1f} % lie outside)")
-
-
-def _short(count: int) -> str:
-    for power, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if count >= power:
-            return f"{count // power} {letter}"
-    return str(count)
-
-
-def _middle(history: LayerHistory) -> Floats:
-    return (history.first_step + history.last_step) / 2
 
 
 def _title(history: LayerHistory) -> str:

@@ -27,7 +27,7 @@ from bokeh.models import (
 from bokeh.palettes import cividis, viridis
 from bokeh.plotting import figure
 
-from convlens.plots.canvas import GREEN, NONFINITE_LABEL, ORANGE
+from convlens.plots.canvas import GREEN, NONFINITE_LABEL, ORANGE, short_count
 from convlens.records import Epoch, LayerHistory
 from convlens.sketch import Floats
 from convlens.views.canvas import (
@@ -93,7 +93,7 @@ def layer(
     stats[2].y_range = Range1d(start=-4, end=104)
     if history.layer.feeds_relu:
         after = 100.0 * history.near_zero_after_relu
-        draw_line(stats[2], _middle(history), after, GREEN, dashed=True)
+        draw_line(stats[2], history.middle_step, after, GREEN, dashed=True)
     heat = heat_figure(axis, history, grid)
     return column(heat, side_by_side(stats), sizing_mode="stretch_width")
 
@@ -165,7 +165,7 @@ def _stat_figure(
     title = title if finite else f"{title}: every value is NaN or infinite"
     plot = axis.figure(title, label, STATS_HEIGHT, names=False)
     axis.mark_epochs(plot)
-    line = draw_line(plot, _middle(history), values)
+    line = draw_line(plot, history.middle_step, values)
     add_hover(plot, line, label.partition(" (")[0], "@y{0.000}")
     return plot
 
@@ -188,7 +188,7 @@ def _mark_nonfinite(plot: figure, history: LayerHistory, grid: Grid, heat: Heat)
 def _count_bar(mapper: ColorMapper, peak: float) -> ColorBar:
     counts = [0, *(10**power for power in range(int(np.log10(peak)) + 1))]
     ticks = [float(np.log1p(count) / np.log1p(peak) * (EMPTY - 1)) for count in counts]
-    labels = [_short_count(count) for count in counts]
+    labels = [short_count(count) for count in counts]
     return ColorBar(
         color_mapper=mapper,
         ticker=FixedTicker(ticks=ticks),
@@ -196,14 +196,3 @@ def _count_bar(mapper: ColorMapper, peak: float) -> ColorBar:
         title="values per bin (log scale)",
         width=14,
     )
-
-
-def _short_count(count: int) -> str:
-    for power, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if count >= power:
-            return f"{count // power} {letter}"
-    return str(count)
-
-
-def _middle(history: LayerHistory) -> Floats:
-    return (history.first_step + history.last_step) / 2
