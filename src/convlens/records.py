@@ -26,12 +26,16 @@ class LayerInfo:
         kind: the module's class name, such as ``"Conv2d"``.
         feeds_relu: whether a ReLU takes this layer's output directly, so that a channel with no
             positive value is dead.
+        quantity: what the values are: ``"activation"``, the layer's output; ``"gradient"``, that
+            of a parameter; ``"parameter"``, a parameter before an optimizer's step; ``"update"``,
+            what that step added to it. Indices count within one quantity.
     """
 
     index: int
     name: str
     kind: str
     feeds_relu: bool = False
+    quantity: str = "activation"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class LayerHistory:
     columns: Columns
     layout: BucketLayout
     eps: float = 0.05
+    sample: float = 1.0
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -270,20 +275,32 @@ class RecordSink(Protocol):
         """Add or replace facts of the run by name; values are plain JSON."""
         ...
 
-    def write_layers(self, layers: Sequence[LayerInfo], layout: BucketLayout, eps: float) -> None:
-        """Say which layers are watched, before their first columns."""
+    def write_layers(
+        self, layers: Sequence[LayerInfo], layout: BucketLayout, eps: float, sample: float = 1.0
+    ) -> None:
+        """Say which series are watched, before their first columns; the same again replaces.
+
+        Args:
+            layers: series of one or several quantities.
+            layout: the buckets that all of the run's columns have.
+            eps: bound of near zero.
+            sample: the fraction of each batch's images that was looked at.
+        """
         ...
 
     def write_columns(
-        self, layer: int, level: int, first_step: int, last_step: int, payload: bytes
+        self, quantity: str, layer: int, level: int, chunk: int, payload: bytes
     ) -> None:
-        """Append finished columns of the layer with this index.
+        """Write one chunk of columns: those whose steps share ``step >> (level + CHUNK_BITS)``.
+
+        It replaces what was written of the same span of steps of this series: an earlier state of
+        the same chunk, and the finer chunks that it was merged from.
 
         Args:
+            quantity: the ``quantity`` of its `LayerInfo`.
             layer: the index of its `LayerInfo`.
-            level: the columns' steps share ``step >> level``.
-            first_step: the first step counted in them.
-            last_step: the last one.
+            level: a column's steps share ``step >> level``.
+            chunk: the ``step >> (level + CHUNK_BITS)`` of its steps.
             payload: the columns, as `convlens.sketch.encode` writes them: encoded once, by whoever
                 keeps them too.
         """
@@ -302,7 +319,10 @@ class RecordSink(Protocol):
         ...
 
     def flush(self) -> None:
-        """Make everything written so far visible to readers, in one transaction."""
+        """Make everything written so far visible to readers soon, in one transaction.
+
+        It does not wait for the disk; an error comes with a later call.
+        """
         ...
 
 

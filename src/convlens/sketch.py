@@ -22,6 +22,12 @@ from numpy.typing import NDArray
 from convlens.errors import RunError
 from convlens.packets import pack, unpack
 
+BUDGET_BITS = 12
+"""A series keeps at most 2^12 = 4,096 columns; see `level_at`."""
+
+CHUNK_BITS = 6
+"""Columns are kept in chunks of 2^6 = 64: those whose steps share ``step >> (level + 6)``."""
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -200,6 +206,15 @@ def coarsen(columns: Columns, level: int) -> Columns:
     key = columns.first_step >> level
     starts = np.flatnonzero(np.diff(key, prepend=key[0] - 1))
     return columns if len(starts) == len(columns) else merge_runs(columns, starts)
+
+
+def level_at(step: int) -> int:
+    """The level at which ``step`` is recorded: columns of the steps that share ``step >> level``.
+
+    One level for a whole run, raised by the step's number alone whenever 4,096 columns are full,
+    so that layers, ranks and resumed runs always agree.
+    """
+    return max(0, step.bit_length() - BUDGET_BITS)
 
 
 def quantile(counts: Ints, edges: Floats, q: float) -> Floats:
