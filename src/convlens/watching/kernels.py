@@ -6,10 +6,12 @@ import os
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
 from numba.core import config
+from numpy.typing import NDArray
 from torch import Tensor
 
 from convlens.sketch import BucketLayout
@@ -50,7 +52,10 @@ class Sketcher:
 
     def __post_init__(self) -> None:
         self._low = (127 + self.layout.min_exponent) << self.layout.mantissa_bits
-        self._eps = {np.dtype(t): np.dtype(t).type(self.eps) for t in ("float32", "float64")}
+        # Near zero is what it is in the values' own precision; halves are widened.
+        narrow = np.float32(self.eps)
+        self._eps = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), narrow)
+        self._eps[torch.float64] = np.float64(self.eps)
 
     def __call__(self, x: Tensor, channel_axis: int | None, buffers: Buffers, row: int) -> None:
         """Add the values of ``x`` to one row.
@@ -67,21 +72,19 @@ class Sketcher:
         if not buffers.rows:
             plain.sketch(x, channel_axis, self.eps, self._low, buffers, row)
             return
-        if x.dtype in (torch.float16, torch.bfloat16):
-            x = x.float()
         flat, inner = flatten(x.detach(), channel_axis)
         if flat.numel() == 0:
             buffers.rows[row][1][0] += 1
             return
-        values = flat.numpy()
-        bits, eps = cpu.patterns(values), self._eps[values.dtype]
+        values = as_array(flat)
+        eps = self._eps[x.dtype]
         counts, exact, moments, flags = buffers.rows[row]
         target = counts, exact, moments, flags[: 0 if channel_axis is None else channels]
         parts = min(self.threads, torch.get_num_threads())
         if parts > 1 and values.size >= PARALLEL_VALUES and os.getpid() == first_process():
-            cpu.sketch_parallel(values, bits, inner, self._low, eps, *target, parts)
+            cpu.sketch_parallel(values, inner, self._low - 1, eps, *target, parts)
         else:
-            cpu.sketch_serial(values, bits, inner, self._low, eps, *target)
+            cpu.sketch_serial(values, inner, self._low - 1, eps, *target)
 
 
 def flatten(x: Tensor, channel_axis: int | None) -> tuple[Tensor, int]:
@@ -100,3 +103,19 @@ def flatten(x: Tensor, channel_axis: int | None) -> tuple[Tensor, int]:
         if last.is_contiguous():
             return last.view(-1), 1
     return flatten(x.contiguous(), channel_axis)
+
+
+def as_array(flat: Tensor) -> NDArray[Any]:
+    """The same memory for NumPy, which knows no bfloat16 (here uint16) and is slow with float16.
+
+    Args:
+        flat: (n,) contiguous values.
+
+    Returns:
+        (n,) float32 or float64 values, uint16 patterns of bfloat16, int16 patterns of float16.
+    """
+    if flat.dtype == torch.bfloat16:
+        return flat.view(torch.uint16).numpy()
+    if flat.dtype == torch.float16:
+        return flat.view(torch.int16).numpy()
+    return flat.numpy()
