@@ -13,7 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from convlens.errors import ArgumentError
 from convlens.sketch import BucketLayout, Columns, Flags, Floats, Ints, quantile, rebin
+
+
+_ERRORS = {"mean": 0, "std": 1, "near_zero": 2, "near_zero_after_relu": 3, "zeros": 4}
+"""Where each figure's squared error lies in `convlens.sketch.Columns.error`."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,62 @@ class LayerHistory:
         """(K,) channels whose every value is near zero."""
         silent: Flags = ~self.columns.active
         return silent.sum(axis=1)
+
+    @property
+    def batch_mean(self) -> Floats:
+        """(K,) of batch normalization: mean over channels of the batch's mean, else NaN.
+
+        Several calls in a column are averaged, here and in the next three.
+        """
+        return self._per_call(self.columns.batch_norm, 0)
+
+    @property
+    def batch_var(self) -> Floats:
+        """(K,) of batch normalization: mean over channels of the batch's biased variance."""
+        return self._per_call(self.columns.batch_norm, 1)
+
+    @property
+    def running_mean(self) -> Floats:
+        """(K,) of batch normalization: mean over channels of the running mean after the batch."""
+        return self._per_call(self.columns.batch_norm, 2)
+
+    @property
+    def running_var(self) -> Floats:
+        """(K,) of batch normalization: mean over channels of the running (unbiased) variance."""
+        return self._per_call(self.columns.batch_norm, 3)
+
+    def standard_error(self, figure: str) -> Floats:
+        """(K,) standard error of a figure, where only some of each batch's images were looked at.
+
+        The images are the sampling units, since values of one image resemble each other:
+        s²·(1 − k/N)/k for k of N images, s² the variance between images (Cochran, Sampling
+        Techniques, 1977, §2.6); for ``std`` by the delta method from the variance. NaN if a
+        batch gave one image or none.
+
+        Args:
+            figure: ``"mean"``, ``"std"``, ``"near_zero"``, ``"near_zero_after_relu"`` or ``"zeros"``.
+
+        Returns:
+            Zeros for a history that counted every value.
+
+        Raises:
+            ArgumentError: if there is no such figure.
+        """
+        if figure not in _ERRORS:
+            raise ArgumentError(
+                f"figure={figure!r} has no standard error; give one of "
+                f"{', '.join(map(repr, _ERRORS))}."
+            )
+        if self.sample == 1.0:
+            return np.zeros(len(self))
+        error = np.sqrt(self._per_call(self.columns.error, _ERRORS[figure]) / self.calls)
+        # d std = d variance / (2 std)
+        return error / (2 * self.std) if figure == "std" else error
+
+    def _per_call(self, sums: Floats, column: int) -> Floats:
+        if column >= sums.shape[1]:
+            return np.full(len(self), np.nan)
+        return sums[:, column] / self.calls
 
     @property
     def counts(self) -> Ints:

@@ -12,7 +12,7 @@ Nothing here knows where the numbers came from.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -104,6 +104,12 @@ class Columns:
         m2: (K,) sum of squared deviations of the finite values from their mean.
         positive: (K, C) whether the channel had any value > 0; C is 0 without a channel axis.
         active: (K, C) whether the channel had any value that is not near zero.
+        batch_norm: (K, 4) for batch normalization, else (K, 0): sums over the calls of the mean
+            over channels of the batch's mean, its (biased) variance, the running mean and the
+            running variance.
+        error: (K, 5) where only some of each batch's images were looked at, else (K, 0): sums over
+            the calls of the squared standard errors of the mean, the variance, and the shares near
+            zero, at most eps, and exactly zero.
     """
 
     first_step: Ints
@@ -119,6 +125,13 @@ class Columns:
     m2: Floats
     positive: Flags
     active: Flags
+    batch_norm: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    error: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def __post_init__(self) -> None:
+        for name in _SUMS:
+            if not getattr(self, name).size:  # not measured: no wider than the default, but K long
+                object.__setattr__(self, name, np.zeros((len(self.first_step), 0)))
 
     def __len__(self) -> int:
         return len(self.first_step)
@@ -126,7 +139,7 @@ class Columns:
     @property
     def n_finite(self) -> Ints:
         """(K,) number of finite values."""
-        return self.counts.sum(axis=1)
+        return self.counts.sum(axis=1, dtype=np.int64)
 
     @property
     def n(self) -> Ints:
@@ -140,26 +153,27 @@ class Columns:
 
 def empty_columns(n_buckets: int, n_channels: int) -> Columns:
     """No columns at all, of the right widths."""
-    none = np.zeros(0, np.int64)
-    flags = np.zeros((0, n_channels), np.bool_)
-    counts = np.zeros((0, n_buckets), np.int64)
-    reals = np.zeros(0, np.float64)
+    shapes = {"counts": (0, n_buckets), "positive": (0, n_channels), "active": (0, n_channels)}
+    shapes |= dict.fromkeys(_SUMS, (0, 0))
+    types = dict.fromkeys(_FLAGS, np.bool_) | dict.fromkeys(_REALS, np.float64)
     return Columns(
-        none, none, none, counts, none, none, none, none, none, reals, reals, flags, flags
+        **{f.name: np.zeros(shapes.get(f.name, 0), types.get(f.name, np.int64)) for f in _FIELDS}
     )
 
 
 def concatenate(parts: Sequence[Columns]) -> Columns:
-    """Columns one after the other in time; channel flags are widened to the widest part.
+    """Columns one after the other; channel flags and sums are widened to the widest part.
 
     Raises:
         ValueError: if ``parts`` is empty.
     """
-    width = max(part.positive.shape[1] for part in parts)
+    if not parts:
+        raise ValueError("parts is empty")
     joined: dict[str, Any] = {}
-    for f in fields(Columns):
+    for f in _FIELDS:
         arrays = [getattr(part, f.name) for part in parts]
-        if f.name in ("positive", "active"):
+        if f.name in _FLAGS or f.name in _SUMS:
+            width = max(array.shape[1] for array in arrays)
             arrays = [np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays]
         joined[f.name] = np.concatenate(arrays)
     return Columns(**joined)
@@ -193,9 +207,11 @@ def merge_runs(columns: Columns, starts: Ints) -> Columns:
         "positive": np.logical_or.reduceat(columns.positive, starts, axis=0),
         "active": np.logical_or.reduceat(columns.active, starts, axis=0),
     }
-    for f in fields(Columns):
+    for f in _FIELDS:
         if f.name not in merged:
-            merged[f.name] = np.add.reduceat(getattr(columns, f.name), starts, axis=0)
+            array = getattr(columns, f.name)
+            wide = array.dtype if f.name in _SUMS else np.int64  # counts may lie in fewer bits
+            merged[f.name] = np.add.reduceat(array, starts, axis=0, dtype=wide)
     return Columns(**merged)
 
 
@@ -276,10 +292,10 @@ def encode(columns: Columns) -> bytes:
     """Columns as compressed bytes: only the buckets in use, in the narrowest integers, zlib."""
     used = np.flatnonzero(columns.counts.any(axis=0))
     low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
-    arrays: dict[str, NDArray[Any]] = {f.name: getattr(columns, f.name) for f in fields(columns)}
+    arrays: dict[str, NDArray[Any]] = {f.name: getattr(columns, f.name) for f in _FIELDS}
     arrays["counts"] = columns.counts[:, low:high]
     for name in _INTEGERS:
-        arrays[name] = _narrow(arrays[name])
+        arrays[name] = narrow(arrays[name])
     for name in _FLAGS:
         arrays[name] = np.packbits(arrays[name], axis=1)
     arrays["shape"] = np.array([low, columns.counts.shape[1], columns.positive.shape[1]], np.int64)
@@ -298,6 +314,8 @@ def decode(payload: bytes) -> Columns:
         _check_chunk(arrays, low, n_buckets, n_channels)
         narrow = arrays["counts"]
         arrays["counts"] = np.zeros((len(narrow), n_buckets), np.int64)
+        for name in _SUMS:  # the first version of the format knew none
+            arrays.setdefault(name, np.zeros((len(narrow), 0)))
         arrays["counts"][:, low : low + narrow.shape[1]] = narrow
         for name in _INTEGERS:
             arrays[name] = arrays[name].astype(np.int64, copy=False)
@@ -311,9 +329,11 @@ def decode(payload: bytes) -> Columns:
         ) from error
 
 
+_FIELDS = fields(Columns)
 _FLAGS = ("positive", "active")
-_REALS = ("mean", "m2")
-_INTEGERS = tuple(f.name for f in fields(Columns) if f.name not in (*_FLAGS, *_REALS))
+_SUMS = ("batch_norm", "error")
+_REALS = ("mean", "m2", *_SUMS)
+_INTEGERS = tuple(f.name for f in _FIELDS if f.name not in (*_FLAGS, *_REALS))
 
 
 def _check_chunk(
@@ -322,12 +342,11 @@ def _check_chunk(
     """Raise a ValueError unless these are the arrays of one chunk, with the same K in all."""
     n = len(arrays["first_step"])
     for name, array in arrays.items():
-        kinds, shape = "iu", (n,)
-        if name in _REALS:
-            kinds = "f"
-        elif name in _FLAGS:
-            kinds, shape = "u", (n, (n_channels + 7) // 8)
-        elif name == "counts":
+        kinds = "f" if name in _REALS else "u" if name in _FLAGS else "iu"
+        shape: tuple[int, ...] = (n,)
+        if name in _FLAGS:
+            shape = (n, (n_channels + 7) // 8)
+        elif name == "counts" or name in _SUMS:
             shape = (n, array.shape[-1])
         if array.dtype.kind not in kinds or array.shape != shape:
             raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, expected {shape}")
@@ -335,7 +354,8 @@ def _check_chunk(
         raise ValueError(f"its buckets from {low} on are not among {n_buckets}")
 
 
-def _narrow(values: Ints) -> NDArray[Any]:
+def narrow(values: Ints) -> NDArray[Any]:
+    """Integers in as few bits as they need, if none is negative."""
     if values.min(initial=0) < 0:
         return values
     peak = int(values.max(initial=0))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convlens.sketch import BucketLayout, Columns, Ints
+from convlens.sketch import BucketLayout, Columns, Floats, Ints
 from convlens.watching.cpu import Array
 
 N_EXACT = 6  # calls, NaN, −∞, +∞, near zero, at most eps
@@ -14,56 +14,94 @@ N_MOMENTS = 3  # number of finite values, mean, M2
 
 
 class Buffers:
-    """Sketches of one layer in the memory of its device: one row for each of K steps.
+    """Sketches of one series in the memory of its device: one row for each of K columns.
 
     Attributes:
+        device: where they lie.
         counts: (K, B) int64.
         exact: (K, 6) int64: calls, NaN, −∞, +∞, near zero, at most eps.
         moments: (K, 3) float64: number of finite values, mean, M2.
         flags: (K, C) uint8: bit 0, a value was positive; bit 1, a value was not near zero.
+        batch_norm: (K, 4) float64 for batch normalization, else (K, 0); see `Columns`.
+        error: (K, 5) float64 where only some images are looked at, else (K, 0); see `Columns`.
+        rows: on the CPU, the rows of the first four as NumPy arrays, else empty.
     """
 
     def __init__(
-        self, rows: int, layout: BucketLayout, channels: int, device: torch.device
+        self,
+        rows: int,
+        layout: BucketLayout,
+        channels: int,
+        device: torch.device,
+        *,
+        batch_norm: bool = False,
+        sampled: bool = False,
     ) -> None:
-        self.layout = layout
-        self.counts = torch.zeros((rows, layout.size), dtype=torch.int64, device=device)
-        self.exact = torch.zeros((rows, N_EXACT), dtype=torch.int64, device=device)
-        self.moments = torch.zeros((rows, N_MOMENTS), dtype=torch.float64, device=device)
-        self.flags = torch.zeros((rows, channels), dtype=torch.uint8, device=device)
+        self.device = device
+        real = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPU has no other
+
+        def zeros(width: int, dtype: torch.dtype) -> Tensor:
+            return torch.zeros((rows, width), dtype=dtype, device=device)
+
+        self.counts = zeros(layout.size, torch.int64)
+        self.exact = zeros(N_EXACT, torch.int64)
+        self.moments = zeros(N_MOMENTS, real)
+        self.flags = zeros(channels, torch.uint8)
+        self.batch_norm = zeros(4 if batch_norm else 0, real)
+        self.error = zeros(5 if sampled else 0, real)
         self.rows: list[tuple[Array, Array, Array, Array]] = []
         if device.type == "cpu":
-            counts, exact, moments, flags = (t.numpy() for t in self._tensors())
+            counts, exact, moments, flags = (t.numpy() for t in self.tensors()[:4])
             # Views made once: making four for every call would cost more than a small sketch.
             self.rows = list(zip(counts, exact, moments, flags, strict=True))
 
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.counts, self.exact, self.moments, self.flags
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in the order above."""
+        return (
+            self.counts, self.exact, self.moments, self.flags, self.batch_norm, self.error,
+        )  # fmt: skip
 
     def take(self, first_step: Ints, last_step: Ints) -> Columns:
-        """The first rows as columns, without those in which the layer was not called."""
-        k = len(first_step)
-        counts, exact, moments, flags = (t[:k].cpu().numpy() for t in self._tensors())
-        called = np.flatnonzero(exact[:, 0])
-        some = moments[:, 0] > 0
-        columns = Columns(
-            first_step=first_step,
-            last_step=last_step,
-            calls=exact[:, 0],
-            counts=counts,
-            nan=exact[:, 1],
-            neg_inf=exact[:, 2],
-            pos_inf=exact[:, 3],
-            near_zero=exact[:, 4],
-            at_most_eps=exact[:, 5],
-            mean=np.where(some, moments[:, 1], np.nan),
-            m2=moments[:, 2],
-            positive=(flags & 1).astype(np.bool_),
-            active=(flags & 2).astype(np.bool_),
-        )
-        return columns[called]
+        """A copy of the first rows as columns, without those in which nothing was called."""
+        return columns_of([t.numpy(force=True) for t in self.tensors()], first_step, last_step)
 
     def clear(self) -> None:
         """Empty every row."""
-        for tensor in self._tensors():
-            tensor.zero_()
+        for tensor in self.tensors():
+            if self.device.type == "cpu":
+                tensor.numpy().fill(0)  # torch would wake its threads for it
+            else:
+                tensor.zero_()
+
+
+def columns_of(arrays: list[Array], first_step: Ints, last_step: Ints) -> Columns:
+    """Columns from what lay in a series' buffers, for those of the steps' rows that were called.
+
+    Args:
+        arrays: the buffers' contents, in the order of `Buffers.tensors`.
+        first_step: (k,) first step of each of the first k rows.
+        last_step: (k,) their last step.
+    """
+    called = np.flatnonzero(arrays[1][: len(first_step), 0])
+    counts, exact, moments, flags, batch_norm, error = (array[called] for array in arrays)
+    some = moments[:, 0] > 0
+    reals: dict[str, Floats] = {
+        "mean": np.where(some, moments[:, 1], np.nan).astype(np.float64),
+        "m2": moments[:, 2].astype(np.float64),
+        "batch_norm": batch_norm.astype(np.float64),
+        "error": error.astype(np.float64),
+    }
+    return Columns(
+        first_step=first_step[called],
+        last_step=last_step[called],
+        calls=exact[:, 0],
+        counts=counts,
+        nan=exact[:, 1],
+        neg_inf=exact[:, 2],
+        pos_inf=exact[:, 3],
+        near_zero=exact[:, 4],
+        at_most_eps=exact[:, 5],
+        positive=(flags & 1).astype(np.bool_),
+        active=(flags & 2).astype(np.bool_),
+        **reals,
+    )

@@ -1,0 +1,201 @@
+"""`Ledger`: what was watched, in bounded memory, and on its way to a run.
+
+Columns are kept in compressed chunks of 64. When 4,096 columns of a series are full, neighbours are
+merged, so that a run of any length keeps between 2,048 and 4,096 of them. Compressing, merging and
+writing happen in one thread of their own, in order, so that no training step waits for them; and
+merging is spread over the time that the next 2,048 columns take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+
+from convlens.records import LayerInfo, RecordSink
+from convlens.sketch import (
+    CHUNK_BITS,
+    BucketLayout,
+    Columns,
+    coarsen,
+    concatenate,
+    decode,
+    encode,
+    narrow,
+)
+
+PENDING_BYTES = 1 << 27
+"""What may wait for the ledger's thread; beyond it a step does wait, so that memory is bounded."""
+
+Series = tuple[str, int]
+"""The quantity and index of a `LayerInfo`."""
+
+
+class Ledger:
+    """Keeps columns by series, in chunks of one level, and gives what changes to a sink.
+
+    The thread starts with the first columns. An error in it comes with the next call.
+
+    Args:
+        layout: the buckets of all columns.
+        eps: bound of near zero.
+        sample: the fraction of each batch's images that is looked at.
+        sink: where chunks are written to besides memory.
+        flush_sink: whether nobody else flushes the sink.
+    """
+
+    def __init__(
+        self,
+        layout: BucketLayout,
+        eps: float,
+        sample: float = 1.0,
+        sink: RecordSink | None = None,
+        *,
+        flush_sink: bool = False,
+    ) -> None:
+        self.layout, self.eps, self.sample = layout, eps, sample
+        self.sink, self.flush_sink = sink, flush_sink
+        self.level = 0
+        self._chunks: dict[Series, dict[int, bytes]] = {}
+        self._finer: dict[Series, dict[int, bytes]] = {}  # of the level before, to be merged
+        self._pool: ThreadPoolExecutor | None = None
+        self._work: list[tuple[Future[None], int]] = []
+        self._pending_bytes = 0
+
+    # ---- from the training's thread -------------------------------------------------------------
+
+    def declare(self, layers: Sequence[LayerInfo]) -> None:
+        """Say which series there are; the same again replaces what was said of them."""
+        self._do(self._write_layers, tuple(layers))
+
+    def add(self, level: int, chunk: int, columns: Mapping[Series, Columns]) -> None:
+        """Join columns to a chunk for good.
+
+        Args:
+            level: the columns' steps share ``step >> level``; never less than before.
+            chunk: the ``step >> (level + CHUNK_BITS)`` of them all.
+            columns: of each series that was called.
+        """
+        for series, new in columns.items():
+            light = replace(new, counts=narrow(new.counts))
+            self._do(self._keep, series, level, chunk, light, n_bytes=light.counts.nbytes)
+        self._do(self._flush)
+
+    def show(self, level: int, chunk: int, columns: Mapping[Series, Columns]) -> None:
+        """Write the columns of a chunk that is still growing, so that readers see them."""
+        for series, new in columns.items():
+            self._do(self._write_open, series, level, chunk, new, n_bytes=new.counts.nbytes)
+        self._do(self._flush)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something handed over is not done yet."""
+        self._forget_done()
+        return bool(self._work)
+
+    def columns(self, series: Series, level: int, unfinished: Columns | None) -> Columns | None:
+        """Everything kept of a series and what is still in its buffers, at one level."""
+        self.wait()
+        kept = [self._finer.get(series, {}), self._chunks.get(series, {})]
+        parts = [decode(chunks[chunk]) for chunks in kept for chunk in sorted(chunks)]
+        if unfinished is not None:
+            parts.append(unfinished)
+        return join(parts, max(level, self.level)) if parts else None
+
+    def wait(self) -> None:
+        """Until everything handed over is kept and written."""
+        while self._work:
+            self._await_first()
+
+    def close(self) -> None:
+        """Finish the work and end the thread; the next call starts another."""
+        try:
+            self.wait()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = None
+
+    def _do(self, work: Callable[..., None], *args: object, n_bytes: int = 0) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, "convlens-ledger")
+        self._forget_done()
+        while self._work and self._pending_bytes + n_bytes > PENDING_BYTES:
+            self._await_first()
+        self._work.append((self._pool.submit(work, *args), n_bytes))
+        self._pending_bytes += n_bytes
+
+    def _forget_done(self) -> None:
+        while self._work and self._work[0][0].done():
+            self._await_first()
+
+    def _await_first(self) -> None:
+        future, n_bytes = self._work.pop(0)
+        self._pending_bytes -= n_bytes
+        future.result()
+
+    # ---- in the ledger's own thread -------------------------------------------------------------
+
+    def _write_layers(self, layers: Sequence[LayerInfo]) -> None:
+        if self.sink is not None:
+            self.sink.write_layers(layers, self.layout, self.eps, self.sample)
+
+    def _keep(self, series: Series, level: int, chunk: int, new: Columns) -> None:
+        self._rise_to(level)
+        kept = self._chunks.setdefault(series, {})
+        kept[chunk] = encode(self._with_kept(series, chunk, new))
+        self._write(series, chunk, kept[chunk])
+        if self._finer.get(series):
+            self._merge(series, min(self._finer[series]) >> 1)
+
+    def _write_open(self, series: Series, level: int, chunk: int, new: Columns) -> None:
+        self._rise_to(level)
+        self._write(series, chunk, encode(self._with_kept(series, chunk, new)))
+
+    def _with_kept(self, series: Series, chunk: int, new: Columns) -> Columns:
+        """The columns with those of the same chunk from before: steps may be counted anew."""
+        if self._finer.get(series):
+            self._merge(series, chunk)
+        payload = self._chunks.get(series, {}).get(chunk)
+        return new if payload is None else join([decode(payload), new], self.level)
+
+    def _rise_to(self, level: int) -> None:
+        """Begin a coarser level; what is left of the one before is merged first."""
+        while self.level < level:
+            for series, chunks in self._finer.items():
+                while chunks:
+                    self._merge(series, min(chunks) >> 1)
+            self.level += 1
+            self._finer, self._chunks = self._chunks, {}
+
+    def _merge(self, series: Series, chunk: int) -> None:
+        """Make a chunk of this level out of its two halves, if they are there."""
+        finer = self._finer[series]
+        halves = [finer.pop(half) for half in (2 * chunk, 2 * chunk + 1) if half in finer]
+        if halves:
+            merged = encode(join([decode(half) for half in halves], self.level))
+            self._chunks.setdefault(series, {})[chunk] = merged
+            self._write(series, chunk, merged)
+
+    def _write(self, series: Series, chunk: int, payload: bytes) -> None:
+        if self.sink is not None:
+            self.sink.write_columns(*series, self.level, chunk, payload)
+
+    def _flush(self) -> None:
+        if self.sink is not None and self.flush_sink:
+            self.sink.flush()
+
+
+def join(parts: Sequence[Columns], level: int) -> Columns:
+    """Columns of one series in order of time, merged where they share ``step >> level``."""
+    columns = concatenate(parts)
+    if np.any(np.diff(columns.first_step) < 0):
+        columns = columns[np.argsort(columns.first_step, kind="stable")]
+    return coarsen(columns, level)
+
+
+def chunk_of(step: int, level: int) -> int:
+    """The chunk that a step belongs to."""
+    return step >> (level + CHUNK_BITS)
