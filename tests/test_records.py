@@ -12,6 +12,7 @@ from convlens.records import (
     LayerHistory,
     LayerInfo,
     StepSeries,
+    UpdateHistory,
     empty_steps,
     join_steps,
 )
@@ -57,6 +58,8 @@ def test_the_layout_is_the_one_that_the_counts_were_made_for() -> None:
         ("n", [10, 1]),
         ("mean", [-0.185, np.nan]),
         ("std", [0.8644507, np.nan]),
+        # sqrt(6.252 / 4): the squares of all four calls' values, shared among the calls.
+        ("norm", [1.2501999, np.nan]),
         ("near_zero", [0.4, 0.0]),
         ("near_zero_after_relu", [0.6, 1.0]),
         ("zeros", [0.2, 0.0]),
@@ -134,3 +137,42 @@ def test_no_series_at_all() -> None:
         assert len(nothing) == 0
         assert nothing.hypers == {}
         assert nothing.step.dtype == np.int64
+
+
+def sketch_of(values: np.ndarray, calls: int) -> Columns:
+    """One column with the moments of some values, in as many calls."""
+    one = COLUMNS[:1]
+    counts = np.zeros((1, LAYOUT.size), np.int64)
+    counts[0, LAYOUT.zero] = values.size
+    m2 = np.array([values.var() * values.size])
+    return replace(
+        one, calls=np.array([calls]), counts=counts, mean=np.array([values.mean()]), m2=m2
+    )
+
+
+def test_the_norm_of_one_call_is_the_l2_norm_of_its_values() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 500)
+    history = replace(HISTORY, columns=sketch_of(values, 1))
+    assert history.norm[0] == pytest.approx(np.linalg.norm(values), rel=1e-12)
+
+
+def test_the_ratio_of_an_update_is_that_of_root_mean_square_norms() -> None:
+    rng = np.random.default_rng(1)
+    steps, weights = rng.normal(0, 1e-3, (4, 50)), rng.normal(0, 1, (4, 50))
+    update = replace(HISTORY, columns=sketch_of(steps, 4))
+    parameter = replace(HISTORY, columns=sketch_of(weights, 4))
+    history = UpdateHistory(update, parameter)
+    norms = [np.sqrt(np.mean(np.linalg.norm(x, axis=1) ** 2)) for x in (steps, weights)]
+    assert history.ratio[0] == pytest.approx(norms[0] / norms[1], rel=1e-12)
+    assert len(history) == 1
+    zero = replace(parameter, columns=sketch_of(np.zeros(50), 1))
+    assert np.isnan(UpdateHistory(update, zero).ratio).tolist() == [True]
+
+
+def test_joined_series_are_as_wide_as_the_widest() -> None:
+    one = StepSeries(np.array([0]), np.array([0]), np.array([1.0]), np.array([0.1]), {})
+    two = replace(one, step=np.array([1]), hypers={"lr": np.array([[0.1]])})
+    three = replace(one, step=np.array([2]), hypers={"lr": np.array([[0.2, 0.3]])})
+    nan = np.nan
+    expected = [[nan, nan], [0.1, nan], [0.2, 0.3]]
+    np.testing.assert_array_equal(join_steps([one, two, three]).hypers["lr"], expected)

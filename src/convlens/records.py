@@ -49,6 +49,13 @@ class LayerHistory:
 
     Shares are fractions of ``n``. ``mean`` and ``std`` are those of the finite values; ``std`` is
     the population's (divided by n), as activations are all there is to measure.
+
+    Attributes:
+        layer: whose values they are, and which.
+        columns: the sketches.
+        layout: the buckets of ``columns.counts``.
+        eps: bound of near zero.
+        sample: the fraction of each batch's images that was looked at; 1 is all of them.
     """
 
     layer: LayerInfo
@@ -95,6 +102,19 @@ class LayerHistory:
         """(K,) population standard deviation of the finite values, NaN where there are none."""
         n = self.columns.n_finite
         return np.sqrt(np.divide(self.columns.m2, n, out=np.full(len(n), np.nan), where=n > 0))
+
+    @property
+    def norm(self) -> Floats:
+        """(K,) L2 norm of one call's finite values, as the root mean square over the calls.
+
+        ``sqrt((m2 + n · mean²) / calls)``: the sum of squares follows from the moments, since
+        Σx² = Σ(x − mean)² + n · mean². NaN where no value was finite.
+        """
+        columns = self.columns
+        squares = columns.m2 + columns.n_finite * columns.mean**2
+        return np.sqrt(
+            np.divide(squares, self.calls, out=np.full(len(self), np.nan), where=self.calls > 0)
+        )
 
     @property
     def near_zero(self) -> Floats:
@@ -222,6 +242,32 @@ class LayerHistory:
 
 
 @dataclass(frozen=True)
+class UpdateHistory:
+    """What the optimizer's steps did to one parameter, over the same K columns of time.
+
+    Attributes:
+        update: what each step added to the parameter.
+        parameter: the parameter before each step.
+    """
+
+    update: LayerHistory
+    parameter: LayerHistory
+
+    def __len__(self) -> int:
+        return len(self.update)
+
+    @property
+    def ratio(self) -> Floats:
+        """(K,) ‖Δw‖ / ‖w‖: how large a step is, measured by what it changes.
+
+        Both are `LayerHistory.norm`, root mean squares over a column's steps. NaN where the
+        parameter was all zero, as a bias may be before its first step.
+        """
+        size = self.parameter.norm
+        return np.divide(self.update.norm, size, out=np.full(len(self), np.nan), where=size > 0)
+
+
+@dataclass(frozen=True)
 class StepSeries:
     """What was recorded at each of S optimizer steps, for G parameter groups.
 
@@ -251,23 +297,87 @@ def empty_steps() -> StepSeries:
 
 
 def join_steps(parts: Sequence[StepSeries]) -> StepSeries:
-    """Series one after the other; a hyperparameter that a part lacks is NaN there."""
+    """Series one after the other; a hyperparameter or group that a part lacks is NaN there."""
     if not parts:
         return empty_steps()
-    names = {name: values.shape[1] for part in parts for name, values in part.hypers.items()}
-    hypers = {
-        name: np.concatenate(
-            [part.hypers.get(name, np.full((len(part), groups), np.nan)) for part in parts]
-        )
-        for name, groups in names.items()
-    }
+    lengths = [len(part) for part in parts]
+    names = dict.fromkeys(name for part in parts for name in part.hypers)
     return StepSeries(
         step=np.concatenate([part.step for part in parts]),
         epoch=np.concatenate([part.epoch for part in parts]),
         loss=np.concatenate([part.loss for part in parts]),
         wall_s=np.concatenate([part.wall_s for part in parts]),
-        hypers=hypers,
+        hypers={
+            name: join_groups([part.hypers.get(name) for part in parts], lengths, np.nan)
+            for name in names
+        },
     )
+
+
+def join_groups(
+    parts: Sequence[NDArray[Any] | None], lengths: Sequence[int], missing: float
+) -> NDArray[Any]:
+    """Arrays of shape (length, G), one below the other, each filled up to the widest of them."""
+    found = [part for part in parts if part is not None]
+    width = max(part.shape[1] for part in found)
+    joined = np.full((sum(lengths), width), missing, np.result_type(*found))
+    start = 0
+    for part, length in zip(parts, lengths, strict=True):
+        if part is not None:
+            joined[start : start + length, : part.shape[1]] = part
+        start += length
+    return joined
+
+
+@dataclass(frozen=True)
+class Band:
+    """The finite values of a series in each of K entries. All arrays are (K,), or (K, G) by group.
+
+    Attributes:
+        low: the lowest, NaN where there is none.
+        high: the highest.
+        mean: their mean.
+        finite: how many there are.
+    """
+
+    low: Floats
+    high: Floats
+    mean: Floats
+    finite: Ints
+
+
+@dataclass(frozen=True)
+class StepCurves:
+    """The series of a training summed up in K entries, for drawing any number of steps.
+
+    Attributes:
+        width: an entry covers the recorded steps that share ``step // width``, a power of two; with
+            1 the entries are the steps themselves.
+        first_step: (K,) the first step in it.
+        last_step: (K,) the last one.
+        n: (K,) how many steps were recorded of it.
+        epoch: (K,) the epoch of its last step.
+        wall_s: (K,) seconds since the fit began, at the end of its last step.
+        loss: training loss of the batches; (K,) arrays.
+        hypers: each hyperparameter by name; (K, G) arrays for G parameter groups.
+    """
+
+    width: int
+    first_step: Ints
+    last_step: Ints
+    n: Ints
+    epoch: Ints
+    wall_s: Floats
+    loss: Band
+    hypers: Mapping[str, Band] = field(default_factory=dict[str, Band])
+
+    def __len__(self) -> int:
+        return len(self.first_step)
+
+    @property
+    def middle_step(self) -> Floats:
+        """(K,) middle of each entry's steps: where a line is drawn through it."""
+        return (self.first_step + self.last_step) / 2
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,18 @@ import pytest
 
 from convlens.errors import ArgumentError, LayerNotFoundError, RunError
 from convlens.packets import pack
-from convlens.plots import LayerHistories, TrainingCurves
+from convlens.plots import LayerHistories, TrainingCurves, UpdateHistories
 from convlens.records import Epoch, LayerInfo, Picture, RecordSink, StepSeries
 from convlens.runs import RunWriter, create_run, list_runs, open_run
 from convlens.runs.schema import DATABASE
-from convlens.sketch import BucketLayout, Columns, coarsen, concatenate, encode
+from convlens.sketch import (
+    CHUNK_BITS,
+    BucketLayout,
+    Columns,
+    coarsen,
+    concatenate,
+    encode,
+)
 
 LAYOUT = BucketLayout()
 
@@ -57,9 +64,14 @@ def make_columns(
     )
 
 
-def put(sink: RecordSink, layer: int, level: int, columns: Columns) -> None:
-    first, last = int(columns.first_step[0]), int(columns.last_step[-1])
-    sink.write_columns(layer, level, first, last, encode(columns))
+def put(
+    sink: RecordSink, layer: int, level: int, columns: Columns, quantity: str = "activation"
+) -> None:
+    """Write columns of a level, chunk by chunk."""
+    chunks = columns.first_step >> (level + CHUNK_BITS)
+    for chunk in np.unique(chunks).tolist():
+        part = columns[np.flatnonzero(chunks == chunk)]
+        sink.write_columns(quantity, layer, level, chunk, encode(part))
 
 
 def make_steps(first: int, count: int) -> StepSeries:
@@ -103,7 +115,7 @@ def test_everything_comes_back(writer: RunWriter) -> None:
     sink.write_epoch(make_epoch(1, train_loss=math.nan, valid_loss=None))
     for picture in pictures:
         sink.write_picture(picture)
-    sink.flush()
+    writer.flush(wait=True)
 
     run = open_run(writer.path)
     assert run.name == "mnist-0001"
@@ -138,7 +150,7 @@ def test_a_flush_is_one_transaction_and_nothing_shows_before(writer: RunWriter) 
     writer.write_epoch(make_epoch(0))
     assert len(run.steps) == 0
     assert run.epochs == []
-    writer.flush()
+    writer.flush(wait=True)
     assert len(run.steps) == 3
     assert len(run.epochs) == 1
 
@@ -150,18 +162,23 @@ def test_a_failed_flush_leaves_nothing_behind_and_is_a_sentence(writer: RunWrite
     other.close()
     writer.write_epoch(make_epoch(0))
     with pytest.raises(RunError, match=r"run\.db' cannot be written \(no such table: epochs\)"):
-        writer.flush()
+        writer.flush(wait=True)
     assert len(open_run(writer.path).steps) == 0
-    writer._pending.clear()
+    with sqlite3.connect(writer.path / DATABASE) as other:
+        other.execute("CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, value TEXT NOT NULL)")
+    other.close()
+    writer.flush(wait=True)
+    assert (len(open_run(writer.path).steps), len(open_run(writer.path).epochs)) == (3, 1)
 
 
 def test_steps_and_columns_arrive_in_chunks(writer: RunWriter) -> None:
     writer.write_layers([LayerInfo(0, "0", "Conv2d", True)], LAYOUT, 0.05)
     for first in (0, 8, 16):
         writer.write_steps(make_steps(first, 8))
-        put(writer, 0, 0, make_columns(first, 8))
+        put(writer, 0, 0, make_columns(0, first + 8))
+        writer.flush()
     writer.write_steps(make_steps(0, 0))
-    writer.flush()
+    writer.flush(wait=True)
     run = open_run(writer.path)
     assert run.steps.step.tolist() == list(range(24))
     assert run.history(0).first_step.tolist() == list(range(24))
@@ -169,27 +186,15 @@ def test_steps_and_columns_arrive_in_chunks(writer: RunWriter) -> None:
 
 def test_columns_of_several_levels_are_read_at_the_coarsest(writer: RunWriter) -> None:
     writer.write_layers([LayerInfo(0, "a", "Conv2d"), LayerInfo(1, "b", "Conv2d")], LAYOUT, 0.05)
-    fine, coarse = make_columns(0, 10), make_columns(12, 3, width=4)
+    fine, coarse = make_columns(0, 256), make_columns(256, 3, width=4)
     put(writer, 0, 0, fine)
     put(writer, 0, 2, coarse)
     put(writer, 1, 0, make_columns(0, 24))
-    writer.flush()
+    writer.flush(wait=True)
     run = open_run(writer.path)
     assert_same(run.history(0).columns, concatenate([coarsen(fine, 2), coarse]))
     assert run.history(1).first_step.tolist() == [0, 4, 8, 12, 16, 20]
     assert run.history(1).n.sum() == make_columns(0, 24).n.sum()
-
-
-def test_a_column_cut_in_two_by_a_flush_becomes_one(writer: RunWriter) -> None:
-    writer.write_layers([LayerInfo(0, "a", "Conv2d")], LAYOUT, 0.05)
-    columns = make_columns(0, 8)
-    put(writer, 0, 2, coarsen(columns[:6], 2))
-    put(writer, 0, 2, coarsen(columns[6:], 2))
-    writer.flush()
-    history = open_run(writer.path).history(0)
-    assert history.first_step.tolist() == [0, 4]
-    assert history.calls.tolist() == [4, 4]
-    np.testing.assert_array_equal(history.counts, coarsen(columns, 2).counts)
 
 
 def test_recorder_and_activation_stats_are_what_plots_draw(writer: RunWriter) -> None:
@@ -197,7 +202,7 @@ def test_recorder_and_activation_stats_are_what_plots_draw(writer: RunWriter) ->
     put(writer, 0, 0, make_columns(0, 4))
     writer.write_steps(make_steps(0, 4))
     writer.write_epoch(make_epoch(0))
-    writer.flush()
+    writer.flush(wait=True)
     run = open_run(writer.path)
     assert isinstance(run.recorder, TrainingCurves)
     assert len(run.recorder.steps) == 4
@@ -211,11 +216,44 @@ def test_recorder_and_activation_stats_are_what_plots_draw(writer: RunWriter) ->
         run.history(7)
 
 
+def test_each_quantity_has_series_of_its_own(writer: RunWriter) -> None:
+    names = ["0.weight", "0.bias"]
+    layers = [LayerInfo(0, "0", "Conv2d", True)]
+    for quantity in ("gradient", "parameter", "update"):
+        layers += [LayerInfo(i, n, "Conv2d", quantity=quantity) for i, n in enumerate(names)]
+    writer.write_layers(layers, LAYOUT, 0.05, sample=0.25)
+    written = {info: make_columns(10 * i, 70) for i, info in enumerate(layers)}
+    for info, columns in written.items():
+        # The parameters' last step was not written with the others, as if cut off in between.
+        part = columns[: 69 if info.quantity == "parameter" else 70]
+        part = replace(part, first_step=np.arange(len(part)), last_step=np.arange(len(part)))
+        put(writer, info.index, 0, part, info.quantity)
+    writer.flush(wait=True)
+
+    run = open_run(writer.path)
+    assert run.layers == run.activation_stats.layers == layers[:1]
+    assert run.gradient_stats.layers == layers[1:3]
+    assert run.gradient_stats.names == run.update_stats.names == names
+    bias = run.gradient_stats["0.bias"]
+    assert (bias.layer, bias.sample) == (layers[2], 0.25)
+    np.testing.assert_array_equal(bias.mean, written[layers[2]].mean)
+    update = run.update_stats["0.weight"]
+    assert isinstance(run.update_stats, UpdateHistories)
+    assert (update.parameter.layer, update.update.layer) == (layers[3], layers[5])
+    assert len(update) == len(update.ratio) == 69
+    np.testing.assert_array_equal(update.update.mean, written[layers[5]].mean[:69])
+    np.testing.assert_array_equal(update.parameter.mean, written[layers[3]].mean[:69])
+    assert run.gradient_stats.epochs == run.update_stats.epochs == []
+    with pytest.raises(LayerNotFoundError, match="layer='x' is not among the 2 layers"):
+        _ = run.update_stats["x"]
+    assert [history.layer.quantity for history in run.record().layers] == ["activation"]
+
+
 def test_the_same_picture_replaces(writer: RunWriter) -> None:
     for value in (1, 2):
         images = np.full((1, 2, 2), value, np.uint8)
         writer.write_picture(Picture("worst", 4, images, ["x"]))
-    writer.flush()
+    writer.flush(wait=True)
     (picture,) = open_run(writer.path).pictures("worst")
     assert picture.images.max() == 2
 
@@ -293,6 +331,7 @@ def test_writing_from_several_threads(writer: RunWriter) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    writer.flush(wait=True)
     expected = sorted(1000 * i + k for i in range(4) for k in range(20))
     assert sorted(open_run(writer.path).steps.step.tolist()) == expected
 
@@ -307,8 +346,8 @@ writer = create_run("mnist", {base!r})
 writer.write_layers([LayerInfo(0, "0.0", "Conv2d")], LAYOUT, 0.05)
 for k in range(3):
     writer.write_steps(make_steps(10 * k, 10))
-    put(writer, 0, 0, make_columns(10 * k, 10))
-    writer.flush()
+    put(writer, 0, 0, make_columns(0, 10 * k + 10))
+    writer.flush(wait=True)
 writer.write_epoch(make_epoch(0))
 print("flushed", flush=True)
 sys.stdin.read()
@@ -464,9 +503,9 @@ def test_opening_a_file_that_is_no_database(tmp_path: Path) -> None:
 def test_opening_a_run_of_a_newer_version(writer: RunWriter) -> None:
     writer.close()
     database = sqlite3.connect(writer.path / DATABASE)
-    database.execute("PRAGMA user_version = 2")
+    database.execute("PRAGMA user_version = 3")
     database.close()
-    with pytest.raises(RunError, match=r"newer convlens \(schema 2, this one reads up to 1\); up"):
+    with pytest.raises(RunError, match=r"newer convlens \(schema 3, this one reads up to 2\); up"):
         open_run(writer.path)
 
 
@@ -510,7 +549,7 @@ def test_json_and_blobs_that_are_damaged_are_sentences(writer: RunWriter) -> Non
 def test_columns_of_another_layout_are_damage(writer: RunWriter) -> None:
     writer.write_layers([LayerInfo(0, "0", "Conv2d")], BucketLayout(mantissa_bits=2), 0.05)
     put(writer, 0, 0, make_columns(0, 2))
-    writer.flush()
+    writer.flush(wait=True)
     with pytest.raises(RunError, match=r"damaged .*\(773 buckets where 389 are expected\)"):
         open_run(writer.path).history(0)
 

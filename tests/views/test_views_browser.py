@@ -292,7 +292,7 @@ def test_a_run_that_has_hardly_begun_is_no_blank(browser, tmp_path, n_steps):
             one = normal_columns(np.zeros(n_steps), np.ones(n_steps), 1000, 4)
             write_columns(writer, i, one)
         writer.write_steps(step_series(np.full(n_steps, 2.3)))
-    writer.flush()
+    writer.flush(wait=True)
     visit = Visit(browser, write_report(open_run(writer.path)))
     page = visit.wait()
 

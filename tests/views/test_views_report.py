@@ -194,7 +194,7 @@ def test_a_run_with_no_epoch_says_so(tmp_path):
     writer.write_meta({"n_epochs": 5})
     writer.write_layers(layer_infos(), LAYOUT, 0.05)
     writer.write_steps(step_series(healthy_loss(50)))
-    writer.flush()
+    writer.flush(wait=True)
 
     html = report(open_run(writer.path))
 
@@ -211,7 +211,7 @@ def test_a_run_with_one_step_says_so(tmp_path):
     writer.write_layers(layer_infos(("0.0",)), LAYOUT, 0.05)
     write_columns(writer, 0, healthy_layers(1)[0])
     writer.write_steps(step_series(np.array([2.3])))
-    writer.flush()
+    writer.flush(wait=True)
 
     html = report(open_run(writer.path))
 
@@ -228,7 +228,7 @@ def test_a_crashed_run_is_shown_up_to_its_end(tmp_path):
     steps = step_series(healthy_loss(200))
     writer.write_steps(steps)
     writer.write_epoch(epochs_of(steps, (0.97,))[0])
-    writer.flush()
+    writer.flush(wait=True)
     run = open_run(writer.path)
 
     html = report(run)

@@ -8,7 +8,7 @@ import numpy as np
 
 from convlens.records import Epoch, LayerInfo, Picture, StepSeries
 from convlens.runs import Run, RunWriter, create_run, open_run
-from convlens.sketch import BucketLayout, Columns, encode
+from convlens.sketch import CHUNK_BITS, BucketLayout, Columns, encode
 
 LAYOUT = BucketLayout()
 NAMES = ("0.0", "0.2", "1.0", "1.2", "2.0", "2.2", "3.0", "3.2", "4.0")
@@ -73,10 +73,10 @@ def normal_columns(
 
 
 def write_columns(writer: RunWriter, layer: int, columns: Columns) -> None:
-    for start in range(0, len(columns), 64):
-        part = columns[start : start + 64]
-        first, last = int(part.first_step.min()), int(part.last_step.max())
-        writer.write_columns(layer, 0, first, last, encode(part))
+    chunks = columns.first_step >> CHUNK_BITS
+    for chunk in np.unique(chunks).tolist():
+        part = columns[np.flatnonzero(chunks == chunk)]
+        writer.write_columns("activation", layer, 0, chunk, encode(part))
 
 
 def one_cycle(n_steps: int, lr: float = 0.1) -> tuple[np.ndarray, np.ndarray]:

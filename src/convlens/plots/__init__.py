@@ -9,11 +9,12 @@ from __future__ import annotations
 from convlens.plots.curves import plot_loss, plot_sched
 from convlens.plots.layers import color_dim, plot_layer_stats
 from convlens.plots.pictures import show_images
-from convlens.plots.subjects import LayerHistories, TrainingCurves
+from convlens.plots.subjects import LayerHistories, TrainingCurves, UpdateHistories
 
 __all__ = [
     "LayerHistories",
     "TrainingCurves",
+    "UpdateHistories",
     "color_dim",
     "plot_layer_stats",
     "plot_loss",

@@ -1,38 +1,38 @@
 """What can be drawn: the layers that were watched, and the curves of a training.
 
-A live object (a watcher, a recorder) and an opened run derive from the same two classes, so that
-both are read and drawn by the same code.
+A live object (a watcher, a recorder) and an opened run derive from the same classes, so that both
+are read and drawn by the same code.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from convlens.errors import find_layer
 from convlens.plots.curves import plot_loss, plot_sched
 from convlens.plots.layers import color_dim, plot_layer_stats
-from convlens.records import Epoch, LayerHistory, LayerInfo, StepSeries
+from convlens.records import Epoch, LayerHistory, LayerInfo, StepSeries, UpdateHistory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class LayerHistories(ABC):
-    """The histories of several watched layers, by index or by name.
+History = TypeVar("History", LayerHistory, UpdateHistory)
 
-    ``stats[-2]`` and ``stats["0.0"]`` are `LayerHistory` objects; iterating gives the names.
-    """
+
+class _Histories(ABC, Generic[History]):
+    """Histories of several things that were watched, by index or by name."""
 
     @property
     @abstractmethod
     def layers(self) -> Sequence[LayerInfo]:
-        """The watched layers, in order of their index."""
+        """What was watched, in order of its index."""
 
     @abstractmethod
-    def history(self, index: int) -> LayerHistory:
-        """The history of the layer at this index, from 0 to ``len(self) - 1``."""
+    def history(self, index: int) -> History:
+        """The history of what has this index, from 0 to ``len(self) - 1``."""
 
     @property
     @abstractmethod
@@ -41,7 +41,7 @@ class LayerHistories(ABC):
 
     @property
     def names(self) -> list[str]:
-        """The watched layers' names, in order of their index."""
+        """The names, in order of the index."""
         return [layer.name for layer in self.layers]
 
     def __len__(self) -> int:
@@ -50,13 +50,28 @@ class LayerHistories(ABC):
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
 
-    def __getitem__(self, layer: int | str) -> LayerHistory:
-        """The history of one layer: an index (negative counts from the end) or a module's name.
+    def __getitem__(self, layer: int | str) -> History:
+        """One history: by an index (negative counts from the end) or a name.
 
         Raises:
-            LayerNotFoundError: if no layer has this index or name.
+            LayerNotFoundError: if nothing has this index or name.
         """
         return self.history(find_layer(layer, self.names))
+
+
+class UpdateHistories(_Histories[UpdateHistory]):
+    """What the optimizer did to each of several parameters, by index or by name.
+
+    ``stats[-2]`` and ``stats["0.0.weight"]`` are `UpdateHistory` objects; iterating gives the
+    names. ``layers`` are the infos of the updates.
+    """
+
+
+class LayerHistories(_Histories[LayerHistory]):
+    """The histories of several watched layers, by index or by name.
+
+    ``stats[-2]`` and ``stats["0.0"]`` are `LayerHistory` objects; iterating gives the names.
+    """
 
     def plot_layer_stats(
         self, layer: int | str, axes: Sequence[Axes] | None = None

@@ -9,34 +9,30 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Generator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from convlens.errors import RunError, find_layer
+from convlens.errors import ArgumentError, RunError, find_layer
 from convlens.packets import unpack
-from convlens.plots import LayerHistories, TrainingCurves
+from convlens.plots import LayerHistories, TrainingCurves, UpdateHistories
 from convlens.records import (
     Epoch,
     LayerHistory,
     LayerInfo,
     Picture,
     RunRecord,
+    StepCurves,
     StepSeries,
-    join_steps,
+    UpdateHistory,
 )
-from convlens.runs.schema import APPLICATION_ID, DATABASE, SCHEMA_VERSION
-from convlens.sketch import (
-    BucketLayout,
-    Columns,
-    coarsen,
-    concatenate,
-    decode,
-    empty_columns,
-)
+from convlens.runs.database import cannot_open, reading
+from convlens.runs.histories import aligned, rank_files, read_histories, read_layers
+from convlens.runs.schema import DATABASE
+from convlens.runs.steps import read_curves, read_steps
 
 
 def open_run(path: str | Path) -> Run:
@@ -118,7 +114,7 @@ class Run:
                 log = self._file.with_name(DATABASE + "-wal")
                 newest = max(newest, log.stat().st_mtime)
         except OSError as error:
-            raise _cannot_open(self._file, error.strerror) from error
+            raise cannot_open(self._file, error.strerror) from error
         return datetime.fromtimestamp(newest, UTC)
 
     @property
@@ -131,7 +127,25 @@ class Run:
     def steps(self) -> StepSeries:
         """Every recorded step."""
         with self._reading() as database:
-            return _steps(database)
+            return read_steps(database)
+
+    def curves(
+        self, points: int = 4096, first: int | None = None, last: int | None = None
+    ) -> StepCurves:
+        """The steps' series summed up in at most ``points`` entries, however long the run is.
+
+        Args:
+            points: as many as can be seen, at least 1.
+            first: the first step of interest, None for the run's.
+            last: the last one.
+
+        Raises:
+            ArgumentError: if ``points`` is not positive.
+        """
+        if points < 1:
+            raise ArgumentError(f"points={points} leaves no curve; give 1 or more.")
+        with self._reading() as database:
+            return read_curves(database, points, first, last)
 
     @property
     def epochs(self) -> list[Epoch]:
@@ -141,9 +155,13 @@ class Run:
 
     @property
     def layers(self) -> list[LayerInfo]:
-        """The watched layers, in order of their index."""
+        """The layers whose activations were watched, in order of their index."""
+        return self.series("activation")
+
+    def series(self, quantity: str) -> list[LayerInfo]:
+        """What was watched of a quantity (see `LayerInfo`), in order of its index."""
         with self._reading() as database:
-            return _layers(database)
+            return read_layers(database, quantity)
 
     @property
     def recorder(self) -> TrainingCurves:
@@ -153,18 +171,42 @@ class Run:
     @property
     def activation_stats(self) -> LayerHistories:
         """The watched layers, as ``learn.activation_stats`` has them."""
-        return _RunLayers(self)
+        return _RunLayers(self, "activation")
 
-    def history(self, index: int) -> LayerHistory:
+    @property
+    def gradient_stats(self) -> LayerHistories:
+        """The gradients of the watched parameters; empty if none were watched."""
+        return _RunLayers(self, "gradient")
+
+    @property
+    def update_stats(self) -> UpdateHistories:
+        """What the optimizer did to the watched parameters; empty if none were watched."""
+        return _RunUpdates(self)
+
+    def history(self, index: int, quantity: str = "activation") -> LayerHistory:
         """The history of the layer at this position among `layers` (negative from the end).
+
+        Args:
+            index: its position.
+            quantity: of another series than the activations: its position among those.
 
         Raises:
             LayerNotFoundError: if there is no such layer.
         """
         with self._reading() as database:
-            layers = _layers(database)
-            position = find_layer(index, [info.name for info in layers])
-            return _history(database, layers[position])
+            info = _pick(read_layers(database, quantity), index)
+            return self._histories(database, [info])[0]
+
+    def update_history(self, index: int) -> UpdateHistory:
+        """What the optimizer did to the parameter at this position (negative from the end).
+
+        Raises:
+            LayerNotFoundError: if there is no such parameter.
+        """
+        with self._reading() as database:
+            update = _pick(read_layers(database, "update"), index)
+            parameter = replace(update, quantity="parameter")
+            return aligned(*self._histories(database, [update, parameter]))
 
     def pictures(self, name: str | None = None) -> list[Picture]:
         """The images kept, by epoch; all of them or those of one name (``"batch"``, …)."""
@@ -174,23 +216,24 @@ class Run:
     def record(self) -> RunRecord:
         """The whole run as plain numbers, all of one moment."""
         with self._reading() as database:
-            histories = [_history(database, info) for info in _layers(database)]
-            return RunRecord(_meta(database), _steps(database), _epochs(database), histories)
+            histories = self._histories(database, read_layers(database, "activation"))
+            return RunRecord(_meta(database), read_steps(database), _epochs(database), histories)
+
+    def _histories(
+        self, database: sqlite3.Connection, series: Sequence[LayerInfo]
+    ) -> list[LayerHistory]:
+        meta = _meta(database)
+        complete = meta.get("status") != "running"
+        others = rank_files(self.path, meta.get("ranks"), complete=complete)
+        return read_histories(database, series, others)
 
     @contextmanager
     def _reading(self) -> Generator[sqlite3.Connection]:
         """One read transaction; whatever is wrong with the file becomes a sentence."""
         if self._closed:
             raise RunError(f"The run {str(self.path)!r} was closed; open it again with open_run.")
-        try:
-            with closing(_connect(self._file)) as database:
-                yield database
-        except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
-            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
-                raise _cannot_open(self._file, str(error)) from error
-            raise RunError(
-                f"{str(self._file)!r} is damaged or incomplete ({error}); restore it from a copy."
-            ) from error
+        with reading(self._file) as database:
+            yield database
 
 
 class _RunCurves(TrainingCurves):
@@ -207,63 +250,35 @@ class _RunCurves(TrainingCurves):
 
 
 class _RunLayers(LayerHistories):
-    def __init__(self, run: Run) -> None:
-        self._run = run
+    def __init__(self, run: Run, quantity: str) -> None:
+        self._run, self._quantity = run, quantity
 
     @property
     def layers(self) -> Sequence[LayerInfo]:
-        return self._run.layers
+        return self._run.series(self._quantity)
 
     def history(self, index: int) -> LayerHistory:
-        return self._run.history(index)
+        return self._run.history(index, self._quantity)
 
     @property
     def epochs(self) -> Sequence[Epoch]:
         return self._run.epochs
 
 
-def _connect(file: Path) -> sqlite3.Connection:
-    """A read-only connection inside a transaction, to a file that was found to be a run."""
-    uri = file.absolute().as_uri() + "?mode=ro"
-    log = file.with_name(file.name + "-wal")
-    try:
-        database = _begin(uri, file)
-    except sqlite3.OperationalError as error:
-        if log.exists() and log.stat().st_size:
-            raise RunError(
-                f"{str(file)!r} was not closed, and its log {log.name!r} cannot be read in this "
-                f"place ({error}); copy the whole folder to one that you may write to."
-            ) from error
-        # Left in write-ahead mode without a log, in a read-only folder: nobody can be writing.
-        database = _begin(uri + "&immutable=1", file)
-    return database
+class _RunUpdates(UpdateHistories):
+    def __init__(self, run: Run) -> None:
+        self._run = run
 
+    @property
+    def layers(self) -> Sequence[LayerInfo]:
+        return self._run.series("update")
 
-def _begin(uri: str, file: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(uri, uri=True, isolation_level=None)
-    try:
-        database.execute("BEGIN")
-        (mark,) = database.execute("PRAGMA application_id").fetchone()
-        (version,) = database.execute("PRAGMA user_version").fetchone()
-        database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        _check_mark(file, mark, version)
-    except BaseException:
-        database.close()
-        raise
-    return database
+    def history(self, index: int) -> UpdateHistory:
+        return self._run.update_history(index)
 
-
-def _check_mark(file: Path, mark: int, version: int) -> None:
-    if mark != APPLICATION_ID:
-        raise RunError(
-            f"{str(file)!r} is a database, but not of a run (application id {mark}, expected "
-            f"{APPLICATION_ID}); give the folder of a run that convlens wrote."
-        )
-    if version > SCHEMA_VERSION:
-        raise RunError(
-            f"{str(file)!r} was written by a newer convlens (schema {version}, this one reads up "
-            f"to {SCHEMA_VERSION}); upgrade with: pip install --upgrade convlens."
-        )
+    @property
+    def epochs(self) -> Sequence[Epoch]:
+        return self._run.epochs
 
 
 def _meta(database: sqlite3.Connection) -> dict[str, Any]:
@@ -273,52 +288,13 @@ def _meta(database: sqlite3.Connection) -> dict[str, Any]:
     }
 
 
-def _steps(database: sqlite3.Connection) -> StepSeries:
-    rows = database.execute("SELECT payload FROM steps ORDER BY id")
-    return join_steps([_series(unpack(payload)) for (payload,) in rows])
-
-
-def _series(arrays: dict[str, Any]) -> StepSeries:
-    prefix = "hyper/"
-    hypers = {
-        name.removeprefix(prefix): values
-        for name, values in arrays.items()
-        if name.startswith(prefix)
-    }
-    return StepSeries(arrays["step"], arrays["epoch"], arrays["loss"], arrays["wall_s"], hypers)
-
-
 def _epochs(database: sqlite3.Connection) -> list[Epoch]:
     rows = database.execute("SELECT value FROM epochs ORDER BY epoch")
     return [Epoch(**json.loads(value)) for (value,) in rows]
 
 
-def _layers(database: sqlite3.Connection) -> list[LayerInfo]:
-    rows = database.execute("SELECT layer, name, kind, feeds_relu FROM layers ORDER BY layer")
-    return [LayerInfo(index, name, kind, bool(relu)) for index, name, kind, relu in rows]
-
-
-def _history(database: sqlite3.Connection, info: LayerInfo) -> LayerHistory:
-    layout_text, eps = database.execute("SELECT layout, eps FROM watch").fetchone()
-    layout = BucketLayout(**json.loads(layout_text))
-    return LayerHistory(info, _columns(database, info.index, layout), layout, eps)
-
-
-def _columns(database: sqlite3.Connection, layer: int, layout: BucketLayout) -> Columns:
-    """All columns of a layer, at the one level of the run, so that layers agree in time."""
-    (level,) = database.execute("SELECT max(level) FROM columns").fetchone()
-    rows = database.execute("SELECT payload FROM columns WHERE layer = ? ORDER BY id", (layer,))
-    to_level = partial(coarsen, level=level or 0)
-    # Chunk by chunk, so that a long run never lies in memory at full width.
-    parts = [to_level(_chunk(payload, layout)) for (payload,) in rows]
-    return to_level(concatenate(parts)) if parts else empty_columns(layout.size, 0)
-
-
-def _chunk(payload: bytes, layout: BucketLayout) -> Columns:
-    columns = decode(payload)
-    if columns.counts.shape[1] != layout.size:
-        raise ValueError(f"{columns.counts.shape[1]} buckets where {layout.size} are expected")
-    return columns
+def _pick(layers: Sequence[LayerInfo], index: int) -> LayerInfo:
+    return layers[find_layer(index, [info.name for info in layers])]
 
 
 def _pictures(database: sqlite3.Connection, name: str | None) -> list[Picture]:
@@ -331,13 +307,6 @@ def _pictures(database: sqlite3.Connection, name: str | None) -> list[Picture]:
         Picture(title, epoch, unpack(payload)["images"], json.loads(captions))
         for title, epoch, captions, payload in rows
     ]
-
-
-def _cannot_open(file: Path, reason: str | None) -> RunError:
-    return RunError(
-        f"{str(file)!r} cannot be opened ({reason}); check that it is still there and that you may "
-        "read it and its folder."
-    )
 
 
 def _no_run(folder: Path) -> str:

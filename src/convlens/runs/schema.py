@@ -8,32 +8,52 @@ from __future__ import annotations
 
 DATABASE = "run.db"
 
+
+def rank_database(rank: int) -> str:
+    """The file that a rank writes to, in the folder of rank 0."""
+    return DATABASE if rank == 0 else f"rank-{rank}.db"
+
+
 APPLICATION_ID = 0x434C454E
 """``"CLEN"`` in ASCII: the file's own mark, in SQLite's header."""
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 TABLES = (
     # One fact of the run by its name.
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    # How watching was set: the bucket layout and eps, one row.
+    # How watching was set: the bucket layout, eps and the share of images looked at, one row.
     """CREATE TABLE watch (
-        id INTEGER PRIMARY KEY CHECK (id = 0), layout TEXT NOT NULL, eps REAL NOT NULL)""",
+        id INTEGER PRIMARY KEY CHECK (id = 0), layout TEXT NOT NULL, eps REAL NOT NULL,
+        sample REAL NOT NULL)""",
     """CREATE TABLE layers (
-        layer INTEGER PRIMARY KEY, name TEXT NOT NULL, kind TEXT NOT NULL,
-        feeds_relu INTEGER NOT NULL)""",
-    # Sketch columns in the order they were finished; their steps share step >> level.
+        quantity TEXT NOT NULL, layer INTEGER NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL,
+        feeds_relu INTEGER NOT NULL, PRIMARY KEY (quantity, layer))""",
+    # Chunks of sketch columns, which share step >> level; start is the first step of the span that
+    # a chunk covers: 64 << level steps.
     """CREATE TABLE columns (
-        id INTEGER PRIMARY KEY, layer INTEGER NOT NULL, level INTEGER NOT NULL,
-        first_step INTEGER NOT NULL, last_step INTEGER NOT NULL, payload BLOB NOT NULL)""",
-    "CREATE INDEX columns_by_layer ON columns (layer, id)",
+        quantity TEXT NOT NULL, layer INTEGER NOT NULL, start INTEGER NOT NULL,
+        level INTEGER NOT NULL, payload BLOB NOT NULL,
+        PRIMARY KEY (quantity, layer, start, level))""",
     "CREATE INDEX columns_by_level ON columns (level)",
-    # Series in chunks, as they were written.
+    # The steps' series in chunks of 1,024 entries: at level 0 an entry is a step, at level j it
+    # sums up those that share step >> 4 j. See convlens.runs.steps.
     """CREATE TABLE steps (
-        id INTEGER PRIMARY KEY, first_step INTEGER NOT NULL, last_step INTEGER NOT NULL,
-        payload BLOB NOT NULL)""",
+        level INTEGER NOT NULL, chunk INTEGER NOT NULL, payload BLOB NOT NULL,
+        PRIMARY KEY (level, chunk))""",
     "CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, value TEXT NOT NULL)",
     """CREATE TABLE pictures (
         name TEXT NOT NULL, epoch INTEGER NOT NULL, captions TEXT NOT NULL, payload BLOB NOT NULL,
         PRIMARY KEY (name, epoch))""",
 )
+
+VIEWS_OF_SCHEMA_1 = (
+    # A temporary view hides the table of its name: a run of convlens 0.1.0 is read as one of today.
+    "CREATE TEMP VIEW watch AS SELECT layout, eps, 1.0 AS sample FROM main.watch",
+    """CREATE TEMP VIEW layers AS
+        SELECT 'activation' AS quantity, layer, name, kind, feeds_relu FROM main.layers""",
+    """CREATE TEMP VIEW columns AS
+        SELECT 'activation' AS quantity, layer, id AS start, level, payload FROM main.columns""",
+    "CREATE TEMP VIEW steps AS SELECT 0 AS level, id AS chunk, payload FROM main.steps",
+)
+"""Statements for a read-only connection to a run of schema 1."""

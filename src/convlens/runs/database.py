@@ -1,0 +1,85 @@
+"""Opening a run's file for reading: one read transaction, and a sentence for whatever is wrong."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Generator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from convlens.errors import RunError
+from convlens.runs.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS_OF_SCHEMA_1
+
+
+@contextmanager
+def reading(file: Path) -> Generator[sqlite3.Connection]:
+    """One read transaction on a run's file; a run of schema 1 is seen as one of today.
+
+    Raises:
+        RunError: if there is no such file, or it is not a run that this version reads; also if
+            what is done inside meets an error that only a damaged file can cause.
+    """
+    try:
+        with closing(_connect(file)) as database:
+            yield database
+    except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
+            raise cannot_open(file, str(error)) from error
+        raise RunError(
+            f"{str(file)!r} is damaged or incomplete ({error}); restore it from a copy."
+        ) from error
+
+
+def cannot_open(file: Path, reason: str | None) -> RunError:
+    """The sentence for a file that is out of reach."""
+    return RunError(
+        f"{str(file)!r} cannot be opened ({reason}); check that it is still there and that you may "
+        "read it and its folder."
+    )
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    """A read-only connection inside a transaction, to a file that was found to be a run."""
+    uri = file.absolute().as_uri() + "?mode=ro"
+    log = file.with_name(file.name + "-wal")
+    try:
+        database = _begin(uri, file)
+    except sqlite3.OperationalError as error:
+        if log.exists() and log.stat().st_size:
+            raise RunError(
+                f"{str(file)!r} was not closed, and its log {log.name!r} cannot be read in this "
+                f"place ({error}); copy the whole folder to one that you may write to."
+            ) from error
+        # Left in write-ahead mode without a log, in a read-only folder: nobody can be writing.
+        database = _begin(uri + "&immutable=1", file)
+    return database
+
+
+def _begin(uri: str, file: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(uri, uri=True, isolation_level=None)
+    try:
+        database.execute("PRAGMA temp_store = MEMORY")  # of the views, where nothing can be written
+        database.execute("BEGIN")
+        (mark,) = database.execute("PRAGMA application_id").fetchone()
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        _check_mark(file, mark, version)
+        for statement in VIEWS_OF_SCHEMA_1 if version == 1 else ():
+            database.execute(statement)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _check_mark(file: Path, mark: int, version: int) -> None:
+    if mark != APPLICATION_ID:
+        raise RunError(
+            f"{str(file)!r} is a database, but not of a run (application id {mark}, expected "
+            f"{APPLICATION_ID}); give the folder of a run that convlens wrote."
+        )
+    if version > SCHEMA_VERSION:
+        raise RunError(
+            f"{str(file)!r} was written by a newer convlens (schema {version}, this one reads up "
+            f"to {SCHEMA_VERSION}); upgrade with: pip install --upgrade convlens."
+        )
