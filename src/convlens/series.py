@@ -13,16 +13,45 @@ from typing import Any
 
 import numpy as np
 
+from convlens.errors import ArgumentError
 from convlens.records import Band, StepCurves, StepSeries, join_groups
 from convlens.sketch import Floats, Ints
 
 
 def sum_up(steps: StepSeries, points: int) -> StepCurves:
-    """The series in at most ``points`` entries; steps are in ascending order."""
+    """The series in at most ``points`` entries; steps are in ascending order.
+
+    Raises:
+        ArgumentError: if ``points`` is not positive.
+    """
+    check_points(points)
     curves = as_curves(steps)
     if not len(steps):
         return curves
     return merge_curves(curves, 1 << width_bits(int(steps.step[0]), int(steps.step[-1]), points))
+
+
+def check_points(points: int) -> None:
+    """Raise an `ArgumentError` unless a curve can have so many entries."""
+    if points < 1:
+        raise ArgumentError(f"points={points} leaves nothing of a curve; give 1 or more.")
+
+
+def take_steps(steps: StepSeries, rows: Ints) -> StepSeries:
+    """Some of the steps, in this order."""
+    hypers = {name: values[rows] for name, values in steps.hypers.items()}
+    return StepSeries(
+        steps.step[rows], steps.epoch[rows], steps.loss[rows], steps.wall_s[rows], hypers
+    )
+
+
+def cut_steps(steps: StepSeries, first: int | None, last: int | None) -> StepSeries:
+    """The steps from ``first`` to ``last``; None is no bound."""
+    if first is None and last is None:
+        return steps
+    low = 0 if first is None else int(np.searchsorted(steps.step, first))
+    high = len(steps) if last is None else int(np.searchsorted(steps.step, last, "right"))
+    return take_steps(steps, np.arange(low, max(low, high)))
 
 
 def width_bits(first: int, last: int, points: int) -> int:

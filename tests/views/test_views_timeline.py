@@ -15,7 +15,6 @@ from convlens.views.timeline import (
     grid_of,
     heat_of,
     near_zero_cells,
-    thin,
 )
 
 
@@ -127,16 +126,3 @@ def test_heat_of_values_that_are_not_finite_is_empty():
     assert (heat.cells == EMPTY).all()
     assert heat.peak == pytest.approx(1.0)
     assert heat.outside == 0.0
-
-
-def test_thin_keeps_spikes_and_ends():
-    values = np.random.default_rng(0).normal(0, 1, 100_000)
-    values[51_234] = 99.0
-    values[77] = np.nan
-
-    kept = thin(values, 1000)
-
-    assert len(kept) <= 1002
-    assert {51_234, 99_999} <= set(kept.tolist())
-    assert (np.diff(kept) > 0).all()
-    np.testing.assert_array_equal(thin(values[:50], 1000), np.arange(50))

@@ -6,12 +6,13 @@ The drawing functions know nothing of where the numbers came from; `LayerHistori
 
 from __future__ import annotations
 
-from convlens.plots.curves import plot_loss, plot_sched
+from convlens.plots.curves import POINTS, plot_loss, plot_sched
 from convlens.plots.layers import color_dim, plot_layer_stats
 from convlens.plots.pictures import show_images
 from convlens.plots.subjects import LayerHistories, TrainingCurves, UpdateHistories
 
 __all__ = [
+    "POINTS",
     "LayerHistories",
     "TrainingCurves",
     "UpdateHistories",

@@ -20,15 +20,20 @@ from convlens.plots.canvas import (
     scale_values,
     take_axes,
 )
-from convlens.records import Epoch, StepSeries
+from convlens.records import Band, Epoch, StepCurves, StepSeries
+from convlens.series import sum_up
 from convlens.sketch import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+POINTS = 4096
+"""More than this many steps are drawn summed up: no screen shows more."""
+
+
 def plot_loss(
-    steps: StepSeries,
+    steps: StepSeries | StepCurves,
     epochs: Sequence[Epoch] = (),
     ax: Axes | None = None,
     smooth: float = 0.98,
@@ -36,7 +41,8 @@ def plot_loss(
     """Draw the training loss by step, raw and smoothed, and the validation loss of each epoch.
 
     Args:
-        steps: the recorded steps.
+        steps: the recorded steps; more than 4,096 are drawn as a band from the lowest to the
+            highest of each stretch.
         epochs: the finished epochs, marked where they end.
         ax: where to draw, a new figure if None.
         smooth: how much of its weight the exponential mean keeps from each step to the next, at
@@ -54,13 +60,14 @@ def plot_loss(
         )
     (ax,) = take_axes(None if ax is None else [ax], 1, (7.5, 4.2))
     label_axes(ax, "Loss", "loss")
-    if not len(steps) and not epochs:
+    curves = _summed_up(steps)
+    if not len(curves) and not epochs:
         say_empty(ax, "no steps were recorded yet")
         return ax
     measured = [(e.last_step, e.valid_loss) for e in epochs if e.valid_loss is not None]
     x, y = np.array(measured, np.float64).reshape(-1, 2).T
-    scale_values(ax, np.append(steps.loss, y))
-    _draw_training_loss(ax, steps, smooth)
+    scale_values(ax, np.concatenate([curves.loss.low, curves.loss.high, y]))
+    _draw_training_loss(ax, curves, smooth)
     if measured:
         ax.plot(x, y, "o-", color=ORANGE, lw=1.2, zorder=3.5, label="validation, each epoch")
     mark_epochs(ax, epochs)
@@ -70,37 +77,68 @@ def plot_loss(
     return ax
 
 
-def _draw_training_loss(ax: Axes, steps: StepSeries, smooth: float) -> None:
-    finite = np.isfinite(steps.loss)
-    loss = np.where(finite, steps.loss, np.nan)
-    many = len(steps) > 2 and smooth > 0
-    if finite.any():
-        ax.plot(
-            steps.step,
-            loss,
-            color=BLUE,
-            lw=0.7 if many else 1.4,
-            alpha=0.4 if many else 1.0,
-            marker=marker(loss),
-            ms=3.5,
-            label="training, each batch",
-        )
-        if many:
-            weight = min(smooth, max(0.0, 1.0 - 40.0 / len(steps)))
-            # One loss of a million must not lift its neighbours by decades.
-            logs = ax.get_yscale() == "log"
-            mean = np.exp(smoothed(np.log(loss), weight)) if logs else smoothed(loss, weight)
-            ax.plot(steps.step, mean, color=BLUE, lw=2, label="training, smoothed")
-    mark_nonfinite(ax, steps.step, np.ones(len(steps), np.int64), ~finite)
+def _draw_training_loss(ax: Axes, curves: StepCurves, smooth: float) -> None:
+    loss, many = curves.loss, len(curves) > 2 and smooth > 0
+    if np.isfinite(loss.mean).any():
+        if curves.width > 1:
+            label = f"training, lowest to highest of {curves.width:,} batches"
+            _draw_band(ax, curves, loss.low, loss.high, BLUE, label)
+        else:
+            ax.plot(
+                curves.first_step,
+                loss.mean,
+                color=BLUE,
+                lw=0.7 if many else 1.4,
+                alpha=0.4 if many else 1.0,
+                marker=marker(loss.mean),
+                ms=3.5,
+                label="training, each batch",
+            )
+        if many or curves.width > 1:
+            mean = smoothed_loss(curves, smooth, 40.0, log=ax.get_yscale() == "log")
+            ax.plot(curves.middle_step, mean, color=BLUE, lw=2, label="training, smoothed")
+    width = curves.last_step - curves.first_step + 1
+    mark_nonfinite(ax, curves.first_step, width, loss.finite < curves.n)
+
+
+def smoothed_loss(curves: StepCurves, smooth: float, reach: float, *, log: bool) -> Floats:
+    """(K,) the training loss without its noise.
+
+    Args:
+        curves: the training's series.
+        smooth: how much of its weight the mean keeps from each step to the next.
+        reach: one over the share of the run that it takes in to either side at most.
+        log: the mean of the logarithms, for a logarithmic axis: one loss of a million must not lift
+            its neighbours by decades.
+    """
+    weight = min(smooth**curves.width, max(0.0, 1.0 - reach / len(curves)))
+    mean = curves.loss.mean
+    return np.exp(smoothed(np.log(mean), weight)) if log else smoothed(mean, weight)
+
+
+def _draw_band(
+    ax: Axes, curves: StepCurves, low: Floats, high: Floats, color: str, label: str | None = None
+) -> None:
+    """From lowest to highest, each entry as wide as its steps."""
+    edges = np.stack([curves.first_step - 0.5, curves.last_step + 0.5], axis=1).ravel()
+    low, high = np.repeat(low, 2), np.repeat(high, 2)
+    ax.fill_between(edges, low, high, color=color, alpha=0.3, lw=0.5, label=label)
+
+
+def _summed_up(steps: StepSeries | StepCurves) -> StepCurves:
+    return sum_up(steps, POINTS) if isinstance(steps, StepSeries) else steps
 
 
 def plot_sched(
-    steps: StepSeries, epochs: Sequence[Epoch] = (), axes: Sequence[Axes] | None = None
+    steps: StepSeries | StepCurves,
+    epochs: Sequence[Epoch] = (),
+    axes: Sequence[Axes] | None = None,
 ) -> tuple[Axes, Axes]:
     """Draw the learning rate and the momentum of every parameter group by step.
 
     Args:
-        steps: the recorded steps, with the hyperparameters "lr" and "momentum".
+        steps: the recorded steps, with the hyperparameters "lr" and "momentum"; more than 4,096 are
+            drawn summed up.
         epochs: the finished epochs, marked where they end.
         axes: where to draw, two axes; a new figure if None.
 
@@ -108,32 +146,34 @@ def plot_sched(
         ArgumentError: if another number of axes is given.
     """
     rate, momentum = take_axes(axes, 2, (10.5, 3.8))
-    _draw_hyper(rate, steps, epochs, "lr", "learning rate")
-    _draw_hyper(momentum, steps, epochs, "momentum", "momentum (β₁ for Adam)")
+    curves = _summed_up(steps)
+    _draw_hyper(rate, curves, epochs, "lr", "learning rate")
+    _draw_hyper(momentum, curves, epochs, "momentum", "momentum (β₁ for Adam)")
     return rate, momentum
 
 
 def _draw_hyper(
-    ax: Axes, steps: StepSeries, epochs: Sequence[Epoch], name: str, label: str
+    ax: Axes, curves: StepCurves, epochs: Sequence[Epoch], name: str, label: str
 ) -> None:
     word = label.partition(" (")[0]
     label_axes(ax, word.capitalize(), label)
-    values = steps.hypers.get(name)
-    if values is None or not np.isfinite(values).any():
-        say_empty(ax, f"no {word} was recorded" + ("" if len(steps) else " yet"))
+    band = curves.hypers.get(name)
+    if band is None or not band.finite.any():
+        say_empty(ax, f"no {word} was recorded" + ("" if len(curves) else " yet"))
         return
-    # Groups that always agree are one line: which of them is drawn cannot be seen.
-    distinct = np.unique(values, axis=1, return_index=True)[1]
-    for position, group in enumerate(sorted(distinct.tolist())):
+    distinct = distinct_groups(band)
+    for position, group in enumerate(distinct):
         color = (BLUE, ORANGE, GREEN)[position % 3]
         style = ("-", "--", ":")[(position // 3) % 3]
+        if curves.width > 1:
+            _draw_band(ax, curves, band.low[:, group], band.high[:, group], color)
         ax.plot(
-            steps.step,
-            values[:, group],
+            curves.middle_step,
+            band.mean[:, group],
             style,
             color=color,
             lw=2,
-            marker=marker(values[:, group]),
+            marker=marker(band.mean[:, group]),
             ms=4,
             label=f"parameter group {group}",
         )
@@ -141,6 +181,12 @@ def _draw_hyper(
     mark_epochs(ax, epochs)
     if len(distinct) > 1:
         ax.legend()
+
+
+def distinct_groups(band: Band) -> list[int]:
+    """The parameter groups to draw: those that always agree are one line, the first of them."""
+    values = np.concatenate([band.low, band.high, band.mean])
+    return sorted(np.unique(values, axis=1, return_index=True)[1].tolist())
 
 
 def smoothed(values: Floats, weight: float) -> Floats:

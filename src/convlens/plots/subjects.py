@@ -11,9 +11,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from convlens.errors import find_layer
-from convlens.plots.curves import plot_loss, plot_sched
+from convlens.plots.curves import POINTS, plot_loss, plot_sched
 from convlens.plots.layers import color_dim, plot_layer_stats
-from convlens.records import Epoch, LayerHistory, LayerInfo, StepSeries, UpdateHistory
+from convlens.records import (
+    Epoch,
+    LayerHistory,
+    LayerInfo,
+    StepCurves,
+    StepSeries,
+    UpdateHistory,
+)
+from convlens.series import cut_steps, sum_up
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,10 +111,25 @@ class TrainingCurves(ABC):
     def epochs(self) -> Sequence[Epoch]:
         """The finished epochs; may be empty."""
 
+    def curves(
+        self, points: int = POINTS, first: int | None = None, last: int | None = None
+    ) -> StepCurves:
+        """The steps summed up in at most ``points`` entries, for drawing any number of them.
+
+        Args:
+            points: as many as can be seen, at least 1.
+            first: the first step of interest, None for the first of all.
+            last: the last one.
+
+        Raises:
+            ArgumentError: if ``points`` is not positive.
+        """
+        return sum_up(cut_steps(self.steps, first, last), points)
+
     def plot_loss(self, ax: Axes | None = None) -> Axes:
         """Draw the training loss by step and the validation loss by epoch; `plots.plot_loss`."""
-        return plot_loss(self.steps, self.epochs, ax)
+        return plot_loss(self.curves(), self.epochs, ax)
 
     def plot_sched(self, axes: Sequence[Axes] | None = None) -> tuple[Axes, Axes]:
         """Draw learning rate and momentum by step; see `plots.plot_sched`."""
-        return plot_sched(self.steps, self.epochs, axes)
+        return plot_sched(self.curves(), self.epochs, axes)

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from convlens.errors import ArgumentError, RunError, find_layer
+from convlens.errors import RunError, find_layer
 from convlens.packets import unpack
-from convlens.plots import LayerHistories, TrainingCurves, UpdateHistories
+from convlens.plots import POINTS, LayerHistories, TrainingCurves, UpdateHistories
 from convlens.records import (
     Epoch,
     LayerHistory,
@@ -130,7 +130,7 @@ class Run:
             return read_steps(database)
 
     def curves(
-        self, points: int = 4096, first: int | None = None, last: int | None = None
+        self, points: int = POINTS, first: int | None = None, last: int | None = None
     ) -> StepCurves:
         """The steps' series summed up in at most ``points`` entries, however long the run is.
 
@@ -142,8 +142,6 @@ class Run:
         Raises:
             ArgumentError: if ``points`` is not positive.
         """
-        if points < 1:
-            raise ArgumentError(f"points={points} leaves no curve; give 1 or more.")
         with self._reading() as database:
             return read_curves(database, points, first, last)
 
@@ -247,6 +245,11 @@ class _RunCurves(TrainingCurves):
     @property
     def epochs(self) -> Sequence[Epoch]:
         return self._run.epochs
+
+    def curves(
+        self, points: int = POINTS, first: int | None = None, last: int | None = None
+    ) -> StepCurves:
+        return self._run.curves(points, first, last)
 
 
 class _RunLayers(LayerHistories):

@@ -21,10 +21,13 @@ from convlens.packets import pack, unpack
 from convlens.records import Band, StepCurves, StepSeries, join_steps
 from convlens.series import (
     as_curves,
+    check_points,
+    cut_steps,
     join_curves,
     merge_curves,
     sum_up,
     take_curves,
+    take_steps,
     width_bits,
 )
 
@@ -52,7 +55,7 @@ def put_steps(database: sqlite3.Connection, steps: StepSeries) -> None:
     touched = np.unique(chunks).tolist()
     for chunk in touched:
         found = read_chunk(database, chunk)
-        whole = _add(found, _rows(steps, np.flatnonzero(chunks == chunk)))
+        whole = _add(found, take_steps(steps, np.flatnonzero(chunks == chunk)))
         _put(database, 0, chunk, _arrays_of_series(whole))
     closed = set(touched) | ({newest} if newest is not None else set[int]())
     _sum_up(database, closed - {max(closed)})
@@ -76,12 +79,16 @@ def read_curves(
     """The steps ``first`` to ``last`` in at most ``points`` entries.
 
     Only the finest level that the entries can be made of is read, and the newest raw chunk.
+
+    Raises:
+        ArgumentError: if ``points`` is not positive.
     """
+    check_points(points)
     (version,) = database.execute("PRAGMA user_version").fetchone()
     newest = _newest(database)
     if version == 1 or newest is None:  # no pyramid
         series = read_steps(database)
-        return sum_up(_cut(series, first, last), points)
+        return sum_up(cut_steps(series, first, last), points)
     (oldest,) = database.execute("SELECT min(chunk) FROM steps WHERE level = 0").fetchone()
     tail = _entries(database, 0, newest)
     begin, end = oldest << CHUNK_BITS, int(tail.last_step[-1])
@@ -95,15 +102,6 @@ def read_curves(
     merged = merge_curves(join_curves(parts), 1 << max(bits, level * LEVEL_BITS))
     inside = (merged.last_step >= begin) & (merged.first_step <= end)
     return take_curves(merged, np.flatnonzero(inside))
-
-
-def _cut(steps: StepSeries, first: int | None, last: int | None) -> StepSeries:
-    inside = np.ones(len(steps), np.bool_)
-    if first is not None:
-        inside &= steps.step >= first
-    if last is not None:
-        inside &= steps.step <= last
-    return _rows(steps, np.flatnonzero(inside))
 
 
 def series_of(arrays: dict[str, Any]) -> StepSeries:
@@ -126,14 +124,7 @@ def _add(found: StepSeries | None, steps: StepSeries) -> StepSeries:
     ascending = whole.step[order]
     last = np.append(ascending[1:] != ascending[:-1], True)
     kept = order[last]
-    return whole if np.array_equal(kept, np.arange(len(whole))) else _rows(whole, kept)
-
-
-def _rows(steps: StepSeries, rows: NDArray[np.int64]) -> StepSeries:
-    hypers = {name: values[rows] for name, values in steps.hypers.items()}
-    return StepSeries(
-        steps.step[rows], steps.epoch[rows], steps.loss[rows], steps.wall_s[rows], hypers
-    )
+    return whole if np.array_equal(kept, np.arange(len(whole))) else take_steps(whole, kept)
 
 
 def _sum_up(database: sqlite3.Connection, chunks: Iterable[int]) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from bokeh.layouts import column
-from bokeh.models import DataRange1d, UIElement
+from bokeh.models import ColumnDataSource, DataRange1d, UIElement
 from bokeh.plotting import figure
 
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
-from convlens.plots.curves import smoothed
-from convlens.records import Epoch, StepSeries
+from convlens.plots.curves import distinct_groups, smoothed_loss
+from convlens.records import Band, Epoch, StepCurves
 from convlens.sketch import Floats
 from convlens.views.canvas import StepAxis, add_hover, draw_line, short, side_by_side
-from convlens.views.timeline import thin
 
 LOSS_HEIGHT, METRIC_HEIGHT, SCHEDULE_HEIGHT = 320, 210, 260
 
@@ -22,7 +22,7 @@ SMOOTH = 0.98
 
 
 def curves(
-    steps: StepSeries, epochs: Sequence[Epoch], names: Sequence[str], span: tuple[int, int]
+    steps: StepCurves, epochs: Sequence[Epoch], names: Sequence[str], span: tuple[int, int]
 ) -> UIElement:
     """Loss, and below it each metric, over one time axis."""
     axis = StepAxis(span, epochs)
@@ -30,14 +30,13 @@ def curves(
     return column(*plots, sizing_mode="stretch_width")
 
 
-def loss_figure(axis: StepAxis, steps: StepSeries, epochs: Sequence[Epoch]) -> figure:
+def loss_figure(axis: StepAxis, steps: StepCurves, epochs: Sequence[Epoch]) -> figure:
     """Training loss by step, raw and smoothed, and validation loss by epoch."""
-    loss = np.where(np.isfinite(steps.loss), steps.loss, np.nan)
-    log = _spreads(loss)
+    log = _spreads(steps.loss)
     plot = axis.figure("Loss", "loss (log scale)" if log else "loss", LOSS_HEIGHT, log=log)
     axis.mark_epochs(plot)
-    if np.isfinite(loss).any():
-        _draw_training_loss(plot, steps, loss, log=log)
+    if steps.loss.finite.any():
+        _draw_training_loss(plot, steps, log=log)
     measured = [(e.last_step, e.valid_loss) for e in epochs if e.valid_loss is not None]
     if measured:
         x, y = np.array(measured, np.float64).T
@@ -58,7 +57,7 @@ def metric_figure(axis: StepAxis, epochs: Sequence[Epoch], name: str) -> figure:
 
 
 def schedule(
-    steps: StepSeries, epochs: Sequence[Epoch], names: Mapping[str, str], span: tuple[int, int]
+    steps: StepCurves, epochs: Sequence[Epoch], names: Mapping[str, str], span: tuple[int, int]
 ) -> UIElement:
     """Hyperparameters by step, side by side: name in the record → label of the axis."""
     axis = StepAxis(span, epochs)
@@ -66,47 +65,69 @@ def schedule(
     return side_by_side(plots)
 
 
-def _draw_training_loss(plot: figure, steps: StepSeries, loss: Floats, *, log: bool) -> None:
-    kept = thin(loss)
-    x, raw, label = steps.step[kept], loss[kept], "training, each batch"
-    if len(steps) <= 2:
-        line = draw_line(plot, x, raw, legend=label)
+def _draw_training_loss(plot: figure, steps: StepCurves, *, log: bool) -> None:
+    loss = steps.loss
+    if steps.width > 1:
+        label = f"training, lowest to highest of {steps.width:,} batches"
+        _draw_band(plot, steps, loss.low, loss.high, BLUE, label)
+    elif len(steps) > 2:
+        label = "training, each batch"
+        draw_line(plot, steps.first_step, loss.mean, width=0.8, alpha=0.55, legend=label)
+    if steps.width > 1 or len(steps) > 2:
+        # Over a twentieth of the steps to either side at most.
+        mean, label = smoothed_loss(steps, SMOOTH, 20.0, log=log), "training, smoothed"
+        line = draw_line(plot, steps.middle_step, mean, width=2.5, points=False, legend=label)
     else:
-        draw_line(plot, x, raw, width=0.8, alpha=0.55, legend=label)
-        mean, label = _smooth(loss, log=log)[kept], "training, smoothed"
-        line = draw_line(plot, x, mean, width=2.5, points=False, legend=label)
+        line = draw_line(plot, steps.first_step, loss.mean, legend="training, each batch")
     add_hover(plot, line, "loss", "@y")
 
 
-def _spreads(loss: Floats) -> bool:
+def _draw_band(
+    plot: figure, steps: StepCurves, low: Floats, high: Floats, color: str, label: str | None = None
+) -> None:
+    """From lowest to highest, each entry as wide as its steps; gaps where nothing is finite."""
+    known = np.isfinite(low)
+    begins = np.flatnonzero(known & ~np.append(False, known[:-1]))
+    ends = np.flatnonzero(known & ~np.append(known[1:], False)) + 1
+    edges = np.stack([steps.first_step - 0.5, steps.last_step + 0.5], axis=1)
+    x, y = list[Floats](), list[Floats]()
+    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+        there = edges[begin:end].ravel()
+        x += [there, there[::-1], _GAP]
+        y += [np.repeat(low[begin:end], 2), np.repeat(high[begin:end], 2)[::-1], _GAP]
+    with np.errstate(over="ignore"):  # what float32 cannot hold is drawn as a gap
+        data = {
+            "x": np.concatenate(x).astype(np.float32),
+            "y": np.concatenate(y).astype(np.float32),
+        }
+    style: dict[str, Any] = {} if label is None else {"legend_label": label}
+    source = ColumnDataSource(data)
+    plot.patch("x", "y", source=source, color=color, alpha=0.3, line_width=1, **style)
+
+
+_GAP = np.array([np.nan])
+
+
+def _spreads(loss: Band) -> bool:
     """Whether a few huge values would press all others flat, and a log scale can help."""
-    finite = loss[np.isfinite(loss)]
-    return bool(len(finite) and (finite > 0).all() and finite.max() > 300 * np.median(finite))
+    low, high = loss.low[loss.finite > 0], loss.high[loss.finite > 0]
+    return bool(len(high) and (low > 0).all() and high.max() > 300 * np.median(high))
 
 
-def _smooth(loss: Floats, *, log: bool) -> Floats:
-    """The mean that `plots.plot_loss` draws: over a twentieth of the steps to either side at most.
-
-    On a logarithmic axis it is that of the logarithms: one loss of a million must not lift its
-    neighbours by decades.
-    """
-    weight = min(SMOOTH, max(0.0, 1.0 - 20.0 / len(loss)))
-    return np.exp(smoothed(np.log(loss), weight)) if log else smoothed(loss, weight)
-
-
-def _hyper_figure(axis: StepAxis, steps: StepSeries, name: str, label: str) -> figure:
-    values = steps.hypers[name]
+def _hyper_figure(axis: StepAxis, steps: StepCurves, name: str, label: str) -> figure:
+    band = steps.hypers[name]
     plot = axis.figure(label.partition(" (")[0].capitalize(), label, SCHEDULE_HEIGHT)
     axis.mark_epochs(plot)
-    kept = thin(values[:, 0])
-    # Groups that always agree are one line: which of them is drawn cannot be seen.
-    distinct = np.unique(values, axis=1, return_index=True)[1]
-    for position, group in enumerate(sorted(distinct.tolist())):
+    distinct = distinct_groups(band)
+    for position, group in enumerate(distinct):
         color = (BLUE, ORANGE, GREEN)[position % 3]
         legend = f"parameter group {group}" if len(distinct) > 1 else None
-        line = draw_line(plot, steps.step[kept], values[kept, group], color, 2.5, legend=legend)
+        low, high = band.low[:, group], band.high[:, group]
+        if (low < high).any():
+            _draw_band(plot, steps, low, high, color)
+        line = draw_line(plot, steps.middle_step, band.mean[:, group], color, 2.5, legend=legend)
         add_hover(plot, line, "value", "@y{0.[000000]}")
-    _calm(plot, values)
+    _calm(plot, band.mean)
     return plot
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from convlens.doctor import diagnose
 from convlens.errors import RunError
-from convlens.records import Finding, LayerHistory, Picture, RunRecord
+from convlens.records import Finding, LayerHistory, Picture, RunRecord, StepCurves
 from convlens.runs import Run
 from convlens.views import curves, tables, words
 from convlens.views import layers as layer_figures
@@ -55,6 +55,7 @@ class Contents:
     Attributes:
         name: the run's name.
         record: its numbers.
+        curves: its steps, as many as can be drawn.
         findings: what the doctor saw in them.
         batch: images of a training batch, None if none were kept.
         worst: the worst predictions of the newest epoch, None if none were kept.
@@ -63,6 +64,7 @@ class Contents:
 
     name: str
     record: RunRecord
+    curves: StepCurves
     findings: Sequence[Finding]
     batch: Picture | None
     worst: Picture | None
@@ -77,8 +79,8 @@ def render(contents: Contents) -> str:
     layers = [condense(history, grid) for history in record.layers] if grid else []
     span = _span(record)
     sections = [
-        Section("curves", "Losses and metrics", _curves(record, span, items)),
-        Section("schedule", "Schedule", _schedule(record, span, items)),
+        Section("curves", "Losses and metrics", _curves(contents, span, items)),
+        Section("schedule", "Schedule", _schedule(contents, span, items)),
         Section("layers", "All layers at a glance", _matrix(record, layers, grid, span, items)),
         Section("each-layer", "Every layer", _layers(record, layers, grid, span, items)),
         Section("summary", "Summary of the model", tables.summary(record.meta.get("summary"))),
@@ -94,6 +96,7 @@ def _read(run: Run) -> Contents:
     return Contents(
         run.name,
         record,
+        run.curves(),
         diagnose(record),
         batch[-1] if batch else None,
         worst[-1] if worst else None,
@@ -128,12 +131,13 @@ def _top(contents: Contents) -> str:
     return f'<dl class="cards">{cards}</dl>{notes}<h2 id="findings">Findings</h2>{found}'
 
 
-def _curves(record: RunRecord, span: tuple[int, int], items: dict[str, str]) -> str:
+def _curves(contents: Contents, span: tuple[int, int], items: dict[str, str]) -> str:
+    record = contents.record
     names = words.metric_names(record.epochs)
     if not len(record.steps) and not record.epochs:
         return say(words.NO_STEPS)
     shown = names[:MAX_METRICS]
-    items["curves"] = embed(curves.curves(record.steps, record.epochs, shown, span))
+    items["curves"] = embed(curves.curves(contents.curves, record.epochs, shown, span))
     height = curves.LOSS_HEIGHT + curves.METRIC_HEIGHT * len(shown)
     hint = say("Drag sideways in any figure to zoom all of them; double-click to go back.")
     drawn = hint + place("curves", height, "Losses and metrics by step")
@@ -142,14 +146,16 @@ def _curves(record: RunRecord, span: tuple[int, int], items: dict[str, str]) -> 
     return drawn + tables.epochs_table(record.epochs, names)
 
 
-def _schedule(record: RunRecord, span: tuple[int, int], items: dict[str, str]) -> str:
-    steps = record.steps
-    present = {n: t for n, t in HYPERS.items() if np.isfinite(steps.hypers.get(n, np.nan)).any()}
+def _schedule(contents: Contents, span: tuple[int, int], items: dict[str, str]) -> str:
+    steps, epochs = contents.curves, contents.record.epochs
+    present = {
+        n: t for n, t in HYPERS.items() if n in steps.hypers and steps.hypers[n].finite.any()
+    }
     missing = [t.partition(" (")[0] for n, t in HYPERS.items() if n not in present]
     note = say(f"No {' and no '.join(missing)} was recorded.") if missing else ""
     if not present:
         return note
-    items["schedule"] = embed(curves.schedule(steps, record.epochs, present, span))
+    items["schedule"] = embed(curves.schedule(steps, epochs, present, span))
     return place("schedule", curves.SCHEDULE_HEIGHT, "Schedule by step") + note
 
 

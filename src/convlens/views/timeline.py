@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from convlens.plots.layers import value_range
 from convlens.records import LayerHistory
-from convlens.sketch import Floats, Ints, merge_runs
+from convlens.sketch import Ints, merge_runs
 
 MAX_CELLS = 600
 ROWS = 100
@@ -110,20 +110,3 @@ def heat_of(history: LayerHistory, grid: Grid, rows: int = ROWS) -> Heat:
     seen = n_finite > 0
     image[:, grid.cells(history)[seen]] = np.round(level[seen].T / top * (EMPTY - 1))
     return Heat(image, low, high, float(np.expm1(top)), max(float(outside), 0.0))
-
-
-def thin(values: Floats, budget: int = 4000) -> Ints:
-    """Positions of at most about ``budget`` values that look like all of them in a line plot.
-
-    The lowest and the highest of each stretch stay, so that no spike is lost; so does the last.
-    """
-    if len(values) <= budget:
-        return np.arange(len(values))
-    length = -(-2 * len(values) // budget)
-    padded = np.full(-(-len(values) // length) * length, np.nan)
-    padded[: len(values)] = values
-    stretches = padded.reshape(-1, length)
-    starts = np.arange(len(stretches)) * length
-    lowest = np.where(np.isnan(stretches), np.inf, stretches).argmin(axis=1)
-    highest = np.where(np.isnan(stretches), -np.inf, stretches).argmax(axis=1)
-    return np.unique(np.concatenate([starts + lowest, starts + highest, [len(values) - 1]]))
