@@ -19,6 +19,9 @@ def watch(
     *,
     eps: float = 0.05,
     every: int = 1,
+    sample: float = 1.0,
+    gradients: bool = False,
+    updates: bool = False,
     count_forwards: bool = True,
     run: str | Path | None = None,
 ) -> ActivationWatch:
@@ -35,6 +38,12 @@ def watch(
             children), or a list of names, modules and module classes.
         eps: a value with |x| ≤ eps is near zero.
         every: watch only each n-th step; 1 watches all.
+        sample: look at this fraction of each batch's images only, the first ones; each figure then
+            has a `standard_error`. 1 looks at all.
+        gradients: also look at each parameter's gradient before each optimizer's step:
+            ``stats.gradients["features.3.weight"]``.
+        updates: also look at what each optimizer's step adds to each parameter:
+            ``stats.updates["features.3.weight"].ratio`` is ‖Δw‖/‖w‖.
         count_forwards: a step is a forward of ``model`` in training mode; False, it is what lies
             between two calls of ``stats.step()``.
         run: None keeps everything in memory; ``"auto"`` records to a new directory
@@ -50,7 +59,17 @@ def watch(
     """
     from convlens.watching import ActivationWatch
 
-    stats = ActivationWatch(model, layers, eps=eps, every=every, count_forwards=count_forwards)
+    stats = ActivationWatch(
+        model,
+        layers,
+        eps=eps,
+        every=every,
+        sample=sample,
+        gradients=gradients,
+        updates=updates,
+        count_forwards=count_forwards,
+        flush_sink=True,
+    )
     if run is not None:
         from convlens.runs import create_run
         from convlens.train.recording import environment, model_facts
@@ -58,7 +77,7 @@ def watch(
         writer = create_run("watch") if run == "auto" else create_run(directory=run)
         writer.write_meta({**environment(), "model": model_facts(model)})
         writer.flush()
-        stats.sink, stats.close_sink = writer, writer.close
+        stats.book.ledger.sink, stats.close_sink = writer, writer.close
     return stats
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from convlens.sketch import (
 from convlens.watching.buffers import Buffers
 from convlens.watching.kernels import Sketcher
 from convlens.watching.ledger import Ledger, Series, chunk_of
+from convlens.watching.normalization import Statistics
+from convlens.watching.probes import channel_axis
+from convlens.watching.sampling import squared_errors
 
 CHUNK = 1 << CHUNK_BITS
 SHOW_S = 1.0  # seconds after which what a reader sees of an unfinished chunk is renewed
@@ -34,14 +37,16 @@ class Slot:
     Attributes:
         info: what is known of it.
         buffers: None until its device and channels are known.
+        channel_rule: where its channels are, see `probes.channel_rule`.
         batch_norm: whether it keeps the statistics of a batch normalization.
-        axes: the axis of the channels by number of dimensions, once looked up.
+        old: those from before the batch that is under way.
     """
 
     info: LayerInfo
     buffers: Buffers | None = None
+    channel_rule: int | None = None
     batch_norm: bool = False
-    axes: dict[int, int | None] = field(default_factory=dict[int, "int | None"])
+    old: Statistics | None = None
 
     @property
     def series(self) -> Series:
@@ -60,8 +65,11 @@ class Sketchbook:
 
     Attributes:
         row: the row of the current step in every buffer, -1 while nothing is to be counted.
-        kernel_s: seconds spent in the kernels so far.
-        n_sketches: how many there were.
+        kernel: adds a tensor to a row of buffers.
+        kernel_s: seconds spent in kernels so far.
+        handover_s: seconds spent on handing columns to the ledger.
+        n_sketches: how many tensors were sketched.
+        n_flushes: how often the buffers were emptied.
     """
 
     def __init__(
@@ -76,8 +84,10 @@ class Sketchbook:
         self.ledger = Ledger(self.layout, eps, sample, sink, flush_sink=flush_sink)
         self.slots: dict[Series, Slot] = {}
         self.row = -1
-        self.kernel_s, self.flush_s, self.n_sketches = 0.0, 0.0, 0
-        self._kernel = Sketcher(self.layout, eps)
+        self.kernel_s, self.handover_s = 0.0, 0.0
+        self.n_sketches = self.n_flushes = 0
+        self.kernel: Callable[[Tensor, int | None, Buffers, int], None]
+        self.kernel = Sketcher(self.layout, eps)
         self._step, self._level, self._chunk = -1, 0, -1
         self._first = np.full(CHUNK, -1, np.int64)
         self._last = np.full(CHUNK, -1, np.int64)
@@ -101,9 +111,8 @@ class Sketchbook:
     def allot(self, slot: Slot, channels: int, device: torch.device) -> Buffers:
         """The slot's buffers on this device, made if it has others or none."""
         if slot.buffers is None or slot.buffers.device != device:
-            if slot.buffers is not None and self.row >= 0:  # the model has moved
+            if slot.buffers is not None:  # the model has moved
                 self.flush()
-                self.begin(self._step)
             slot.buffers = Buffers(
                 CHUNK,
                 self.layout,
@@ -136,8 +145,7 @@ class Sketchbook:
         self.row = -1
 
     def flush(self) -> None:
-        """Hand over what the buffers hold, and empty them."""
-        self.row = -1
+        """Hand over what the buffers hold, and empty them; the current step goes on."""
         if not (self._first >= 0).any():
             return
         start = time.perf_counter()
@@ -148,7 +156,10 @@ class Sketchbook:
                 slot.buffers.clear()
         self._first.fill(-1)
         self._last.fill(-1)
-        self.flush_s += time.perf_counter() - start
+        if self.row >= 0:
+            self._first[self.row] = self._last[self.row] = self._step
+        self.n_flushes += 1
+        self.handover_s += time.perf_counter() - start
 
     def close(self) -> None:
         """Hand over everything and wait until it is written."""
@@ -161,10 +172,8 @@ class Sketchbook:
             return
         self._shown = now
         self._declare()
-        row, self.row = self.row, -1
         self.ledger.show(self._level, self._chunk, self._take_all())
-        self.row = row
-        self.flush_s += time.perf_counter() - now
+        self.handover_s += time.perf_counter() - now
 
     def _declare(self) -> None:
         if not self._declared:
@@ -182,15 +191,43 @@ class Sketchbook:
 
     # ---- sketching ------------------------------------------------------------------------------
 
-    def sketch(self, slot: Slot, x: Tensor, axis: int | None) -> None:
-        """Add a tensor to the current column of a series."""
+    def sketch(self, slot: Slot, x: Tensor) -> None:
+        """Add a layer's output to the current column of its series, and what goes with it."""
+        axis = channel_axis(slot.channel_rule, x.ndim)
         buffers = slot.buffers
         if buffers is None or buffers.device != x.device:
             buffers = self.allot(slot, 0 if axis is None else x.shape[axis], x.device)
+        self._add(slot, x, axis, buffers, self.row)
+
+    def sketch_whole(self, slot: Slot, x: Tensor) -> None:
+        """Add all values of a tensor that has no images and no channels."""
+        buffers = slot.buffers
+        if buffers is None or buffers.device != x.device:
+            buffers = self.allot(slot, 0, x.device)
+        start = time.perf_counter()
+        self.kernel(x, None, buffers, self.row)
+        self.kernel_s += time.perf_counter() - start
+        self.n_sketches += 1
+
+    def sketch_into(
+        self, slot: Slot, x: Tensor, axis: int | None, tensors: Sequence[Tensor], cursor: Tensor
+    ) -> None:
+        """What `sketch` does, from a compiled graph, which may have made copies of the buffers."""
+        buffers = slot.buffers
+        assert buffers is not None
+        if tensors[0].data_ptr() != buffers.counts.data_ptr():
+            buffers = buffers.like(tensors)
+        row = int(cursor)
+        if row >= 0:
+            self._add(slot, x, axis, buffers, row)
+
+    def _add(self, slot: Slot, x: Tensor, axis: int | None, buffers: Buffers, row: int) -> None:
         start = time.perf_counter()
         if self.sample < 1.0 and x.ndim:
-            x = x[: max(1, round(self.sample * x.shape[0]))]
-        self._kernel(x, axis, buffers, self.row)
+            n_images = x.shape[0]
+            x = x[: max(1, round(self.sample * n_images))]
+            buffers.error[row] += squared_errors(x, n_images, self.eps)
+        self.kernel(x, axis, buffers, row)
         self.kernel_s += time.perf_counter() - start
         self.n_sketches += 1
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -49,17 +52,31 @@ class Buffers:
         self.flags = zeros(channels, torch.uint8)
         self.batch_norm = zeros(4 if batch_norm else 0, real)
         self.error = zeros(5 if sampled else 0, real)
-        self.rows: list[tuple[Array, Array, Array, Array]] = []
-        if device.type == "cpu":
-            counts, exact, moments, flags = (t.numpy() for t in self.tensors()[:4])
-            # Views made once: making four for every call would cost more than a small sketch.
-            self.rows = list(zip(counts, exact, moments, flags, strict=True))
+        self.rows = self._rows()
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them, in the order above."""
         return (
             self.counts, self.exact, self.moments, self.flags, self.batch_norm, self.error,
         )  # fmt: skip
+
+    def sketched(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Those that the kernels add to."""
+        return self.counts, self.exact, self.moments, self.flags
+
+    def like(self, tensors: Sequence[Tensor]) -> Buffers:
+        """The same with other tensors for the kernels to add to."""
+        other = copy(self)
+        other.counts, other.exact, other.moments, other.flags = tensors
+        other.rows = other._rows()
+        return other
+
+    def _rows(self) -> list[tuple[Array, Array, Array, Array]]:
+        """Views made once: making four for every call would cost more than a small sketch."""
+        if self.device.type != "cpu":
+            return []
+        counts, exact, moments, flags = (t.numpy() for t in self.sketched())
+        return list(zip(counts, exact, moments, flags, strict=True))
 
     def take(self, first_step: Ints, last_step: Ints) -> Columns:
         """A copy of the first rows as columns, without those in which nothing was called."""

@@ -12,6 +12,8 @@ from torch.overrides import TorchFunctionMode
 
 from convlens.errors import ArgumentError, find_layer
 
+BatchNorm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
+
 Layers = str | Sequence[str | nn.Module | type[nn.Module]]
 
 
@@ -61,8 +63,8 @@ def _named_by_user(
     ]
 
 
-def channel_axis(module: nn.Module, output: Tensor) -> int | None:
-    """The axis of the channels in a module's output, None where its kind is not known.
+def channel_rule(module: nn.Module) -> int | None:
+    """Where a module's output has its channels: an axis, negative from the end; None if unknown.
 
     Convolutions and instance normalization: the axis before their spatial axes, (N, C, H, W) or
     (C, H, W). Other normalizations over channels: axis 1. Linear, layer normalization, embedding
@@ -71,14 +73,32 @@ def channel_axis(module: nn.Module, output: Tensor) -> int | None:
     kind = type(module).__name__
     spatial = re.fullmatch(r"(?:Lazy)?(?:Conv|ConvTranspose|InstanceNorm)(\d)d", kind)
     if spatial:
-        axis = output.ndim - int(spatial[1]) - 1
-        return axis if axis >= 0 else None
-    if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.GroupNorm | nn.PReLU):  # pyright: ignore[reportPrivateUsage]
-        return 1 if output.ndim > 1 else None
+        return -1 - int(spatial[1])
+    if isinstance(module, BatchNorm | nn.GroupNorm | nn.PReLU):
+        return 1
     last = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, nn.Bilinear)
-    if isinstance(module, last):
-        return output.ndim - 1 if output.ndim else None
-    return None
+    return -1 if isinstance(module, last) else None
+
+
+def channel_axis(rule: int | None, ndim: int) -> int | None:
+    """The axis from 0 that a `channel_rule` means for so many dimensions, None if there is none."""
+    if rule is None:
+        return None
+    axis = rule if rule >= 0 else ndim + rule
+    return axis if 0 <= axis < ndim else None
+
+
+def known_channels(module: nn.Module) -> int | None:
+    """How many channels a module will put out, None if only its output tells."""
+    names = ("out_channels", "num_features", "num_channels", "out_features", "embed_dim")
+    more = ("embedding_dim", "num_parameters")
+    channels = next((vars(module)[n] for n in (*names, *more) if n in vars(module)), None)
+    shape = getattr(module, "normalized_shape", None)
+    if channels is None and shape:
+        channels = shape[-1]
+    if channel_rule(module) is None:
+        return 0
+    return channels if isinstance(channels, int) and channels > 0 else None
 
 
 def first_tensor(output: Any) -> Tensor | None:  # noqa: ANN401 — a module may return anything

@@ -2,39 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
+import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.hooks import RemovableHandle
 
 from convlens.errors import ArgumentError
-from convlens.plots import LayerHistories
+from convlens.plots import LayerHistories, UpdateHistories
 from convlens.records import Epoch, LayerHistory, LayerInfo, RecordSink
-from convlens.sketch import (
-    BucketLayout,
-    Columns,
-    coarsen,
-    concatenate,
-    decode,
-    empty_columns,
-    encode,
-)
-from convlens.watching.buffers import Buffers
-from convlens.watching.kernels import Sketcher
+from convlens.watching import normalization
+from convlens.watching.book import Sketchbook, Slot
+from convlens.watching.compiled import CompiledSide
+from convlens.watching.copies import LeftOutOfCopies
+from convlens.watching.cost import Cost, hook_seconds
+from convlens.watching.parameters import ParameterWatch
 from convlens.watching.probes import (
     Layers,
     ReluInputs,
-    channel_axis,
+    channel_rule,
     choose_layers,
     first_tensor,
+    known_channels,
 )
-
-BLOCK = 64  # steps held in full width before they are compressed and written
 
 
 class ActivationWatch(LayerHistories):
@@ -45,17 +40,27 @@ class ActivationWatch(LayerHistories):
 
     A step is a forward of ``model`` in training mode; with ``count_forwards=False`` it is what lies
     between two calls of `step`, however often the model is called there. Forwards in evaluation
-    mode are not counted, nor are calls of a layer outside the model's own forward.
+    mode are not counted, nor are calls of a layer outside the model's own forward, nor what
+    activation checkpointing computes again in the backward pass.
+
+    Memory is bounded: beyond 4,096 steps neighbouring steps share a column, always by powers of
+    two; see `convlens.sketch.level_at`.
 
     Args:
-        model: any module; its layers are found once, at `attach`.
+        model: any module; its layers are found once, here. A compiled module is compiled anew,
+            since it would ignore new hooks in silence.
         layers: ``"trainable"`` (every module that owns parameters), ``"all"`` (every module without
             children), or names, modules and module classes. A layer with several outputs is
             watched by its first floating-point tensor.
         eps: a value with |x| ≤ eps is near zero.
         every: watch only each n-th step; 1 watches all.
+        sample: look at this fraction of each batch's images only, the first ones; 1 looks at all.
+            Every layer's first axis is taken to be that of the images.
+        gradients: whether to sketch the gradient of each parameter before each optimizer's step.
+        updates: whether to sketch each parameter and what each optimizer's step adds to it.
         count_forwards: see above.
         sink: where finished columns are written to besides memory.
+        flush_sink: whether nobody else flushes the sink.
 
     Raises:
         ArgumentError: if an argument has a value that cannot work.
@@ -68,44 +73,44 @@ class ActivationWatch(LayerHistories):
         *,
         eps: float = 0.05,
         every: int = 1,
+        sample: float = 1.0,
+        gradients: bool = False,
+        updates: bool = False,
         count_forwards: bool = True,
         sink: RecordSink | None = None,
+        flush_sink: bool = False,
     ) -> None:
-        if eps < 0:
-            raise ArgumentError(f"eps={eps} is negative; give the bound of |x| for near zero.")
-        if every < 1:
-            raise ArgumentError(f"every={every} is not a positive number of steps; use 1 for all.")
-        self.model = model
-        self.eps = eps
-        self.every = every
+        _check(eps, every, sample)
+        self.model, self.eps, self.every, self.sample = model, eps, every, sample
         self.count_forwards = count_forwards
-        self.sink = sink
         self.close_sink: Callable[[str, str | None], None] | None = None  # of a sink of its own
-        self.layout = BucketLayout()
-        self._sketch = Sketcher(self.layout, eps)
-        self._chosen = choose_layers(model, layers)
-        self._layers = [
+        self.book = Sketchbook(eps, sample, sink, flush_sink=flush_sink)
+        self.layout = self.book.layout
+        inner: nn.Module = getattr(model, "_orig_mod", model)  # of a compiled module
+        self._chosen = choose_layers(inner, layers)
+        self._slots = self.book.open(
             LayerInfo(index, name, type(module).__name__)
             for index, (name, module) in enumerate(self._chosen)
-        ]
+        )
+        self._parameters = ParameterWatch(self.book, inner, gradients=gradients, updates=updates)
+        self._compiled = CompiledSide(self.book, self._slots, self._enter_step)
+        self._copies = LeftOutOfCopies()
         self._handles: list[RemovableHandle] = []
-        self._buffers: list[Buffers | None] = [None] * len(self._chosen)
-        self._chunks: list[list[bytes]] = [[] for _ in self._chosen]
-        self._steps: list[int] = []  # the step of each row in use
         self._next_step = 0
-        self._row = -1  # the row of the current step, -1 if it is not watched
+        self._watched = False  # whether the current step is
         self._inside = False  # in a training forward of the model
         self._relus: ReluInputs | None = None  # there during the first watched forward only
         self._relus_known = False
-        self._layers_written = False
+        self._began: float | None = None
+        self._training_s = 0.0
         self._closed = False
 
-    # ---- what LayerHistories needs -------------------------------------------------------------
+    # ---- reading --------------------------------------------------------------------------------
 
     @property
     def layers(self) -> Sequence[LayerInfo]:
         """The watched layers, in order of ``model.named_modules()``."""
-        return self._layers
+        return [slot.info for slot in self._slots]
 
     @property
     def epochs(self) -> Sequence[Epoch]:
@@ -114,14 +119,33 @@ class ActivationWatch(LayerHistories):
 
     def history(self, index: int) -> LayerHistory:
         """Everything recorded of one layer so far."""
-        parts = [decode(chunk) for chunk in self._chunks[index]]
-        buffers = self._buffers[index]
-        if buffers is not None:
-            parts.append(self._open_columns(buffers))
-        columns = concatenate(parts) if parts else empty_columns(self.layout.size, 0)
-        # A step that was cut in two by a flush is one step.
-        columns = coarsen(columns, 0)
-        return LayerHistory(self._layers[index], columns, self.layout, self.eps)
+        return self.book.history(self._slots[index].series)
+
+    @property
+    def gradients(self) -> LayerHistories:
+        """The gradient of each parameter before each optimizer's step, by the parameter's name.
+
+        Raises:
+            ArgumentError: if gradients were not asked for.
+        """
+        return self._parameters.gradients
+
+    @property
+    def updates(self) -> UpdateHistories:
+        """What each optimizer's step did to each parameter, by the parameter's name.
+
+        Raises:
+            ArgumentError: if updates were not asked for.
+        """
+        return self._parameters.updates
+
+    @property
+    def cost(self) -> Cost:
+        """What watching has cost so far, measured here."""
+        running = 0.0 if self._began is None else time.perf_counter() - self._began
+        book = self.book
+        hooks_s = book.n_sketches * hook_seconds()
+        return Cost(book.kernel_s, hooks_s, book.flush_s, self._training_s + running)
 
     # ---- attaching ------------------------------------------------------------------------------
 
@@ -133,20 +157,29 @@ class ActivationWatch(LayerHistories):
             raise ArgumentError(
                 "this watch has closed its run and cannot be attached again; call cl.watch(…) anew."
             )
-        if hasattr(self.model, "_orig_mod"):
-            raise ArgumentError(
-                "model is a compiled module, which would ignore new hooks in silence; watch the "
-                "module that was given to torch.compile, before compiling it."
-            )
-        enter = self.model.register_forward_pre_hook(self._enter)
-        self._handles.append(enter)
-        for index, (_, module) in enumerate(self._chosen):
-            hook = partial(self._record, index)
-            self._handles.append(module.register_forward_hook(hook))
+        self._keep(self.model, self.model.register_forward_pre_hook(self._enter))
+        for slot, (_, module) in zip(self._slots, self._chosen, strict=True):
+            self._attach_layer(slot, module)
         # Last, so that a model which is itself a watched layer is recorded before it is left.
-        leave = self.model.register_forward_hook(self._leave, always_call=True)
-        self._handles.append(leave)
+        self._keep(self.model, self.model.register_forward_hook(self._leave, always_call=True))
+        self._parameters.attach()
+        self._compiled.attach(self.model)
         return self
+
+    def _attach_layer(self, slot: Slot, module: nn.Module) -> None:
+        slot.channel_rule = channel_rule(module)
+        if normalization.keeps_statistics(module):
+            slot.batch_norm = True
+            before = module.register_forward_pre_hook(partial(self._before_batch_norm, slot))
+            self._keep(module, before)
+        channels, parameter = known_channels(module), next(module.parameters(), None)
+        if slot.buffers is None and channels is not None and parameter is not None:
+            self.book.allot(slot, channels, parameter.device)
+        self._keep(module, module.register_forward_hook(partial(self._record, slot)))
+
+    def _keep(self, module: nn.Module, handle: RemovableHandle) -> None:
+        self._handles.append(handle)
+        self._copies.add(module, handle)
 
     def detach(self, error: BaseException | None = None) -> None:
         """Remove the hooks and write what is still open; the history stays readable.
@@ -158,16 +191,29 @@ class ActivationWatch(LayerHistories):
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._inside = False
+        self._copies.clear()
+        self._parameters.detach()
+        self._compiled.detach()
+        self._inside = self._watched = False
         if self._relus is not None:  # the first forward was left by an interrupt
             self._relus.__exit__(None, None, None)
             self._relus = None
-        self.flush()
-        if self.close_sink is not None:
-            stopped = isinstance(error, KeyboardInterrupt)
-            status = "finished" if error is None else "stopped" if stopped else "failed"
-            self.close_sink(status, None if error is None else str(error))
-            self.sink, self.close_sink, self._closed = None, None, True
+        if self._began is not None:
+            self._training_s += time.perf_counter() - self._began
+            self._began = None
+        try:
+            self.book.close()
+        finally:
+            self._close_sink(error)
+
+    def _close_sink(self, error: BaseException | None) -> None:
+        if self.close_sink is None:
+            return
+        stopped = isinstance(error, KeyboardInterrupt)
+        status = "finished" if error is None else "stopped" if stopped else "failed"
+        close, self.close_sink, self._closed = self.close_sink, None, True
+        self.book.ledger.sink = None
+        close(status, None if error is None else str(error))
 
     def __enter__(self) -> Self:
         return self.attach()
@@ -185,74 +231,80 @@ class ActivationWatch(LayerHistories):
         """
         step = self._next_step if number is None else number
         self._next_step = step + 1
-        self._row = -1
-        if step % self.every:
-            return
-        if self._steps and self._steps[-1] == step:
-            self._row = len(self._steps) - 1
-            return
-        if len(self._steps) == BLOCK:
-            self.flush()
-        self._row = len(self._steps)
-        self._steps.append(step)
+        if self._began is None:
+            self._began = time.perf_counter()
+        self._watched = step % self.every == 0
+        if self._watched:
+            self.book.begin(step)
+        else:
+            self.book.pause()
 
     def flush(self) -> None:
-        """Compress the finished columns and write them to the sink."""
-        if not self._steps:
-            return
-        if self.sink is not None and not self._layers_written:
-            self.sink.write_layers(self._layers, self.layout, self.eps)
-            self._layers_written = True
-        for index, buffers in enumerate(self._buffers):
-            if buffers is None:
-                continue
-            columns = self._open_columns(buffers)
-            buffers.clear()
-            if len(columns):
-                payload = encode(columns)
-                self._chunks[index].append(payload)
-                if self.sink is not None:
-                    first, last = int(columns.first_step[0]), int(columns.last_step[-1])
-                    self.sink.write_columns(index, 0, first, last, payload)
-        self._steps.clear()
-        self._row = -1
-        if self.sink is not None and self.close_sink is not None:
-            self.sink.flush()  # nobody else does: whoever lends a sink flushes it with its own rows
+        """Hand finished columns over to be compressed and written to the sink."""
+        self.book.flush()
 
-    def _open_columns(self, buffers: Buffers) -> Columns:
-        steps = np.array(self._steps, np.int64)
-        return buffers.take(steps, steps)
+    def wait(self) -> None:
+        """Until everything that was flushed is written."""
+        self.book.ledger.wait()
 
     # ---- the hooks ------------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        # A summary of a watched model runs it on fake tensors, which is no step.
-        if not module.training or any(isinstance(x, FakeTensor) for x in args):
+        if torch.compiler.is_compiling():
+            if module.training:
+                self._compiled.enter()
             return
+        # A summary of a watched model runs it on fake tensors, which is no step; nor is what
+        # activation checkpointing runs again inside a backward pass.
+        if (
+            not module.training
+            or torch._C._current_graph_task_id() != -1
+            or any(isinstance(x, FakeTensor) for x in args)
+        ):
+            return
+        self._compiled.let(self._enter_step())
+        if self._inside and not self._relus_known:
+            if self._compiled.active:
+                self._relus_known = True
+                self._note_relus(self._compiled.layers_before_relus(self.model, args))
+            else:
+                self._relus = ReluInputs()
+                self._relus.__enter__()
+
+    def _enter_step(self) -> int:
+        """A training forward begins; the row to count in, -1 for none."""
         if self.count_forwards:
             self.step()
-        self._inside = self._row >= 0
-        if self._inside and not self._relus_known:
-            self._relus = ReluInputs()
-            self._relus.__enter__()
+        self._inside = self._watched
+        return self.book.row if self._inside else -1
 
-    def _record(self, index: int, module: nn.Module, args: object, output: Any) -> None:  # noqa: ANN401, ARG002
+    def _before_batch_norm(self, slot: Slot, module: nn.BatchNorm2d, args: object) -> None:  # noqa: ARG002
+        if torch.compiler.is_compiling() or self._inside:
+            slot.old = normalization.before(module)
+
+    def _record(self, slot: Slot, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401, ARG002
+        if torch.compiler.is_compiling():
+            self._compiled.record(slot, module, output)
+            return
         if not self._inside:
             return
         x = first_tensor(output)
         if x is None:
             return
-        axis = channel_axis(module, x)
-        buffers = self._buffers[index]
-        if buffers is None:
-            channels = 0 if axis is None else x.shape[axis]
-            buffers = self._buffers[index] = Buffers(BLOCK, self.layout, channels, x.device)
-        self._sketch(x, axis, buffers, self._row)
+        self.book.sketch(slot, x)
+        if slot.old is not None and slot.buffers is not None:
+            old, slot.old = slot.old, None
+            normalization.add(module, old, x, slot.buffers.batch_norm, self.book.row)
         if self._relus is not None:
-            self._relus.add(index, x)
+            self._relus.add(slot.info.index, x)
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:  # noqa: ARG002
+        if torch.compiler.is_compiling():
+            if module.training:
+                self._compiled.leave()
+            return
         self._inside = False
+        self._compiled.let(-1)
         if self._relus is None:
             return
         self._relus.__exit__(None, None, None)
@@ -260,4 +312,20 @@ class ActivationWatch(LayerHistories):
         if output is None:  # the forward failed, perhaps before it came to a ReLU
             return
         self._relus_known = True
-        self._layers = [replace(layer, feeds_relu=layer.index in seen) for layer in self._layers]
+        self._note_relus(seen)
+
+    def _note_relus(self, layers: set[int]) -> None:
+        for slot in self._slots:
+            self.book.describe(slot, replace(slot.info, feeds_relu=slot.info.index in layers))
+
+
+def _check(eps: float, every: int, sample: float) -> None:
+    if eps < 0:
+        raise ArgumentError(f"eps={eps} is negative; give the bound of |x| for near zero.")
+    if every < 1:
+        raise ArgumentError(f"every={every} is not a positive number of steps; use 1 for all.")
+    if not 0 < sample <= 1:
+        raise ArgumentError(
+            f"sample={sample} is no fraction of a batch's images; give a number above 0, at most 1 "
+            "(1 looks at all)."
+        )

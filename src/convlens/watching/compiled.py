@@ -1,0 +1,125 @@
+"""Watching inside graphs that `torch.compile` made.
+
+When a layer with a hook is compiled, the hook is traced with it: what it does in Python happens
+once, and what stays in the graph are the operators of `convlens.watching.operators`. Modules that
+were compiled before the hooks came would go on without them, so everything compiled is thrown away
+when watching begins, and again when it ends, so that no operator stays behind.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convlens.watching import normalization
+from convlens.watching.book import Sketchbook, Slot
+from convlens.watching.operators import NO_AXIS, operators, watchers
+from convlens.watching.probes import channel_axis, first_tensor
+
+
+class CompiledSide:
+    """What the hooks of one watcher do while they are traced, and what the operators call.
+
+    Args:
+        book: where the sketches go.
+        slots: the watched layers.
+        enter_step: begins a training forward and gives the row to count in, -1 for none.
+
+    Attributes:
+        active: whether some of the model was compiled when watching began, or an operator has run.
+    """
+
+    def __init__(
+        self, book: Sketchbook, slots: Sequence[Slot], enter_step: Callable[[], int]
+    ) -> None:
+        self.active = False
+        self._book, self._slots, self._enter_step = book, slots, enter_step
+        self._number = secrets.randbits(62)
+        self._cursors: dict[torch.device, Tensor] = {}
+
+    def attach(self, model: nn.Module) -> None:
+        """Let graphs find this watcher, and have what is compiled made anew."""
+        operators()
+        watchers()[self._number] = self
+        for slot in self._slots:
+            if slot.buffers is not None and slot.buffers.device not in self._cursors:
+                device = slot.buffers.device
+                self._cursors[device] = torch.full((1,), -1, dtype=torch.int64, device=device)
+        self.active = any(_is_compiled(module) for module in model.modules())
+        if self.active:
+            torch._dynamo.reset()
+
+    def detach(self) -> None:
+        """What is still compiled finds no watcher any more; it is made anew without."""
+        watchers().pop(self._number, None)
+        self.let(-1)
+        if self.active:
+            torch._dynamo.reset()
+
+    def let(self, row: int) -> None:
+        """Say from outside of any graph which row is counted in, -1 for none."""
+        for cursor in self._cursors.values():
+            cursor.fill_(row)
+
+    # ---- traced with the model ------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """The model's own forward begins, inside a graph."""
+        first: Tensor | None = None
+        for cursor in self._cursors.values():
+            if first is None:
+                torch.ops.convlens.enter_(cursor, self._buffers(), self._number)
+                first = cursor
+            else:
+                cursor.copy_(first)
+
+    def record(self, slot: Slot, module: nn.Module, output: Any) -> None:  # noqa: ANN401
+        """A layer has put out something, inside a graph."""
+        x, buffers = first_tensor(output), slot.buffers
+        if x is None or buffers is None:
+            return
+        axis = channel_axis(slot.channel_rule, x.ndim)
+        cursor = self._cursors[buffers.device]
+        torch.ops.convlens.sketch_(
+            x.detach(), *buffers.sketched(), cursor,
+            NO_AXIS if axis is None else axis, self._number, slot.info.index,
+        )  # fmt: skip
+        if slot.old is not None:
+            old, slot.old = slot.old, None
+            with torch.no_grad():
+                normalization.add(module, old, x, buffers.batch_norm, cursor=cursor)  # pyright: ignore[reportArgumentType]
+
+    def leave(self) -> None:
+        """The model's forward has ended, inside a graph."""
+        for cursor in self._cursors.values():
+            torch.ops.convlens.leave_(cursor)
+
+    def _buffers(self) -> list[Tensor]:
+        return [t for slot in self._slots if slot.buffers for t in slot.buffers.tensors()]
+
+    # ---- called by the operators ----------------------------------------------------------------
+
+    def enter_compiled(self, buffers: Sequence[Tensor]) -> int:
+        """A forward begins. A graph may have copied the buffers, which then are emptied too."""
+        self.active = True
+        before = self._book.n_flushes
+        row = self._enter_step()
+        if self._book.n_flushes != before:
+            for tensor in buffers:
+                tensor.zero_()
+        return row
+
+    def sketch_compiled(
+        self, slot: int, x: Tensor, axis: int | None, buffers: Sequence[Tensor], cursor: Tensor
+    ) -> None:
+        """A layer has put out ``x``."""
+        self.active = True
+        self._book.sketch_into(self._slots[slot], x, axis, buffers, cursor)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

@@ -1,0 +1,74 @@
+"""What watching costs, as it measured itself."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that watching has taken of a training.
+
+    Attributes:
+        kernel_s: in the kernels, measured around every call. On a GPU that is the time to launch
+            them: they run beside the host.
+        hooks_s: in Python around them: the number of calls times what one was found to take.
+        handover_s: handing finished columns to the thread that compresses and writes them.
+        training_s: from the first step to now, or to the end of watching.
+    """
+
+    kernel_s: float
+    hooks_s: float
+    handover_s: float
+    training_s: float
+
+    @property
+    def watching_s(self) -> float:
+        """All that watching took of the training's own thread."""
+        return self.kernel_s + self.hooks_s + self.handover_s
+
+    @property
+    def share(self) -> float:
+        """Of the training's time, the part that was watching; NaN before the first step."""
+        return self.watching_s / self.training_s if self.training_s else float("nan")
+
+    def __str__(self) -> str:
+        return (
+            f"watching took {self.watching_s:.2f} s of {self.training_s:.2f} s "
+            f"({self.share:.1%}): kernels {self.kernel_s:.2f} s, hooks {self.hooks_s:.2f} s, "
+            f"handing over {self.handover_s:.2f} s"
+        )
+
+
+@cache
+def hook_seconds() -> float:
+    """What one hook takes besides its kernel, on this machine: the least of several tries."""
+    from convlens.watching.watch import ActivationWatch  # which imports this module
+
+    layers = [nn.Identity() for _ in range(32)]
+    model = nn.Sequential(*layers)
+    x = torch.zeros(1)
+    plain = _forward_seconds(model, x)
+    watch = ActivationWatch(model, "all")
+    watch.book.kernel = _nothing
+    with watch:
+        watched = _forward_seconds(model, x)
+    return max(watched - plain, 0.0) / len(layers)
+
+
+def _nothing(*args: object) -> None:
+    """A kernel that takes no time."""
+
+
+def _forward_seconds(model: nn.Module, x: torch.Tensor) -> float:
+    times: list[float] = []
+    for _ in range(60):
+        start = time.perf_counter()
+        model(x)
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,73 @@
+"""What batch normalization normalized a batch by, beside its running statistics.
+
+The batch's own mean and variance are never handed out by the layer, but follow from how they moved
+the running ones: new = (1 − m)·old + m·batch (Ioffe and Szegedy, Batch Normalization, 2015, and
+torch's documentation of ``momentum``), without another pass over the values. Both are averaged over
+the channels.
+"""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from convlens.watching import cpu
+from convlens.watching.probes import BatchNorm
+
+Statistics = tuple[Tensor, Tensor]
+"""Running mean and running variance, each (C,)."""
+
+
+def keeps_statistics(module: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether a module is a batch normalization with running statistics."""
+    return isinstance(module, BatchNorm) and module.track_running_stats
+
+
+def before(module: nn.BatchNorm2d) -> Statistics | None:
+    """A copy of the running statistics before a batch; None if they will not move."""
+    mean, var = module.running_mean, module.running_var
+    if mean is None or var is None or not module.training:
+        return None
+    return mean.clone(), var.clone()
+
+
+def add(
+    module: nn.BatchNorm2d,
+    old: Statistics,
+    x: Tensor,
+    sums: Tensor,
+    row: int = 0,
+    cursor: Tensor | None = None,
+) -> None:
+    """Add a batch's statistics to a row of sums.
+
+    Args:
+        module: after the batch.
+        old: what `before` gave.
+        x: (N, C, …) what the module put out.
+        sums: (K, 4): mean and biased variance of the batch, running mean and variance.
+        row: which row.
+        cursor: (1,) int64 that holds the row instead, -1 for none; in compiled graphs.
+    """
+    mean, var = module.running_mean, module.running_var
+    assert mean is not None
+    assert var is not None
+    share = module.momentum
+    if share is None:  # a cumulative average
+        assert module.num_batches_tracked is not None
+        share = 1.0 / module.num_batches_tracked
+    n = x.numel() // x.shape[1]
+    biased = (n - 1) / n
+    if cursor is None and sums.device.type == "cpu" and mean.dtype == torch.float32:
+        arrays = [t.numpy() for t in (*old, mean.detach(), var.detach())]
+        cpu.add_batch_norm(*arrays, float(share), biased, sums.numpy()[row])
+        return
+    batch_mean = (mean - (1 - share) * old[0]) / share
+    batch_var = (var - (1 - share) * old[1]) / share * biased
+    values = torch.stack([t.to(sums.dtype).mean() for t in (batch_mean, batch_var, mean, var)])
+    if cursor is None:
+        sums[row] += values
+    else:
+        sums.index_add_(0, cursor.clamp(min=0), torch.where(cursor[:, None] < 0, 0, values))

@@ -1,0 +1,100 @@
+"""The operators through which compiled graphs reach the kernels.
+
+A graph that `torch.compile` made holds tensors and constants only. So the buffers are preallocated
+and passed in, the current row lies in a tensor (a Python number would be a constant, and a new one
+a new graph), and what has to be done in Python finds its watcher by a number. Every operator says
+which of its arguments it changes, and the order of the graph follows from that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+NO_AXIS = -1
+
+
+class Watcher(Protocol):
+    """What an operator calls when it runs."""
+
+    def enter_compiled(self, buffers: Sequence[Tensor]) -> int:
+        """A forward of the model begins: the row to count in, -1 for none."""
+        ...
+
+    def sketch_compiled(
+        self, slot: int, x: Tensor, axis: int | None, buffers: Sequence[Tensor], cursor: Tensor
+    ) -> None:
+        """A layer has put out ``x``."""
+        ...
+
+
+class Operators(NamedTuple):
+    """``convlens::enter_``, ``convlens::sketch_`` and ``convlens::leave_``.
+
+    Attributes:
+        enter: (cursor, buffers, watcher): the model's forward begins.
+        sketch: (x, counts, exact, moments, flags, cursor, axis, watcher, slot): add ``x`` to the
+            row that ``cursor`` names.
+        leave: (cursor): the forward has ended.
+    """
+
+    enter: Any
+    sketch: Any
+    leave: Any
+
+
+@cache
+def watchers() -> WeakValueDictionary[int, Watcher]:
+    """The watchers by their numbers, which are all that an operator can be given of them."""
+    return WeakValueDictionary()
+
+
+@cache
+def operators() -> Operators:
+    """Register the operators, once."""
+    # Not in a CUDA graph, which would replay it without its Python.
+    enter = torch.library.custom_op(
+        "convlens::enter_", _enter, mutates_args=("cursor", "buffers"),
+        tags=torch.Tag.cudagraph_unsafe,
+    )  # fmt: skip
+    changed = ("counts", "exact", "moments", "flags")
+    sketch = torch.library.custom_op("convlens::sketch_", _sketch, mutates_args=changed)
+    leave = torch.library.custom_op("convlens::leave_", _leave, mutates_args=("cursor",))
+    for operator in (enter, sketch, leave):
+        operator.register_fake(_no_result)
+    return Operators(*(getattr(torch.ops.convlens, n) for n in ("enter_", "sketch_", "leave_")))
+
+
+def _no_result(*args: object) -> None:
+    """What an operator gives on fake tensors: nothing, as it does on real ones."""
+
+
+def _enter(cursor: Tensor, buffers: list[Tensor], watcher: int) -> None:
+    found = watchers().get(watcher)
+    cursor.fill_(-1 if found is None else found.enter_compiled(buffers))
+
+
+def _sketch(
+    x: Tensor,
+    counts: Tensor,
+    exact: Tensor,
+    moments: Tensor,
+    flags: Tensor,
+    cursor: Tensor,
+    axis: int,
+    watcher: int,
+    slot: int,
+) -> None:
+    found = watchers().get(watcher)
+    if found is not None:
+        buffers = (counts, exact, moments, flags)
+        found.sketch_compiled(slot, x, None if axis == NO_AXIS else axis, buffers, cursor)
+
+
+def _leave(cursor: Tensor) -> None:
+    cursor.fill_(-1)
