@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from convlens.errors import ArgumentError
 from convlens.sketch import BucketLayout, Columns, Flags, Floats, Ints, quantile, rebin
 
-
 _ERRORS = {"mean": 0, "std": 1, "near_zero": 2, "near_zero_after_relu": 3, "zeros": 4}
 """Where each figure's squared error lies in `convlens.sketch.Columns.error`."""
 

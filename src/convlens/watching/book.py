@@ -127,12 +127,13 @@ class Sketchbook:
 
     def begin(self, step: int) -> None:
         """What is sketched from now on belongs to this step."""
-        self._step = step
         level = max(self._level, level_at(step))
         chunk = chunk_of(step, level)
         if level != self._level or chunk != self._chunk:
+            self.row = -1
             self.flush()
             self._level, self._chunk = level, chunk
+        self._step = step
         row = self.row = (step >> level) & (CHUNK - 1)
         if self._first[row] < 0 or step < self._first[row]:
             self._first[row] = step

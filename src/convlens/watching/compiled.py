@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from convlens.errors import ArgumentError
+from convlens.geometry.tracing import trace
 from convlens.watching import normalization
 from convlens.watching.book import Sketchbook, Slot
 from convlens.watching.operators import NO_AXIS, operators, watchers
@@ -27,14 +30,17 @@ class CompiledSide:
     Args:
         book: where the sketches go.
         slots: the watched layers.
-        enter_step: begins a training forward and gives the row to count in, -1 for none.
+        enter_step: begins a training forward on some inputs; the row to count in, -1 for none.
 
     Attributes:
         active: whether some of the model was compiled when watching began, or an operator has run.
     """
 
     def __init__(
-        self, book: Sketchbook, slots: Sequence[Slot], enter_step: Callable[[], int]
+        self,
+        book: Sketchbook,
+        slots: Sequence[Slot],
+        enter_step: Callable[[Sequence[Any]], int],
     ) -> None:
         self.active = False
         self._book, self._slots, self._enter_step = book, slots, enter_step
@@ -67,12 +73,13 @@ class CompiledSide:
 
     # ---- traced with the model ------------------------------------------------------------------
 
-    def enter(self) -> None:
+    def enter(self, args: Sequence[Any]) -> None:
         """The model's own forward begins, inside a graph."""
+        inputs = [x for x in args if isinstance(x, Tensor)]
         first: Tensor | None = None
         for cursor in self._cursors.values():
             if first is None:
-                torch.ops.convlens.enter_(cursor, self._buffers(), self._number)
+                torch.ops.convlens.enter_(cursor, self._buffers(), inputs, self._number)
                 first = cursor
             else:
                 cursor.copy_(first)
@@ -103,11 +110,11 @@ class CompiledSide:
 
     # ---- called by the operators ----------------------------------------------------------------
 
-    def enter_compiled(self, buffers: Sequence[Tensor]) -> int:
+    def enter_compiled(self, buffers: Sequence[Tensor], inputs: Sequence[Tensor]) -> int:
         """A forward begins. A graph may have copied the buffers, which then are emptied too."""
         self.active = True
         before = self._book.n_flushes
-        row = self._enter_step()
+        row = self._enter_step(inputs)
         if self._book.n_flushes != before:
             for tensor in buffers:
                 tensor.zero_()
@@ -119,6 +126,58 @@ class CompiledSide:
         """A layer has put out ``x``."""
         self.active = True
         self._book.sketch_into(self._slots[slot], x, axis, buffers, cursor)
+
+
+class BeforeRelus:
+    """An observer of `geometry.tracing.trace`: which modules' outputs a ReLU takes directly."""
+
+    def __init__(self) -> None:
+        aten = torch.ops.aten
+        self._relus = {aten.relu.default, aten.relu_.default}
+        self._clamps = {aten.clamp_min, aten.clamp_min_, aten.clamp, aten.clamp_}
+        self._clamps |= {aten.hardtanh, aten.hardtanh_}  # ReLU6
+        self._outputs: dict[int, tuple[str, Tensor]] = {}
+        self.names: set[str] = set()
+
+    def begin(self, tensor: Tensor) -> None:
+        """Nothing to do."""
+
+    def enter(self, name: str, module: nn.Module) -> None:
+        """Nothing to do."""
+
+    def leave(self, name: str, module: nn.Module, output: object) -> None:  # noqa: ARG002
+        """A module has run; its output is kept alive so that its identity stays its."""
+        tensor = first_tensor(output)
+        if tensor is not None:
+            self._outputs.setdefault(id(tensor), (name, tensor))
+
+    def operator(
+        self,
+        function: Any,
+        args: Sequence[Any],
+        kwargs: object,
+        out: object,
+        layer: str,  # noqa: ARG002
+    ) -> None:
+        """An operator has run."""
+        is_relu = function in self._relus
+        if function.overloadpacket in self._clamps:
+            is_relu = len(args) > 1 and args[1] == 0
+        if is_relu and id(args[0]) in self._outputs:
+            self.names.add(self._outputs[id(args[0])][0])
+
+
+def layers_before_relus(model: nn.Module, inputs: Sequence[Any]) -> set[str]:
+    """Names of the modules whose output a ReLU takes directly, from a run on fake tensors.
+
+    None are found for a model of several inputs, or one that fake tensors cannot follow.
+    """
+    observer = BeforeRelus()
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    if len(tensors) == 1 and len(inputs) == 1:
+        with suppress(ArgumentError):
+            trace(model, tensors[0], [observer])
+    return observer.names
 
 
 def _is_compiled(module: nn.Module) -> bool:

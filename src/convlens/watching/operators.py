@@ -22,7 +22,7 @@ NO_AXIS = -1
 class Watcher(Protocol):
     """What an operator calls when it runs."""
 
-    def enter_compiled(self, buffers: Sequence[Tensor]) -> int:
+    def enter_compiled(self, buffers: Sequence[Tensor], inputs: Sequence[Tensor]) -> int:
         """A forward of the model begins: the row to count in, -1 for none."""
         ...
 
@@ -37,7 +37,7 @@ class Operators(NamedTuple):
     """``convlens::enter_``, ``convlens::sketch_`` and ``convlens::leave_``.
 
     Attributes:
-        enter: (cursor, buffers, watcher): the model's forward begins.
+        enter: (cursor, buffers, inputs, watcher): the model's forward begins.
         sketch: (x, counts, exact, moments, flags, cursor, axis, watcher, slot): add ``x`` to the
             row that ``cursor`` names.
         leave: (cursor): the forward has ended.
@@ -74,9 +74,9 @@ def _no_result(*args: object) -> None:
     """What an operator gives on fake tensors: nothing, as it does on real ones."""
 
 
-def _enter(cursor: Tensor, buffers: list[Tensor], watcher: int) -> None:
+def _enter(cursor: Tensor, buffers: list[Tensor], inputs: list[Tensor], watcher: int) -> None:
     found = watchers().get(watcher)
-    cursor.fill_(-1 if found is None else found.enter_compiled(buffers))
+    cursor.fill_(-1 if found is None else found.enter_compiled(buffers, inputs))
 
 
 def _sketch(

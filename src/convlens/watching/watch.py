@@ -18,7 +18,7 @@ from convlens.plots import LayerHistories, UpdateHistories
 from convlens.records import Epoch, LayerHistory, LayerInfo, RecordSink
 from convlens.watching import normalization
 from convlens.watching.book import Sketchbook, Slot
-from convlens.watching.compiled import CompiledSide
+from convlens.watching.compiled import CompiledSide, layers_before_relus
 from convlens.watching.copies import LeftOutOfCopies
 from convlens.watching.cost import Cost, hook_seconds
 from convlens.watching.parameters import ParameterWatch
@@ -86,13 +86,15 @@ class ActivationWatch(LayerHistories):
         self.close_sink: Callable[[str, str | None], None] | None = None  # of a sink of its own
         self.book = Sketchbook(eps, sample, sink, flush_sink=flush_sink)
         self.layout = self.book.layout
-        inner: nn.Module = getattr(model, "_orig_mod", model)  # of a compiled module
-        self._chosen = choose_layers(inner, layers)
+        self._inner: nn.Module = getattr(model, "_orig_mod", model)  # of a compiled module
+        self._chosen = choose_layers(self._inner, layers)
         self._slots = self.book.open(
             LayerInfo(index, name, type(module).__name__)
             for index, (name, module) in enumerate(self._chosen)
         )
-        self._parameters = ParameterWatch(self.book, inner, gradients=gradients, updates=updates)
+        self._parameters = ParameterWatch(
+            self.book, self._inner, gradients=gradients, updates=updates
+        )
         self._compiled = CompiledSide(self.book, self._slots, self._enter_step)
         self._copies = LeftOutOfCopies()
         self._handles: list[RemovableHandle] = []
@@ -145,7 +147,7 @@ class ActivationWatch(LayerHistories):
         running = 0.0 if self._began is None else time.perf_counter() - self._began
         book = self.book
         hooks_s = book.n_sketches * hook_seconds()
-        return Cost(book.kernel_s, hooks_s, book.flush_s, self._training_s + running)
+        return Cost(book.kernel_s, hooks_s, book.handover_s, self._training_s + running)
 
     # ---- attaching ------------------------------------------------------------------------------
 
@@ -252,7 +254,7 @@ class ActivationWatch(LayerHistories):
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if torch.compiler.is_compiling():
             if module.training:
-                self._compiled.enter()
+                self._compiled.enter(args)
             return
         # A summary of a watched model runs it on fake tensors, which is no step; nor is what
         # activation checkpointing runs again inside a backward pass.
@@ -262,17 +264,16 @@ class ActivationWatch(LayerHistories):
             or any(isinstance(x, FakeTensor) for x in args)
         ):
             return
-        self._compiled.let(self._enter_step())
+        self._compiled.let(self._enter_step(args))
         if self._inside and not self._relus_known:
-            if self._compiled.active:
-                self._relus_known = True
-                self._note_relus(self._compiled.layers_before_relus(self.model, args))
-            else:
-                self._relus = ReluInputs()
-                self._relus.__enter__()
+            self._relus = ReluInputs()
+            self._relus.__enter__()
 
-    def _enter_step(self) -> int:
+    def _enter_step(self, inputs: Sequence[Any]) -> int:
         """A training forward begins; the row to count in, -1 for none."""
+        if self._compiled.active and not self._relus_known:
+            self._relus_known = True
+            self._note_relus(layers_before_relus(self._inner, inputs))
         if self.count_forwards:
             self.step()
         self._inside = self._watched
@@ -312,11 +313,11 @@ class ActivationWatch(LayerHistories):
         if output is None:  # the forward failed, perhaps before it came to a ReLU
             return
         self._relus_known = True
-        self._note_relus(seen)
+        self._note_relus({self._slots[index].info.name for index in seen})
 
-    def _note_relus(self, layers: set[int]) -> None:
+    def _note_relus(self, layers: set[str]) -> None:
         for slot in self._slots:
-            self.book.describe(slot, replace(slot.info, feeds_relu=slot.info.index in layers))
+            self.book.describe(slot, replace(slot.info, feeds_relu=slot.info.name in layers))
 
 
 def _check(eps: float, every: int, sample: float) -> None:

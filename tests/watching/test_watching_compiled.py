@@ -1,0 +1,181 @@
+"""Watching models that torch.compile has compiled, or will."""
+
+import numpy as np
+import pytest
+import torch
+from test_watching_watch import n_hooks, small_net, train
+from torch import nn
+from torch.nn import functional as F
+
+import convlens as cl
+
+BACKENDS = ["eager", "aot_eager", "inductor"]
+COUNTS = ("counts", "near_zero", "at_most_eps", "calls", "positive", "active")
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def watched(model, run, steps=5, **options):
+    with cl.watch(model, **options) as stats:
+        train(run, steps)
+    return stats
+
+
+def assert_same(found, expected):
+    """As many of everything; where compiled code rounds otherwise a value may change its bucket."""
+    for name in expected:
+        here, there = found[name], expected[name]
+        np.testing.assert_array_equal(here.first_step, there.first_step)
+        np.testing.assert_array_equal(here.calls, there.calls)
+        np.testing.assert_array_equal(here.n, there.n)
+        np.testing.assert_allclose(here.mean, there.mean, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(here.std, there.std, rtol=1e-4)
+        np.testing.assert_allclose(here.batch_mean, there.batch_mean, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(here.batch_var, there.batch_var, rtol=1e-3, atol=1e-5)
+        assert abs(here.counts - there.counts).sum() <= 0.002 * there.counts.sum()
+        np.testing.assert_array_equal(here.dead_channels, there.dead_channels)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_as_without_compiling(backend, when):
+    plain = small_net()
+    expected = watched(plain, plain, 70)
+    model = small_net()
+    if when == "before":
+        stats = cl.watch(model).attach()
+        compiled = torch.compile(model, backend=backend, fullgraph=True)
+    else:
+        compiled = torch.compile(model, backend=backend, fullgraph=True)
+        train(compiled, 1)  # compiled for real, without hooks
+        model.load_state_dict(small_net().state_dict())
+        stats = cl.watch(compiled).attach()
+    train(compiled, 70)
+    stats.detach()
+    assert stats.names == ["0", "2", "3", "6"]
+    assert_same(stats, expected)
+    assert n_hooks(model) == n_hooks(compiled) == 0
+
+
+def test_compiled_in_place():
+    plain, model = small_net(), small_net()
+    expected = watched(plain, plain)
+    model.compile(backend="aot_eager", fullgraph=True)
+    assert_same(watched(model, model), expected)
+
+
+# Dynamo itself looks at .grad of what a compiled part is given, watched or not.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_only_a_part_is_compiled():
+    plain, model = small_net(), small_net()
+    expected = watched(plain, plain)
+    model[3].compile(backend="aot_eager", fullgraph=True)
+    assert_same(watched(model, model), expected)
+
+
+def test_no_new_graph_after_the_first_steps():
+    model = small_net()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with cl.watch(compiled) as stats, torch._dynamo.config.patch(error_on_recompile=True):
+        train(compiled, 140)
+    assert len(stats["0"]) == 140
+
+
+def test_batches_of_any_size():
+    model = small_net()
+    compiled = torch.compile(model, backend="inductor", fullgraph=True, dynamic=True)
+    with cl.watch(compiled) as stats, torch._dynamo.config.patch(error_on_recompile=True):
+        for n in (3, 5, 8, 13):
+            train(compiled, 1, n)
+    assert stats["0"].n.tolist() == [n * 4 * 36 for n in (3, 5, 8, 13)]
+
+
+def test_evaluation_and_watching_every_third_step():
+    model = small_net()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with cl.watch(model, every=3) as stats:
+        train(compiled, 4)
+        compiled.eval()
+        compiled(torch.randn(2, 1, 12, 12))
+        compiled.train()
+        train(compiled, 3)
+    assert stats["0"].first_step.tolist() == [0, 3, 6]
+    assert stats["0"].calls.tolist() == [1, 1, 1]
+
+
+def test_after_watching_nothing_is_counted_or_left():
+    model = small_net()
+    stats = cl.watch(model).attach()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    train(compiled, 2)
+    stats.detach()
+    train(compiled, 2)
+    assert stats["0"].first_step.tolist() == [0, 1]
+    again = watched(compiled, compiled, 3)
+    assert again["0"].first_step.tolist() == [0, 1, 2]
+    assert len(stats["0"]) == 2
+
+
+def test_layers_before_a_relu_are_found():
+    compiled = torch.compile(small_net(), backend="aot_eager", fullgraph=True)
+    stats = watched(compiled, compiled, 1)
+    assert [name for name in stats if stats[name].layer.feeds_relu] == ["0", "3"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    model = small_net()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    seen = []
+    with cl.watch(compiled) as stats, torch.autocast("cpu", dtype):
+        model[0].register_forward_hook(lambda m, a, out: seen.append(out.dtype))
+        train(compiled, 2)
+    assert seen[0] == dtype
+    assert stats["0"].n.tolist() == [6 * 4 * 36] * 2
+    assert np.isfinite(stats["0"].mean).all()
+
+
+def test_a_training_stays_the_same():
+    torch.manual_seed(0)
+    plain = torch.compile(small_net(), backend="aot_eager", fullgraph=True)
+    train(plain, 4)
+    torch._dynamo.reset()
+    seen = torch.compile(small_net(), backend="aot_eager", fullgraph=True)
+    watched(seen, seen, 4)
+    for a, b in zip(plain.state_dict().values(), seen.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_operator_as_torch_checks_operators():
+    from convlens.sketch import BucketLayout
+    from convlens.watching.buffers import Buffers
+    from convlens.watching.operators import operators
+
+    operators()
+    buffers = Buffers(2, BucketLayout(), 3, torch.device("cpu"))
+    cursor = torch.zeros(1, dtype=torch.int64)
+    arguments = (torch.randn(4, 3), *buffers.sketched(), cursor, 1, 0, 0)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.convlens.sketch_.default, arguments, test_utils=checks)
+
+
+def test_a_functional_model_with_a_cross_entropy_inside():
+    class WithLoss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small_net()
+
+        def forward(self, x, y):
+            return F.cross_entropy(self.net(x), y)
+
+    model = WithLoss()
+    compiled = torch.compile(model, backend="inductor", fullgraph=True)
+    with cl.watch(compiled) as stats:
+        for _ in range(3):
+            compiled(torch.randn(6, 1, 12, 12), torch.arange(6) % 3).backward()
+    assert stats["net.0"].calls.tolist() == [1, 1, 1]

@@ -1,0 +1,431 @@
+"""What a watcher yields besides the output of every layer: anyone's loop, anything in it."""
+
+import copy
+import io
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from test_watching_watch import n_hooks, small_net, train
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import convlens as cl
+from convlens.watching import ActivationWatch
+from convlens.watching.cost import Cost
+
+
+def gradients_by_hand(model, steps, optimizer=None):
+    """Train as `train` does; a copy of every gradient and of every weight before and after."""
+    generator = torch.Generator().manual_seed(1)
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
+    seen = []
+    for _ in range(steps):
+        x = torch.randn(6, 1, 12, 12, generator=generator)
+        F.cross_entropy(model(x), torch.arange(6) % 3).backward()
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+        optimizer.step()
+        after = {n: p.detach().clone() for n, p in model.named_parameters()}
+        optimizer.zero_grad()
+        seen.append((gradients, before, after))
+    return seen
+
+
+# ---- gradients and updates ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_and_updates(fused):
+    model = small_net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, fused=fused)
+    with cl.watch(model, gradients=True, updates=True) as stats:
+        seen = gradients_by_hand(model, 5, optimizer)
+    assert stats.gradients.names == [name for name, _ in model.named_parameters()]
+    for name in stats.gradients:
+        g = np.stack([gradients[name].double().numpy().ravel() for gradients, _, _ in seen])
+        history = stats.gradients[name]
+        assert history.layer.quantity == "gradient"
+        assert history.first_step.tolist() == list(range(5))
+        np.testing.assert_array_equal(history.n, g.shape[1])
+        np.testing.assert_allclose(history.norm, np.linalg.norm(g, axis=1), rtol=1e-6)
+        np.testing.assert_allclose(history.mean, g.mean(axis=1), rtol=1e-5, atol=1e-9)
+        update = stats.updates[name]
+        change = [np.linalg.norm((after[name] - w[name]).numpy()) for _, w, after in seen]
+        size = [np.linalg.norm(before[name].numpy()) for _, before, _ in seen]
+        np.testing.assert_allclose(update.update.norm, change, rtol=1e-5)
+        np.testing.assert_allclose(update.parameter.norm, size, rtol=1e-5)
+        expected = [c / w if w else np.nan for c, w in zip(change, size, strict=True)]
+        np.testing.assert_allclose(update.ratio, expected, rtol=1e-5)
+
+
+def test_accumulated_gradients_are_counted_once():
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with cl.watch(model, gradients=True) as stats:
+        for _ in range(3):
+            for _ in range(2):
+                model(torch.randn(4, 1, 12, 12)).sum().backward()
+            expected = model[0].weight.grad.norm().item()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert stats["0"].calls.tolist() == [1] * 6
+    history = stats.gradients["0.weight"]
+    assert history.first_step.tolist() == [1, 3, 5]  # the forward right before the step
+    assert history.calls.tolist() == [1, 1, 1]
+    assert history.norm[-1] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_gradients_are_those_without_the_scale(fused):
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with cl.watch(model, gradients=True) as stats:
+        loss = F.cross_entropy(model(torch.randn(6, 1, 12, 12)), torch.arange(6) % 3)
+        scaler.scale(loss).backward()
+        expected = (model[0].weight.grad / 1024).norm().item()
+        scaler.step(optimizer)
+        scaler.update()
+    assert stats.gradients["0.weight"].norm[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_step_that_the_scaler_skips_is_not_counted():
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    with cl.watch(model, gradients=True, updates=True) as stats:
+        for factor in (float("inf"), 1.0):
+            scaler.scale(model(torch.randn(6, 1, 12, 12)).sum() * factor).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    assert stats.gradients["0.weight"].first_step.tolist() == [1]
+    assert stats.updates["0.weight"].update.first_step.tolist() == [1]
+
+
+def test_parameters_without_a_gradient_are_left_out():
+    model = small_net()
+    model[0].weight.requires_grad_(False)
+    with cl.watch(model, gradients=True, updates=True) as stats:
+        train(model, 1)
+    assert "0.weight" not in stats.gradients.names
+    assert "0.bias" in stats.updates.names
+
+
+def test_another_models_optimizer_is_none_of_its_business():
+    model, other = small_net(), small_net()
+    with cl.watch(model, gradients=True) as stats:
+        train(model, 1)
+        train(other, 2)
+    assert stats.gradients["0.weight"].calls.tolist() == [1]
+
+
+def test_gradients_that_were_not_asked_for():
+    stats = cl.watch(small_net())
+    with pytest.raises(cl.ArgumentError, match=r"gradients were not watched; say so beforehand"):
+        _ = stats.gradients
+    with pytest.raises(cl.ArgumentError, match=r"updates were not watched; say so beforehand"):
+        _ = stats.updates
+
+
+def test_watching_gradients_does_not_change_the_training():
+    plain, watched = small_net(), small_net()
+    train(plain, 5)
+    with cl.watch(watched, gradients=True, updates=True):
+        train(watched, 5)
+    for a, b in zip(plain.state_dict().values(), watched.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_optimizer_hooks_are_gone_afterwards():
+    from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+    with (
+        pytest.raises(ValueError, match="mine"),
+        cl.watch(small_net(), gradients=True, updates=True),
+    ):
+        raise ValueError("mine")
+    assert not _global_optimizer_pre_hooks
+    assert not _global_optimizer_post_hooks
+
+
+def test_gradients_are_read_from_a_run(tmp_path):
+    model = small_net()
+    with cl.watch(model, gradients=True, updates=True, run=tmp_path / "run") as stats:
+        train(model, 70)
+    run = cl.open_run(tmp_path / "run")
+    for name in stats.gradients:
+        here, there = stats.gradients[name], run.gradient_stats[name]
+        np.testing.assert_array_equal(here.counts, there.counts)
+        np.testing.assert_array_equal(here.norm, there.norm)
+        np.testing.assert_array_equal(stats.updates[name].ratio, run.update_stats[name].ratio)
+    assert run.activation_stats.names == stats.names
+
+
+# ---- batch normalization ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.5, None])
+def test_batch_statistics_beside_the_running_ones(momentum):
+    model = small_net()
+    model[2].momentum = momentum
+    inputs, running = [], []
+    model[2].register_forward_pre_hook(lambda m, a: inputs.append(a[0].detach().clone()))
+    with cl.watch(model) as stats:
+        for _ in range(6):
+            train(model, 1)
+            running.append((model[2].running_mean.clone(), model[2].running_var.clone()))
+    history = stats["2"]
+    dims = (0, 2, 3)
+    mean = [x.mean(dims).mean().item() for x in inputs]
+    var = [x.var(dims, correction=0).mean().item() for x in inputs]
+    np.testing.assert_allclose(history.batch_mean, mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(history.batch_var, var, rtol=1e-4)
+    np.testing.assert_allclose(history.running_mean, [m.mean().item() for m, _ in running], 1e-6)
+    np.testing.assert_allclose(history.running_var, [v.mean().item() for _, v in running], 1e-6)
+    assert np.isnan(stats["0"].batch_mean).all()
+
+
+def test_batch_normalization_without_running_statistics():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
+    with cl.watch(model) as stats:
+        model(torch.randn(4, 1, 8, 8))
+    assert np.isnan(stats["1"].batch_mean).all()
+    assert stats["1"].channels == 4
+
+
+def test_a_frozen_batch_normalization_in_a_training_model():
+    model = small_net()
+    model[2].eval()
+    with cl.watch(model) as stats:
+        train(model, 2)
+    assert stats["2"].calls.tolist() == [1, 1]
+    assert stats["2"].batch_mean.tolist() == [0.0, 0.0] or np.isnan(stats["2"].batch_mean).all()
+
+
+# ---- some images only ---------------------------------------------------------------------------
+
+
+def test_a_sample_of_the_images():
+    torch.manual_seed(0)
+    model, x = small_net(), torch.randn(64, 1, 12, 12)
+    with cl.watch(model, sample=0.25) as stats, cl.watch(model, ["0"]) as everything:
+        model(x)
+    history = stats["0"]
+    out = model[0](x).detach()
+    assert history.n.tolist() == [16 * 4 * 36]
+    assert history.mean[0] == pytest.approx(out[:16].mean().item(), rel=1e-5)
+    assert history.sample == 0.25
+    assert everything["0"].standard_error("mean").tolist() == [0.0]
+
+
+def test_standard_errors_are_those_of_the_images():
+    """Over many samples of one batch, figures spread as widely as their standard errors say."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(1, 3, 3)
+    images = torch.randn(200, 1, 8, 8) * torch.rand(200, 1, 1, 1) + torch.randn(200, 1, 1, 1)
+    figures = ("mean", "std", "near_zero", "near_zero_after_relu")
+    with cl.watch(layer, sample=0.2, every=1) as stats:
+        for _ in range(400):
+            layer(images[torch.randperm(200)])
+    history = stats[0]
+    for figure in figures:
+        found = getattr(history, figure)
+        error = history.standard_error(figure)
+        assert np.sqrt((error**2).mean()) == pytest.approx(found.std(), rel=0.15), figure
+    with torch.no_grad():
+        true = layer(images)
+    inside = abs(history.mean - true.mean().item()) < 2 * history.standard_error("mean")
+    assert 0.9 < inside.mean() <= 1.0
+
+
+def test_one_image_has_no_standard_error():
+    with cl.watch(nn.Linear(2, 2), sample=0.5) as stats:
+        stats.model(torch.randn(2, 2))
+    assert np.isnan(stats[0].standard_error("mean")).all()
+    with pytest.raises(cl.ArgumentError, match=r"figure='max' has no standard error; give one of"):
+        stats[0].standard_error("max")
+
+
+@pytest.mark.parametrize("sample", [0.0, -0.5, 1.5])
+def test_samples_that_cannot_work(sample):
+    with pytest.raises(cl.ArgumentError, match="is no fraction of a batch's images"):
+        cl.watch(small_net(), sample=sample)
+
+
+# ---- anyone's model -----------------------------------------------------------------------------
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        return checkpoint(
+            lambda x: self.second(self.first(x).relu()), x, use_reentrant=self.reentrant
+        )
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_forward_computed_again_is_not_counted_twice(reentrant):
+    model = Checkpointed(reentrant)
+    with cl.watch(model) as stats:
+        for _ in range(3):
+            model(torch.randn(5, 4, requires_grad=True)).sum().backward()
+    assert stats["first"].calls.tolist() == [1, 1, 1]
+    assert stats["second"].n.tolist() == [20, 20, 20]
+
+
+def test_a_whole_model_computed_again_is_no_step():
+    model = small_net()
+    with cl.watch(model) as stats:
+        for _ in range(2):
+            x = torch.randn(4, 1, 12, 12, requires_grad=True)
+            checkpoint(model, x, use_reentrant=False).sum().backward()
+    assert stats["0"].calls.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast(dtype):
+    model, seen = small_net(), []
+    with cl.watch(model) as stats, torch.autocast("cpu", dtype):
+        model[0].register_forward_hook(lambda m, a, out: seen.append(out.detach().clone()))
+        model(torch.randn(6, 1, 12, 12))
+    assert seen[0].dtype == dtype
+    assert stats["0"].mean[0] == pytest.approx(seen[0].double().mean().item(), rel=1e-6)
+    assert stats["0"].near_zero[0] == pytest.approx((seen[0].float().abs() <= 0.05).float().mean())
+
+
+def test_channels_last():
+    plain, model = small_net(), small_net().to(memory_format=torch.channels_last)
+    x = torch.randn(6, 1, 12, 12)
+    with cl.watch(plain) as expected, cl.watch(model) as stats:
+        plain(x)
+        model(x.to(memory_format=torch.channels_last))
+    for name in stats:
+        assert abs(stats[name].counts - expected[name].counts).sum() <= 4
+        np.testing.assert_array_equal(stats[name].columns.positive, expected[name].columns.positive)
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
+def test_copies_are_without_hooks(way):
+    model, seen = small_net(), []
+    model[0].register_forward_hook(print)  # the user's own stays
+    with cl.watch(model, updates=True) as stats:
+        train(model, 1)
+        if way == "deepcopy":
+            other = copy.deepcopy(model)
+        elif way == "pickle":
+            other = pickle.loads(pickle.dumps(model))
+        else:
+            file = io.BytesIO()
+            torch.save(model, file)
+            file.seek(0)
+            other = torch.load(file, weights_only=False)
+        seen.append(n_hooks(model))
+        train(model, 1)
+    assert n_hooks(other) == 1
+    assert seen == [8]
+    assert "__getstate__" not in vars(other)
+    assert "__getstate__" not in vars(model)
+    assert stats["0"].calls.tolist() == [1, 1]
+    for a, b in zip(model.state_dict(), other.state_dict(), strict=True):
+        assert a == b
+
+
+def test_a_module_with_a_state_of_its_own_is_copied_as_it_wants():
+    class Own(nn.Linear):
+        def __getstate__(self):
+            return {**self.__dict__, "copied": True}
+
+    model = nn.Sequential(Own(2, 2))
+    with cl.watch(model):
+        other = copy.deepcopy(model)
+    assert other[0].copied
+    assert n_hooks(other) == 0
+
+
+def test_a_model_that_moves_to_another_type():
+    model = small_net()
+    with cl.watch(model) as stats:
+        train(model, 1)
+        model.double()
+        model(torch.randn(2, 1, 12, 12, dtype=torch.float64))
+    assert stats["0"].calls.tolist() == [1, 1]
+
+
+def test_steps_counted_again_are_added():
+    model = small_net()
+    with cl.watch(model, count_forwards=False) as stats:
+        for number in (0, 1, 70, 1, 200):
+            stats.step(number)
+            model(torch.randn(2, 1, 12, 12))
+    assert stats["0"].first_step.tolist() == [0, 1, 70, 200]
+    assert stats["0"].calls.tolist() == [1, 2, 1, 1]
+
+
+# ---- bounded memory -----------------------------------------------------------------------------
+
+
+def test_a_long_run_keeps_at_most_4096_columns(tmp_path):
+    layer = nn.Linear(2, 2)
+    rows = torch.randn(5000, 3, 2)
+    with cl.watch(layer, run=tmp_path / "run", count_forwards=False) as stats:
+        for step in range(5000):
+            stats.step(step)
+            layer(rows[step])
+    with torch.no_grad():
+        out = layer(rows).double().numpy().reshape(2500, -1)  # two steps a column
+    run = cl.open_run(tmp_path / "run")
+    for history in (stats[0], run.activation_stats[0]):
+        assert history.first_step.tolist() == list(range(0, 5000, 2))
+        assert history.last_step.tolist() == list(range(1, 5000, 2))
+        assert history.calls.tolist() == [2] * 2500
+        np.testing.assert_allclose(history.mean, out.mean(axis=1), rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(history.std, out.std(axis=1), rtol=1e-5)
+        np.testing.assert_allclose(history.near_zero, (abs(out) <= np.float32(0.05)).mean(axis=1))
+
+
+def test_reading_while_it_goes_on():
+    layer = nn.Linear(2, 2)
+    with cl.watch(layer) as stats:
+        for step in range(200):
+            layer(torch.randn(3, 2))
+            if step % 50 == 0:
+                assert len(stats[0]) == step + 1
+
+
+# ---- what it costs ------------------------------------------------------------------------------
+
+
+def test_it_says_what_it_costs():
+    model = small_net()
+    with cl.watch(model) as stats:
+        assert np.isnan(stats.cost.share)
+        train(model, 20)
+        live = stats.cost
+    cost = stats.cost
+    assert 0 < live.kernel_s <= cost.kernel_s < cost.training_s
+    assert 0 < cost.hooks_s < cost.training_s
+    assert 0 < cost.share < 1
+    assert stats.cost.training_s == cost.training_s  # it stands still after watching
+    words = "watching took 0.50 s of 4.00 s (12.5%): kernels 0.30 s, hooks 0.10 s"
+    assert str(Cost(0.3, 0.1, 0.1, 4.0)).startswith(words)
+
+
+def test_a_watch_is_forgotten_with_its_last_name():
+    import gc
+    import weakref
+
+    stats = ActivationWatch(small_net())
+    with stats:
+        train(stats.model, 1)
+    gone = weakref.ref(stats)
+    del stats
+    gc.collect()
+    assert gone() is None
