@@ -14,81 +14,31 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from runs_data import (
+    LAYOUT,
+    assert_same,
+    make_columns,
+    make_epoch,
+    make_steps,
+    put,
+)
 
 from convlens.errors import ArgumentError, LayerNotFoundError, RunError
 from convlens.packets import pack
 from convlens.plots import LayerHistories, TrainingCurves, UpdateHistories
-from convlens.records import Epoch, LayerInfo, Picture, RecordSink, StepSeries
+from convlens.records import LayerInfo, Picture, RecordSink
 from convlens.runs import RunWriter, create_run, list_runs, open_run
 from convlens.runs.schema import DATABASE
 from convlens.sketch import (
-    CHUNK_BITS,
     BucketLayout,
-    Columns,
     coarsen,
     concatenate,
-    encode,
 )
-
-LAYOUT = BucketLayout()
-
-
-def make_columns(
-    first: int, count: int, width: int = 1, channels: int = 5, layout: BucketLayout = LAYOUT
-) -> Columns:
-    rng = np.random.default_rng(first)
-    steps = first + width * np.arange(count)
-    counts = np.zeros((count, layout.size), np.int64)
-    counts[:, 250:350] = rng.integers(0, 90, (count, 100))
-    n = counts.sum(axis=1)
-    ones = np.ones(count, np.int64)
-    return Columns(
-        first_step=steps,
-        last_step=steps + width - 1,
-        calls=ones * width,
-        counts=counts,
-        nan=ones * 2,
-        neg_inf=ones * 0,
-        pos_inf=ones,
-        near_zero=n // 3,
-        at_most_eps=n // 2,
-        mean=rng.normal(size=count),
-        m2=rng.uniform(1, 2, count) * n,
-        positive=rng.random((count, channels)) < 0.8,
-        active=rng.random((count, channels)) < 0.9,
-    )
-
-
-def put(
-    sink: RecordSink, layer: int, level: int, columns: Columns, quantity: str = "activation"
-) -> None:
-    """Write columns of a level, chunk by chunk."""
-    chunks = columns.first_step >> (level + CHUNK_BITS)
-    for chunk in np.unique(chunks).tolist():
-        part = columns[np.flatnonzero(chunks == chunk)]
-        sink.write_columns(quantity, layer, level, chunk, encode(part))
-
-
-def make_steps(first: int, count: int) -> StepSeries:
-    rng = np.random.default_rng(first)
-    step = np.arange(first, first + count)
-    hypers = {"lr": rng.random((count, 2)), "momentum": rng.random((count, 2))}
-    return StepSeries(step, step // 10, rng.random(count), step * 0.1, hypers)
-
-
-def make_epoch(number: int, **changes: object) -> Epoch:
-    epoch = Epoch(number, number * 10, number * 10 + 9, 0.5, 0.25, {"accuracy": 0.9}, 1.5)
-    return replace(epoch, **changes)
-
-
-def assert_same(found: Columns, expected: Columns) -> None:
-    for f in fields(Columns):
-        np.testing.assert_array_equal(getattr(found, f.name), getattr(expected, f.name), f.name)
 
 
 @pytest.fixture
@@ -340,8 +290,9 @@ WRITE_AND_DIE = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_runs_record import LAYOUT, LayerInfo, create_run, put
-from test_runs_record import make_columns, make_epoch, make_steps
+from convlens.records import LayerInfo
+from convlens.runs import create_run
+from runs_data import LAYOUT, make_columns, make_epoch, make_steps, put
 writer = create_run("mnist", {base!r})
 writer.write_layers([LayerInfo(0, "0.0", "Conv2d")], LAYOUT, 0.05)
 for k in range(3):

@@ -33,6 +33,7 @@ from convlens.runs.database import cannot_open, reading
 from convlens.runs.histories import aligned, rank_files, read_histories, read_layers
 from convlens.runs.schema import DATABASE
 from convlens.runs.steps import read_curves, read_steps
+from convlens.series import check_points
 
 
 def open_run(path: str | Path) -> Run:
@@ -142,6 +143,7 @@ class Run:
         Raises:
             ArgumentError: if ``points`` is not positive.
         """
+        check_points(points)
         with self._reading() as database:
             return read_curves(database, points, first, last)
 

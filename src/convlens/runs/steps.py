@@ -21,7 +21,6 @@ from convlens.packets import pack, unpack
 from convlens.records import Band, StepCurves, StepSeries, join_steps
 from convlens.series import (
     as_curves,
-    check_points,
     cut_steps,
     join_curves,
     merge_curves,
@@ -79,11 +78,7 @@ def read_curves(
     """The steps ``first`` to ``last`` in at most ``points`` entries.
 
     Only the finest level that the entries can be made of is read, and the newest raw chunk.
-
-    Raises:
-        ArgumentError: if ``points`` is not positive.
     """
-    check_points(points)
     (version,) = database.execute("PRAGMA user_version").fetchone()
     newest = _newest(database)
     if version == 1 or newest is None:  # no pyramid
