@@ -29,6 +29,7 @@ from convlens.plots.canvas import NONFINITE_LABEL, STEP_LABEL
 from convlens.plots.curves import smoothed
 from convlens.plots.layers import column_spans, value_range
 from convlens.records import empty_steps
+from convlens.series import sum_up
 from convlens.sketch import coarsen
 
 
@@ -183,6 +184,34 @@ def test_only_nan_losses_still_draw():
     ax = plot_loss(steps)
     render(ax)
     assert legend(ax) == [NONFINITE_LABEL]
+
+
+def test_more_steps_than_a_screen_shows_are_a_band_and_its_mean():
+    steps = training(20_000)
+    loss = steps.loss.copy()
+    loss[7_777], loss[12_000] = 9.0, np.nan
+    curves = sum_up(dataclasses.replace(steps, loss=loss), 4096)
+    for ax in (plot_loss(dataclasses.replace(steps, loss=loss)), plot_loss(curves)):
+        render(ax)
+        expected = ["training, lowest to highest of 8 batches", "training, smoothed"]
+        assert legend(ax) == [*expected, NONFINITE_LABEL]
+        band = ax.collections[0].get_paths()[0].get_extents()
+        assert (band.x0, band.x1, band.y1) == (-0.5, 19_999.5, 9.0)
+        assert band.y0 == np.nanmin(loss)
+        (line,) = ax.lines
+        assert line.get_xdata().tolist() == curves.middle_step.tolist()
+        np.testing.assert_allclose(line.get_ydata()[500:900], curves.loss.mean[500:900], rtol=0.2)
+        marked = ax.collections[1].get_paths()[0].get_extents()
+        assert (marked.x0, marked.x1) == (11_999.5, 12_007.5)
+
+
+def test_the_smoothed_line_of_a_band_goes_through_the_means():
+    steps = training(400_000)
+    curves = sum_up(steps, 4096)
+    (line,) = plot_loss(steps).lines
+    weight = 0.98**128
+    assert weight < 0.1, "so that hardly more than the entries' means is left"
+    np.testing.assert_allclose(line.get_ydata(), curves.loss.mean, rtol=0.05)
 
 
 # Schedule
@@ -529,6 +558,17 @@ def test_layers_draw_themselves_with_their_epochs():
     assert stats.color_dim(-1, ax=ax, limit=2, bins=7) is ax
     assert mesh_of(ax).get_array().shape == (7, 10)
     assert words(ax) == ["epoch 1"]
+
+
+def test_a_schedule_of_many_steps_shows_what_lies_between_its_entries():
+    steps = training(20_000, groups=2)
+    rate, momentum = plot_sched(steps)
+    render(rate)
+    assert (len(rate.lines), len(rate.collections)) == (2, 2)
+    assert (len(momentum.lines), len(momentum.collections)) == (1, 1)
+    low, high = (f(steps.hypers["lr"][:, 0]) for f in (np.min, np.max))
+    band = rate.collections[0].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == (low, high)
 
 
 def test_curves_draw_themselves_with_their_epochs():

@@ -5,10 +5,12 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bokeh.models import Patch
 from views_data import (
     LAYOUT,
     META,
@@ -28,7 +30,11 @@ from views_data import (
 
 from convlens.errors import RunError
 from convlens.records import Epoch, Finding, LayerInfo, Picture, StepSeries
+from convlens.series import sum_up
+from convlens.sketch import level_at
 from convlens.views import words, write_report
+from convlens.views.canvas import StepAxis
+from convlens.views.curves import loss_figure
 from convlens.views.tables import NO_SUMMARY
 
 HEADINGS = [
@@ -341,6 +347,45 @@ def test_a_long_run_stays_small(tmp_path):
     assert "One column of colour is 7 batches" in html
     assert len(items(html)["curves"]) < 300_000
     assert len(items(html)["layer-0"]) < 300_000
+
+
+def test_a_million_steps_make_a_small_report_of_bands(tmp_path):
+    n, level = 1_000_000, level_at(999_999)
+    writer = create_run("long", tmp_path)
+    names = tuple(f"layer{i}" for i in range(10))
+    writer.write_layers(layer_infos(names), LAYOUT, 0.05)
+    columns = normal_columns(np.zeros(n >> level), np.ones(n >> level), 1000, 8)
+    first = np.arange(n >> level) << level
+    columns = replace(columns, first_step=first, last_step=first + (1 << level) - 1)
+    for i in range(len(names)):
+        write_columns(writer, i, columns, level)
+    loss = np.exp(np.random.default_rng(0).normal(0, 0.3, n))
+    loss[123_456] = 40.0
+    writer.write_steps(step_series(loss))
+    writer.close()
+
+    html = report(open_run(writer.path))
+
+    assert len(html) < 6_000_000
+    assert "1,000,000" in html
+    drawn = items(html)["curves"]
+    assert "training, lowest to highest of 256 batches" in drawn
+    assert "training, each batch" not in drawn
+    assert set(items(html)) == {"curves", "schedule", "matrix", *(f"layer-{i}" for i in range(10))}
+
+
+def test_a_band_has_gaps_where_no_loss_is_finite():
+    steps = step_series(healthy_loss(10_000))
+    steps.loss[4000:5000] = np.nan
+    curves = sum_up(steps, 1000)  # entries of 16 steps
+    plot = loss_figure(StepAxis((0, 9999), []), curves, [])
+    (patch,) = [r for r in plot.renderers if isinstance(r.glyph, Patch)]
+    x, y = patch.data_source.data["x"], patch.data_source.data["y"]
+    left, right = (np.split(x, np.flatnonzero(np.isnan(x)) + 1)[i][:-1] for i in (0, 1))
+    assert (left.min(), left.max()) == (-0.5, 3999.5)
+    assert (right.min(), right.max()) == (4991.5, 9999.5)  # 4992 to 5007 has finite losses
+    assert np.nanmax(y) == np.nanmax(steps.loss).astype(np.float32)
+    assert np.nanmin(y) == np.nanmin(steps.loss).astype(np.float32)
 
 
 def test_many_parameter_groups_and_metrics(tmp_path):

@@ -72,11 +72,11 @@ def normal_columns(
     )
 
 
-def write_columns(writer: RunWriter, layer: int, columns: Columns) -> None:
-    chunks = columns.first_step >> CHUNK_BITS
+def write_columns(writer: RunWriter, layer: int, columns: Columns, level: int = 0) -> None:
+    chunks = columns.first_step >> (level + CHUNK_BITS)
     for chunk in np.unique(chunks).tolist():
         part = columns[np.flatnonzero(chunks == chunk)]
-        writer.write_columns("activation", layer, 0, chunk, encode(part))
+        writer.write_columns("activation", layer, level, chunk, encode(part))
 
 
 def one_cycle(n_steps: int, lr: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
