@@ -58,7 +58,9 @@ def label_axes(ax: Axes, title: str, ylabel: str) -> None:
     ax.set_xlabel(STEP_LABEL)
     ax.set_ylabel(ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    # Each tick says its whole value: a factor above the axis would lie under the epochs' names.
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    # Each tick says its whole value: a factor beside the axis would be overlooked, or lie under the
+    # epochs' names.
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
