@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import convlens as cl
 from convlens.watching import ActivationWatch
@@ -136,6 +137,59 @@ def test_the_same_step_again_adds_to_it():
             model(torch.randn(2, 1, 12, 12))
     assert stats["0"].first_step.tolist() == [0, 1]
     assert stats["0"].calls.tolist() == [2, 1]
+
+
+def test_a_loop_that_calls_only_parts_of_the_model():
+    model = small_net()
+    with cl.watch(model, count_forwards=False) as stats:
+        for number in (0, 0, 1):
+            stats.step(number)
+            stats.enter()
+            x = model[1](model[0](torch.randn(2, 1, 12, 12)))
+            model(torch.randn(2, 1, 12, 12))  # as well, without ending what was entered
+            model[2](x)
+            stats.leave()
+            model[0](torch.randn(2, 1, 12, 12))
+    assert stats["0"].calls.tolist() == [4, 2]
+    assert stats["2"].calls.tolist() == [4, 2]
+    assert stats["6"].calls.tolist() == [2, 1]
+    assert [name for name in stats if stats[name].layer.feeds_relu] == ["0", "3"]
+
+
+def test_entering_without_a_call_does_not_hide_the_relus():
+    model = small_net()
+    with cl.watch(model) as stats:
+        stats.enter()
+        stats.leave()
+        train(model, 1)
+    assert [name for name in stats if stats[name].layer.feeds_relu] == ["0", "3"]
+    assert stats["0"].first_step.tolist() == [1]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_a_backward_pass_computes_again_is_not_counted(reentrant):
+    model = small_net()
+    with cl.watch(model, count_forwards=False) as stats:
+        stats.step()
+        stats.enter()
+        x = torch.randn(2, 1, 12, 12, requires_grad=True)
+        checkpoint(model, x, use_reentrant=reentrant).sum().backward()
+        stats.leave()
+    assert stats["0"].calls.tolist() == [1]
+
+
+def test_detaching_while_entered_leaves_nothing_behind():
+    model = small_net()
+    with cl.watch(model, count_forwards=False) as stats:
+        stats.step()
+        stats.enter()
+        model[0](torch.randn(2, 1, 12, 12))
+    assert n_hooks(model) == 0
+    assert len(torch.overrides._get_current_function_mode_stack()) == 0
+    with stats.attach():
+        stats.step()
+        model[0](torch.randn(2, 1, 12, 12))  # outside of any forward
+    assert stats["0"].calls.tolist() == [1]
 
 
 def test_a_summary_of_a_watched_model_is_no_step():
@@ -344,7 +398,12 @@ os.kill(os.getpid(), 9)
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(ValueError("mine"), "failed"), (KeyboardInterrupt(), "stopped")]
+    ("error", "status"),
+    [
+        (ValueError("mine"), "failed"),
+        (KeyboardInterrupt(), "stopped"),
+        (SystemExit("terminated"), "stopped"),
+    ],
 )
 def test_a_recorded_loop_that_raises_is_not_finished(tmp_path, error, status):
     stats = cl.watch(small_net(), run=tmp_path / "mine")

@@ -135,6 +135,11 @@ class ReluInputs(TorchFunctionMode):
         }
         self._clamps = {torch.clamp, torch.clamp_min, Tensor.clamp, Tensor.clamp_min}
 
+    @property
+    def asked(self) -> bool:
+        """Whether `add` was called at all."""
+        return bool(self._outputs)
+
     def add(self, layer: int, output: Tensor) -> None:
         """Ask about the output of this layer; it is kept alive so that its identity stays its."""
         self._outputs[id(output)] = (layer, output)

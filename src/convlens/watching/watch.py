@@ -41,7 +41,8 @@ class ActivationWatch(LayerHistories):
     A step is a forward of ``model`` in training mode; with ``count_forwards=False`` it is what lies
     between two calls of `step`, however often the model is called there. Forwards in evaluation
     mode are not counted, nor are calls of a layer outside the model's own forward, nor what
-    activation checkpointing computes again in the backward pass.
+    activation checkpointing computes again in the backward pass. A loop that does not call the
+    model itself says with `enter` and `leave` what counts as its forward.
 
     Memory is bounded: beyond 4,096 steps neighbouring steps share a column, always by powers of
     two; see `convlens.sketch.level_at`.
@@ -101,6 +102,7 @@ class ActivationWatch(LayerHistories):
         self._next_step = 0
         self._watched = False  # whether the current step is
         self._inside = False  # in a training forward of the model
+        self._held = False  # `enter` said so, so that the model's own forward says nothing
         self._relus: ReluInputs | None = None  # there during the first watched forward only
         self._relus_known = False
         self._began: float | None = None
@@ -196,7 +198,7 @@ class ActivationWatch(LayerHistories):
         self._copies.clear()
         self._parameters.detach()
         self._compiled.detach()
-        self._inside = self._watched = False
+        self._inside = self._held = self._watched = False
         if self._relus is not None:  # the first forward was left by an interrupt
             self._relus.__exit__(None, None, None)
             self._relus = None
@@ -211,7 +213,7 @@ class ActivationWatch(LayerHistories):
     def _close_sink(self, error: BaseException | None) -> None:
         if self.close_sink is None:
             return
-        stopped = isinstance(error, KeyboardInterrupt)
+        stopped = not isinstance(error, Exception)  # Ctrl-C, or a SystemExit on SIGTERM
         status = "finished" if error is None else "stopped" if stopped else "failed"
         close, self.close_sink, self._closed = self.close_sink, None, True
         self.book.ledger.sink = None
@@ -241,6 +243,21 @@ class ActivationWatch(LayerHistories):
         else:
             self.book.pause()
 
+    def enter(self) -> None:
+        """Count what runs until `leave` as one forward of the model, in whatever way it is called.
+
+        For loops that call parts of the model and not the model, as Lightning's ``training_step``
+        may. What a backward pass computes again (activation checkpointing) is not counted.
+        """
+        self._held = True
+        self._begin(())
+
+    def leave(self) -> None:
+        """End what `enter` began; nothing is counted until the next `enter` or forward."""
+        if self._held:
+            self._held = False
+            self._end(complete=True)
+
     def flush(self) -> None:
         """Hand finished columns over to be compressed and written to the sink."""
         self.book.flush()
@@ -252,20 +269,17 @@ class ActivationWatch(LayerHistories):
     # ---- the hooks ------------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._held or not module.training:
+            return
         if torch.compiler.is_compiling():
-            if module.training:
-                self._compiled.enter(args)
-            return
-        # A summary of a watched model runs it on fake tensors, which is no step; nor is what
-        # activation checkpointing runs again inside a backward pass.
-        if (
-            not module.training
-            or torch._C._current_graph_task_id() != -1
-            or any(isinstance(x, FakeTensor) for x in args)
-        ):
-            return
+            self._compiled.enter(args)
+        # A summary of a watched model runs it on fake tensors, which is no step.
+        elif not _in_backward() and not any(isinstance(x, FakeTensor) for x in args):
+            self._begin(args)
+
+    def _begin(self, args: tuple[Any, ...]) -> None:
         self._compiled.let(self._enter_step(args))
-        if self._inside and not self._relus_known:
+        if self._inside and not self._relus_known and self._relus is None:
             self._relus = ReluInputs()
             self._relus.__enter__()
 
@@ -287,7 +301,7 @@ class ActivationWatch(LayerHistories):
         if torch.compiler.is_compiling():
             self._compiled.record(slot, module, output)
             return
-        if not self._inside:
+        if not self._inside or (self._held and _in_backward()):
             return
         x = first_tensor(output)
         if x is None:
@@ -300,24 +314,34 @@ class ActivationWatch(LayerHistories):
             self._relus.add(slot.info.index, x)
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:  # noqa: ARG002
+        if self._held:
+            return
         if torch.compiler.is_compiling():
             if module.training:
                 self._compiled.leave()
-            return
+        else:
+            # Without an output the forward has failed, perhaps before it came to a ReLU.
+            self._end(complete=output is not None)
+
+    def _end(self, *, complete: bool) -> None:
         self._inside = False
         self._compiled.let(-1)
         if self._relus is None:
             return
         self._relus.__exit__(None, None, None)
-        seen, self._relus = self._relus.layers, None
-        if output is None:  # the forward failed, perhaps before it came to a ReLU
-            return
-        self._relus_known = True
-        self._note_relus({self._slots[index].info.name for index in seen})
+        relus, self._relus = self._relus, None
+        if complete and relus.asked:
+            self._relus_known = True
+            self._note_relus({self._slots[index].info.name for index in relus.layers})
 
     def _note_relus(self, layers: set[str]) -> None:
         for slot in self._slots:
             self.book.describe(slot, replace(slot.info, feeds_relu=slot.info.name in layers))
+
+
+def _in_backward() -> bool:
+    """Whether this thread is executing a backward pass."""
+    return torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage]
 
 
 def _check(eps: float, every: int, sample: float) -> None:
