@@ -71,13 +71,9 @@ def watch(
         flush_sink=True,
     )
     if run is not None:
-        from convlens.runs import create_run
-        from convlens.train.recording import environment, model_facts
+        from convlens.train.recording import record_watch
 
-        writer = create_run("watch") if run == "auto" else create_run(directory=run)
-        writer.write_meta({**environment(), "model": model_facts(model)})
-        writer.flush()
-        stats.book.ledger.sink, stats.close_sink = writer, writer.close
+        record_watch(stats, run)
     return stats
 
 

@@ -10,6 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from convlens.runs import create_run
 from convlens.runs.checkpoints import save_checkpoint
 from convlens.train.callbacks import Callback
 from convlens.train.schedules import Schedule, read_hypers
+from convlens.watching import ActivationWatch
 
 if TYPE_CHECKING:
     from convlens.train.learner import Learner
@@ -52,6 +54,26 @@ def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
         learn.sink = None
         writer.write_meta({"wall_s": time.perf_counter() - started})
         writer.close(status, error)
+
+
+def record_watch(stats: ActivationWatch, run: str | Path) -> Path:
+    """Give a watcher a new run of its own, which is closed when its watching ends.
+
+    Args:
+        stats: a watcher that is not attached yet.
+        run: ``"auto"`` for a new directory ``runs/watch-0001``, or the directory.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        RunError: if the directory cannot be made.
+    """
+    writer = create_run("watch") if run == "auto" else create_run(directory=run)
+    writer.write_meta({**environment(), "model": model_facts(stats.model)})
+    writer.flush()
+    stats.sink, stats.close_sink = writer, writer.close
+    return writer.path
 
 
 def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:

@@ -109,6 +109,15 @@ class ActivationWatch(LayerHistories):
         self._training_s = 0.0
         self._closed = False
 
+    @property
+    def sink(self) -> RecordSink | None:
+        """Where finished columns are written to besides memory; to be set before `attach`."""
+        return self.book.ledger.sink
+
+    @sink.setter
+    def sink(self, sink: RecordSink | None) -> None:
+        self.book.ledger.sink = sink
+
     # ---- reading --------------------------------------------------------------------------------
 
     @property
@@ -216,7 +225,7 @@ class ActivationWatch(LayerHistories):
         stopped = not isinstance(error, Exception)  # Ctrl-C, or a SystemExit on SIGTERM
         status = "finished" if error is None else "stopped" if stopped else "failed"
         close, self.close_sink, self._closed = self.close_sink, None, True
-        self.book.ledger.sink = None
+        self.sink = None
         close(status, None if error is None else str(error))
 
     def __enter__(self) -> Self:
