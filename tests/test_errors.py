@@ -12,10 +12,11 @@ NAMES = ["0.0", "1.0", "head.linear", "head.norm"]
 
 def test_all_have_one_base_and_are_what_python_expects() -> None:
     classes = [value for name, value in vars(errors).items() if name.endswith("Error")]
-    assert len(classes) == 8
+    assert len(classes) == 9
     assert all(issubclass(c, errors.ConvlensError) for c in classes)
     assert issubclass(errors.ArgumentError, ValueError)
     assert issubclass(errors.LayerNotFoundError, LookupError)
+    assert issubclass(errors.MissingLibraryError, ImportError)
     assert issubclass(errors.CheckpointError, errors.RunError)
     assert issubclass(errors.NonFiniteLossError, errors.TrainingError)
 

@@ -3,6 +3,7 @@
     ConvlensError
     ├── ArgumentError (also ValueError)     an argument has a value that cannot work
     ├── LayerNotFoundError (also LookupError)  no layer has this name or index
+    ├── MissingLibraryError (also ImportError)  an optional library is not installed
     ├── DataError                           a data file is damaged or is not what it should be
     ├── RunError                            a run directory cannot be made, read or written
     │   └── CheckpointError                 a checkpoint is damaged or fits another model
@@ -29,6 +30,10 @@ class ArgumentError(ConvlensError, ValueError):
 
 class LayerNotFoundError(ConvlensError, LookupError):
     """No layer has this name or index."""
+
+
+class MissingLibraryError(ConvlensError, ImportError):
+    """An optional library is not installed; the message names the extra that brings it."""
 
 
 class DataError(ConvlensError):
