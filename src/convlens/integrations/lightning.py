@@ -1,0 +1,162 @@
+"""`WatchCallback`: watches the model that a Lightning ``Trainer`` trains."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convlens.errors import ArgumentError, MissingLibraryError
+from convlens.train.recording import record_watch
+from convlens.watching import ActivationWatch
+from convlens.watching.probes import Layers
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+else:
+    # Lightning comes under two names whose classes do not mix: the one already in use decides.
+    try:
+        if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+            from pytorch_lightning import Callback
+        else:
+            from lightning.pytorch import Callback
+    except ImportError:
+        try:
+            from pytorch_lightning import Callback
+        except ImportError as error:
+            raise MissingLibraryError(
+                "convlens.integrations.lightning needs Lightning, which cannot be imported "
+                f"({error}); install it with: pip install 'convlens[lightning]'."
+            ) from error
+
+
+class WatchCallback(Callback):
+    """Statistics of what each layer puts out, at every optimizer step of a ``Trainer``, exact.
+
+        watch = WatchCallback(run="auto")
+        Trainer(callbacks=[watch]).fit(model, loader)
+        watch.stats["model.conv1"].near_zero   # one array over the steps
+
+    A step is one of ``trainer.global_step``: all batches whose gradients it accumulates are one
+    column, named by the step that they lead to. Everything that a training batch runs is counted,
+    whether ``training_step`` calls the module or parts of it; validation, sanity check, test and
+    prediction are not. With manual optimization, a batch belongs to the step that ``global_step``
+    shows when it begins. The hooks are there from the start of training to its end, also if it ends
+    in an exception. A callback holds one fit: the next begins anew.
+
+    With several processes each rank watches its own part of the batch. ``stats`` is this rank's;
+    in a run directory, the other ranks' runs are the folders ``rank-1``, ``rank-2`` … in that of
+    rank 0.
+
+    Args:
+        layers: ``"trainable"``, ``"all"``, or names, modules and module classes.
+        module: the qualified name of the submodule to watch, such as ``"model"``; layers are named
+            from there. None watches the whole ``LightningModule``.
+        run: None keeps everything in memory; ``"auto"`` records to a new directory
+            ``runs/watch-0001``; a path names the directory. It is closed as finished when training
+            ends, as stopped by Ctrl-C or SIGTERM, as failed by any other exception.
+        options: what else `convlens.watch` takes, such as ``eps`` and ``every``.
+
+    Attributes:
+        run_path: the run's directory, None without one.
+
+    Raises:
+        TypeError: if `convlens.watch` has no such option.
+    """
+
+    def __init__(
+        self,
+        layers: Layers = "trainable",
+        *,
+        module: str | None = None,
+        run: str | Path | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__()
+        options["count_forwards"] = False  # the trainer says which step begins
+        inspect.signature(ActivationWatch).bind(None, layers, **options)
+        self._layers, self._module, self._run, self._options = layers, module, run, options
+        self._stats: ActivationWatch | None = None
+        self.run_path: Path | None = None
+
+    @property
+    def stats(self) -> ActivationWatch:
+        """The watcher of the last fit.
+
+        Raises:
+            ArgumentError: if nothing has been fitted yet.
+        """
+        if self._stats is None:
+            raise ArgumentError(
+                "WatchCallback holds nothing yet: give it to a Trainer and call trainer.fit(…), in "
+                "this process."
+            )
+        return self._stats
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach the hooks."""
+        root = pl_module if self._module is None else pl_module.get_submodule(self._module)
+        stats = ActivationWatch(root, self._layers, **self._options)
+        self.run_path = None if self._run is None else _record(stats, self._run, trainer)
+        self._stats = stats.attach()
+
+    def on_train_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        batch: Any,  # noqa: ANN401, ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Say which step the batch belongs to; the same again adds to it."""
+        self.stats.step(trainer.global_step)
+        self.stats.enter()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ANN401, ARG002
+        batch: Any,  # noqa: ANN401, ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Count nothing that runs between batches."""
+        self.stats.leave()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """The same for a batch that the module skipped: it ends the epoch, but has no end."""
+        self.stats.leave()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """The same for such a batch if validation follows it; the sanity check comes before all."""
+        if self._stats is not None:
+            self._stats.leave()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Remove the hooks and write what is left."""
+        self._detach(None)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """The same where training was left by a way of its own, as Lightning's tuner does."""
+        self._detach(None)
+
+    def on_exception(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        exception: BaseException,
+    ) -> None:
+        """The same, and close the run as failed or stopped."""
+        self._detach(exception)
+
+    def _detach(self, error: BaseException | None) -> None:
+        if self._stats is not None:
+            self._stats.detach(error)
+
+
+def _record(stats: ActivationWatch, run: str | Path, trainer: Trainer) -> Path:
+    """Give this rank's watcher its run: rank 0 makes the directory, the others a folder in it."""
+    path = record_watch(stats, run) if trainer.is_global_zero else None
+    first = trainer.strategy.broadcast(path)
+    assert first is not None
+    return path or record_watch(stats, first / f"rank-{trainer.global_rank}")

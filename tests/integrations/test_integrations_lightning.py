@@ -1,0 +1,432 @@
+"""`WatchCallback` under real Lightning trainers."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+import convlens as cl
+from convlens.integrations.lightning import WatchCallback
+
+# What torch says of Lightning, and Lightning of a trainer as small as these.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the log"),
+]
+
+
+class Digits(pl.LightningModule):
+    """Calls its network, never itself, as most training steps do."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.BatchNorm2d(4),
+            nn.Conv2d(4, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.net(x)
+
+    def logits(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self.logits(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Validated(Digits):
+    def validation_step(self, batch, batch_idx):
+        self.log("valid_loss", F.cross_entropy(self.logits(batch[0]), batch[1]))
+
+
+@pytest.fixture(scope="module")
+def data():
+    loaders = cl.mnist(batch_size=256, device="cpu")
+    x, y = next(iter(loaders.train))
+    return TensorDataset(x, y)
+
+
+def loader(data, batch_size=32):
+    return DataLoader(data, batch_size)
+
+
+def trainer(callback, **options):
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return pl.Trainer(
+        **{"accelerator": "cpu", "max_epochs": 1, "callbacks": [callback]} | quiet | options
+    )
+
+
+def n_hooks(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def n_modes():
+    return len(torch.overrides._get_current_function_mode_stack())
+
+
+def by_hand(data, steps, accumulate=1, **options):
+    """The same training in a loop of one's own, watched by `cl.watch`."""
+    model = Digits()
+    optimizer = model.configure_optimizers()
+    batches = iter(loader(data))
+    with cl.watch(model, count_forwards=False, **options) as stats:
+        for _ in range(steps):
+            stats.step()
+            for _ in range(accumulate):
+                x, y = next(batches)
+                (F.cross_entropy(model(x), y) / accumulate).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return stats
+
+
+def assert_same(here, there):
+    assert here.names == there.names
+    assert list(here.layers) == list(there.layers)
+    for name in there:
+        a, b = here[name], there[name]
+        for field in ("first_step", "last_step", "calls", "counts", "mean", "std", "near_zero"):
+            np.testing.assert_array_equal(getattr(a, field), getattr(b, field), err_msg=field)
+        np.testing.assert_array_equal(a.dead_channels, b.dead_channels)
+        np.testing.assert_array_equal(a.silent_channels, b.silent_channels)
+
+
+def test_the_columns_are_those_of_a_loop_of_ones_own(data):
+    callback = WatchCallback(eps=0.1)
+    trainer(callback).fit(Digits(), loader(data))
+    assert callback.stats["net.3"].first_step.tolist() == list(range(8))
+    assert [layer.feeds_relu for layer in callback.stats.layers] == [True, False, True, False]
+    assert_same(callback.stats, by_hand(data, 8, eps=0.1))
+    assert callback.run_path is None
+
+
+def test_a_training_step_that_calls_its_own_forward_is_counted_once(data):
+    class CallsItself(Digits):
+        def training_step(self, batch, batch_idx):
+            loss = F.cross_entropy(self(batch[0]), batch[1])
+            self.net[6](torch.ones(1, 288))  # after the module's own forward
+            return loss
+
+    callback = WatchCallback()
+    trainer(callback).fit(CallsItself(), loader(data))
+    assert callback.stats["net.0"].calls.tolist() == [1] * 8
+    assert callback.stats["net.6"].calls.tolist() == [2] * 8
+
+
+def test_accumulated_batches_are_one_column(data):
+    callback = WatchCallback()
+    trainer(callback, accumulate_grad_batches=2).fit(Digits(), loader(data))
+    assert callback.stats["net.0"].calls.tolist() == [2] * 4
+    assert_same(callback.stats, by_hand(data, 4, accumulate=2))
+
+
+def test_every_nth_step_of_the_trainer(data):
+    callback = WatchCallback(["net.0"], every=3)
+    trainer(callback).fit(Digits(), loader(data))
+    assert callback.stats["net.0"].first_step.tolist() == [0, 3, 6]
+
+
+def test_sanity_check_and_validation_are_not_counted(data):
+    callback = WatchCallback()
+    options = {"max_epochs": 2, "num_sanity_val_steps": 2, "val_check_interval": 4}
+    trainer(callback, **options).fit(Validated(), loader(data), loader(data, 64))
+    assert callback.stats["net.0"].first_step.tolist() == list(range(16))
+    assert callback.stats["net.0"].n.tolist() == [32 * 4 * 169] * 16
+
+
+def test_validation_after_a_skipped_batch_is_not_counted(data):
+    class Skips(Validated):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == 4 else None
+
+    callback, model = WatchCallback(), Skips()
+    options = {"max_epochs": 2, "check_val_every_n_epoch": 1}
+    trainer(callback, **options).fit(model, loader(data), loader(data))
+    assert callback.stats["net.0"].first_step.tolist() == list(range(8))
+    assert callback.stats["net.0"].calls.tolist() == [1] * 8
+
+
+def test_a_first_batch_that_is_skipped_does_not_hide_the_relus(data):
+    class SkipsFirst(Digits):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if self.current_epoch == 0 else None
+
+    callback = WatchCallback()
+    trainer(callback, max_epochs=2).fit(SkipsFirst(), loader(data))
+    assert callback.stats["net.0"].layer.feeds_relu
+    assert len(callback.stats["net.0"]) == 8
+
+
+def test_a_recomputed_forward_is_not_counted_twice(data):
+    class Checkpointed(Digits):
+        def logits(self, x):
+            return checkpoint(self.net, x, use_reentrant=False)
+
+    callback = WatchCallback()
+    trainer(callback).fit(Checkpointed(), loader(data))
+    assert callback.stats["net.0"].calls.tolist() == [1] * 8
+
+
+def test_manual_optimization_with_two_optimizers(data):
+    class Manual(Digits):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(super().training_step(batch, batch_idx))
+                optimizer.step()
+
+        def configure_optimizers(self):
+            halves = self.net[:3], self.net[3:]
+            return [torch.optim.SGD(half.parameters(), lr=0.1) for half in halves]
+
+    callback = WatchCallback()
+    trainer(callback).fit(Manual(), loader(data))
+    assert callback.stats["net.0"].first_step.tolist() == list(range(0, 16, 2))
+    assert callback.stats["net.0"].calls.tolist() == [2] * 8
+
+
+def test_a_submodule(data):
+    callback = WatchCallback(module="net")
+    trainer(callback).fit(Digits(), loader(data))
+    assert callback.stats.names == ["0", "2", "3", "6"]
+    np.testing.assert_array_equal(callback.stats["3"].mean, by_hand(data, 8)["net.3"].mean)
+
+
+def test_a_recorded_fit_is_read_from_disk(data):
+    callback, model = WatchCallback(run="auto"), Digits()
+    trainer(callback).fit(model, loader(data))
+    assert n_hooks(model) == 0
+    assert str(callback.run_path) == "runs/watch-0001"
+    run = cl.open_run(callback.run_path)
+    assert run.meta["status"] == "finished"
+    assert run.meta["model"]["class"] == "Digits"
+    assert_same(run.activation_stats, callback.stats)
+    assert "net.3" in cl.report(run).read_text()
+
+
+def test_each_fit_begins_anew_and_records_to_a_run_of_its_own(data):
+    callback, model = WatchCallback(run="auto"), Digits()
+    trainer(callback).fit(model, loader(data))
+    first = callback.stats
+    trainer(callback, max_steps=3).fit(model, loader(data))
+    assert len(first["net.0"]) == 8
+    assert len(callback.stats["net.0"]) == 3
+    assert [info.name for info in cl.list_runs()] == ["watch-0001", "watch-0002"]
+
+
+def test_a_resumed_fit_goes_on_counting(data, tmp_path):
+    callback = WatchCallback()
+    first = trainer(callback)
+    first.fit(Digits(), loader(data))
+    first.save_checkpoint(tmp_path / "one-epoch.ckpt")
+    trainer(callback, max_epochs=2).fit(
+        Digits(), loader(data), ckpt_path=tmp_path / "one-epoch.ckpt", weights_only=True
+    )
+    assert callback.stats["net.0"].first_step.tolist() == list(range(8, 16))
+
+
+class Fails(Digits):
+    error: BaseException = ValueError("at the fourth step")
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.global_step == 3:
+            raise self.error
+        return loss
+
+
+def test_an_exception_leaves_no_hooks_and_a_failed_run(data):
+    callback, model = WatchCallback(run="mine"), Fails()
+    with pytest.raises(ValueError, match="at the fourth step"):
+        trainer(callback).fit(model, loader(data))
+    assert n_hooks(model) == 0
+    assert n_modes() == 0
+    run = cl.open_run("mine")
+    assert (run.meta["status"], run.meta["error"]) == ("failed", "at the fourth step")
+    assert run.activation_stats["net.6"].first_step.tolist() == [0, 1, 2, 3]
+
+
+def test_an_exception_in_the_first_step_leaves_no_mode_behind(data):
+    class FailsAtOnce(Digits):
+        def training_step(self, batch, batch_idx):
+            self.net(batch[0][:, :, :2])
+
+    callback, model = WatchCallback(), FailsAtOnce()
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        trainer(callback).fit(model, loader(data))
+    assert n_hooks(model) == 0
+    assert n_modes() == 0
+
+
+def test_an_exception_before_training_is_not_hidden(data):
+    class FailsToConfigure(Digits):
+        def configure_optimizers(self):
+            raise ValueError("before anything was attached")
+
+    with pytest.raises(ValueError, match="before anything was attached"):
+        trainer(WatchCallback(run="mine")).fit(FailsToConfigure(), loader(data))
+    assert cl.list_runs(".") == []
+
+
+def test_an_interrupt_from_the_keyboard_stops_the_run(data):
+    callback, model = WatchCallback(run="mine"), Fails()
+    model.error = KeyboardInterrupt()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):  # Lightning's way to end
+            trainer(callback).fit(model, loader(data))
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores it from here on
+    assert n_hooks(model) == 0
+    assert cl.open_run("mine").meta["status"] == "stopped"
+
+
+def test_a_termination_stops_the_run(data):
+    class Terminated(Digits):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().training_step(batch, batch_idx)
+
+    callback, model = WatchCallback(run="mine"), Terminated()
+    with pytest.raises(SystemExit):
+        trainer(callback, max_epochs=3).fit(model, loader(data))
+    assert n_hooks(model) == 0
+    run = cl.open_run("mine")
+    assert run.meta["status"] == "stopped"
+    assert run.activation_stats["net.0"].first_step.tolist()[:4] == [0, 1, 2, 3]
+
+
+def test_watching_does_not_change_the_training(data):
+    plain, watched = Digits(), Digits()
+    trainer(pl.Callback()).fit(plain, loader(data))
+    trainer(WatchCallback()).fit(watched, loader(data))
+    for a, b in zip(plain.state_dict().values(), watched.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_layer_that_is_not_there(data):
+    with pytest.raises(cl.LayerNotFoundError, match=r"layer='conv' is not among"):
+        trainer(WatchCallback(["conv"])).fit(Digits(), loader(data))
+
+
+def test_before_a_fit_there_is_nothing():
+    with pytest.raises(cl.ArgumentError, match=r"WatchCallback holds nothing yet: give it to a Tr"):
+        _ = WatchCallback().stats
+
+
+def test_an_option_that_watching_does_not_have():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'evry'"):
+        WatchCallback(evry=2)
+
+
+SCRIPT = """
+import sys
+import torch
+import PACKAGE as pl
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import convlens as cl
+from convlens.integrations.lightning import WatchCallback
+
+
+class Net(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 1))
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+if __name__ == "__main__":
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
+    watch = WatchCallback(run="mine")
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=DEVICES, strategy="STRATEGY", max_epochs=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )
+    trainer.callbacks.append(watch)
+    trainer.fit(Net(), DataLoader(TensorDataset(x), 64 // DEVICES))
+    print(sorted(name for name in sys.modules if name in ("lightning", "pytorch_lightning")))
+"""
+
+
+def run_script(folder, package, devices, strategy):
+    script = SCRIPT
+    words = {"PACKAGE": package, "DEVICES": str(devices), "STRATEGY": strategy}
+    for word, value in words.items():
+        script = script.replace(word, value)
+    (folder / "script.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=folder, capture_output=True, text=True, check=False,
+        timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_each_rank_has_its_own_columns(tmp_path):
+    run_script(tmp_path, "lightning.pytorch", 2, "ddp")
+    runs = [cl.open_run(tmp_path / path) for path in ("mine", "mine/rank-1")]
+    assert [run.meta["status"] for run in runs] == ["finished", "finished"]
+    ranks = [run.activation_stats["net.0"] for run in runs]
+    assert [history.n.tolist() for history in ranks] == [[32 * 6], [32 * 6]]
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 6)  # the script's first, drawn from the same seed
+    with cl.watch(layer) as stats:
+        layer(torch.randn(64, 4, generator=torch.Generator().manual_seed(1)))
+    # The sampler divides the 64 rows in an order of its own; together they are all there.
+    np.testing.assert_array_equal(ranks[0].counts + ranks[1].counts, stats[0].counts)
+
+
+def test_lightning_under_its_other_name(tmp_path):
+    said = run_script(tmp_path, "pytorch_lightning", 1, "auto")
+    assert said.splitlines()[-1] == "['pytorch_lightning']"
+    assert cl.open_run(tmp_path / "mine").activation_stats["net.0"].calls.tolist() == [1]
+
+
+def test_without_lightning_the_extra_is_named():
+    program = (
+        "import sys; sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None\n"
+        "import convlens as cl\n"
+        "try: import convlens.integrations.lightning\n"
+        "except cl.MissingLibraryError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert re.fullmatch(
+        r"convlens\.integrations\.lightning needs Lightning, which cannot be imported \(.+\); "
+        r"install it with: pip install 'convlens\[lightning\]'\.\n",
+        done.stdout,
+    )
