@@ -156,14 +156,19 @@ def test_sanity_check_and_validation_are_not_counted(data):
     assert callback.stats["net.0"].n.tolist() == [32 * 4 * 169] * 16
 
 
-def test_validation_after_a_skipped_batch_is_not_counted(data):
-    class Skips(Validated):
+def test_what_runs_between_batches_is_not_counted(data):
+    class Between(Validated):
         def on_train_batch_start(self, batch, batch_idx):
             return -1 if batch_idx == 4 else None
 
-    callback, model = WatchCallback(), Skips()
-    options = {"max_epochs": 2, "check_val_every_n_epoch": 1}
-    trainer(callback, **options).fit(model, loader(data), loader(data))
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.net(batch[0])
+
+        def on_train_epoch_end(self):  # after a batch that was skipped and so has no end
+            self.net(torch.zeros(5, 1, 28, 28))
+
+    callback = WatchCallback()
+    trainer(callback, max_epochs=2).fit(Between(), loader(data), loader(data))
     assert callback.stats["net.0"].first_step.tolist() == list(range(8))
     assert callback.stats["net.0"].calls.tolist() == [1] * 8
 

@@ -156,6 +156,18 @@ def test_a_loop_that_calls_only_parts_of_the_model():
     assert [name for name in stats if stats[name].layer.feeds_relu] == ["0", "3"]
 
 
+def test_what_was_entered_is_one_step():
+    model = small_net()
+    with cl.watch(model) as stats:
+        for _ in range(3):
+            stats.enter()
+            model(torch.randn(2, 1, 12, 12))
+            model(torch.randn(2, 1, 12, 12))
+            stats.leave()
+    assert stats["0"].first_step.tolist() == [0, 1, 2]
+    assert stats["0"].calls.tolist() == [2, 2, 2]
+
+
 def test_entering_without_a_call_does_not_hide_the_relus():
     model = small_net()
     with cl.watch(model) as stats:

@@ -127,11 +127,6 @@ class WatchCallback(Callback):
         """The same for a batch that the module skipped: it ends the epoch, but has no end."""
         self.stats.leave()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """The same for such a batch if validation follows it; the sanity check comes before all."""
-        if self._stats is not None:
-            self._stats.leave()
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Remove the hooks and write what is left."""
         self._detach(None)
