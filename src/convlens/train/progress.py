@@ -110,6 +110,7 @@ class TerminalDisplay:
 
     def start(self, n_steps: int) -> None:
         """Show an empty bar."""
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
@@ -119,6 +120,8 @@ class TerminalDisplay:
             MofNCompleteColumn(),
             TextColumn("steps, left"),
             TimeRemainingColumn(),
+            # Not rich's shared one, which whoever used it first has bound to what stdout was then.
+            console=Console(),
             auto_refresh=False,
             transient=True,
         )
