@@ -204,7 +204,12 @@ def sketch_kernel(
             here = tl.minimum(n - first, height * width).to(tl.int32)
             valid = offset < here
         padding += height * width - here
-        value = tl.load(x + first + offset, mask=valid, other=float("nan")).to(real)
+        value = tl.load(x + first + offset, mask=valid, other=float("nan"))
+        if value.dtype == tl.bfloat16:  # the upper half of a float32
+            upper = value.to(tl.int16, bitcast=True).to(tl.int32) << 16
+            value = upper.to(tl.float32, bitcast=True)
+        else:
+            value = value.to(real)
         bits = value.to(integer, bitcast=True)
         magnitude = bits & digits
 
