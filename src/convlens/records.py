@@ -190,7 +190,8 @@ class LayerHistory:
         batch gave one image or none.
 
         Args:
-            figure: ``"mean"``, ``"std"``, ``"near_zero"``, ``"near_zero_after_relu"`` or ``"zeros"``.
+            figure: ``"mean"``, ``"std"``, ``"near_zero"``, ``"near_zero_after_relu"`` or
+                ``"zeros"``.
 
         Returns:
             Zeros for a history that counted every value.

@@ -153,11 +153,10 @@ class Columns:
 
 def empty_columns(n_buckets: int, n_channels: int) -> Columns:
     """No columns at all, of the right widths."""
-    shapes = {"counts": (0, n_buckets), "positive": (0, n_channels), "active": (0, n_channels)}
-    shapes |= dict.fromkeys(_SUMS, (0, 0))
-    types = dict.fromkeys(_FLAGS, np.bool_) | dict.fromkeys(_REALS, np.float64)
+    none, reals = np.zeros(0, np.int64), np.zeros(0, np.float64)
+    flags, counts = np.zeros((0, n_channels), np.bool_), np.zeros((0, n_buckets), np.int64)
     return Columns(
-        **{f.name: np.zeros(shapes.get(f.name, 0), types.get(f.name, np.int64)) for f in _FIELDS}
+        none, none, none, counts, none, none, none, none, none, reals, reals, flags, flags
     )
 
 

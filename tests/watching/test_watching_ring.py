@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convlens.watching.ring import CudaLane, Ring, lane_for
+from convlens.watching.ring import CudaLane, Ring
 
 CPU = torch.device("cpu")
 
@@ -96,6 +96,7 @@ class Run:
         self.device = device
         self.ring = Ring(block, CPU, self.receive, lane)
         self.tensors = []
+        self.steps, self.row = [], -1
         self.sent, self.received, self.order = {}, {}, []
         self.value = 0
 
@@ -105,11 +106,25 @@ class Run:
         self.tensors.append((wide, narrow))
         self.ring.add((wide, narrow))
 
+    def begin(self, step):
+        if not self.steps or self.steps[-1] != step:
+            if len(self.steps) == self.ring.block:
+                self.ship()
+            self.steps.append(step)
+        self.row = self.ring.offset + len(self.steps) - 1
+        self.ring.move(len(self.steps) - 1)
+
+    def ship(self):
+        if self.steps:
+            self.ring.ship(self.steps)
+        self.steps = []
+
     def receive(self, steps, series):
         self.order.extend(steps)
         for layer, (wide, narrow) in enumerate(series):
-            assert len(wide) == len(narrow) == len(steps)
-            for step, pair, one in zip(steps, wide.tolist(), narrow.tolist(), strict=True):
+            assert len(wide) == len(narrow) == self.ring.block
+            assert not narrow[len(steps) :].any()
+            for step, pair, one in zip(steps, wide.tolist(), narrow.tolist(), strict=False):
                 assert pair == [one, 2 * one]
                 key = layer, step
                 self.received[key] = self.received.get(key, 0) + one
@@ -117,7 +132,7 @@ class Run:
     def call(self, layer, step):
         self.value += 1
         self.sent[layer, step] = self.sent.get((layer, step), 0) + self.value
-        row, value, (wide, narrow) = self.ring.row, self.value, self.tensors[layer]
+        row, value, (wide, narrow) = self.row, self.value, self.tensors[layer]
         assert int(self.ring.cursor) == row
 
         def kernel():
@@ -126,8 +141,12 @@ class Run:
 
         self.device.queue("training", kernel)
 
-    def check(self):
+    def drain(self):
+        self.ship()
         self.ring.drain()
+
+    def check(self):
+        self.drain()
         assert {key: n for key, n in self.received.items() if n} == self.sent
         assert sorted(self.order) == self.order
         while self.device.work():
@@ -142,7 +161,7 @@ def train(run, steps, seed, pace, drains=()):
     run.add_layer()
     for step in range(steps):
         for _ in range(1 + (rng.random() < 0.2)):
-            run.ring.begin(step)
+            run.begin(step)
             if rng.random() < 0.1:
                 run.add_layer()
             for layer in range(len(run.tensors)):
@@ -151,10 +170,10 @@ def train(run, steps, seed, pace, drains=()):
             for _ in range(rng.integers(pace + 1)):
                 run.device.work()
         if rng.random() < 0.1:
-            run.ring.skip()
+            run.ring.move(-1)
             assert int(run.ring.cursor) == -1
         if step in drains:
-            run.ring.drain()
+            run.drain()
             run.device.waits = 0  # that may wait
     assert run.device.waits == 0, "the host waited while training"
     run.check()
@@ -201,7 +220,7 @@ def test_rows_arrive_while_training_goes_on():
     run = Run(2, device, FakeLane(device))
     run.add_layer()
     for step in range(7):
-        run.ring.begin(step)
+        run.begin(step)
         run.call(0, step)
         while device.work():
             pass
@@ -221,7 +240,7 @@ def test_page_locked_memory_is_used_again():
     run = Run(2, device, lane)
     run.add_layer()
     for step in range(40):
-        run.ring.begin(step)
+        run.begin(step)
         run.call(0, step)
         while device.work():
             pass
@@ -230,21 +249,22 @@ def test_page_locked_memory_is_used_again():
     assert len(lane.adopted) == 2
 
 
-@given(steps=st.integers(0, 20), block=st.integers(1, 5), seed=st.integers(0, 2**32))
-@settings(max_examples=50, deadline=None)
-def test_without_a_lane_there_is_one_half(steps, block, seed):
-    class Now(Device):
-        def queue(self, stream, action):
-            action()
-
-    run = Run(block, Now(seed), None)
-    assert run.ring.rows == block
-    train(run, steps, seed, 0)
-
-
-def test_only_cuda_has_a_lane():
-    assert lane_for(CPU) is None
-    assert lane_for(torch.device("mps")) is None
+def test_what_is_shown_stays():
+    device, got = Device(0), []
+    ring = Ring(
+        2, CPU, lambda label, series: got.append((label, series[0][0].tolist())), FakeLane(device)
+    )
+    tensor = torch.zeros(ring.rows, dtype=torch.int64)
+    ring.add((tensor,))
+    device.queue("training", lambda: tensor[:2].copy_(torch.tensor([5, 6])))
+    ring.show("so far")
+    ring.ship("all")
+    ring.drain()
+    while device.work():
+        pass
+    assert got == [("so far", [5, 6]), ("all", [5, 6])]
+    assert ring.offset == 2
+    assert not tensor.any()
 
 
 @pytest.mark.gpu
@@ -256,15 +276,17 @@ def test_on_a_gpu():
     def receive(steps, series):
         got.extend(zip(steps, series[0][0].tolist(), strict=True))
 
-    ring = Ring(4, device, receive, CudaLane(device))
+    ring = Ring(7, device, receive, CudaLane(device))
     tensor = torch.zeros(ring.rows, dtype=torch.int64, device=device)
     ring.add((tensor,))
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(1001):
-            ring.begin(step)
+            ring.move(step % 7)
             ones = torch.full((1,), step + 1, dtype=torch.int64, device=device)
             tensor.index_add_(0, ring.cursor, ones)
+            if step % 7 == 6:
+                ring.ship(list(range(step - 6, step + 1)))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     ring.drain()

@@ -46,8 +46,7 @@ class WatchCallback(Callback):
     in an exception. A callback holds one fit: the next begins anew.
 
     With several processes each rank watches its own part of the batch. ``stats`` is this rank's;
-    in a run directory, the other ranks' runs are the folders ``rank-1``, ``rank-2`` … in that of
-    rank 0.
+    who reads the run gets those of all ranks added up.
 
     Args:
         layers: ``"trainable"``, ``"all"``, or names, modules and module classes.
@@ -94,11 +93,11 @@ class WatchCallback(Callback):
             )
         return self._stats
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Attach the hooks."""
         root = pl_module if self._module is None else pl_module.get_submodule(self._module)
-        stats = ActivationWatch(root, self._layers, **self._options)
-        self.run_path = None if self._run is None else _record(stats, self._run, trainer)
+        stats = ActivationWatch(root, self._layers, flush_sink=True, **self._options)
+        self.run_path = None if self._run is None else record_watch(stats, self._run)
         self._stats = stats.attach()
 
     def on_train_batch_start(
@@ -147,11 +146,3 @@ class WatchCallback(Callback):
     def _detach(self, error: BaseException | None) -> None:
         if self._stats is not None:
             self._stats.detach(error)
-
-
-def _record(stats: ActivationWatch, run: str | Path, trainer: Trainer) -> Path:
-    """Give this rank's watcher its run: rank 0 makes the directory, the others a folder in it."""
-    path = record_watch(stats, run) if trainer.is_global_zero else None
-    first = trainer.strategy.broadcast(path)
-    assert first is not None
-    return path or record_watch(stats, first / f"rank-{trainer.global_rank}")

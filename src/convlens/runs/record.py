@@ -66,7 +66,8 @@ def join_run(path: str | Path, rank: int) -> RunWriter:
     """Write what another rank sees to the directory of a run that rank 0 has made.
 
     Each rank has a file of its own there, ``rank-1.db`` and so on, so that none waits for another;
-    whoever reads the run gets the columns of all of them added up.
+    whoever reads the run gets the columns of all of them added up. Gradients, parameters and
+    updates are the same on every rank, so rank 0 alone writes those.
 
     Args:
         path: the run's directory: rank 0's `RunWriter.path`.
@@ -106,7 +107,7 @@ class RunWriter:
     """
 
     def __init__(self, path: Path, rank: int = 0) -> None:
-        self.path = path
+        self.path, self._rank = path, rank
         self._file = path / rank_database(rank)
         self._process = os.getpid()
         self._lock = threading.RLock()  # for what is below; never held while writing
@@ -155,6 +156,8 @@ class RunWriter:
         with self._rows() as rows:
             rows.add("watch", (0,), json.dumps(asdict(layout)), float(eps), float(sample))
             for info in layers:
+                if not self._writes(info.quantity):
+                    continue
                 key = (info.quantity, int(info.index))
                 rows.add("layers", key, info.name, info.kind, int(info.feeds_relu))
 
@@ -162,9 +165,15 @@ class RunWriter:
         self, quantity: str, layer: int, level: int, chunk: int, payload: bytes
     ) -> None:
         """Write a chunk of a series, in place of what lies in its span; see `RecordSink`."""
+        if not self._writes(quantity):
+            return
         start = int(chunk) << (int(level) + CHUNK_BITS)
         with self._rows() as rows:
             rows.add_columns((quantity, int(layer)), int(level), start, payload)
+
+    def _writes(self, quantity: str) -> bool:
+        """Every rank has activations of its own; gradients and weights are the same on all."""
+        return self._rank == 0 or quantity == "activation"
 
     def write_steps(self, steps: StepSeries) -> None:
         """Add finished steps; one that was written before is replaced."""

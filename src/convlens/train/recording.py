@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import distributed as dist
 from torch import nn
 
-from convlens.runs import create_run
+from convlens.errors import RunError
+from convlens.runs import RunWriter, create_run, join_run
 from convlens.runs.checkpoints import save_checkpoint
 from convlens.train.callbacks import Callback
 from convlens.train.schedules import Schedule, read_hypers
@@ -59,6 +61,9 @@ def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
 def record_watch(stats: ActivationWatch, run: str | Path) -> Path:
     """Give a watcher a new run of its own, which is closed when its watching ends.
 
+    Where several processes train together (`torch.distributed` is initialized), all of them call
+    this: rank 0 makes the run, the others join it, and who reads it gets their columns added up.
+
     Args:
         stats: a watcher that is not attached yet.
         run: ``"auto"`` for a new directory ``runs/watch-0001``, or the directory.
@@ -69,11 +74,33 @@ def record_watch(stats: ActivationWatch, run: str | Path) -> Path:
     Raises:
         RunError: if the directory cannot be made.
     """
-    writer = create_run("watch") if run == "auto" else create_run(directory=run)
-    writer.write_meta({**environment(), "model": model_facts(stats.model)})
-    writer.flush()
+    together = dist.is_available() and dist.is_initialized()
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+    writer: RunWriter | None = None
+    said: list[str | None] = [None, None]  # by rank 0 to all: the path, or what went wrong
+    if rank == 0:
+        try:
+            writer = _create_watch_run(stats, run, ranks)
+            said[0] = str(writer.path)
+        except RunError as error:
+            said[1] = str(error)
+    if ranks > 1:
+        dist.broadcast_object_list(said)
+    path, problem = said
+    if path is None:
+        raise RunError(problem)
+    if writer is None:
+        writer = join_run(path, rank)
     stats.sink, stats.close_sink = writer, writer.close
     return writer.path
+
+
+def _create_watch_run(stats: ActivationWatch, run: str | Path, ranks: int) -> RunWriter:
+    directory = None if run == "auto" else run
+    writer = create_run("watch", directory=directory, ranks=ranks)
+    writer.write_meta({**environment(), "model": model_facts(stats.model)})
+    writer.flush()
+    return writer
 
 
 def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,15 +16,16 @@ from convlens.sketch import (
     CHUNK_BITS,
     BucketLayout,
     Columns,
-    coarsen,
+    Ints,
     empty_columns,
     level_at,
 )
-from convlens.watching.buffers import Buffers
+from convlens.watching.buffers import Buffers, columns_of
 from convlens.watching.kernels import Sketcher
 from convlens.watching.ledger import Ledger, Series, chunk_of
 from convlens.watching.normalization import Statistics
 from convlens.watching.probes import channel_axis
+from convlens.watching.ring import CudaLane, Ring, Rows
 from convlens.watching.sampling import squared_errors
 
 CHUNK = 1 << CHUNK_BITS
@@ -52,6 +54,25 @@ class Slot:
     def series(self) -> Series:
         """Its key in the `Ledger`."""
         return self.info.quantity, self.info.index
+
+
+@dataclass(frozen=True)
+class Label:
+    """What rows on their way from a device are: their chunk, and the steps of each row.
+
+    Attributes:
+        level: see `Ledger.add`.
+        chunk: see there.
+        first: (64,) first step of each row, -1 if it holds none.
+        last: (64,) last step of each row.
+        growing: whether the same chunk will be sent again.
+    """
+
+    level: int
+    chunk: int
+    first: Ints
+    last: Ints
+    growing: bool = False
 
 
 class Sketchbook:
@@ -86,11 +107,12 @@ class Sketchbook:
         self.row = -1
         self.kernel_s, self.handover_s = 0.0, 0.0
         self.n_sketches = self.n_flushes = 0
-        self.kernel: Callable[[Tensor, int | None, Buffers, int], None]
-        self.kernel = Sketcher(self.layout, eps)
+        self.kernel: Callable[..., None] = Sketcher(self.layout, eps)
         self._step, self._level, self._chunk = -1, 0, -1
         self._first = np.full(CHUNK, -1, np.int64)
         self._last = np.full(CHUNK, -1, np.int64)
+        self._rings: dict[torch.device, Ring[Label]] = {}
+        self._on_ring: dict[torch.device, list[Series]] = {}
         self._shown = time.perf_counter()
         self._declared = False
 
@@ -113,15 +135,36 @@ class Sketchbook:
         if slot.buffers is None or slot.buffers.device != device:
             if slot.buffers is not None:  # the model has moved
                 self.flush()
+            ring = self._ring(device)
             slot.buffers = Buffers(
-                CHUNK,
+                CHUNK if ring is None else ring.rows,
                 self.layout,
                 channels,
                 device,
                 batch_norm=slot.batch_norm,
                 sampled=self.sample < 1.0,
+                cursor=None if ring is None else ring.cursor,
             )
+            if ring is not None:
+                ring.add(slot.buffers.tensors())
+                self._on_ring[device].append(slot.series)
         return slot.buffers
+
+    def _ring(self, device: torch.device) -> Ring[Label] | None:
+        """What brings the columns of a CUDA device to the host; others wait for a copy anyway."""
+        if device.type != "cuda":
+            return None
+        if device not in self._rings:
+            consumer = partial(self._arrived, device)
+            self._rings[device] = Ring(CHUNK, device, consumer, CudaLane(device))
+            self._on_ring[device] = []
+            self._rings[device].move(self.row)
+        return self._rings[device]
+
+    def row_on(self, device: torch.device) -> int:
+        """The current row of buffers on this device, -1 for none."""
+        ring = self._rings.get(device)
+        return self.row if ring is None or self.row < 0 else ring.offset + self.row
 
     # ---- time -----------------------------------------------------------------------------------
 
@@ -138,12 +181,16 @@ class Sketchbook:
         if self._first[row] < 0 or step < self._first[row]:
             self._first[row] = step
         self._last[row] = max(self._last[row], step)
+        for ring in self._rings.values():
+            ring.move(row)
         if self.ledger.sink is not None:
             self._show_now_and_then()
 
     def pause(self) -> None:
         """Nothing is to be counted until the next `begin`."""
         self.row = -1
+        for ring in self._rings.values():
+            ring.move(-1)
 
     def flush(self) -> None:
         """Hand over what the buffers hold, and empty them; the current step goes on."""
@@ -153,8 +200,12 @@ class Sketchbook:
         self._declare()
         self.ledger.add(self._level, self._chunk, self._take_all())
         for slot in self.slots.values():
-            if slot.buffers is not None:
+            if slot.buffers is not None and slot.buffers.device not in self._rings:
                 slot.buffers.clear()
+        label = Label(self._level, self._chunk, self._first.copy(), self._last.copy())
+        for ring in self._rings.values():
+            ring.ship(label)
+            ring.move(self.row)
         self._first.fill(-1)
         self._last.fill(-1)
         if self.row >= 0:
@@ -165,6 +216,8 @@ class Sketchbook:
     def close(self) -> None:
         """Hand over everything and wait until it is written."""
         self.flush()
+        for ring in self._rings.values():
+            ring.drain()
         self.ledger.close()
 
     def _show_now_and_then(self) -> None:
@@ -174,6 +227,10 @@ class Sketchbook:
         self._shown = now
         self._declare()
         self.ledger.show(self._level, self._chunk, self._take_all())
+        for ring in self._rings.values():
+            first = self._first.copy()
+            first[self.row] = -1  # the kernels go on adding to this one while it is copied
+            ring.show(Label(self._level, self._chunk, first, self._last.copy(), growing=True))
         self.handover_s += time.perf_counter() - now
 
     def _declare(self) -> None:
@@ -181,24 +238,38 @@ class Sketchbook:
             self.ledger.declare([slot.info for slot in self.slots.values()])
             self._declared = True
 
-    def _take_all(self) -> dict[Series, Columns]:
-        taken = {series: self._take(slot) for series, slot in self.slots.items()}
-        return {series: columns for series, columns in taken.items() if len(columns)}
+    def _arrived(self, device: torch.device, label: Label, rows: Sequence[Rows]) -> None:
+        """A ring brings rows of its series to the host."""
+        taken = zip(self._on_ring[device], rows, strict=False)  # some may have come since
+        columns = {series: columns_of(own, label.first, label.last) for series, own in taken}
+        hand_over = self.ledger.show if label.growing else self.ledger.add
+        hand_over(label.level, label.chunk, {s: c for s, c in columns.items() if len(c)})
 
-    def _take(self, slot: Slot) -> Columns:
-        if slot.buffers is None:
-            return empty_columns(self.layout.size, 0)
-        return slot.buffers.take(self._first, self._last)
+    def _take_all(self) -> dict[Series, Columns]:
+        """What lies in buffers that no ring copies."""
+        here = [slot for slot in self.slots.values() if slot.buffers is not None]
+        taken = {
+            slot.series: slot.buffers.take(self._first, self._last)
+            for slot in here
+            if slot.buffers is not None and slot.buffers.device not in self._rings
+        }
+        return {series: columns for series, columns in taken.items() if len(columns)}
 
     # ---- sketching ------------------------------------------------------------------------------
 
     def sketch(self, slot: Slot, x: Tensor) -> None:
-        """Add a layer's output to the current column of its series, and what goes with it."""
+        """Add a layer's output to the current column of its series."""
         axis = channel_axis(slot.channel_rule, x.ndim)
         buffers = slot.buffers
         if buffers is None or buffers.device != x.device:
             buffers = self.allot(slot, 0 if axis is None else x.shape[axis], x.device)
-        self._add(slot, x, axis, buffers, self.row)
+        start = time.perf_counter()
+        row = self.row_on(x.device) if self._rings else self.row
+        if self.sample < 1.0:
+            x = self._sampled(x, buffers, row)
+        self.kernel(x, axis, buffers, row)
+        self.kernel_s += time.perf_counter() - start
+        self.n_sketches += 1
 
     def sketch_whole(self, slot: Slot, x: Tensor) -> None:
         """Add all values of a tensor that has no images and no channels."""
@@ -206,7 +277,7 @@ class Sketchbook:
         if buffers is None or buffers.device != x.device:
             buffers = self.allot(slot, 0, x.device)
         start = time.perf_counter()
-        self.kernel(x, None, buffers, self.row)
+        self.kernel(x, None, buffers, self.row_on(x.device))
         self.kernel_s += time.perf_counter() - start
         self.n_sketches += 1
 
@@ -218,27 +289,34 @@ class Sketchbook:
         assert buffers is not None
         if tensors[0].data_ptr() != buffers.counts.data_ptr():
             buffers = buffers.like(tensors)
-        row = int(cursor)
-        if row >= 0:
-            self._add(slot, x, axis, buffers, row)
-
-    def _add(self, slot: Slot, x: Tensor, axis: int | None, buffers: Buffers, row: int) -> None:
         start = time.perf_counter()
-        if self.sample < 1.0 and x.ndim:
-            n_images = x.shape[0]
-            x = x[: max(1, round(self.sample * n_images))]
-            buffers.error[row] += squared_errors(x, n_images, self.eps)
-        self.kernel(x, axis, buffers, row)
+        if self.sample < 1.0 and self.row >= 0:
+            x = self._sampled(x, buffers, self.row_on(x.device))
+        self.kernel(x, axis, buffers, -1, cursor)
         self.kernel_s += time.perf_counter() - start
         self.n_sketches += 1
+
+    def _sampled(self, x: Tensor, buffers: Buffers, row: int) -> Tensor:
+        """The images to look at; how far they may lie from all is added to the row."""
+        if not x.ndim:
+            return x
+        n_images = x.shape[0]
+        some = x[: max(1, round(self.sample * n_images))]
+        buffers.error[row] += squared_errors(some, n_images, self.eps)
+        return some
 
     # ---- reading --------------------------------------------------------------------------------
 
     def history(self, series: Series) -> LayerHistory:
         """Everything recorded of one series so far."""
-        slot = self.slots[series]
-        unfinished = self._take(slot) if slot.buffers is not None else None
+        slot, unfinished = self.slots[series], None
+        for ring in self._rings.values():
+            ring.drain()
+        if slot.buffers is not None:
+            ring = self._rings.get(slot.buffers.device)
+            offset = 0 if ring is None else ring.offset
+            unfinished = slot.buffers.take(self._first, self._last, offset)
         columns = self.ledger.columns(series, self._level, unfinished)
         if columns is None:
             columns = empty_columns(self.layout.size, 0)
-        return LayerHistory(slot.info, coarsen(columns, 0), self.layout, self.eps, self.sample)
+        return LayerHistory(slot.info, columns, self.layout, self.eps, self.sample)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from convlens.sketch import BucketLayout, Columns, Floats, Ints
+from convlens.watching import plain
 from convlens.watching.cpu import Array
 
+if TYPE_CHECKING:
+    from convlens.watching.gpu import Scratch
+
 N_EXACT = 6  # calls, NaN, −∞, +∞, near zero, at most eps
-N_MOMENTS = 3  # number of finite values, mean, M2
 
 
 class Buffers:
@@ -23,11 +28,14 @@ class Buffers:
         device: where they lie.
         counts: (K, B) int64.
         exact: (K, 6) int64: calls, NaN, −∞, +∞, near zero, at most eps.
-        moments: (K, 3) float64: number of finite values, mean, M2.
+        moments: (K, 3) float64: number of finite values, mean, M2; see `plain.SINGLE_MOMENTS` for
+            devices without float64.
         flags: (K, C) uint8: bit 0, a value was positive; bit 1, a value was not near zero.
         batch_norm: (K, 4) float64 for batch normalization, else (K, 0); see `Columns`.
         error: (K, 5) float64 where only some images are looked at, else (K, 0); see `Columns`.
         rows: on the CPU, the rows of the first four as NumPy arrays, else empty.
+        cursor: (1,) int64 on the device, the row that its kernels add to; None where a number says.
+        scratch: what Triton's kernel needs, on a CUDA device.
     """
 
     def __init__(
@@ -39,16 +47,18 @@ class Buffers:
         *,
         batch_norm: bool = False,
         sampled: bool = False,
+        cursor: Tensor | None = None,
     ) -> None:
-        self.device = device
-        real = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPU has no other
+        self.device, self.layout, self.cursor = device, layout, cursor
+        self.scratch = scratch_for(channels, device)
+        n_moments, real = plain.moments_kind(device)
 
         def zeros(width: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros((rows, width), dtype=dtype, device=device)
 
         self.counts = zeros(layout.size, torch.int64)
         self.exact = zeros(N_EXACT, torch.int64)
-        self.moments = zeros(N_MOMENTS, real)
+        self.moments = zeros(n_moments, real)
         self.flags = zeros(channels, torch.uint8)
         self.batch_norm = zeros(4 if batch_norm else 0, real)
         self.error = zeros(5 if sampled else 0, real)
@@ -78,9 +88,10 @@ class Buffers:
         counts, exact, moments, flags = (t.numpy() for t in self.sketched())
         return list(zip(counts, exact, moments, flags, strict=True))
 
-    def take(self, first_step: Ints, last_step: Ints) -> Columns:
-        """A copy of the first rows as columns, without those in which nothing was called."""
-        return columns_of([t.numpy(force=True) for t in self.tensors()], first_step, last_step)
+    def take(self, first_step: Ints, last_step: Ints, offset: int = 0) -> Columns:
+        """A copy of rows from ``offset`` on as columns, of those in which something was called."""
+        rows = slice(offset, offset + len(first_step))
+        return columns_of([t[rows] for t in self.tensors()], first_step, last_step)
 
     def clear(self) -> None:
         """Empty every row."""
@@ -91,20 +102,23 @@ class Buffers:
                 tensor.zero_()
 
 
-def columns_of(arrays: list[Array], first_step: Ints, last_step: Ints) -> Columns:
-    """Columns from what lay in a series' buffers, for those of the steps' rows that were called.
+def columns_of(rows: Sequence[Tensor], first_step: Ints, last_step: Ints) -> Columns:
+    """Columns from what lay in a series' buffers, of those rows in which something was called.
 
     Args:
-        arrays: the buffers' contents, in the order of `Buffers.tensors`.
-        first_step: (k,) first step of each of the first k rows.
-        last_step: (k,) their last step.
+        rows: some rows of each of `Buffers.tensors`.
+        first_step: (K,) first step of each row.
+        last_step: (K,) their last step.
     """
-    called = np.flatnonzero(arrays[1][: len(first_step), 0])
+    arrays = [tensor.numpy(force=True) for tensor in rows]
+    called = np.flatnonzero(arrays[1][:, 0] * (first_step >= 0))
     counts, exact, moments, flags, batch_norm, error = (array[called] for array in arrays)
+    if moments.dtype == np.float32:
+        moments = plain.double_moments(moments, counts)
     some = moments[:, 0] > 0
     reals: dict[str, Floats] = {
-        "mean": np.where(some, moments[:, 1], np.nan).astype(np.float64),
-        "m2": moments[:, 2].astype(np.float64),
+        "mean": np.where(some, moments[:, 1], np.nan),
+        "m2": moments[:, 2],
         "batch_norm": batch_norm.astype(np.float64),
         "error": error.astype(np.float64),
     }
@@ -122,3 +136,12 @@ def columns_of(arrays: list[Array], first_step: Ints, last_step: Ints) -> Column
         active=(flags & 2).astype(np.bool_),
         **reals,
     )
+
+
+def scratch_for(channels: int, device: torch.device) -> Scratch | None:
+    """What Triton's kernel needs besides buffers; None where it is not used."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return None
+    from convlens.watching.gpu import Scratch
+
+    return Scratch(channels, device)

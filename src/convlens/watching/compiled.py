@@ -30,7 +30,7 @@ class CompiledSide:
     Args:
         book: where the sketches go.
         slots: the watched layers.
-        enter_step: begins a training forward on some inputs; the row to count in, -1 for none.
+        enter_step: begins a training forward on some inputs; whether it is to be counted.
 
     Attributes:
         active: whether some of the model was compiled when watching began, or an operator has run.
@@ -40,7 +40,7 @@ class CompiledSide:
         self,
         book: Sketchbook,
         slots: Sequence[Slot],
-        enter_step: Callable[[Sequence[Any]], int],
+        enter_step: Callable[[Sequence[Any]], bool],
     ) -> None:
         self.active = False
         self._book, self._slots, self._enter_step = book, slots, enter_step
@@ -57,32 +57,34 @@ class CompiledSide:
                 self._cursors[device] = torch.full((1,), -1, dtype=torch.int64, device=device)
         self.active = any(_is_compiled(module) for module in model.modules())
         if self.active:
-            torch._dynamo.reset()
+            torch.compiler.reset()
 
     def detach(self) -> None:
         """What is still compiled finds no watcher any more; it is made anew without."""
         watchers().pop(self._number, None)
-        self.let(-1)
+        self.let(count=False)
         if self.active:
-            torch._dynamo.reset()
+            torch.compiler.reset()
 
-    def let(self, row: int) -> None:
-        """Say from outside of any graph which row is counted in, -1 for none."""
-        for cursor in self._cursors.values():
-            cursor.fill_(row)
+    def let(self, *, count: bool) -> None:
+        """Say from outside of any graph whether the current row is counted in."""
+        self._set(list(self._cursors.values()), count=count)
+
+    def _set(self, cursors: Sequence[Tensor], *, count: bool) -> None:
+        for cursor in cursors:
+            row = self._book.row_on(cursor.device) if count else -1
+            if cursor.device.type == "cpu":
+                cursor.numpy()[0] = row  # a tenth of the time
+            else:
+                cursor.fill_(row)
 
     # ---- traced with the model ------------------------------------------------------------------
 
     def enter(self, args: Sequence[Any]) -> None:
         """The model's own forward begins, inside a graph."""
         inputs = [x for x in args if isinstance(x, Tensor)]
-        first: Tensor | None = None
-        for cursor in self._cursors.values():
-            if first is None:
-                torch.ops.convlens.enter_(cursor, self._buffers(), inputs, self._number)
-                first = cursor
-            else:
-                cursor.copy_(first)
+        cursors = list(self._cursors.values())
+        torch.ops.convlens.enter_(cursors, self._buffers(), inputs, self._number)
 
     def record(self, slot: Slot, module: nn.Module, output: Any) -> None:  # noqa: ANN401
         """A layer has put out something, inside a graph."""
@@ -98,27 +100,30 @@ class CompiledSide:
         if slot.old is not None:
             old, slot.old = slot.old, None
             with torch.no_grad():
-                normalization.add(module, old, x, buffers.batch_norm, cursor=cursor)  # pyright: ignore[reportArgumentType]
+                normalization.add(module, old, x, buffers.batch_norm, cursor=cursor)
 
     def leave(self) -> None:
         """The model's forward has ended, inside a graph."""
-        for cursor in self._cursors.values():
-            torch.ops.convlens.leave_(cursor)
+        torch.ops.convlens.leave_(list(self._cursors.values()))
 
     def _buffers(self) -> list[Tensor]:
         return [t for slot in self._slots if slot.buffers for t in slot.buffers.tensors()]
 
     # ---- called by the operators ----------------------------------------------------------------
 
-    def enter_compiled(self, buffers: Sequence[Tensor], inputs: Sequence[Tensor]) -> int:
+    def enter_compiled(
+        self, cursors: Sequence[Tensor], buffers: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> None:
         """A forward begins. A graph may have copied the buffers, which then are emptied too."""
         self.active = True
         before = self._book.n_flushes
-        row = self._enter_step(inputs)
+        count = self._enter_step(inputs)
+        self._set(cursors, count=count)
+        # On a device the other half is used next, and this one is emptied once it is copied.
         if self._book.n_flushes != before:
             for tensor in buffers:
-                tensor.zero_()
-        return row
+                if tensor.device.type != "cuda":
+                    tensor.zero_()
 
     def sketch_compiled(
         self, slot: int, x: Tensor, axis: int | None, buffers: Sequence[Tensor], cursor: Tensor
@@ -153,10 +158,10 @@ class BeforeRelus:
 
     def operator(
         self,
-        function: Any,
+        function: Any,  # noqa: ANN401
         args: Sequence[Any],
-        kwargs: object,
-        out: object,
+        kwargs: object,  # noqa: ARG002
+        out: object,  # noqa: ARG002
         layer: str,  # noqa: ARG002
     ) -> None:
         """An operator has run."""
@@ -181,4 +186,5 @@ def layers_before_relus(model: nn.Module, inputs: Sequence[Any]) -> set[str]:
 
 
 def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+    in_place: object = vars(module).get("_compiled_call_impl")
+    return hasattr(module, "_orig_mod") or in_place is not None

@@ -18,6 +18,9 @@ from convlens.sketch import BucketLayout
 from convlens.watching import cpu, plain
 from convlens.watching.buffers import Buffers
 
+SIZES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""What the fast kernels take; anything narrower is widened first."""
+
 PARALLEL_VALUES = 32_768  # below this, waking a second thread costs more than it saves
 
 
@@ -53,11 +56,19 @@ class Sketcher:
     def __post_init__(self) -> None:
         self._low = (127 + self.layout.min_exponent) << self.layout.mantissa_bits
         # Near zero is what it is in the values' own precision; halves are widened.
-        narrow = np.float32(self.eps)
-        self._eps = dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), narrow)
+        self._eps: dict[torch.dtype, np.float32 | np.float64] = {
+            dtype: np.float32(self.eps) for dtype in SIZES
+        }
         self._eps[torch.float64] = np.float64(self.eps)
 
-    def __call__(self, x: Tensor, channel_axis: int | None, buffers: Buffers, row: int) -> None:
+    def __call__(
+        self,
+        x: Tensor,
+        channel_axis: int | None,
+        buffers: Buffers,
+        row: int,
+        cursor: Tensor | None = None,
+    ) -> None:
         """Add the values of ``x`` to one row.
 
         Args:
@@ -65,13 +76,23 @@ class Sketcher:
             channel_axis: the axis of the channels, None if there is none.
             buffers: on the device of ``x``; channels are told apart only if their number agrees.
             row: which row.
+            cursor: (1,) int64 on the device that holds the row instead, -1 for none.
         """
         channels = buffers.flags.shape[1]
         if channel_axis is not None and x.shape[channel_axis] != channels:
             channel_axis = None
-        if not buffers.rows:
-            plain.sketch(x, channel_axis, self.eps, self._low, buffers, row)
+        if buffers.scratch is not None and x.dtype in SIZES:
+            self._by_triton(x, channel_axis, buffers, buffers.cursor if cursor is None else cursor)
             return
+        if not buffers.rows:
+            where = row if cursor is None else cursor
+            plain.sketch(x, channel_axis, self.eps, self._low, buffers, where)
+            return
+        row = row if cursor is None else int(cursor)
+        if row < 0:
+            return
+        if x.dtype not in SIZES:
+            x = x.float()
         flat, inner = flatten(x.detach(), channel_axis)
         if flat.numel() == 0:
             buffers.rows[row][1][0] += 1
@@ -85,6 +106,17 @@ class Sketcher:
             cpu.sketch_parallel(values, inner, self._low - 1, eps, *target, parts)
         else:
             cpu.sketch_serial(values, inner, self._low - 1, eps, *target)
+
+    def _by_triton(
+        self, x: Tensor, channel_axis: int | None, buffers: Buffers, cursor: Tensor | None
+    ) -> None:
+        from convlens.watching import gpu
+
+        assert buffers.scratch is not None
+        assert cursor is not None
+        flat, inner = flatten(x.detach(), channel_axis)
+        channels = 0 if channel_axis is None else buffers.flags.shape[1]
+        gpu.sketch(flat, inner, channels, self.eps, self.layout, buffers, cursor, buffers.scratch)
 
 
 def flatten(x: Tensor, channel_axis: int | None) -> tuple[Tensor, int]:

@@ -34,7 +34,7 @@ def before(module: nn.BatchNorm2d) -> Statistics | None:
 
 
 def add(
-    module: nn.BatchNorm2d,
+    module: nn.Module,
     old: Statistics,
     x: Tensor,
     sums: Tensor,
@@ -51,18 +51,18 @@ def add(
         row: which row.
         cursor: (1,) int64 that holds the row instead, -1 for none; in compiled graphs.
     """
-    mean, var = module.running_mean, module.running_var
+    assert isinstance(module, BatchNorm)
+    mean, var, share = module.running_mean, module.running_var, module.momentum
     assert mean is not None
     assert var is not None
-    share = module.momentum
     if share is None:  # a cumulative average
         assert module.num_batches_tracked is not None
         share = 1.0 / module.num_batches_tracked
     n = x.numel() // x.shape[1]
     biased = (n - 1) / n
     if cursor is None and sums.device.type == "cpu" and mean.dtype == torch.float32:
-        arrays = [t.numpy() for t in (*old, mean.detach(), var.detach())]
-        cpu.add_batch_norm(*arrays, float(share), biased, sums.numpy()[row])
+        a, b, c, d = (t.numpy() for t in (*old, mean.detach(), var.detach()))
+        cpu.add_batch_norm(a, b, c, d, float(share), biased, sums.numpy()[row])
         return
     batch_mean = (mean - (1 - share) * old[0]) / share
     batch_var = (var - (1 - share) * old[1]) / share * biased

@@ -22,8 +22,10 @@ NO_AXIS = -1
 class Watcher(Protocol):
     """What an operator calls when it runs."""
 
-    def enter_compiled(self, buffers: Sequence[Tensor], inputs: Sequence[Tensor]) -> int:
-        """A forward of the model begins: the row to count in, -1 for none."""
+    def enter_compiled(
+        self, cursors: Sequence[Tensor], buffers: Sequence[Tensor], inputs: Sequence[Tensor]
+    ) -> None:
+        """A forward of the model begins: say in each cursor which row to count in."""
         ...
 
     def sketch_compiled(
@@ -37,10 +39,10 @@ class Operators(NamedTuple):
     """``convlens::enter_``, ``convlens::sketch_`` and ``convlens::leave_``.
 
     Attributes:
-        enter: (cursor, buffers, inputs, watcher): the model's forward begins.
+        enter: (cursors, buffers, inputs, watcher): the model's forward begins.
         sketch: (x, counts, exact, moments, flags, cursor, axis, watcher, slot): add ``x`` to the
             row that ``cursor`` names.
-        leave: (cursor): the forward has ended.
+        leave: (cursors): the forward has ended.
     """
 
     enter: Any
@@ -59,12 +61,12 @@ def operators() -> Operators:
     """Register the operators, once."""
     # Not in a CUDA graph, which would replay it without its Python.
     enter = torch.library.custom_op(
-        "convlens::enter_", _enter, mutates_args=("cursor", "buffers"),
+        "convlens::enter_", _enter, mutates_args=("cursors", "buffers"),
         tags=torch.Tag.cudagraph_unsafe,
     )  # fmt: skip
     changed = ("counts", "exact", "moments", "flags")
     sketch = torch.library.custom_op("convlens::sketch_", _sketch, mutates_args=changed)
-    leave = torch.library.custom_op("convlens::leave_", _leave, mutates_args=("cursor",))
+    leave = torch.library.custom_op("convlens::leave_", _leave, mutates_args=("cursors",))
     for operator in (enter, sketch, leave):
         operator.register_fake(_no_result)
     return Operators(*(getattr(torch.ops.convlens, n) for n in ("enter_", "sketch_", "leave_")))
@@ -74,9 +76,14 @@ def _no_result(*args: object) -> None:
     """What an operator gives on fake tensors: nothing, as it does on real ones."""
 
 
-def _enter(cursor: Tensor, buffers: list[Tensor], inputs: list[Tensor], watcher: int) -> None:
+def _enter(
+    cursors: list[Tensor], buffers: list[Tensor], inputs: list[Tensor], watcher: int
+) -> None:
     found = watchers().get(watcher)
-    cursor.fill_(-1 if found is None else found.enter_compiled(buffers, inputs))
+    if found is None:
+        _leave(cursors)
+    else:
+        found.enter_compiled(cursors, buffers, inputs)
 
 
 def _sketch(
@@ -96,5 +103,6 @@ def _sketch(
         found.sketch_compiled(slot, x, None if axis == NO_AXIS else axis, buffers, cursor)
 
 
-def _leave(cursor: Tensor) -> None:
-    cursor.fill_(-1)
+def _leave(cursors: list[Tensor]) -> None:
+    for cursor in cursors:
+        cursor.fill_(-1)

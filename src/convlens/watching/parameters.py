@@ -43,7 +43,9 @@ class ParameterWatch:
         self._book = book
         self._wants_gradients, self._wants_updates = gradients, updates
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        self._index = {parameter: index for index, (_, parameter) in enumerate(named)}
+        self._index: dict[Tensor, int] = {
+            parameter: index for index, (_, parameter) in enumerate(named)
+        }
         self._slots: dict[str, list[Slot]] = {}
         for quantity, wanted in ((GRADIENT, gradients), (PARAMETER, updates), (UPDATE, updates)):
             infos = [LayerInfo(i, n, _kind(p), quantity=quantity) for i, (n, p) in enumerate(named)]

@@ -4,8 +4,6 @@ On a GPU every tensor of sketches has two halves. Training fills one while the o
 page-locked host memory on a stream of its own and cleared there. Nobody waits on the host: a half
 is handed over when its copy is found to be complete, and if the other half is not yet cleared when
 it is needed, the training stream waits for it on the device.
-
-On the CPU there is nothing to copy: one half, whose rows are handed over as they lie there.
 """
 
 from __future__ import annotations
@@ -13,19 +11,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 Rows = tuple[Tensor, ...]
-"""The rows in use of each tensor of one series, on the host."""
+"""The tensors of one series, or some of their rows."""
 
-Consumer = Callable[[Sequence[int], Sequence[Rows]], None]
-"""Gets the steps of a block's rows and, for every series in order of `Ring.add`, those rows.
-
-The tensors are written again later: it has to copy what it keeps.
-"""
+Label = TypeVar("Label")
+"""Whatever says what a shipment holds."""
 
 
 class Mark(Protocol):
@@ -120,134 +115,102 @@ class CudaLane:
         device.record_stream(self._stream)
 
 
-def lane_for(device: torch.device) -> Lane | None:
-    """The lane that a device needs: None where copies wait anyway, or nothing needs copying."""
-    return CudaLane(device) if device.type == "cuda" else None
-
-
 @dataclass(frozen=True)
-class _Shipment:
-    """A half on its way to the host."""
+class _Shipment(Generic[Label]):
+    """Rows on their way to the host."""
 
-    steps: list[int]
+    label: Label
     arrived: Mark
-    series: list[Rows]
-    hosts: list[Rows]  # the whole of the memory that ``series`` is a part of
+    hosts: list[Rows]
 
 
-class Ring:
-    """Which row of its tensors the current step has, and how full rows come to the host.
+class Ring(Generic[Label]):
+    """Which rows of its tensors are being filled, and how full ones come to the host.
 
-    A series is some tensors whose first dimension is `rows`; each has its row for every step. The
-    row is known on the device too, so that a captured graph finds it.
+    A series is some tensors whose first dimension is `rows`, in two halves of ``block`` each. The
+    current row is known on the device too, so that a captured graph finds it.
 
     Args:
-        block: steps that are handed over together.
+        block: rows in a half.
         device: where the tensors are.
-        consumer: gets the blocks, in order, each step once.
-        lane: the second stream; without one, blocks are handed over at once.
+        consumer: gets the label of each shipment and, for every series in order of `add`, its rows
+            on the host, in the order of shipping. The memory is used again: it copies what it
+            keeps.
+        lane: the second stream.
+
+    Attributes:
+        offset: the first row of the half that is being filled.
+        cursor: (1,) int64 on the device: the current row, -1 for none.
     """
 
     def __init__(
-        self, block: int, device: torch.device, consumer: Consumer, lane: Lane | None = None
+        self,
+        block: int,
+        device: torch.device,
+        consumer: Callable[[Label, Sequence[Rows]], None],
+        lane: Lane,
     ) -> None:
-        self.block = block
+        self.block, self.rows, self.offset = block, 2 * block, 0
         self.cursor = torch.full((1,), -1, dtype=torch.int64, device=device)
-        self.row = -1
-        self.steps: list[int] = []  # of the rows in use in the open half
-        self._consumer = consumer
-        self._lane = lane
-        self._half = 0
+        self._consumer, self._lane = consumer, lane
         self._series: list[Rows] = []
-        self._cleared: list[Mark | None] = [None, None]  # what the next user of a half waits for
-        self._under_way: deque[_Shipment] = deque()
+        self._cleared: dict[int, Mark] = {}  # by offset: what the next user of a half waits for
+        self._under_way: deque[_Shipment[Label]] = deque()
         self._free: list[list[Rows]] = []
-
-    @property
-    def rows(self) -> int:
-        """How many rows the tensors of a series have."""
-        return self.block if self._lane is None else 2 * self.block
 
     def add(self, tensors: Rows) -> None:
         """Take in a series; its tensors are all zeros and have `rows` rows."""
         self._series.append(tensors)
-        if self._lane is not None:
-            for tensor in tensors:
-                self._lane.adopt(tensor)
+        for tensor in tensors:
+            self._lane.adopt(tensor)
 
-    def begin(self, step: int) -> int:
-        """Say that a step begins: its row, the same again if it is the last one's number."""
+    def move(self, row: int) -> None:
+        """Say which row of the half is filled from now on, -1 for none."""
         self.collect()
-        if not (self.steps and self.steps[-1] == step):
-            if len(self.steps) == self.block:
-                self.ship()
-            if not self.steps:
-                self._wait_until_cleared()
-            self.steps.append(step)
-        self._move(self._half * self.block + len(self.steps) - 1)
-        return self.row
+        # A number among the kernel's arguments: nothing is copied.
+        self.cursor.fill_(row if row < 0 else self.offset + row)
 
-    def skip(self) -> None:
-        """Say that a step begins which is not watched."""
-        self._move(-1)
+    def show(self, label: Label) -> None:
+        """Send a copy of the half that is being filled."""
+        self._send(label)
 
-    def ship(self) -> None:
-        """Send the open half on its way, full or not, and go on with the other."""
-        if not self.steps:
-            return
-        steps, self.steps = self.steps, []
-        self._move(-1)
-        start = self._half * self.block
-        used = [tuple(t[start : start + len(steps)] for t in s) for s in self._series]
-        if self._lane is None:
-            self._consumer(steps, [tuple(t.cpu() for t in rows) for rows in used])
-            for rows in used:
-                for tensor in rows:
-                    tensor.zero_()
-            return
-        self._under_way.append(self._send(self._lane, steps, used))
-        self._half = 1 - self._half
+    def ship(self, label: Label) -> None:
+        """Send the half on its way, and go on with the other, which is empty."""
+        self._send(label)
+        for tensors in self._open_half():
+            for tensor in tensors:
+                self._lane.clear(tensor)
+        self._cleared[self.offset] = self._lane.mark()
+        self.offset = self.block - self.offset
+        if self.offset in self._cleared:
+            self._lane.hold_training(self._cleared.pop(self.offset))
 
     def collect(self) -> None:
-        """Hand over the blocks that have arrived, without waiting for any."""
+        """Hand over what has arrived, without waiting for anything."""
         while self._under_way and self._under_way[0].arrived.query():
             self._hand_over()
 
     def drain(self) -> None:
-        """Hand over everything, the open half too; this waits for the device."""
-        self.ship()
+        """Hand over everything that was sent; this waits for the device."""
         while self._under_way:
             self._under_way[0].arrived.synchronize()
             self._hand_over()
 
-    def _move(self, row: int) -> None:
-        if row != self.row:
-            self.row = row
-            self.cursor.fill_(row)  # a number in the kernel's arguments: nothing is copied
+    def _open_half(self) -> list[Rows]:
+        end = self.offset + self.block
+        return [tuple(tensor[self.offset : end] for tensor in rows) for rows in self._series]
 
-    def _wait_until_cleared(self) -> None:
-        mark, self._cleared[self._half] = self._cleared[self._half], None
-        if mark is not None and self._lane is not None:
-            self._lane.hold_training(mark)
-
-    def _send(self, lane: Lane, steps: list[int], used: list[Rows]) -> _Shipment:
-        """Queue the copies of these rows, and zeros behind them."""
+    def _send(self, label: Label) -> None:
         hosts = self._free.pop() if self._free else []
         for tensors in self._series[len(hosts) :]:  # all, or those that came since
-            hosts.append(tuple(lane.host_like(tensor[: self.block]) for tensor in tensors))
-        series = [tuple(host[: len(steps)] for host in rows) for rows in hosts]
-        lane.follow(lane.training())
-        for to, rows in zip(series, used, strict=True):
+            hosts.append(tuple(self._lane.host_like(tensor[: self.block]) for tensor in tensors))
+        self._lane.follow(self._lane.training())
+        for to, rows in zip(hosts, self._open_half(), strict=True):
             for host, tensor in zip(to, rows, strict=True):
-                lane.copy(host, tensor)
-        arrived = lane.mark()
-        for rows in used:
-            for tensor in rows:
-                lane.clear(tensor)
-        self._cleared[self._half] = lane.mark()
-        return _Shipment(steps, arrived, series, hosts)
+                self._lane.copy(host, tensor)
+        self._under_way.append(_Shipment(label, self._lane.mark(), hosts))
 
     def _hand_over(self) -> None:
         shipment = self._under_way.popleft()
-        self._consumer(shipment.steps, shipment.series)
+        self._consumer(shipment.label, shipment.hosts)
         self._free.append(shipment.hosts)

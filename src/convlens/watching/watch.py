@@ -287,20 +287,20 @@ class ActivationWatch(LayerHistories):
             self._begin(args)
 
     def _begin(self, args: tuple[Any, ...]) -> None:
-        self._compiled.let(self._enter_step(args))
+        self._compiled.let(count=self._enter_step(args))
         if self._inside and not self._relus_known and self._relus is None:
             self._relus = ReluInputs()
             self._relus.__enter__()
 
-    def _enter_step(self, inputs: Sequence[Any]) -> int:
-        """A training forward begins; the row to count in, -1 for none."""
+    def _enter_step(self, inputs: Sequence[Any]) -> bool:
+        """A training forward begins; whether it is to be counted."""
         if self._compiled.active and not self._relus_known:
             self._relus_known = True
             self._note_relus(layers_before_relus(self._inner, inputs))
         if self.count_forwards:
             self.step()
         self._inside = self._watched
-        return self.book.row if self._inside else -1
+        return self._inside
 
     def _before_batch_norm(self, slot: Slot, module: nn.BatchNorm2d, args: object) -> None:  # noqa: ARG002
         if torch.compiler.is_compiling() or self._inside:
@@ -318,7 +318,8 @@ class ActivationWatch(LayerHistories):
         self.book.sketch(slot, x)
         if slot.old is not None and slot.buffers is not None:
             old, slot.old = slot.old, None
-            normalization.add(module, old, x, slot.buffers.batch_norm, self.book.row)
+            row = self.book.row_on(x.device)
+            normalization.add(module, old, x, slot.buffers.batch_norm, row)
         if self._relus is not None:
             self._relus.add(slot.info.index, x)
 
@@ -334,7 +335,7 @@ class ActivationWatch(LayerHistories):
 
     def _end(self, *, complete: bool) -> None:
         self._inside = False
-        self._compiled.let(-1)
+        self._compiled.let(count=False)
         if self._relus is None:
             return
         self._relus.__exit__(None, None, None)
