@@ -19,6 +19,13 @@ import numpy as np
 Sides = Mapping[str, Callable[[], None]]
 
 
+def wall_clock(side: Callable[[], None]) -> float:
+    """Seconds that a call takes on the host."""
+    start = time.perf_counter()
+    side()
+    return time.perf_counter() - start
+
+
 def compare(
     title: str,
     sides: Sides,
@@ -27,6 +34,7 @@ def compare(
     rounds: int,
     steps: int = 1,
     extra: Mapping[str, Callable[[], float]] | None = None,
+    clock: Callable[[Callable[[], None]], float] = wall_clock,
 ) -> dict[str, object]:
     """Time every side in every round, print a table, and return the figures.
 
@@ -38,6 +46,7 @@ def compare(
         rounds: how often each side is timed.
         steps: training steps in a call, for the report.
         extra: seconds a call of rare work, which a median does not see; added to the side's times.
+        clock: the seconds that a call takes.
     """
     rng = np.random.default_rng(0)
     names = list(sides)
@@ -46,9 +55,7 @@ def compare(
         sides[name]()
     for i in range(rounds):
         for k in rng.permutation(len(names)):
-            start = time.perf_counter()
-            sides[names[k]]()
-            times[names[k]][i] = time.perf_counter() - start
+            times[names[k]][i] = clock(sides[names[k]])
     for name, seconds in (extra or {}).items():
         times[name] += seconds()
         print(f"  ({name}: rare work of {1e3 * seconds():.3f} ms a call is spread over its calls)")

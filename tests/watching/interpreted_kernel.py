@@ -13,12 +13,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-assert os.environ.get("TRITON_INTERPRET") == "1", "run this with TRITON_INTERPRET=1"
-
 from convlens.sketch import BucketLayout
 from convlens.watching import gpu, plain
 from convlens.watching.buffers import Buffers
 from convlens.watching.kernels import Sketcher, flatten
+
+assert os.environ.get("TRITON_INTERPRET") == "1", "run this with TRITON_INTERPRET=1"
 
 LAYOUT = BucketLayout()
 LOW = (127 + LAYOUT.min_exponent) << LAYOUT.mantissa_bits
@@ -195,20 +195,20 @@ def test_a_cursor_that_is_no_row_adds_nothing(row):
 
 
 @pytest.mark.parametrize("axis", [1, None])
-@pytest.mark.parametrize("programs", [1, 3, 7, 1024])
+@pytest.mark.parametrize("programs", [1, 3, 1024])
 def test_any_number_of_programs(programs, axis):
     torch.manual_seed(6)
-    x = torch.randn(40, 70, 9, 3)
-    with mock.patch.object(gpu, "_programs_at_once", lambda device: programs):
+    x = torch.randn(20, 70, 4, 3)
+    with mock.patch.object(gpu, "_programs_at_once", return_value=programs):
         check(x, axis)
         check(x.to(memory_format=torch.channels_last), axis)
 
 
-@pytest.mark.parametrize("shape", [(300, 3, 5, 5), (3, 100, 4, 4), (2, 2000)])
+@pytest.mark.parametrize("shape", [(90, 3, 5, 5), (3, 100, 4, 4), (2, 2000)])
 @pytest.mark.parametrize("value", [0.01, -1.0, 1.0, torch.nan])
 def test_one_value_alone_in_its_channel(shape, value):
     n = int(np.prod(shape))
-    for where in (0, n // 3, n - 1):
+    for where in (n // 3, n - 1):
         x = torch.full(shape, -0.01)
         x.view(-1)[where] = value
         check(x, 1)
@@ -244,7 +244,7 @@ shapes = st.one_of(
 )
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shape=shapes,
     dtype=st.sampled_from(DTYPES),
@@ -267,7 +267,7 @@ def test_any_tensor(shape, dtype, seed, scale, strange, step, last, with_channel
     check(x[::step], 1 if with_channels else None)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.one_of(st.floats(width=32), st.sampled_from(SPECIAL)), min_size=1, max_size=200),
     st.floats(0, 2, width=32),
