@@ -454,8 +454,8 @@ class RecordSink(Protocol):
         Args:
             layers: series of one or several quantities.
             layout: the buckets that all of the run's columns have.
-            eps: bound of near zero.
-            sample: the fraction of each batch's images that was looked at.
+            eps: bound of near zero for these quantities.
+            sample: the fraction of each batch's images that was looked at for them.
         """
         ...
 

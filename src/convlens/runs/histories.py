@@ -38,12 +38,14 @@ def read_histories(
 
     Args:
         database: the run's own file.
-        series: which histories.
+        series: which histories, of quantities that were watched alike.
         others: the files of further ranks.
     """
     if not series:
         return []
-    settings = database.execute("SELECT layout, eps, sample FROM watch").fetchone()
+    settings = database.execute(
+        "SELECT layout, eps, sample FROM watch WHERE quantity = ?", (series[0].quantity,)
+    ).fetchone()
     layout, eps, sample = BucketLayout(**json.loads(settings[0])), settings[1], settings[2]
     level, columns = _read_file(database, series, layout)
     for file in others:

@@ -154,7 +154,10 @@ class RunWriter:
     ) -> None:
         """Say which series are watched, before their first columns; the same again replaces."""
         with self._rows() as rows:
-            rows.add("watch", (0,), json.dumps(asdict(layout)), float(eps), float(sample))
+            for quantity in {info.quantity for info in layers}:
+                rows.add(
+                    "watch", (quantity,), json.dumps(asdict(layout)), float(eps), float(sample)
+                )
             for info in layers:
                 if not self._writes(info.quantity):
                     continue

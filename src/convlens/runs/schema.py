@@ -22,9 +22,9 @@ SCHEMA_VERSION = 2
 TABLES = (
     # One fact of the run by its name.
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    # How watching was set: the bucket layout, eps and the share of images looked at, one row.
+    # How each quantity was watched: the bucket layout, eps and the share of images looked at.
     """CREATE TABLE watch (
-        id INTEGER PRIMARY KEY CHECK (id = 0), layout TEXT NOT NULL, eps REAL NOT NULL,
+        quantity TEXT PRIMARY KEY, layout TEXT NOT NULL, eps REAL NOT NULL,
         sample REAL NOT NULL)""",
     """CREATE TABLE layers (
         quantity TEXT NOT NULL, layer INTEGER NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL,
@@ -49,7 +49,8 @@ TABLES = (
 
 VIEWS_OF_SCHEMA_1 = (
     # A temporary view hides the table of its name: a run of convlens 0.1.0 is read as one of today.
-    "CREATE TEMP VIEW watch AS SELECT layout, eps, 1.0 AS sample FROM main.watch",
+    """CREATE TEMP VIEW watch AS
+        SELECT 'activation' AS quantity, layout, eps, 1.0 AS sample FROM main.watch""",
     """CREATE TEMP VIEW layers AS
         SELECT 'activation' AS quantity, layer, name, kind, feeds_relu FROM main.layers""",
     """CREATE TEMP VIEW columns AS

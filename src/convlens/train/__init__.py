@@ -14,7 +14,7 @@ from convlens.train.pictures import Pictures
 from convlens.train.progress import Progress
 from convlens.train.recorder import Recorder
 from convlens.train.schedules import Constant, OneCycle
-from convlens.train.stats import ActivationStats
+from convlens.train.stats import ActivationStats, GradientStats, UpdateStats
 
 __all__ = [
     "ActivationStats",
@@ -23,12 +23,14 @@ __all__ = [
     "CancelEpochError",
     "CancelFitError",
     "Constant",
+    "GradientStats",
     "Learner",
     "OneCycle",
     "Pictures",
     "Prediction",
     "Progress",
     "Recorder",
+    "UpdateStats",
     "accuracy",
     "adamw",
 ]

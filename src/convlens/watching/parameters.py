@@ -16,10 +16,13 @@ from torch.utils.hooks import RemovableHandle
 
 from convlens.errors import ArgumentError
 from convlens.plots import LayerHistories, UpdateHistories
-from convlens.records import Epoch, LayerHistory, LayerInfo, UpdateHistory
+from convlens.records import Epoch, LayerHistory, LayerInfo, RecordSink, UpdateHistory
 from convlens.watching.book import Sketchbook, Slot
 
 GRADIENT, PARAMETER, UPDATE = "gradient", "parameter", "update"
+
+EPS = 1e-7
+"""A gradient, weight or update this near zero is lost in float32 beside a weight of size one."""
 
 
 class ParameterWatch:
@@ -31,16 +34,28 @@ class ParameterWatch:
     those are divided here. A step that the scaler skips is not counted, as none is made.
 
     Args:
-        book: where the sketches go; the step is that of the forward before.
         model: whose parameters; those that need no gradient are left out.
         gradients: whether to look at gradients.
         updates: whether to look at updates; this keeps a copy of every parameter.
+        eps: bound of near zero.
+        sink: where columns are written to besides memory.
+        flush_sink: whether nobody else flushes the sink.
+
+    Attributes:
+        book: where the sketches go, and which says the step that they belong to.
     """
 
     def __init__(
-        self, book: Sketchbook, model: nn.Module, *, gradients: bool, updates: bool
+        self,
+        model: nn.Module,
+        *,
+        gradients: bool,
+        updates: bool,
+        eps: float = EPS,
+        sink: RecordSink | None = None,
+        flush_sink: bool = False,
     ) -> None:
-        self._book = book
+        book = self.book = Sketchbook(eps, sink=sink, flush_sink=flush_sink)
         self._wants_gradients, self._wants_updates = gradients, updates
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self._index: dict[Tensor, int] = {
@@ -61,7 +76,7 @@ class ParameterWatch:
                 "gradients were not watched; say so beforehand: cl.watch(model, gradients=True), "
                 "or callbacks=[cl.GradientStats()] for a Learner."
             )
-        return Gradients(self._book, self._slots[GRADIENT])
+        return Gradients(self.book, self._slots[GRADIENT])
 
     @property
     def updates(self) -> UpdateHistories:
@@ -71,24 +86,30 @@ class ParameterWatch:
                 "updates were not watched; say so beforehand: cl.watch(model, updates=True), "
                 "or callbacks=[cl.UpdateStats()] for a Learner."
             )
-        return Updates(self._book, self._slots[UPDATE], self._slots[PARAMETER])
+        return Updates(self.book, self._slots[UPDATE], self._slots[PARAMETER])
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to look at."""
+        return self._wants_gradients or self._wants_updates
 
     def attach(self) -> None:
         """Listen to optimizers."""
-        if self._wants_gradients or self._wants_updates:
+        if self.wanted:
             self._handles.append(register_optimizer_step_pre_hook(self._before_step))
         if self._wants_updates:
             self._handles.append(register_optimizer_step_post_hook(self._after_step))
 
     def detach(self) -> None:
-        """Listen no longer."""
+        """Listen no longer, and write what is still open."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._before.clear()
+        self.book.close()
 
     def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:  # noqa: ARG002
-        if self._book.row < 0:
+        if self.book.row < 0:
             return
         scale: Tensor | None = getattr(optimizer, "grad_scale", None)  # of a fused optimizer
         for parameter in self._parameters(optimizer):
@@ -96,19 +117,19 @@ class ParameterWatch:
             if self._wants_gradients and gradient is not None:
                 dense = gradient.coalesce().values() if gradient.is_sparse else gradient
                 unscaled = dense if scale is None else dense / scale.to(dense.device)
-                self._book.sketch_whole(self._slots[GRADIENT][index], unscaled)
+                self.book.sketch_whole(self._slots[GRADIENT][index], unscaled)
             if self._wants_updates:
-                self._book.sketch_whole(self._slots[PARAMETER][index], parameter.detach())
+                self.book.sketch_whole(self._slots[PARAMETER][index], parameter.detach())
                 self._keep(parameter)
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:  # noqa: ARG002
-        if self._book.row < 0:
+        if self.book.row < 0:
             return
         for parameter in self._parameters(optimizer):
             before = self._before.get(parameter)
             if before is not None:
                 update = torch.sub(parameter.detach(), before, out=before)
-                self._book.sketch_whole(self._slots[UPDATE][self._index[parameter]], update)
+                self.book.sketch_whole(self._slots[UPDATE][self._index[parameter]], update)
 
     def _keep(self, parameter: Tensor) -> None:
         """Copy a parameter to where its copy of the last step was."""

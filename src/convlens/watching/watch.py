@@ -53,7 +53,7 @@ class ActivationWatch(LayerHistories):
         layers: ``"trainable"`` (every module that owns parameters), ``"all"`` (every module without
             children), or names, modules and module classes. A layer with several outputs is
             watched by its first floating-point tensor.
-        eps: a value with |x| ≤ eps is near zero.
+        eps: an activation with |x| ≤ eps is near zero; for gradients and updates that is 1e-7.
         every: watch only each n-th step; 1 watches all.
         sample: look at this fraction of each batch's images only, the first ones; 1 looks at all.
             Every layer's first axis is taken to be that of the images.
@@ -94,7 +94,11 @@ class ActivationWatch(LayerHistories):
             for index, (name, module) in enumerate(self._chosen)
         )
         self._parameters = ParameterWatch(
-            self.book, self._inner, gradients=gradients, updates=updates
+            self._inner,
+            gradients=gradients,
+            updates=updates,
+            sink=sink,
+            flush_sink=flush_sink,
         )
         self._compiled = CompiledSide(self.book, self._slots, self._enter_step)
         self._copies = LeftOutOfCopies()
@@ -116,7 +120,11 @@ class ActivationWatch(LayerHistories):
 
     @sink.setter
     def sink(self, sink: RecordSink | None) -> None:
-        self.book.ledger.sink = sink
+        for book in self._books():
+            book.ledger.sink = sink
+
+    def _books(self) -> list[Sketchbook]:
+        return [self.book, *([self._parameters.book] if self._parameters.wanted else [])]
 
     # ---- reading --------------------------------------------------------------------------------
 
@@ -156,9 +164,13 @@ class ActivationWatch(LayerHistories):
     def cost(self) -> Cost:
         """What watching has cost so far, measured here."""
         running = 0.0 if self._began is None else time.perf_counter() - self._began
-        book = self.book
-        hooks_s = book.n_sketches * hook_seconds()
-        return Cost(book.kernel_s, hooks_s, book.handover_s, self._training_s + running)
+        books = self._books()
+        return Cost(
+            sum(book.kernel_s for book in books),
+            sum(book.n_sketches for book in books) * hook_seconds(),
+            sum(book.handover_s for book in books),
+            self._training_s + running,
+        )
 
     # ---- attaching ------------------------------------------------------------------------------
 
@@ -247,10 +259,11 @@ class ActivationWatch(LayerHistories):
         if self._began is None:
             self._began = time.perf_counter()
         self._watched = step % self.every == 0
-        if self._watched:
-            self.book.begin(step)
-        else:
-            self.book.pause()
+        for book in self._books():
+            if self._watched:
+                book.begin(step)
+            else:
+                book.pause()
 
     def enter(self) -> None:
         """Count what runs until `leave` as one forward of the model, in whatever way it is called.
@@ -269,11 +282,8 @@ class ActivationWatch(LayerHistories):
 
     def flush(self) -> None:
         """Hand finished columns over to be compressed and written to the sink."""
-        self.book.flush()
-
-    def wait(self) -> None:
-        """Until everything that was flushed is written."""
-        self.book.ledger.wait()
+        for book in self._books():
+            book.flush()
 
     # ---- the hooks ------------------------------------------------------------------------------
 
@@ -334,6 +344,8 @@ class ActivationWatch(LayerHistories):
             self._end(complete=output is not None)
 
     def _end(self, *, complete: bool) -> None:
+        if not self._inside:
+            return
         self._inside = False
         self._compiled.let(count=False)
         if self._relus is None:
