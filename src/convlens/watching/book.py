@@ -116,6 +116,11 @@ class Sketchbook:
         self._shown = time.perf_counter()
         self._declared = False
 
+    @property
+    def rare_s(self) -> float:
+        """Seconds for what does not come at every step, in whichever thread it was done."""
+        return self.handover_s + self.ledger.work_s
+
     # ---- series ---------------------------------------------------------------------------------
 
     def open(self, infos: Iterable[LayerInfo]) -> list[Slot]:

@@ -8,6 +8,7 @@ merging is spread over the time that the next 2,048 columns take.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -44,6 +45,10 @@ class Ledger:
         sample: the fraction of each batch's images that is looked at.
         sink: where chunks are written to besides memory.
         flush_sink: whether nobody else flushes the sink.
+
+    Attributes:
+        level: that of the columns kept last.
+        work_s: processor time of the ledger's thread.
     """
 
     def __init__(
@@ -57,7 +62,7 @@ class Ledger:
     ) -> None:
         self.layout, self.eps, self.sample = layout, eps, sample
         self.sink, self.flush_sink = sink, flush_sink
-        self.level = 0
+        self.level, self.work_s = 0, 0.0
         self._chunks: dict[Series, dict[int, bytes]] = {}
         self._finer: dict[Series, dict[int, bytes]] = {}  # of the level before, to be merged
         self._pool: ThreadPoolExecutor | None = None
@@ -124,8 +129,13 @@ class Ledger:
         self._forget_done()
         while self._work and self._pending_bytes + n_bytes > PENDING_BYTES:
             self._await_first()
-        self._work.append((self._pool.submit(work, *args), n_bytes))
+        self._work.append((self._pool.submit(self._timed, work, *args), n_bytes))
         self._pending_bytes += n_bytes
+
+    def _timed(self, work: Callable[..., None], *args: object) -> None:
+        start = time.thread_time()
+        work(*args)
+        self.work_s += time.thread_time() - start
 
     def _forget_done(self) -> None:
         while self._work and self._work[0][0].done():
