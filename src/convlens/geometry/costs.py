@@ -13,6 +13,8 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from convlens.geometry import shapes
+
 Formula = Callable[..., int]
 
 
@@ -47,23 +49,29 @@ class Parameters:
         trainable: numbers that the optimizer changes.
         frozen: numbers with ``requires_grad`` off.
         shared: numbers counted at another layer already.
+        n_bytes: memory of the trainable and frozen ones.
     """
 
     trainable: int = 0
     frozen: int = 0
     shared: int = 0
+    n_bytes: int = 0
 
 
 class CostCounter:
     """Counts while a model runs; see `tracing.Observer`.
 
     Multiplications are half of what the formulas of `torch.utils.flop_counter` give, which count
-    one multiplication and one addition for each product of a convolution or matrix product.
+    one multiplication and one addition for each product of a convolution or matrix product. They
+    know no fused attention on the CPU; here it counts what it counts on any other device.
     """
 
     def __init__(self) -> None:
         self.usage: dict[str, Usage] = {}
-        self._formulas: Mapping[Any, Formula] = FlopCounterMode(display=False).flop_registry
+        formulas: Mapping[Any, Formula] = FlopCounterMode(display=False).flop_registry
+        attention = formulas[torch.ops.aten._scaled_dot_product_flash_attention]
+        on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        self._formulas = {on_cpu: attention, **formulas}
 
     def begin(self, tensor: Tensor) -> None:
         """Nothing to do."""
@@ -90,10 +98,10 @@ class CostCounter:
 
     def leave(self, name: str, module: nn.Module, output: object) -> None:  # noqa: ARG002
         """A module has run."""
-        shapes = [tuple(leaf.shape) for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        made = [leaf.shape for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         usage = self.usage[name]
-        usage.output_shape = shapes[0] if len(shapes) == 1 else ()
-        usage.activations += sum(torch.Size(shape).numel() for shape in shapes)
+        usage.output_shape = tuple(made[0]) if len(made) == 1 else ()
+        usage.activations += sum(shape.numel() for shape in made)
 
 
 def own_parameters(module: nn.Module, met: set[int]) -> Parameters:
@@ -103,17 +111,19 @@ def own_parameters(module: nn.Module, met: set[int]) -> Parameters:
         module: the module.
         met: identities of the parameters counted before; those met here are added.
     """
-    trainable = frozen = shared = 0
+    trainable = frozen = shared = n_bytes = 0
     for parameter in module.parameters(recurse=False):
         n = parameter.numel()
         if id(parameter) in met:
             shared += n
-        elif parameter.requires_grad:
+            continue
+        met.add(id(parameter))
+        n_bytes += n * parameter.element_size()
+        if parameter.requires_grad:
             trainable += n
         else:
             frozen += n
-        met.add(id(parameter))
-    return Parameters(trainable, frozen, shared)
+    return Parameters(trainable, frozen, shared, n_bytes)
 
 
 class Window(NamedTuple):
@@ -168,4 +178,13 @@ def inputs_per_output(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         inputs = module.in_channels // module.groups * prod(module.kernel_size)
         return inputs, module.out_channels // module.groups
+    return None
+
+
+def channels(module: nn.Module) -> tuple[int, int] | None:
+    """Channels, or features, that a layer with a weight takes and gives; None for other layers."""
+    if isinstance(module, shapes.Convolution):
+        return module.in_channels, module.out_channels
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
     return None
