@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convlens import nets
+    from convlens import geometry, nets
     from convlens._facade import report, watch
     from convlens.doctor import diagnose
     from convlens.errors import (
@@ -32,8 +32,17 @@ if TYPE_CHECKING:
         RunError,
         TrainingError,
     )
-    from convlens.geometry import receptive_field, summary
-    from convlens.images import DataLoaders, from_arrays, mnist
+    from convlens.geometry import (
+        conv_matrix,
+        effective_receptive_field,
+        receptive_field,
+        show_features,
+        show_field,
+        show_kernels,
+        show_planes,
+        summary,
+    )
+    from convlens.images import DataLoaders, from_arrays, load_image, mnist
     from convlens.nets import simple_cnn
     from convlens.runs import list_runs, open_run
     from convlens.runs.checkpoints import load_checkpoint
@@ -53,7 +62,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "convlens": ["nets"],
+    "convlens": ["geometry", "nets"],
     "convlens._facade": ["report", "watch"],
     "convlens.doctor": ["diagnose"],
     "convlens.errors": [
@@ -67,8 +76,17 @@ _HOMES = {
         "RunError",
         "TrainingError",
     ],
-    "convlens.geometry": ["receptive_field", "summary"],
-    "convlens.images": ["DataLoaders", "from_arrays", "mnist"],
+    "convlens.geometry": [
+        "conv_matrix",
+        "effective_receptive_field",
+        "receptive_field",
+        "show_features",
+        "show_field",
+        "show_kernels",
+        "show_planes",
+        "summary",
+    ],
+    "convlens.images": ["DataLoaders", "from_arrays", "load_image", "mnist"],
     "convlens.nets": ["simple_cnn"],
     "convlens.runs": ["list_runs", "open_run"],
     "convlens.runs.checkpoints": ["load_checkpoint"],
@@ -111,15 +129,23 @@ __all__ = [
     "TrainingError",
     "UpdateStats",
     "accuracy",
+    "conv_matrix",
     "diagnose",
+    "effective_receptive_field",
     "from_arrays",
+    "geometry",
     "list_runs",
     "load_checkpoint",
+    "load_image",
     "mnist",
     "nets",
     "open_run",
     "receptive_field",
     "report",
+    "show_features",
+    "show_field",
+    "show_kernels",
+    "show_planes",
     "simple_cnn",
     "summary",
     "watch",

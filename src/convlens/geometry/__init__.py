@@ -1,25 +1,61 @@
-"""What is true before training: sizes, costs, receptive fields, classic kernels.
+"""What is true before training: sizes, costs, receptive fields, classic kernels, the matrix.
 
-Nothing here runs a model on numbers: it computes on shapes.
+Summaries and receptive fields run no model on numbers: they compute on shapes. Feature maps and
+the effective receptive field need images.
 """
 
 from __future__ import annotations
 
 from convlens.geometry import kernels
-from convlens.geometry.arithmetic import output_size, positions, same_padding, uncovered
+from convlens.geometry.arithmetic import (
+    AxisArithmetic,
+    Worked,
+    explain,
+    grid_positions,
+    output_size,
+    positions,
+    same_padding,
+    uncovered,
+)
+from convlens.geometry.effective import EffectiveField, effective_receptive_field
 from convlens.geometry.fields import LayerField, ReceptiveFields, receptive_field
-from convlens.geometry.table import Row, Summary, summary
+from convlens.geometry.matrix import ConvMatrix, conv_matrix
+from convlens.geometry.pictures import (
+    show_features,
+    show_field,
+    show_kernels,
+    show_planes,
+    show_positions,
+)
+from convlens.geometry.rows import Row
+from convlens.geometry.table import Summary, summary
+from convlens.geometry.training_memory import LayerMemory, Memory
 
 __all__ = [
+    "AxisArithmetic",
+    "ConvMatrix",
+    "EffectiveField",
     "LayerField",
+    "LayerMemory",
+    "Memory",
     "ReceptiveFields",
     "Row",
     "Summary",
+    "Worked",
+    "conv_matrix",
+    "effective_receptive_field",
+    "explain",
+    "grid_positions",
     "kernels",
     "output_size",
     "positions",
     "receptive_field",
     "same_padding",
+    "show_features",
+    "show_field",
+    "show_kernels",
+    "show_planes",
+    "show_positions",
     "summary",
     "uncovered",
 ]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
 from convlens.errors import ArgumentError
 
 Padding = int | tuple[int, int]
@@ -84,6 +88,132 @@ def uncovered(
         for pixel in pixels
     }
     return [pixel for pixel in range(size) if pixel not in read]
+
+
+def grid_positions(
+    sizes: Sequence[int],
+    kernel_size: int,
+    stride: int = 1,
+    padding: Padding = 0,
+    dilation: int = 1,
+) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """The places that a square kernel takes on a grid, row by row: the chapter's nested loops.
+
+    Each is, for every axis, the pixels that the kernel reads: ``((0, 1, 2), (4, 5, 6))`` for rows
+    and columns. The first pixel of each is where the kernel's corner lies.
+
+    Args:
+        sizes: pixels along each axis, (H, W) for an image.
+        kernel_size: as in `output_size`, like the rest, the same along each axis.
+        stride: pixels that the kernel moves at a time.
+        padding: pixels added on both sides, or (before, after).
+        dilation: distance between the kernel's pixels.
+
+    Raises:
+        ArgumentError: as `output_size`.
+    """
+    return product(*(positions(n, kernel_size, stride, padding, dilation) for n in sizes))
+
+
+@dataclass(frozen=True)
+class Worked:
+    """A result with the way to it.
+
+    Attributes:
+        name: what it is.
+        value: the result.
+        formula: the formula, in words of the arguments.
+        numbers: the same with the numbers put in.
+        text: the result as people read it.
+    """
+
+    name: str
+    value: object
+    formula: str
+    numbers: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.formula}\n  = {self.numbers}\n  = {self.text}"
+
+
+@dataclass(frozen=True)
+class AxisArithmetic:
+    """How a kernel lies along one axis, each result with its formula; print it."""
+
+    output_size: Worked
+    same_padding: Worked
+    positions: Worked
+    uncovered: Worked
+
+    def __str__(self) -> str:
+        parts = (self.output_size, self.same_padding, self.positions, self.uncovered)
+        return "\n".join(map(str, parts))
+
+
+def explain(
+    size: int, kernel_size: int, stride: int = 1, padding: Padding = 0, dilation: int = 1
+) -> AxisArithmetic:
+    """Output size, "same" padding, positions and uncovered pixels, with formulas and numbers.
+
+    Args:
+        size: pixels of the input.
+        kernel_size: pixels of the kernel.
+        stride: pixels that the kernel moves at a time.
+        padding: pixels added on both sides, or (before, after).
+        dilation: distance between the kernel's pixels.
+
+    Raises:
+        ArgumentError: as `output_size`.
+    """
+    arguments = (size, kernel_size, stride, padding, dilation)
+    count = output_size(*arguments)
+    before, after = _check(*arguments)
+    read, missed = positions(*arguments), uncovered(*arguments)
+    same = same_padding(size, kernel_size, stride, dilation)
+    wanted = -(-size // stride)
+    reach = f"place·{stride} − {before} + k·{dilation}"
+    places = f"place = 0 … {count - 1}, k = 0 … {kernel_size - 1}"
+    return AxisArithmetic(
+        Worked(
+            "output size",
+            count,
+            "floor((size + before + after − dilation·(kernel_size − 1) − 1) / stride) + 1",
+            f"floor(({size} + {before} + {after} − {dilation}·({kernel_size} − 1) − 1) / {stride})"
+            " + 1",
+            str(count),
+        ),
+        Worked(
+            "same padding",
+            same,
+            "max(0, (ceil(size / stride) − 1)·stride + dilation·(kernel_size − 1) + 1 − size), "
+            "halved, an odd pixel after",
+            f"max(0, ({wanted} − 1)·{stride} + {dilation}·({kernel_size} − 1) + 1 − {size}), "
+            "halved",
+            f"{same[0]} before, {same[1]} after",
+        ),
+        Worked(
+            "positions",
+            read,
+            "place·stride − before + k·dilation, for each place and each k of the kernel",
+            f"{reach}, {places}",
+            _few([f"{min(p)} … {max(p)}" for p in read]),
+        ),
+        Worked(
+            "uncovered",
+            missed,
+            "pixels from 0 to size − 1 that no position reads",
+            f"pixels from 0 to {size - 1} that no {reach} reaches, {places}",
+            _few([str(pixel) for pixel in missed]) or "none",
+        ),
+    )
+
+
+def _few(texts: Sequence[str], most: int = 8) -> str:
+    """All of a list, or its beginning and end."""
+    if len(texts) <= most:
+        return "; ".join(texts)
+    return "; ".join([*texts[: most // 2], "…", *texts[-most // 4 :]])
 
 
 def _check(

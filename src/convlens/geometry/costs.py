@@ -73,8 +73,9 @@ class CostCounter:
         on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         self._formulas = {on_cpu: attention, **formulas}
 
-    def begin(self, tensor: Tensor) -> None:
-        """Nothing to do."""
+    def begin(self, tensor: Tensor) -> None:  # noqa: ARG002
+        """A run begins; what an earlier one counted before it failed is forgotten."""
+        self.usage.clear()
 
     def enter(self, name: str, module: nn.Module) -> None:
         """A module is about to run: its place in the order is that of its first run."""

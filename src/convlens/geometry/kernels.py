@@ -8,10 +8,19 @@ a flip. ``top_edge`` is therefore large where the image is dark above and bright
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from convlens.errors import ArgumentError
+from convlens.geometry.arithmetic import output_size
+from convlens.geometry.shapes import times
+
+CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
+"""What the planes of an image are called, by their number."""
 
 
 def top_edge() -> Tensor:
@@ -85,6 +94,139 @@ def classic() -> Mapping[str, Tensor]:
         sharpen,
     )
     return MappingProxyType({make.__name__: make() for make in makers})
+
+
+@dataclass(frozen=True)
+class Products:
+    """A kernel at one place of an image; print it to see every product.
+
+    Attributes:
+        patch: (C, kH, kW), the pixels under the kernel.
+        kernel: (C, kH, kW).
+        products: (C, kH, kW), one for each pixel.
+        channel_sums: (C,), those of each channel together.
+        bias: what is added at the end.
+        total: the sum of all and the bias.
+    """
+
+    patch: Tensor
+    kernel: Tensor
+    products: Tensor
+    channel_sums: Tensor
+    bias: float
+    total: float
+
+    def __str__(self) -> str:
+        names = CHANNEL_NAMES.get(len(self.patch), tuple(f"{c}" for c in range(len(self.patch))))
+        lines: list[str] = []
+        for name, pixels, weights, total in zip(
+            names, self.patch, self.kernel, self.channel_sums.tolist(), strict=True
+        ):
+            rows = [
+                " + ".join(f"{p:.4g}·{_in_brackets(w)}" for p, w in zip(ps, ws, strict=True))
+                for ps, ws in zip(pixels.tolist(), weights.tolist(), strict=True)
+            ]
+            lines += [f"{name}:", *(f"  {'+ ' if i else '  '}{r}" for i, r in enumerate(rows))]
+            lines.append(f"  = {_signed(total)}")
+        parts = [_in_brackets(total) for total in self.channel_sums.tolist()]
+        if self.bias or len(parts) > 1:
+            bias = f" + bias {_in_brackets(self.bias)}" if self.bias else ""
+            lines.append(f"sum: {' + '.join(parts)}{bias} = {_signed(self.total)}")
+        return "\n".join(lines)
+
+
+def apply_at(image: Tensor, kernel: Tensor, row: int, col: int, bias: float = 0.0) -> Products:
+    """Lay a kernel on an image with its middle on one pixel, multiply and add, without a flip.
+
+    As the chapter does it: a 3×3 kernel at (row, col) reads the rows from row − 1 to row + 1. The
+    middle of an even kernel is its pixel kH // 2, kW // 2. The result is
+    ``apply(image, kernel)[row - kH // 2, col - kW // 2]``.
+
+    Args:
+        image: (C, H, W), or (H, W).
+        kernel: (kH, kW), the same for every channel, or (C, kH, kW).
+        row: row of the image that the kernel's middle lies on.
+        col: its column.
+        bias: added to the sum; with one, an empty patch does not give 0.
+
+    Raises:
+        ArgumentError: for shapes that do not fit, or a place where the kernel leaves the image.
+    """
+    pixels, weights = _fit(image, kernel)
+    (height, width), (tall, wide) = pixels.shape[1:], weights.shape[1:]
+    top, left = row - tall // 2, col - wide // 2
+    for name, place, first, n, k in (
+        ("row", row, top, height, tall), ("col", col, left, width, wide),
+    ):  # fmt: skip
+        if not 0 <= first <= n - k:
+            raise ArgumentError(
+                f"{name}={place} lets the {times((tall, wide))} kernel leave the "
+                f"{times((height, width))} image; {_room(name, n, k)}."
+            )
+    patch = pixels[:, top : top + tall, left : left + wide]
+    products = patch * weights
+    sums = products.sum((1, 2))
+    return Products(patch, weights, products, sums, bias, float(sums.sum()) + bias)
+
+
+def apply(  # what the chapter calls it
+    image: Tensor, kernel: Tensor, stride: int = 1, padding: int = 0, bias: float = 0.0
+) -> Tensor:
+    """Lay a kernel on every place of an image: torch's ``conv2d``, a sum over the channels.
+
+    Args:
+        image: (C, H, W), or (H, W).
+        kernel: (kH, kW), the same for every channel, or (C, kH, kW).
+        stride: pixels that the kernel moves at a time.
+        padding: rows and columns of zeros added on each side.
+        bias: added everywhere.
+
+    Returns:
+        (H', W'); `output_size` says how many.
+
+    Raises:
+        ArgumentError: for shapes that do not fit, or a kernel larger than the image.
+    """
+    pixels, weights = _fit(image, kernel)
+    for size, k in zip(pixels.shape[1:], weights.shape[1:], strict=True):
+        output_size(size, k, stride, padding)
+    out = F.conv2d(pixels[None], weights[None], stride=stride, padding=padding)  # (1, 1, H', W')
+    return out[0, 0] + bias
+
+
+def _fit(image: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as (C, …), floating."""
+    if image.dim() not in {2, 3}:
+        raise ArgumentError(
+            f"image has shape {tuple(image.shape)}; expected (C, H, W) or (H, W), one image."
+        )
+    if kernel.dim() not in {2, 3}:
+        raise ArgumentError(
+            f"kernel has shape {tuple(kernel.shape)}; expected (kH, kW) or (C, kH, kW)."
+        )
+    pixels = image if image.dim() == 3 else image[None]
+    weights = kernel if kernel.dim() == 3 else kernel.expand(len(pixels), *kernel.shape)
+    if len(weights) != len(pixels):
+        raise ArgumentError(
+            f"kernel (C, kH, kW) = {tuple(kernel.shape)} does not fit image (C, H, W) = "
+            f"{tuple(pixels.shape)}; both need the same C."
+        )
+    pixels = pixels if pixels.is_floating_point() else pixels.float()
+    return pixels, weights.to(pixels)
+
+
+def _room(name: str, n: int, k: int) -> str:
+    if k > n:
+        return "the kernel is larger than the image; pad the image"
+    return f"give a {name} from {k // 2} to {n - k + k // 2}, or pad the image"
+
+
+def _signed(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−")
+
+
+def _in_brackets(value: float) -> str:
+    return f"({_signed(value)})" if value < 0 else _signed(value)
 
 
 def _kernel(rows: Sequence[Sequence[int]]) -> Tensor:

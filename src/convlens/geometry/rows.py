@@ -20,7 +20,7 @@ from convlens.geometry.costs import (
     window,
 )
 from convlens.geometry.fields import LayerField, ReceptiveFields
-from convlens.geometry.memory import LayerMemory
+from convlens.geometry.training_memory import LayerMemory
 
 Fold = str | type[nn.Module]
 """A layer's name, the name of its class, or the class."""

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from convlens.images.arrays import from_arrays
 from convlens.images.embedded import mnist
+from convlens.images.files import load_image
 from convlens.images.loaders import Batches, DataLoaders, TensorLoader
 from convlens.images.pixels import PixelScale
 
-__all__ = ["Batches", "DataLoaders", "PixelScale", "TensorLoader", "from_arrays", "mnist"]
+__all__ = [
+    "Batches",
+    "DataLoaders",
+    "PixelScale",
+    "TensorLoader",
+    "from_arrays",
+    "load_image",
+    "mnist",
+]

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from convlens.errors import ArgumentError
 from convlens.geometry import summary
-from convlens.geometry.memory import Memory, measure_memory
+from convlens.geometry.training_memory import Memory, measure_memory
 from convlens.nets import simple_cnn
 
 

@@ -1,0 +1,229 @@
+"""The effective receptive field: how much each input pixel really moves a unit."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convlens.errors import ArgumentError, find_layer
+from convlens.geometry import shapes
+from convlens.geometry.fields import LayerField, receptive_field
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHARES = (50, 90, 99)
+"""Percentages whose radius is given."""
+
+BLOCK = 3
+"""Without a unit, so many units in the middle of each axis are averaged over."""
+
+
+@dataclass(frozen=True)
+class EffectiveField:
+    """How much the pixels around a unit's centre move it, averaged over images and units.
+
+    Attributes:
+        layer: the module's name.
+        units: places on the layer's grid that were averaged over.
+        share: share of the gradient's magnitude that falls on each pixel, one axis for each of the
+            image's; sums to 1. Pixels are counted from the field's centre.
+        center: place in ``share`` of the field's centre, which may lie between two pixels.
+        radius: by percentage (50, 90, 99), half the side of the square around the centre that
+            holds so much of the gradient, in pixels.
+        theoretical: the same for the whole receptive field, on an input without edges; None where
+            that is not one number for each axis.
+    """
+
+    layer: str
+    units: tuple[tuple[int, ...], ...]
+    share: NDArray[np.float64]
+    center: tuple[float, ...]
+    radius: Mapping[int, float]
+    theoretical: float | None
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{share} % within {r:.1f}" for share, r in self.radius.items())
+        whole = "" if self.theoretical is None else f", all within {self.theoretical:g}"
+        return f"effective field of layer {self.layer!r}, in pixels from its centre: {parts}{whole}"
+
+    def plot(self, ax: Axes | None = None, log: bool = False) -> Axes:
+        """Draw it with the squares of its radii; see `plots.show_effective_field`."""
+        from convlens.plots import show_effective_field
+
+        return show_effective_field(
+            self.share, self.center, self.radius, self.theoretical, log=log, ax=ax
+        )
+
+
+def effective_receptive_field(
+    model: nn.Module,
+    images: Tensor,
+    layer: str | int,
+    unit: Sequence[int] | None = None,
+) -> EffectiveField:
+    """Find which pixels really move a layer's units: |∂ unit / ∂ pixel|, averaged over images.
+
+    A unit is the sum of all channels at one place of the layer's output; the magnitudes of the
+    input's channels are added. In a network with random weights it is much smaller than the
+    receptive field and fades like a Gaussian; training makes it grow (Luo et al., "Understanding
+    the Effective Receptive Field in Deep Convolutional Neural Networks", 2016, arXiv:1701.04128).
+    Batch normalization is that of evaluation.
+
+    Args:
+        model: any module that takes one tensor. Its weights, gradients and modes stay as they are.
+        images: (N, C, H, W), or with one or three axes in place of H, W; on the model's device.
+        layer: a module's name, or an index among the modules that run.
+        unit: a place on the layer's grid, such as (row, column). None averages over the units in
+            the middle of the grid, three along each axis, each from its own centre.
+
+    Raises:
+        LayerNotFoundError: if there is no such layer, with the closest names.
+        ArgumentError: if the images do not fit, the layer's output has no grid or does not depend
+            on the images, the unit lies outside it, or no pixel moves it.
+    """
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() < 3:  # pyright: ignore[reportUnnecessaryIsInstance]
+        what = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else images  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(
+            f"images={what!r} is no floating tensor (N, C, H, W); give images as the model gets "
+            "them."
+        )
+    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    fields = receptive_field(model, images)
+    names = list(fields.layers)
+    name = names[find_layer(layer, names)]
+    field = fields.layers[name]
+    units = _units(field, images, unit)
+    maps, offsets = _gradients(model, name, images, field, units)
+    share, center = _aligned(maps, offsets)
+    if not share.sum() > 0 or not np.isfinite(share).all():
+        raise ArgumentError(
+            f"layer={name!r} has no finite gradient with respect to images: no pixel moves unit "
+            f"{units[0]}, or the weights are not finite; take other images or another unit."
+        )
+    share /= share.sum()
+    known = [size for size in field.size if size is not None]
+    whole = max(known) / 2 if known and len(known) == len(field.size) else None
+    return EffectiveField(name, units, share, center, _radii(share, center), whole)
+
+
+def _units(
+    field: LayerField, images: Tensor, unit: Sequence[int] | None
+) -> tuple[tuple[int, ...], ...]:
+    if len(field.output_shape) != images.dim():
+        raise ArgumentError(
+            f"layer={field.name!r} gives {shapes.named(field.output_shape)}, which has no grid "
+            f"like that of images {shapes.named(images.shape)}; take a layer before it."
+        )
+    grid = field.output_shape[2:]
+    if unit is None:
+        middle = [range(max(0, (n - BLOCK + 1) // 2), (n + BLOCK + 1) // 2)[:n] for n in grid]
+        return tuple(
+            tuple(int(i) for i in place)
+            for place in np.stack(np.meshgrid(*middle, indexing="ij"), -1).reshape(-1, len(grid))
+        )
+    place = tuple(unit)
+    if len(place) != len(grid) or any(not 0 <= p < n for p, n in zip(place, grid, strict=True)):
+        raise ArgumentError(
+            f"unit={place} is no place on the grid of layer {field.name!r}, which is "
+            f"{shapes.times(grid)}; give {len(grid)} indices from 0."
+        )
+    return (place,)
+
+
+def _gradients(
+    model: nn.Module,
+    name: str,
+    images: Tensor,
+    field: LayerField,
+    units: Sequence[tuple[int, ...]],
+) -> tuple[list[NDArray[np.float64]], list[tuple[float, ...]]]:
+    """For each unit the magnitude at each pixel, and where its centre lies."""
+    outputs: list[Tensor] = []
+
+    def keep(_: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs.append(output.clone())  # as it is now: it may be changed in place
+
+    maps: list[NDArray[np.float64]] = []
+    x = images.detach().clone().requires_grad_()
+    hook = model.get_submodule(name).register_forward_hook(keep)
+    try:
+        with evaluation(model), torch.inference_mode(mode=False), torch.enable_grad():
+            model(x)
+            output = outputs[-1]
+            for unit in units:
+                total = output[(slice(None), slice(None), *unit)].sum()
+                (gradient,) = torch.autograd.grad(total, x, retain_graph=True)
+                magnitude = gradient.abs().sum((0, 1), dtype=torch.float64)
+                maps.append(magnitude.cpu().numpy())
+    finally:
+        hook.remove()
+    return maps, [_center(field, images, unit) for unit in units]
+
+
+def _center(field: LayerField, images: Tensor, unit: tuple[int, ...]) -> tuple[float, ...]:
+    """The middle of a unit's field; where it is not known, the place in proportion."""
+    grid, n_pixels = field.output_shape[2:], images.shape[2:]
+
+    def along(axis: int) -> float:
+        size, jump, start = field.size[axis], field.jump[axis], field.start[axis]
+        if size is None or jump is None or start is None:
+            return (unit[axis] + 0.5) * n_pixels[axis] / grid[axis] - 0.5
+        return start + unit[axis] * jump + (size - 1) / 2
+
+    return tuple(along(axis) for axis in range(len(grid)))
+
+
+def _aligned(
+    maps: Sequence[NDArray[np.float64]], centers: Sequence[tuple[float, ...]]
+) -> tuple[NDArray[np.float64], tuple[float, ...]]:
+    """The mean of maps laid with their centres upon each other, where all of them have pixels.
+
+    A pixel that only some of them have is averaged over those.
+    """
+    shape = maps[0].shape
+    base = [[int(np.floor(c)) for c in center] for center in centers]
+    before = [max(b[axis] for b in base) for axis in range(len(shape))]
+    after = [max(n - b[axis] for b in base) for axis, n in enumerate(shape)]
+    total = np.zeros([b + a for b, a in zip(before, after, strict=True)])
+    count = np.zeros_like(total)
+    for magnitude, place in zip(maps, base, strict=True):
+        window = tuple(
+            slice(b - p, b - p + n) for b, p, n in zip(before, place, shape, strict=True)
+        )
+        total[window] += magnitude
+        count[window] += 1
+    fraction = [c - np.floor(c) for c in centers[0]]
+    center = tuple(float(b + f) for b, f in zip(before, fraction, strict=True))
+    return total / np.maximum(count, 1), center
+
+
+def _radii(share: NDArray[np.float64], center: tuple[float, ...]) -> dict[int, float]:
+    """Half the sides of the squares that hold so much, each pixel's share spread over its area."""
+    lines = [np.abs(np.arange(n) - c) for n, c in zip(share.shape, center, strict=True)]
+    distance = np.maximum.reduce(np.meshgrid(*lines, indexing="ij"))
+    steps, where = np.unique(distance, return_inverse=True)
+    within = np.cumsum(np.bincount(where.ravel(), share.ravel()))
+    edges = np.concatenate([[0.0], steps + 0.5])
+    held = np.concatenate([[0.0], within / within[-1]])
+    return {s: float(np.interp(s / 100, held, edges)) for s in SHARES}
+
+
+@contextmanager
+def evaluation(model: nn.Module) -> Generator[None]:
+    """Evaluation inside; afterwards every module is in its own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,265 @@
+"""Pictures of kernels, feature maps and receptive fields, from models and images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convlens.errors import ArgumentError, LayerNotFoundError, find_layer
+from convlens.geometry import arithmetic, shapes
+from convlens.geometry.effective import evaluation
+from convlens.geometry.fields import receptive_field
+from convlens.geometry.kernels import CHANNEL_NAMES
+from convlens.plots import show_places, show_rectangle, show_tiles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def show_planes(image: Tensor, figure: Figure | None = None) -> list[Axes]:
+    """Draw an image and each of its planes.
+
+    Args:
+        image: (1, H, W) grey or (3, H, W) colour, from 0 to 1, as `load_image` gives it.
+        figure: where to draw; a new one if None.
+
+    Raises:
+        ArgumentError: if it is no such tensor.
+    """
+    picture = _picture(image)
+    planes = image.detach().float().cpu().numpy()
+    if len(planes) == 1:
+        return show_tiles(planes, ["grey"], signed=False, numbers=False, figure=figure)
+    grey = np.stack([picture, *(np.repeat(p[..., None], 3, 2) for p in planes)])
+    captions = ["all three", *CHANNEL_NAMES[3]]
+    return show_tiles(grey, captions, columns=4, figure=figure)
+
+
+def show_kernels(
+    model: nn.Module | Tensor,
+    layer: str | int = 0,
+    *,
+    most: int = 64,
+    columns: int | None = None,
+    figure: Figure | None = None,
+) -> list[Axes]:
+    """Draw the kernels of a convolution: those of the first one say what a network looks for.
+
+    With three channels a kernel is a colour patch, where 0 is mid-grey; otherwise red is positive,
+    blue negative, and of several channels each has a tile. All tiles share one scale.
+
+    Args:
+        model: any module with a two-dimensional convolution, or a weight (C_out, C_in, kH, kW).
+        layer: a convolution's name, or an index among them.
+        most: tiles to draw at most, the first.
+        columns: tiles in a row; None for a grid about twice as wide as high.
+        figure: where to draw; a new one if None.
+
+    Raises:
+        LayerNotFoundError: if no convolution has this name or index.
+        ArgumentError: if there is no two-dimensional convolution, or the weight is none.
+    """
+    weight = model.detach() if isinstance(model, Tensor) else _first_weight(model, layer)
+    if weight.dim() == 2:
+        weight = weight[None, None]
+    if weight.dim() != 4:
+        raise ArgumentError(
+            f"model={tuple(weight.shape)} is no weight (C_out, C_in / groups, kH, kW) of a "
+            "two-dimensional convolution."
+        )
+    values = weight.float().cpu().numpy()
+    n_out, n_in = values.shape[:2]
+    if n_in == 3:
+        reach = float(np.abs(values).max()) or 1.0
+        patches = values[:most].transpose(0, 2, 3, 1) / (2 * reach) + 0.5
+        names = [str(i) for i in range(len(patches))]
+        return show_tiles(patches, names, columns=columns, figure=figure)
+    tiles = values.reshape(n_out * n_in, *values.shape[2:])[:most]
+    names = [f"{i // n_in}" if n_in == 1 else f"{i // n_in}, {i % n_in}" for i in range(len(tiles))]
+    return show_tiles(tiles, names, columns=columns, figure=figure)
+
+
+def show_features(
+    model: nn.Module,
+    image: Tensor,
+    layer: str | int,
+    *,
+    most: int = 32,
+    columns: int | None = None,
+    figure: Figure | None = None,
+) -> list[Axes]:
+    """Draw a layer's feature maps for an image: what it finds, and where.
+
+    Red is positive, blue negative, white 0, by one scale. The model runs in evaluation, and stays
+    as it was.
+
+    Args:
+        model: any module that takes one tensor (N, C, H, W).
+        image: (C, H, W), or (1, C, H, W), as the model gets it (normalized, that is).
+        layer: a module's name, or an index among the modules that run.
+        most: maps to draw at most, the first.
+        columns: maps in a row; None for a grid about twice as wide as high.
+        figure: where to draw; a new one if None.
+
+    Raises:
+        LayerNotFoundError: if no module that runs has this name or index.
+        ArgumentError: if the layer's output is not (N, C, H, W), or the image is not one.
+    """
+    outputs = _outputs(model, _batch_of_one(image))
+    name = list(outputs)[find_layer(layer, list(outputs))]
+    maps = outputs[name]
+    if maps.dim() != 4:
+        raise ArgumentError(
+            f"layer={name!r} gives {shapes.named(tuple(maps.shape))}, which are no feature maps "
+            "(N, C, H, W); take a layer before it."
+        )
+    values = maps[0, :most].float().cpu().numpy()
+    return show_tiles(
+        values,
+        [str(i) for i in range(len(values))],
+        columns=columns,
+        numbers=False,
+        title=f"layer {name}, {shapes.times(tuple(maps.shape[1:]))}",
+        figure=figure,
+    )
+
+
+def show_field(
+    model: nn.Module,
+    image: Tensor,
+    layer: str | int,
+    unit: Sequence[int],
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the part of an image that a unit sees.
+
+    Args:
+        model: any module that takes one tensor (N, C, H, W).
+        image: (1, H, W) or (3, H, W), from 0 to 1; its size is the input's. A grey one does for a
+            model of colour images, and the other way round.
+        layer: a module's name, or an index among the modules that run.
+        unit: (row, column) on the layer's grid.
+        ax: where to draw; a new figure if None.
+
+    Raises:
+        LayerNotFoundError: if there is no such layer, with the closest names.
+        ArgumentError: if the image does not fit, the field is unknown, or the unit lies outside.
+    """
+    picture = _picture(image)
+    n_in = _input_channels(model, len(image))
+    fields = receptive_field(model, (1, n_in, *image.shape[1:]))
+    rectangle = fields.rectangle(layer, *unit)
+    field = fields[layer]
+    if rectangle is None:
+        seen = "sees padding only"
+    else:
+        (top, bottom), (left, right) = rectangle
+        size = shapes.times((bottom - top + 1, right - left + 1))
+        seen = f"sees rows {top}–{bottom}, columns {left}–{right}: {size}"
+        whole = [n for n in field.size if n is not None]
+        if len(whole) == 2 and tuple(whole) != (bottom - top + 1, right - left + 1):
+            seen += f" of {shapes.times(whole)}"
+    box = None if rectangle is None else (rectangle[0], rectangle[1])
+    where = f"unit {', '.join(map(str, unit))} of {shapes.times(field.grid)}"
+    return show_rectangle(picture, box, f"{field.name}, {where}\n{seen}", ax)
+
+
+def show_positions(
+    sizes: tuple[int, int],
+    kernel_size: int,
+    stride: int = 1,
+    padding: arithmetic.Padding = 0,
+    dilation: int = 1,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw the places of a square kernel on a padded grid; hatched pixels are never read.
+
+    Args:
+        sizes: (H, W), pixels of the image.
+        kernel_size: pixels of the kernel along each axis.
+        stride: pixels that it moves at a time.
+        padding: pixels added on each side, or (before, after).
+        dilation: distance between its pixels.
+        ax: where to draw; a new figure if None.
+
+    Raises:
+        ArgumentError: as `output_size`.
+    """
+    rows, columns = (arithmetic.positions(n, kernel_size, stride, padding, dilation) for n in sizes)
+    return show_places(sizes, rows, columns, ax)
+
+
+def _picture(image: Tensor) -> NDArray[np.floating]:
+    """(H, W) or (H, W, 3)."""
+    if image.dim() != 3 or len(image) not in {1, 3}:
+        raise ArgumentError(
+            f"image has shape {tuple(image.shape)}; expected (1, H, W) grey or (3, H, W) colour."
+        )
+    values = image.detach().float().cpu().numpy()
+    return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
+
+
+def _batch_of_one(image: Tensor) -> Tensor:
+    batch = image[None] if image.dim() == 3 else image
+    if batch.dim() != 4 or len(batch) != 1:
+        raise ArgumentError(
+            f"image has shape {tuple(image.shape)}; expected one image (C, H, W) as the model gets "
+            "it."
+        )
+    return batch
+
+
+def _convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+
+
+def _first_weight(model: nn.Module, layer: str | int) -> Tensor:
+    found = _convolutions(getattr(model, "_orig_mod", model))
+    if not found:
+        raise ArgumentError(
+            f"model={type(model).__name__} has no two-dimensional convolution, so no kernels to "
+            "show."
+        )
+    return found[list(found)[find_layer(layer, list(found))]].weight.detach()
+
+
+def _input_channels(model: nn.Module, given: int) -> int:
+    first = next(iter(_convolutions(getattr(model, "_orig_mod", model)).values()), None)
+    return given if first is None else first.in_channels
+
+
+def _outputs(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    """The output of each module that gives one tensor, in the order in which they end."""
+    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        module.register_forward_hook(_keeper(outputs, name))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with evaluation(model), torch.no_grad():
+            model(batch)
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"image {shapes.named(tuple(batch.shape))} does not fit the model: {error}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not outputs:
+        raise LayerNotFoundError("model has no module that gives a tensor.")
+    return outputs
+
+
+def _keeper(outputs: dict[str, Tensor], name: str):  # noqa: ANN202 — a hook
+    def keep(_: nn.Module, __: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs[name] = output.clone()  # as it is now: it may be changed in place
+
+    return keep
