@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from convlens.errors import ArgumentError, ConvlensError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from convlens.records import Epoch
     from convlens.train import Learner
 
@@ -22,6 +24,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
         _fail(f"{message}; see {self.prog} --help.", 2)
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says of each option what it is by default, where that says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        nothing = action.default is None or action.default == ()
+        return action.help if nothing else super()._get_help_string(action)
 
 
 def main() -> NoReturn:
@@ -92,21 +102,50 @@ def list_all(arguments: argparse.Namespace) -> None:
 
 
 def show_summary(arguments: argparse.Namespace) -> None:
-    """Print shapes, parameters, multiplications and receptive field of every layer."""
-    from convlens import nets
+    """Print shapes, parameters, multiplications, receptive field and memory of every layer."""
     from convlens.geometry import summary
 
-    norm = None if arguments.norm == "none" else arguments.norm
-    model = getattr(nets, arguments.network)(arguments.channels, arguments.classes, norm=norm)
-    table = summary(model, (1, arguments.channels, arguments.size, arguments.size))
+    model, shape = _model(arguments)
+    table = summary(
+        model,
+        (1, *shape),
+        depth=arguments.depth,
+        fold=arguments.fold,
+        columns=arguments.columns,
+        batch_size=arguments.batch_size,
+    )
     if arguments.json:
         _print(json.dumps(table.to_dict()))
-    elif sys.stdout.isatty():
-        from rich.console import Console
-
-        Console().print(table)
+    elif arguments.markdown:
+        _print(table.to_markdown())
     else:
-        _print(str(table))
+        table.print()
+
+
+def show_field(arguments: argparse.Namespace) -> None:
+    """Draw what one unit of a layer sees of an image."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from convlens.geometry import show_field as draw
+    from convlens.images import load_image
+
+    model, shape = _model(arguments)
+    asked = arguments.input is not None or arguments.size is not None
+    image = load_image(arguments.image, (shape[1], shape[2]) if asked else None)
+    figure = Figure(figsize=(6, 6 * image.shape[1] / image.shape[2] + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    layer: str = arguments.layer
+    index = int(layer) if layer.removeprefix("-").isdigit() and not _has(model, layer) else layer
+    ax = draw(model, image, index, arguments.unit, figure.subplots())
+    kinds = sorted(figure.canvas.get_supported_filetypes())
+    if arguments.out.suffix[1:].lower() not in kinds:
+        raise ArgumentError(
+            f"out={str(arguments.out)!r} is no kind of picture; give a name that ends in one of "
+            f"{', '.join(kinds)}."
+        )
+    figure.savefig(arguments.out, dpi=150)
+    _print(f"{' '.join(ax.get_title().split())}: {arguments.out}")
 
 
 def _parser() -> Parser:
@@ -124,12 +163,13 @@ def _parser() -> Parser:
         (make_report, "report", _add_report),
         (list_all, "runs", _add_runs),
         (show_summary, "summary", _add_summary),
+        (show_field, "field", _add_field),
     ):
         command = commands.add_parser(
             name,
             help=run_command.__doc__,
             description=run_command.__doc__,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=Help,
             allow_abbrev=False,
         )
         add_arguments(command)
@@ -166,14 +206,85 @@ def _add_runs(command: Parser) -> None:
     command.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _add_summary(command: Parser) -> None:
+def _add_model(command: Parser) -> None:
     add = command.add_argument
-    add("network", choices=["simple_cnn"], help="the network")
-    add("--size", type=int, default=28, help="height and width of the input")
-    add("--channels", type=int, default=1, help="channels of the input")
-    add("--classes", type=int, default=10, help="number of classes")
-    add("--norm", choices=["batch", "none"], default="batch", help="normalization")
-    add("--json", action="store_true", help="print JSON")
+    add("model", help="simple_cnn, torchvision:NAME, timm:NAME, or file.py:object")
+    add("--input", type=_shape, metavar="CxHxW",
+        help="the image, such as 3x224x224, if not what the model is made for")  # fmt: skip
+    add("--size", type=int,
+        help="height and width of the image, instead of --input")  # fmt: skip
+    add("--channels", type=int,
+        help="channels of the image, instead of --input")  # fmt: skip
+    add("--classes", type=int, help="number of classes")
+    add("--norm", choices=["batch", "none"], default="batch", help="normalization of simple_cnn")
+
+
+def _add_summary(command: Parser) -> None:
+    _add_model(command)
+    add = command.add_argument
+    add("--columns", type=_words, metavar="A,B",
+        help="columns to show, such as kind,output,parameters")  # fmt: skip
+    add("--depth", type=int,
+        help="fold what lies deeper in the model")  # fmt: skip
+    add("--fold", type=_words, default=(), metavar="A,B", help="layers or kinds of layers to fold")
+    add("--batch-size", type=int, default=1, help="images in a batch, for the memory of training")
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--markdown", action="store_true", help="print Markdown")
+
+
+def _add_field(command: Parser) -> None:
+    _add_model(command)
+    add = command.add_argument
+    add("--layer", required=True, help="the layer's name, or its index")
+    add("--unit", required=True, type=_place, metavar="ROW,COLUMN", help="its place on the grid")
+    add("--image", required=True, type=Path,
+        help="an image file, scaled to the input if that is given")  # fmt: skip
+    add("--out", type=Path, default=Path("field.png"), metavar="FILE", help="the picture")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in text.lower().replace("×", "x").split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape such as 3x224x224") from None
+
+
+def _place(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(place) for place in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no place such as 3,3") from None
+
+
+def _model(arguments: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
+    """The model that was named, and (C, H, W) of its input."""
+    from convlens._models import find_model
+
+    if arguments.input is not None and (arguments.size or arguments.channels) is not None:
+        raise ArgumentError("input and size or channels say the same twice; give one of them.")
+    norm = None if arguments.norm == "none" else arguments.norm
+    given = arguments.input[0] if arguments.input else arguments.channels
+    model, made_for = find_model(arguments.model, given, arguments.classes, norm)
+    if arguments.input is not None:
+        return model, arguments.input
+    if made_for is None and arguments.size is None:
+        raise ArgumentError(
+            f"model={arguments.model!r} does not say what its input is; give --input, such as "
+            "--input 3x224x224."
+        )
+    channels, height, width = made_for or (3, 0, 0)
+    channels = channels if arguments.channels is None else arguments.channels
+    size = (height, width) if arguments.size is None else (arguments.size,) * 2
+    return model, (channels, *size)
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    return any(name == known for known, _ in model.named_modules())
 
 
 def _learner(arguments: argparse.Namespace) -> Learner:

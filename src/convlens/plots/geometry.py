@@ -108,21 +108,23 @@ def show_effective_field(
     shown = [(f"{name} %", r, "-") for name, r in radius.items()]
     shown += [("whole", theoretical, (0, (3, 3)))] if theoretical is not None else []
     for name, half, style in shown:
-        color = GREY if name == "whole" else ORANGE
+        is_whole = name == "whole"
+        color = GREY if is_whole else ORANGE
         corner = (center[1] - half, center[0] - half)
         ax.add_patch(
             Rectangle(corner, 2 * half, 2 * half, fill=False, edgecolor=color, lw=1.6, ls=style)
         )
         ax.annotate(
             name,
-            (center[1], center[0] - half),
+            (center[1], center[0] + half if is_whole else center[0] - half),
             textcoords="offset points",
-            xytext=(0, 2),
+            xytext=(0, -3 if is_whole else 2),
             ha="center",
+            va="top" if is_whole else "bottom",
             fontsize=7.5,
             color="white",
         )
-    reach = 1.12 * max(half for _, half, _ in shown)
+    reach = 1.16 * max(half for _, half, _ in shown)
     ax.set_xlim(center[1] - reach, center[1] + reach)
     ax.set_ylim(center[0] + reach, center[0] - reach)
     ax.set_facecolor("black")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.floating]
 
 TILE_IN = 1.15  # width of a tile in a new figure, inches
-FEW_PIXELS = 30  # up to so many, a kernel's numbers are written into it
+FEW_PIXELS = 16  # up to so many, a kernel's numbers are written into it
 CAPTION_PT = 8.0
 
 
