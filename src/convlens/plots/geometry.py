@@ -118,9 +118,9 @@ def show_effective_field(
             name,
             (center[1], center[0] + half if is_whole else center[0] - half),
             textcoords="offset points",
-            xytext=(0, -3 if is_whole else 2),
+            xytext=(0, -3),  # inside the squares, and below the whole field
             ha="center",
-            va="top" if is_whole else "bottom",
+            va="top",
             fontsize=7.5,
             color="white",
         )
