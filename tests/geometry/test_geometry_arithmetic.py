@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch.nn.functional import conv1d, conv2d, pad
 
 from convlens.errors import ArgumentError
-from convlens.geometry import kernels, output_size, positions, same_padding, uncovered
+from convlens.geometry import (
+    explain,
+    grid_positions,
+    kernels,
+    output_size,
+    positions,
+    same_padding,
+    uncovered,
+)
 
 
 def test_output_size_is_torchs():
@@ -104,3 +113,49 @@ def test_classic_kernels_cannot_be_changed_for_others():
     with pytest.raises(TypeError):
         every["blur"] = torch.zeros(3, 3)  # type: ignore[index]
     assert len(every) == 11
+
+
+def test_every_result_comes_with_its_formula_and_numbers():
+    axis = explain(8, 3, stride=2)
+    assert axis.output_size.value == output_size(8, 3, 2) == 3
+    assert axis.same_padding.value == same_padding(8, 3, 2) == (0, 1)
+    assert axis.positions.value == positions(8, 3, 2)
+    assert axis.uncovered.value == uncovered(8, 3, 2) == [7]
+    assert axis.output_size.numbers == "floor((8 + 0 + 0 − 1·(3 − 1) − 1) / 2) + 1"
+    assert axis.same_padding.numbers == "max(0, (4 − 1)·2 + 1·(3 − 1) + 1 − 8), halved"
+    assert axis.same_padding.text == "0 before, 1 after"
+    assert axis.positions.numbers == "place·2 − 0 + k·1, place = 0 … 2, k = 0 … 2"
+    assert axis.positions.text == "0 … 2; 2 … 4; 4 … 6"
+    lines = str(axis).splitlines()
+    assert lines[:3] == [
+        "output size = "
+        "floor((size + before + after − dilation·(kernel_size − 1) − 1) / stride) + 1",
+        "  = floor((8 + 0 + 0 − 1·(3 − 1) − 1) / 2) + 1",
+        "  = 3",
+    ]
+    assert lines[-1] == "  = 7"
+    assert explain(28, 5, 2, 2).uncovered.text == "none"
+    assert explain(28, 3, padding=(1, 0)).positions.text == (
+        "-1 … 1; 0 … 2; 1 … 3; 2 … 4; …; 24 … 26; 25 … 27"
+    )
+    with pytest.raises(ArgumentError, match="size=0 must be"):
+        explain(0, 3)
+
+
+def test_the_formulas_numbers_are_the_results():
+    """What stands in the text is evaluated, so that no formula can say something else."""
+    for size, kernel, stride, padding, dilation in itertools.product(
+        (5, 8, 28), (1, 2, 3), (1, 2, 3), (0, (1, 2)), (1, 2)
+    ):
+        axis = explain(size, kernel, stride, padding, dilation)
+        text = axis.output_size.numbers.replace("−", "-").replace("·", "*")
+        assert eval(text, {"floor": math.floor}) == axis.output_size.value
+        total = axis.same_padding.numbers.removesuffix(", halved")
+        total = eval(total.replace("−", "-").replace("·", "*"), {"max": max})
+        assert axis.same_padding.value == (total // 2, total - total // 2)
+
+
+def test_grid_positions_are_the_nested_loops():
+    rows, columns = positions(5, 2, 2, 1), positions(4, 2, 2, 1)
+    assert list(grid_positions((5, 4), 2, 2, 1)) == [(r, c) for r in rows for c in columns]
+    assert len(list(grid_positions((3, 4, 5), 3))) == 1 * 2 * 3
