@@ -125,7 +125,7 @@ def test_runs(trained, convlens, tmp_path):
 def test_summary(convlens):
     done = convlens("summary", "simple_cnn")
     assert done.code == 0, done.stderr
-    row = next(line for line in done.stdout.splitlines() if line.split()[0] == "1.0")
+    row = next(line for line in done.stdout.splitlines() if "8→16" in line)
     assert "1,168" in row
     assert "56,448" in row
     facts = json.loads(convlens("summary", "simple_cnn", "--json").stdout)
@@ -138,13 +138,125 @@ def test_summary_in_a_terminal(convlens, monkeypatch):
     assert "56,448" in convlens("summary", "simple_cnn").stdout
 
 
+def test_summary_of_others_models_in_the_shape_that_is_asked_for(convlens):
+    done = convlens(
+        "summary", "torchvision:resnet18", "--depth", 1, "--batch-size", 32,
+        "--columns", "output,parameters,kept",
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines[0] == "ResNet, one image, (N, C, H, W) = (1, 3, 224, 224)"
+    assert lines[1].split() == ["layer", "output", "parameters", "kept"]
+    assert lines[7].split() == ["layer1", "1×64×56×56", "147,968", "7.23", "MB"]
+    assert "training with a batch of 32: parameters 46.8 MB" in done.stdout
+    facts = json.loads(
+        convlens("summary", "resnet18", "--size", 64, "--classes", 10, "--json").stdout
+    )
+    assert facts["input_shape"] == [1, 3, 64, 64]
+    assert facts["rows"][-1]["output_shape"] == [1, 10]
+    page = convlens("summary", "timm:resnet18", "--fold", "BasicBlock", "--markdown").stdout
+    assert "| layer1.0 | BasicBlock |" in page
+    assert convlens("summary", "simple_cnn", "--input", "3x20x24").stdout.startswith(
+        "Sequential, one image, (N, C, H, W) = (1, 3, 20, 24)"
+    )
+
+
+MODELS_FILE = """
+from beside import width
+from torch import nn
+
+model = nn.Conv1d(width, 2, 3)
+
+def make():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten())
+
+class Net(nn.Linear):
+    def __init__(self):
+        super().__init__(6, 2)
+
+number = 4
+"""
+
+
+def test_summary_of_a_files_models(convlens, tmp_path):
+    (tmp_path / "nets_of_mine.py").write_text(MODELS_FILE)
+    (tmp_path / "beside.py").write_text("width = 5")
+    for name, shape, kind in (
+        ("model", "5x9", "Conv1d"), ("make", "1x8x8", "Sequential"), ("Net", "6", "Net"),
+    ):  # fmt: skip
+        done = convlens("summary", f"nets_of_mine.py:{name}", "--input", shape)
+        assert done.stdout.startswith(f"{kind}, one image, "), done.stderr
+    for arguments, sentence in (
+        (["nets_of_mine.py:modl", "--input", "5x9"], "has no 'modl'; it has model"),
+        (["nets_of_mine.py:number", "--input", "5x9"], "is a int; give a torch module, its class"),
+        (["nets_of_mine.py:make"], "does not say what its input is; give --input, such as --input"),
+        (["nowhere.py:make"], "the file 'nowhere.py' does not exist; give simple_cnn, torchvision"),
+    ):
+        done = convlens("summary", *arguments)
+        assert done.code == 2
+        assert sentence in done.stderr
+    assert str(tmp_path) not in sys.path
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_extra(convlens, monkeypatch):
+    from importlib import util
+
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    for library in ("torchvision", "timm"):
+        done = convlens("summary", f"{library}:resnet18")
+        assert (done.code, done.stdout) == (2, "")
+        assert done.stderr == (
+            f"convlens: model='{library}:resnet18' needs {library}, which is not installed; "
+            f"pip install 'convlens[{library}]'.\n"
+        )
+    assert "model='resnet18' is not known" in convlens("summary", "resnet18").stderr
+
+
+def test_field(convlens, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (96, 64), (200, 30, 90)).save(tmp_path / "cat.png")
+    done = convlens(
+        "field", "resnet18", "--layer", "layer2.1.conv2", "--unit", "3,4", "--image", "cat.png"
+    )
+    assert done.code == 0, done.stderr
+    assert done.stdout == (
+        "layer2.1.conv2, unit 3, 4 of 8×12 sees rows 0–63, columns 0–81: 64×82 of 99×99: "
+        "field.png\n"
+    )
+    with Image.open(tmp_path / "field.png") as picture:
+        assert picture.width == 900
+        assert len(picture.convert("RGB").getcolors(1_000_000)) > 10
+    done = convlens(
+        "field", "simple_cnn", "--layer", "1.0", "--unit", "2,3", "--image", "cat.png",
+        "--size", 28, "--out", "other.svg",
+    )  # fmt: skip
+    assert "sees rows 4–12, columns 8–16: 9×9: other.svg" in done.stdout
+    assert (tmp_path / "other.svg").read_text().startswith("<?xml")
+    done = convlens(
+        "field", "simple_cnn", "--layer", "-1", "--unit", "0", "--image", "cat.png", "--size", 28
+    )
+    assert done.stdout.startswith("the model, unit 0 of 10 sees rows 0–27, columns 0–27: 28×28 of")
+    for arguments, sentence in (
+        (["--image", "dog.png"], "path='dog.png' does not exist; give an image file."),
+        (["--out", "field.doc"], "out='field.doc' is no kind of picture; give a name that ends in"),
+        (["--unit", "3,99"], "unit=(3, 99) is no place on the grid of layer '1.0'"),
+        (["--unit", "a"], "argument --unit: 'a' is no place such as 3,3"),
+        (["--layer", "conv9"], "layer='conv9' is not among the"),
+    ):
+        given = {"--layer": "1.0", "--unit": "3,4", "--image": "cat.png", "--size": "28"}
+        given |= {arguments[0]: arguments[1]}
+        done = convlens("field", "simple_cnn", *[word for pair in given.items() for word in pair])
+        assert done.code in {1, 2}
+        assert sentence in done.stderr
+
+
 def test_version(convlens):
     assert convlens("--version").stdout == f"convlens {cl.__version__}\n"
 
 
 def test_help_lists_the_commands(convlens):
     text = convlens("--help").stdout
-    for command in ("train", "report", "runs", "summary"):
+    for command in ("train", "report", "runs", "summary", "field"):
         assert command in text
 
 
@@ -162,6 +274,15 @@ def test_help_lists_the_commands(convlens):
         (["train", "mnist", "--device", "cuda"], "device='cuda' cannot be used here"),
         (["train", "mnist", "--norm", "layer"], "argument --norm: invalid choice: 'layer' (choose"),
         (["summary", "simple_cnn", "--size", "0"], "has H = 0; every size must be a whole number"),
+        (["summary", "simple_cnn", "--columns", "cost"], "columns has 'cost', which is no column;"),
+        (["summary", "simple_cnn", "--input", "wide"], "argument --input: 'wide' is no shape such"),
+        (
+            ["summary", "simple_cnn", "--input", "1x8x8", "--size", "8"],
+            "input and size or channels",
+        ),
+        (["summary", "simple_cn"], "model='simple_cn' is not known; give simple_cnn, torchvision:"),
+        (["summary", "timm:resnet19"], "is not among timm's models; closest: resnet1"),
+        (["summary", "torchvision:xyzzy"], "is not among torchvision's models; it has "),
         (["nothing"], "argument COMMAND: invalid choice: 'nothing' (choose from"),
         (["train", "mnist", "--ep", "1"], "unrecognized arguments: --ep 1"),
         ([], "the following arguments are required: COMMAND; see convlens --help."),

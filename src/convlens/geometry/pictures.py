@@ -167,7 +167,7 @@ def show_field(
             seen += f" of {shapes.times(whole)}"
     box = None if rectangle is None else (rectangle[0], rectangle[1])
     where = f"unit {', '.join(map(str, unit))} of {shapes.times(field.grid)}"
-    return show_rectangle(picture, box, f"{field.name}, {where}\n{seen}", ax)
+    return show_rectangle(picture, box, f"{field.name or 'the model'}, {where}\n{seen}", ax)
 
 
 def show_positions(
