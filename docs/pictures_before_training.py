@@ -31,7 +31,7 @@ def save(drawn: Axes | list[Axes] | Figure, name: str) -> None:
     if isinstance(drawn, list):
         drawn = drawn[0]
     figure = drawn if isinstance(drawn, Figure) else drawn.figure
-    figure.savefig(IMAGES / f"{name}.png", dpi=130)
+    figure.savefig(IMAGES / f"{name}.png", dpi=130, bbox_inches="tight", pad_inches=0.08)
     plt.close(figure)
 
 

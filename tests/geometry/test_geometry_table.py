@@ -517,6 +517,16 @@ def test_print_chooses_by_where_it_goes(capsys, monkeypatch):
     assert "left out for want of width" in capsys.readouterr().out
 
 
+def test_a_resnet50_takes_a_second_at_most():
+    model = golden_tables.build("resnet50").to_empty(device="cpu")
+    times = []
+    for _ in range(3):  # the machine may be busy
+        start = time.perf_counter()
+        summary(model, (1, 3, 224, 224))
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1.0
+
+
 def test_a_thousand_layers_take_seconds():
     model = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1, device="meta") for _ in range(1000)))
     start = time.perf_counter()

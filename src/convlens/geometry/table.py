@@ -141,12 +141,12 @@ class Summary:
         return table
 
     def _repr_html_(self) -> str:
-        """An HTML table, without styles of its own but for the alignment."""
+        """An HTML table in a frame that scrolls, aligned, with the colours of the page."""
 
         def line(cells: Sequence[str], tag: str) -> str:
             return "".join(
-                f'<{tag} style="text-align:{"left" if column.words else "right"}'
-                f'{"; white-space:pre" if column.name == "layer" else ""}">'
+                f'<{tag} style="text-align:{"left" if column.words else "right"};'
+                'white-space:pre;padding:.1em .5em">'
                 f"{html.escape(cell)}</{tag}>"
                 for cell, column in zip(cells, self.columns, strict=True)
             )
@@ -155,9 +155,10 @@ class Summary:
         body = "".join(f"<tr>{line(cells, 'td')}</tr>" for cells in rows)
         notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         return (
-            f"<table><caption>{html.escape(self.title())}</caption>"
+            '<div style="overflow-x:auto"><table>'
+            f"<caption>{html.escape(self.title())}</caption>"
             f"<thead><tr>{line(head, 'th')}</tr></thead><tbody>{body}</tbody>"
-            f"<tfoot><tr>{line(totals, 'th')}</tr></tfoot></table>{notes}"
+            f"<tfoot><tr>{line(totals, 'th')}</tr></tfoot></table></div>{notes}"
         )
 
     def to_markdown(self) -> str:

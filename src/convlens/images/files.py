@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from convlens.errors import ArgumentError, DataError
@@ -72,7 +73,7 @@ def _upright(opened: Image) -> Image:
     return ImageOps.exif_transpose(opened)
 
 
-def _values(image: Image, file: Path) -> np.ndarray[tuple[int, int, int], np.dtype[np.float32]]:
+def _values(image: Image, file: Path) -> NDArray[np.float32]:
     """(C, H, W), from 0 to 1."""
     if image.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in image.info:
         image = _on_white(image)
@@ -87,10 +88,10 @@ def _values(image: Image, file: Path) -> np.ndarray[tuple[int, int, int], np.dty
     else:
         values = np.asarray(image.convert("L" if grey else "RGB"), np.float32) / 255
     planes = values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
-    return np.ascontiguousarray(planes)
+    return np.ascontiguousarray(planes, np.float32)
 
 
-def _sixteen_bits(image: Image, file: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _sixteen_bits(image: Image, file: Path) -> NDArray[np.float32]:
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:

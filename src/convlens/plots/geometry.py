@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.errors import ArgumentError
-from convlens.plots.canvas import GREY, ORANGE
+from convlens.plots.canvas import GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,8 @@ Ints = NDArray[np.int64]
 
 MOST_CELLS = 400
 """A matrix with more rows or columns cannot be read as a picture."""
+
+LIGHT = "#9a9a9a"  # seen on black
 
 FEW_COLUMNS = 40
 """Up to so many columns, values are written into their cells."""
@@ -109,7 +111,7 @@ def show_effective_field(
     shown += [("whole", theoretical, (0, (3, 3)))] if theoretical is not None else []
     for name, half, style in shown:
         is_whole = name == "whole"
-        color = GREY if is_whole else ORANGE
+        color = LIGHT if is_whole else "white"
         corner = (center[1] - half, center[0] - half)
         ax.add_patch(
             Rectangle(corner, 2 * half, 2 * half, fill=False, edgecolor=color, lw=1.6, ls=style)

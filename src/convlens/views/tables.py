@@ -32,7 +32,14 @@ FIRST = (
 
 # Columns that say nothing more where the other one stands.
 TOLD_BY = {
+    "channels": "output_shape",
+    "depth": "name",
+    "parent": "name",
+    "folded": "name",
     "trainable": "parameters",
+    "parameter_bytes": "parameters",
+    "outputs_before": "ratio",
+    "kept_fixed": "kept",
     "inputs": "inputs_per_output",
     "outputs": "inputs_per_output",
 }
