@@ -6,34 +6,12 @@ import geometry_models as models
 import numpy as np
 import pytest
 import torch
-from geometry_models import Parallel, ResNet, probe
+from geometry_models import Parallel, ResNet, assert_as_probed
 from torch import Tensor, nn
 
 from convlens.errors import ArgumentError, LayerNotFoundError
-from convlens.geometry import ReceptiveFields, receptive_field
+from convlens.geometry import receptive_field
 from convlens.nets import simple_cnn
-
-
-def assert_as_probed(model: nn.Module, shape: tuple[int, ...]) -> ReceptiveFields:
-    """Every module's first and last equal what NaN probing of the real network finds."""
-    found = probe(model, shape)
-    fields = receptive_field(model, shape)
-    compared = 0
-    for name, axes in found.items():
-        layer = fields[name]
-        assert not layer.unknown, (name, layer.unknown)
-        channels = () if layer.grid == layer.output_shape[1:] else (0,)
-        for axis, real in enumerate(axes):
-            first, last = real[0].min(axis=channels), real[1].max(axis=channels)
-            first = np.where(first > last, 0, first)
-            for given, probed in ((layer.first[axis], first), (layer.last[axis], last)):
-                line = [n if a == axis else 1 for a, n in enumerate(layer.grid)]
-                whole = given.shape == layer.grid
-                mine = given if whole else np.broadcast_to(given.reshape(line), layer.grid)
-                np.testing.assert_array_equal(mine, probed, err_msg=f"{name} axis {axis}")
-                compared += 1
-    assert compared
-    return fields
 
 
 def test_two_stride_2_convolutions_see_seven_pixels():
@@ -257,7 +235,7 @@ class Strange(nn.Module):
         self.after = nn.Conv2d(2, 2, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.after(self.strange(self.before(x).cumsum(2)))
+        return self.after(self.strange(self.before(x).renorm(2, 0, 1.0)))
 
 
 def test_an_operator_that_is_not_known_is_named_and_spreads():
@@ -265,11 +243,11 @@ def test_an_operator_that_is_not_known_is_named_and_spreads():
     assert fields["before"].size == (3, 3)
     assert not fields["before"].unknown
     for name in ("strange", "after", ""):
-        assert fields[name].unknown == "aten.cumsum.default"
+        assert fields[name].unknown == "aten.renorm.default"
         assert fields[name].size == (None, None)
         assert fields[name].first == ()
     with pytest.raises(
-        ArgumentError, match=r"has an unknown receptive field, because of aten\.cums"
+        ArgumentError, match=r"has an unknown receptive field, because of aten\.renorm"
     ):
         fields.rectangle("after", 0, 0)
 
@@ -292,18 +270,74 @@ class Writes(nn.Module):
         return y.relu_()
 
 
-def test_writing_into_a_part_makes_the_whole_unknown():
+def test_writing_into_a_part_or_the_whole_is_followed():
     layer = receptive_field(Writes(whole=False), (1, 1, 8))[""]
-    assert layer.unknown == "aten.copy_.default on a part or a view"
+    np.testing.assert_array_equal(layer.first[0], [1, 2, 0, 0, 0, 0, 0, 0])
+    np.testing.assert_array_equal(layer.last[0], [1, 2, -1, -1, -1, -1, -1, -1])
     assert receptive_field(Writes(whole=True), (1, 1, 8))[""].size == (5,)
 
 
-def test_causal_attention_is_unknown():
-    class Causal(nn.Module):
+def test_writing_where_several_axes_are_one_makes_the_rest_unknown():
+    class Rows(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+            y = x.clone(memory_format=torch.contiguous_format)
+            y.view(1, 1, 24)[:, :, 3:9].relu_().add_(x.amax())
+            return y
 
-    assert "attention" in receptive_field(Causal(), (1, 2, 6, 4))[""].unknown
+    unknown = receptive_field(Rows(), (1, 1, 4, 6))[""].unknown
+    assert unknown == "aten.add_.Tensor on a part or a view"
+
+
+class Attends(nn.Module):
+    """Attention over the rows of an image with a mask."""
+
+    def __init__(self, mask: Tensor | None = None, *, causal: bool = False) -> None:
+        super().__init__()
+        self.mask, self.causal = mask, causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x[0, 0, :, :1] > 0 if self.mask is None and not self.causal else self.mask
+        return nn.functional.scaled_dot_product_attention(
+            x, x, x, attn_mask=mask, is_causal=self.causal
+        )
+
+
+def test_causal_attention_sees_no_later_rows():
+    layer = receptive_field(Attends(causal=True), (1, 2, 6, 4))[""]
+    assert layer.size == (None, None)
+    np.testing.assert_array_equal(layer.first[0], [0] * 6)
+    np.testing.assert_array_equal(layer.last[0], range(6))
+
+
+@pytest.mark.parametrize("additive", [False, True])
+def test_attention_sees_what_a_mask_does_not_hide(additive: bool):
+    near = (torch.arange(6)[:, None] - torch.arange(6)).abs() <= 1
+    mask = torch.zeros(6, 6).masked_fill(~near, -torch.inf) if additive else near
+    layer = receptive_field(Attends(mask), (1, 2, 6, 4))[""]
+    np.testing.assert_array_equal(layer.first[0], [0, 0, 1, 2, 3, 4])
+    np.testing.assert_array_equal(layer.last[0], [1, 2, 3, 4, 5, 5])
+    changed = Attends(mask)
+    rows = torch.rand(1, 2, 6, 4)
+    for row in range(6):  # what NaN would not show, since the kernel multiplies it by zero
+        other = rows.clone()
+        other[:, :, row] += 1
+        moved = (changed(rows) != changed(other)).any(3).any(1)[0]
+        seen = (layer.first[0] <= row) & (row <= layer.last[0])
+        np.testing.assert_array_equal(moved.numpy(), seen)
+
+
+def test_attention_whose_mask_depends_on_the_image_is_unknown():
+    assert "attention" in receptive_field(Attends(), (1, 2, 6, 4))[""].unknown
+
+
+def test_sorting_an_axis_sees_all_of_it():
+    class Sorts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sort(3).values.cumsum(2)
+
+    layer = receptive_field(Sorts(), (1, 1, 3, 5))[""]
+    np.testing.assert_array_equal(layer.last[0], [0, 1, 2])
+    assert (layer.first[1].min(), layer.last[1].max()) == (0, 4)
 
 
 def _each_more(x: Tensor) -> Tensor:

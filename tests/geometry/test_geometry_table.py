@@ -166,14 +166,14 @@ def test_a_layer_that_does_not_compress_is_marked():
 
 
 def test_unknown_operators_are_named_under_the_table():
-    class Flip(nn.Module):
+    class Renorm(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x.flip(2)
+            return x.renorm(2, 0, 1.0)
 
-    table = summary(nn.Sequential(Flip(), nn.Conv2d(1, 2, 3)), (1, 1, 8, 8))
-    assert table["1"].receptive_field_note == "unknown: aten.flip.default"
+    table = summary(nn.Sequential(Renorm(), nn.Conv2d(1, 2, 3)), (1, 1, 8, 8))
+    assert table["1"].receptive_field_note == "unknown: aten.renorm.default"
     assert table["1"].receptive_field == (None, None)
-    assert "field unknown: after aten.flip.default." in str(table)
+    assert "field unknown: after aten.renorm.default." in str(table)
     assert re.search(r"^1 +Conv2d.* unknown( |$)", str(table), re.MULTILINE)
 
 
@@ -381,8 +381,14 @@ def test_ways_that_depend_on_values_are_said_to(way):
         def forward(self, x: Tensor) -> Tensor:
             return way(x)
 
-    with pytest.raises(ArgumentError, match=r"layer '0' \(Picky\) decides by values"):
-        summary(nn.Sequential(Picky()), (1, 1, 4, 4))
+    table = summary(nn.Sequential(nn.Conv2d(1, 2, 3), Picky()), (1, 1, 6, 6))
+    assert re.match(
+        r"run on an image of zeros, since layer '1' \(Picky\) decides by values", table.notes[0]
+    )
+    assert table["0"].multiplications == 2 * 9 * 16
+    assert table["0"].calls == 1
+    with pytest.raises(ArgumentError, match=r"'1' \(Picky\) decides by values .* meta device"):
+        summary(nn.Sequential(nn.Conv2d(1, 2, 3), Picky()).to("meta"), (1, 1, 6, 6))
 
 
 def test_lazy_parameters_are_refused():

@@ -150,8 +150,8 @@ class FieldCollector:
         self._input_shape = input_shape
         self._calls: dict[str, list[LayerField]] = {}
 
-    def seen(self, name: str, _: nn.Module, shape: tuple[int, ...] | None, known: Known) -> None:
-        """A module has run."""
+    def seen(self, name: str, shape: tuple[int, ...] | None, known: Known) -> None:
+        """A module has run, or an operator."""
         made = layer_field(name, self._input_shape, shape or (), known)
         self._calls.setdefault(name, []).append(made)
 

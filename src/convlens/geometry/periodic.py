@@ -13,6 +13,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd, lcm
 
+LONGEST = 1024
+"""Positions after which a rule must have repeated itself to be followed further."""
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which positions an operation reads on an axis without edges.
+
+    Attributes:
+        reads: (P, …) positions that the positions 0 … P − 1 read.
+        advance: by how much these grow from o to o + P.
+    """
+
+    reads: tuple[tuple[int, ...], ...]
+    advance: int
+
+    def at(self, position: int) -> list[int]:
+        """The positions that one position reads."""
+        turns, rest = divmod(position, len(self.reads))
+        return [place + turns * self.advance for place in self.reads[rest]]
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -55,26 +76,25 @@ class Rule:
         turns, rest = divmod(position, self.period)
         return self.first[rest] + turns * self.rise, self.last[rest] + turns * self.rise
 
-    def window(self, offsets: Sequence[int], stride: int = 1) -> Rule:
-        """The rule after an operation whose position o reads the positions o·stride + offset."""
-        period = self.period // gcd(self.period, stride)
-        seen = [[self.at(o * stride + offset) for offset in offsets] for o in range(period)]
-        return _rule(seen, self.rise * stride * period // self.period)
+    def through(self, pattern: Pattern) -> Rule | None:
+        """The rule after an operation that reads by a pattern.
 
-    def spread(self, kernel: int, stride: int, padding: int, dilation: int) -> Rule | None:
-        """The rule after a transposed convolution; None where some positions read nothing."""
-        period = self.period * stride
-        seen = [
-            [self.at(i) for i in transposed_taps(o, kernel, stride, padding, dilation)]
-            for o in range(period)
-        ]
-        return _rule(seen, self.rise) if all(seen) else None
+        None where some positions read nothing, and where the rule would be too long to be one.
+        """
+        turns = self.period // gcd(self.period, pattern.advance)
+        period = len(pattern.reads) * turns
+        if period > LONGEST or not all(pattern.reads):
+            return None
+        seen = [[self.at(place) for place in pattern.at(o)] for o in range(period)]
+        return _rule(seen, self.rise * turns * pattern.advance // self.period)
 
     def union(self, other: Rule) -> Rule | None:
         """What sees both; None where the two move at different speeds."""
         if self.rise * other.period != other.rise * self.period:
             return None
         period = lcm(self.period, other.period)
+        if period > LONGEST:
+            return None
         return _rule(
             [[self.at(o), other.at(o)] for o in range(period)], self.rise * period // self.period
         )
@@ -89,17 +109,21 @@ IDENTITY = Rule((0,), (0,), 1)
 """The input itself: position o is input position o."""
 
 
-def transposed_taps(
-    position: int, kernel: int, stride: int, padding: int, dilation: int
-) -> list[int]:
-    """Positions that position o of a transposed convolution reads: (o + p − k·d) / s if whole."""
-    shifted = (position + padding - k * dilation for k in range(kernel))
-    return [place // stride for place in shifted if place % stride == 0]
+def window(offsets: Sequence[int], stride: int = 1) -> Pattern:
+    """Position o reads the positions o·stride + offset."""
+    return Pattern((tuple(offsets),), stride)
 
 
 def _rule(seen: Sequence[Sequence[tuple[int, int]]], rise: int) -> Rule:
     first = tuple(min(f for f, _ in fields) for fields in seen)
     last = tuple(max(last for _, last in fields) for fields in seen)
-    long = Rule(first, last, rise)
-    step = long.jump
-    return Rule(first[:1], last[:1], step) if step is not None else long
+    for period in range(1, len(first) // 2 + 1):
+        if len(first) % period == 0 and rise * period % len(first) == 0:
+            step = rise * period // len(first)
+            if _repeats(first, period, step) and _repeats(last, period, step):
+                return Rule(first[:period], last[:period], step)
+    return Rule(first, last, rise)
+
+
+def _repeats(values: Sequence[int], period: int, step: int) -> bool:
+    return all(values[o] - values[o - period] == step for o in range(period, len(values)))

@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from convlens.geometry.periodic import IDENTITY, Rule, transposed_taps
+from convlens.geometry.periodic import IDENTITY, Rule
+from convlens.geometry.taps import Ints, Taps, strided
 
-Ints = NDArray[np.int64]
 Shape = tuple[int, ...]
 
 NOTHING_FIRST, NOTHING_LAST = np.int64(2**62), np.int64(-(2**62))
@@ -65,19 +64,6 @@ Known = Field | Unknown | None
 """A field, or nothing known, or a tensor that does not depend on the input."""
 
 
-@dataclass(frozen=True)
-class Taps:
-    """Which positions each position of an operation reads along one axis.
-
-    Attributes:
-        index: (O, K) positions read by each of the O outputs.
-        valid: (O, K) False where the position lies in the padding, or there is none.
-    """
-
-    index: Ints
-    valid: NDArray[np.bool_]
-
-
 def input_field(shape: Sequence[int]) -> Field:
     """The input (N, C, …): each element sees itself."""
     rank = len(shape)
@@ -90,54 +76,30 @@ def input_field(shape: Sequence[int]) -> Field:
     return tuple(own(dim) for dim in range(2, rank))
 
 
-def strided_taps(n_in: int, n_out: int, offsets: Sequence[int], stride: int) -> Taps:
-    """Output o reads the positions o·stride + offset."""
-    index = np.arange(n_out)[:, None] * stride + np.asarray(offsets)[None, :]
-    return _within(index, n_in)
+def blank(rank: int, n_axes: int) -> Field:
+    """The field of a tensor with ``rank`` axes whose elements see nothing."""
+    first, last = (np.full((1,) * rank, nothing) for nothing in (NOTHING_FIRST, NOTHING_LAST))
+    return (Reach(first, last, None, None),) * n_axes
 
 
-def spread_taps(
-    n_in: int, n_out: int, kernel: int, stride: int, padding: int, dilation: int
-) -> Taps:
-    """Output o of a transposed convolution reads what lands on it; see `transposed_taps`."""
-    reads = [transposed_taps(o, kernel, stride, padding, dilation) for o in range(n_out)]
-    index = np.full((n_out, max(1, *map(len, reads))), -1)
-    for row, places in zip(index, reads, strict=True):
-        row[: len(places)] = places
-    return _within(index, n_in)
-
-
-def adaptive_taps(n_in: int, n_out: int) -> Taps:
-    """Output o of adaptive pooling reads floor(o·n / m) … ceil((o + 1)·n / m) − 1."""
-    starts = np.arange(n_out) * n_in // n_out
-    stops = -(-(np.arange(n_out) + 1) * n_in // n_out)
-    index = starts[:, None] + np.arange(int((stops - starts).max()))[None, :]
-    index = np.where(index < stops[:, None], index, -1)
-    return _within(index, n_in)
-
-
-def _within(index: Ints, n_in: int) -> Taps:
-    valid = (index >= 0) & (index < n_in)
-    return Taps(np.where(valid, index, 0).astype(np.int64), valid)
-
-
-def gather(reach: Reach, dim: int, n_in: int, taps: Taps) -> Reach:
-    """What an operation sees that reads ``taps`` along axis ``dim`` of ``n_in`` positions.
-
-    The rule is left as it is.
-    """
+def read(reach: Reach, dim: int, n_in: int, taps: Taps) -> Reach:
+    """What an operation sees that reads ``taps`` along axis ``dim`` of ``n_in`` positions."""
+    rule = reach.rule
+    if rule is not None and reach.dim == dim:
+        rule = rule.through(taps.pattern) if taps.pattern else None
     if reach.first.shape[dim] == 1 and bool(taps.valid.any(axis=1).all()):
-        return reach
+        return reach.with_rule(rule, reach.dim)
 
-    def read(array: Ints, nothing: np.int64) -> Ints:
+    def gather(array: Ints, nothing: np.int64) -> Ints:
         shape = list(array.shape)
         shape[dim] = n_in
         values = np.take(np.broadcast_to(array, shape), taps.index, axis=dim)
         mask = taps.valid.reshape(taps.valid.shape + (1,) * (array.ndim - dim - 1))
         return np.where(mask, values, nothing)
 
-    first = read(reach.first, NOTHING_FIRST).min(axis=dim + 1)
-    return replace(reach, first=first, last=read(reach.last, NOTHING_LAST).max(axis=dim + 1))
+    first = gather(reach.first, NOTHING_FIRST).min(axis=dim + 1)
+    last = gather(reach.last, NOTHING_LAST).max(axis=dim + 1)
+    return Reach(first, last, rule, reach.dim, reach.mixed)
 
 
 def reduce_dims(reach: Reach, shape: Sequence[int], dims: Sequence[int]) -> Reach:
@@ -150,6 +112,37 @@ def reduce_dims(reach: Reach, shape: Sequence[int], dims: Sequence[int]) -> Reac
         rule, dim = rule and rule.collapsed(shape[dim]), None
     mixed = reach.mixed and any(n > 1 for d, n in enumerate(first.shape) if d != dim)
     return Reach(first, last, rule, dim, mixed)
+
+
+def without_axes(seen: Reach, axes: Sequence[int]) -> Reach:
+    """The same without axes along which all positions see the same."""
+    kept = [n for d, n in enumerate(seen.first.shape) if d not in axes]
+    dim = None if seen.dim is None else seen.dim - sum(axis < seen.dim for axis in axes)
+    return seen.map(lambda a: a.reshape(kept)).with_rule(seen.rule, dim)
+
+
+def narrow(seen: Reach, dim: int, n_in: int, part: Taps) -> Reach:
+    """Some positions of one axis; what is true of all channels need not be so of some."""
+    cut = read(seen, dim, n_in, part)
+    return cut.with_rule(None, cut.dim) if seen.mixed and dim != seen.dim else cut
+
+
+def pick(seen: Reach, dim: int, n_in: int, index: int) -> Reach:
+    """One position of one axis, without that axis."""
+    one = narrow(seen, dim, n_in, strided(n_in, 1, [index]))
+    if one.dim == dim:
+        one = one.with_rule(one.rule and one.rule.collapsed(1), None)
+    return without_axes(one, (dim,))
+
+
+def permute(field: Field, order: Sequence[int]) -> Field:
+    """The axes in another order: axis i is the former axis order[i]."""
+    return tuple(
+        seen.map(lambda a: a.transpose(order)).with_rule(
+            seen.rule, None if seen.dim is None else list(order).index(seen.dim)
+        )
+        for seen in field
+    )
 
 
 def union(fields: Sequence[tuple[Field, Shape]], shape: Shape) -> Field:
@@ -175,13 +168,13 @@ def _union_of(parts: Sequence[Reach], shape: Shape) -> Reach:
         parts = [_settled(part, shape) for part in parts]
     whole = parts[0]
     for part in parts[1:]:
-        rule, dim = _agreed(whole, part)
+        rule, dim = agreed(whole, part)
         first, last = np.minimum(whole.first, part.first), np.maximum(whole.last, part.last)
         whole = Reach(first, last, rule, dim, whole.mixed or part.mixed)
     return whole
 
 
-def _agreed(one: Reach, other: Reach) -> tuple[Rule | None, int | None]:
+def agreed(one: Reach, other: Reach) -> tuple[Rule | None, int | None]:
     """Rule and axis of the union of two reaches."""
     if one.dim == other.dim:
         rule = one.rule.union(other.rule) if one.rule and other.rule else None
@@ -231,7 +224,7 @@ def _piece(reach: Reach | None, shape: Shape, dim: int) -> tuple[Ints, Ints]:
 def _joined_rule(reaches: Sequence[Reach], dim: int) -> tuple[Rule | None, int | None]:
     whole = reaches[0]
     for reach in reaches[1:]:
-        whole = whole.with_rule(*_agreed(whole, reach))
+        whole = whole.with_rule(*agreed(whole, reach))
     return (None if whole.dim == dim else whole.rule), whole.dim
 
 

@@ -242,7 +242,7 @@ def summary(
     batch_size = given[0] if batch_size is None else batch_size
     check_count("batch_size", batch_size, 1)
     costs, collector = CostCounter(), FieldCollector(shape)
-    said: tuple[str, ...] | None = trace(model, input_shape, [costs, FieldTracker(collector.seen)])
+    said = trace(model, input_shape, [costs, FieldTracker(collector.seen)])
     fields = collector.result()
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     example = input_shape if isinstance(input_shape, Tensor) else None
@@ -252,7 +252,7 @@ def summary(
     rows = tuple(fold_rows(every, prod(shape), depth, fold))
     totals = {name: sum(getattr(row, name) or 0 for row in rows) for name in TOTALS}
     chosen = choose(columns, rows)
-    every_note = [*(said or ()), *_notes(every, rows, costs), *_memory_notes(memory, batch_size)]
+    every_note = [*said, *_notes(every, rows, costs), *_memory_notes(memory, batch_size)]
     hidden = {column.name for column in COLUMNS} - {column.name for column in chosen}
     notes = tuple(note for note in every_note if _subject(note) not in hidden)
     name = type(model).__name__

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ class Observer(Protocol):
     """Looks at a run."""
 
     def begin(self, tensor: Tensor) -> None:
-        """The input of the model."""
+        """A run on this input begins; what was seen of an earlier one counts no more."""
         ...
 
     def enter(self, name: str, module: nn.Module) -> None:
@@ -54,52 +55,117 @@ class Observer(Protocol):
         ...
 
 
-def trace(model: nn.Module, example: Sequence[int] | Tensor, observers: Sequence[Observer]) -> None:
+@runtime_checkable
+class ConstantsObserver(Protocol):
+    """An observer that wants to know what stands in the place of parameters and buffers."""
+
+    def constant(self, fake: Tensor, real: Tensor) -> None:
+        """A parameter or buffer, and the tensor that the run has in its place."""
+        ...
+
+
+def trace(
+    model: nn.Module, example: Sequence[int] | Tensor, observers: Sequence[Observer]
+) -> tuple[str, ...]:
     """Run ``model`` once on a fake image, in evaluation.
+
+    If its way depends on values, which fake tensors do not have, it is run on an image of zeros
+    instead, on copies of its buffers.
 
     Args:
         model: any module that takes one tensor.
         example: a shape (N, C, …) or a tensor; of its N images one is used.
         observers: what looks at the run.
 
+    Returns:
+        What has to be said of the run: empty if it was on a fake image.
+
     Raises:
         ArgumentError: if the shape is none, or does not fit the model; if parameters are still
-            uninitialized, or the model's way depends on values.
+            uninitialized, or have no values and the model's way depends on values.
     """
     shape = (1, *shapes.check_input(example)[1:])
     model = getattr(model, "_orig_mod", model)  # of a compiled model
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     _refuse_lazy(tensors)
     modules = dict(model.named_modules())
-    calls = _Calls(observers)
     with ExitStack() as stack:
         stack.enter_context(_as_before(modules.values()))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.random.fork_rng(devices=_gpus(tensors.values())))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.no_grad())
         stack.enter_context(_composed_attention())
-        fakes: dict[str, Tensor] = {
-            name: fake.from_tensor(tensor) for name, tensor in tensors.items()
+        run = _Run(model, modules, tensors, observers)
+        try:
+            run.on_fake(shape, example)
+        except _DecidesByValuesError as error:
+            if any(tensor.is_meta for tensor in tensors.values()):
+                raise ArgumentError(
+                    f"model cannot be followed: {error}, and its parameters have no values either; "
+                    "give a model that is not on the meta device."
+                ) from error.__cause__
+            run.on_zeros(shape, example)
+            return (f"run on an image of zeros, since {error}: other images may go another way.",)
+    return ()
+
+
+class _DecidesByValuesError(Exception):
+    """The way through the model depends on values."""
+
+
+def _gpus(tensors: Iterable[Tensor]) -> list[int]:
+    return sorted({t.device.index for t in tensors if t.device.type == "cuda"})
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What both ways to run a model need."""
+
+    model: nn.Module
+    modules: Mapping[str, nn.Module]
+    tensors: Mapping[str, Tensor]
+    observers: Sequence[Observer]
+
+    def on_fake(self, shape: Sequence[int], example: Sequence[int] | Tensor) -> None:
+        """Run on fake tensors alone."""
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        stand_ins: dict[str, Tensor] = {
+            name: fake.from_tensor(tensor) for name, tensor in self.tensors.items()
         }
-        calls.attach(modules, stack)
-        stack.enter_context(fake)
-        image = _image(shape, example, tensors)
-        for observer in observers:
-            observer.begin(image)
-        stack.enter_context(_Listening(calls))
-        with calls.explained():
-            torch.func.functional_call(model, fakes, (image,))
+        with fake:
+            self._run(stand_ins, _image(shape, example, self.tensors))
+
+    def on_zeros(self, shape: Sequence[int], example: Sequence[int] | Tensor) -> None:
+        """Run on real tensors; of buffers on copies, since a model may write into them."""
+        parameters = dict(self.model.named_parameters())
+        stand_ins = {
+            name: tensor.detach() if name in parameters else tensor.clone()
+            for name, tensor in self.tensors.items()
+        }
+        self._run(stand_ins, _image(shape, example, self.tensors))
+
+    def _run(self, stand_ins: Mapping[str, Tensor], image: Tensor) -> None:
+        calls = _Calls(self.observers)
+        with ExitStack() as stack:
+            calls.attach(self.modules, stack)
+            for observer in self.observers:
+                observer.begin(image)
+                if isinstance(observer, ConstantsObserver):
+                    for name, tensor in self.tensors.items():
+                        observer.constant(stand_ins[name], tensor)
+            stack.enter_context(_Listening(calls))
+            with calls.explained():
+                torch.func.functional_call(self.model, dict(stand_ins), (image,))
 
 
 def _image(
     shape: Sequence[int], example: Sequence[int] | Tensor, tensors: Mapping[str, Tensor]
 ) -> Tensor:
     if isinstance(example, Tensor):
-        return torch.empty(shape, dtype=example.dtype, device=example.device)
+        return torch.zeros(shape, dtype=example.dtype, device=example.device)
     real = [t for t in tensors.values() if t.is_floating_point()]
     first = real[0] if real else torch.empty(0)
-    return torch.empty(shape, dtype=first.dtype, device=first.device)
+    return torch.zeros(shape, dtype=first.dtype, device=first.device)
 
 
 def _refuse_lazy(tensors: Mapping[str, Tensor]) -> None:
@@ -184,15 +250,27 @@ class _Calls:
             raise
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             name, module, _ = self.running[-1]
-            raise ArgumentError(
-                f"model cannot be followed without running it: layer {name!r} "
-                f"({type(module).__name__}) decides by values ({error.func}), which fake tensors "
-                "do not have."
+            raise _DecidesByValuesError(
+                f"layer {name!r} ({type(module).__name__}) decides by values ({error.func})"
             ) from error
         except Exception as error:
             if not self.running:
                 raise
             raise ArgumentError(shapes.misfit(*self.running[-1], error)) from error
+
+
+_KEPT_WHOLE = frozenset(
+    {
+        torch.ops.aten._pad_circular,
+        torch.ops.aten.upsample_nearest1d,
+        torch.ops.aten.upsample_nearest2d,
+        torch.ops.aten.upsample_nearest3d,
+        torch.ops.aten._upsample_nearest_exact1d,
+        torch.ops.aten._upsample_nearest_exact2d,
+        torch.ops.aten._upsample_nearest_exact3d,
+    }
+)
+"""Operators that say more of themselves than what they are composed of does."""
 
 
 class _Listening(TorchDispatchMode):
@@ -204,7 +282,7 @@ class _Listening(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
-        if func is not torch.ops.prim.device.default:
+        if func is not torch.ops.prim.device.default and func.overloadpacket not in _KEPT_WHOLE:
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:

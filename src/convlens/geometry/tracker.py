@@ -5,39 +5,64 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import keystr, tree_leaves, tree_leaves_with_path
 
-from convlens.geometry.operators import Call, effect_of
+from convlens.geometry.constants import Constants
+from convlens.geometry.effects.calls import Call
+from convlens.geometry.memory import Ledger
+from convlens.geometry.operators import effect_of
 from convlens.geometry.reach import Known, Unknown, input_field
 
-Seen = Callable[[str, nn.Module, "tuple[int, ...] | None", Known], None]
-"""Is told name, module, output shape (None: not one tensor) and field when a module has run."""
+Seen = Callable[[str, "tuple[int, ...] | None", Known], None]
+"""Is told name, shape (None: not one tensor) and field of each tensor, when the run is over."""
 
 
 class FieldTracker:
-    """Keeps what is known of each tensor, and says what is known of each module's output."""
+    """Keeps what is known of each tensor, and says what is known of each module's output.
 
-    def __init__(self, seen: Seen) -> None:
+    Args:
+        seen: is told of each module's output; of several tensors in it by ``name[0]``,
+            ``name['key']`` and so on; the module itself is then last, with no shape.
+        operators: whether to tell of each operator's output too, as ``module:operator``.
+    """
+
+    def __init__(self, seen: Seen, *, operators: bool = False) -> None:
         self._seen = seen
-        self._ledger = _Ledger()
+        self._operators = operators
+        self._start()
+
+    def _start(self) -> None:
+        self._ledger, self._constants = Ledger(), Constants()
+        self._found: list[tuple[str, tuple[int, ...] | None, Known]] = []
 
     def begin(self, tensor: Tensor) -> None:
-        """The input sees itself."""
+        """A run begins, and an earlier one is forgotten; the input sees itself."""
+        self._start()
         self._ledger.note(tensor, input_field(tuple(tensor.shape)))
+
+    def constant(self, fake: Tensor, real: Tensor) -> None:
+        """A parameter or buffer, and what stands in its place."""
+        self._constants.given(fake, real)
 
     def enter(self, name: str, module: nn.Module) -> None:
         """Nothing to do."""
 
-    def leave(self, name: str, module: nn.Module, output: object) -> None:
-        """A module has run: say what its output sees."""
-        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        if len(tensors) != 1:
-            self._seen(name, module, None, Unknown(f"an output of {len(tensors)} tensors"))
-            return
-        self._seen(name, module, tuple(tensors[0].shape), self._ledger.lookup(tensors[0]))
+    def leave(self, name: str, module: nn.Module, output: object) -> None:  # noqa: ARG002
+        """A module has run: keep what its output sees. The model itself is the last one."""
+        paths = [(p, t) for p, t in tree_leaves_with_path(output) if isinstance(t, Tensor)]
+        for path, tensor in paths:
+            self._find(name if len(paths) == 1 else name + keystr(path), tensor)
+        if len(paths) != 1:
+            self._found.append((name, None, Unknown(f"an output of {len(paths)} tensors")))
+        if not name:
+            for found in self._found:
+                self._seen(*found)
+
+    def _find(self, name: str, tensor: Tensor) -> None:
+        self._found.append((name, tuple(tensor.shape), self._ledger.entry(tensor).known))
 
     def operator(
         self,
@@ -45,26 +70,27 @@ class FieldTracker:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         out: object,
-        layer: str,  # noqa: ARG002
+        layer: str,
     ) -> None:
         """An operator has run: note what its outputs see."""
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         arguments = _bind(function, args, kwargs)
-        inputs = [
-            leaf for leaf in tree_leaves(list(arguments.values())) if isinstance(leaf, Tensor)
-        ]
-        for tensor in inputs:
-            self._ledger.meet(tensor)
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         known = self._after(function, arguments, inputs, outputs)
-        written = _written(function, arguments)
+        if all(each is None for each in known):
+            self._constants.ran(function, args, kwargs, out)
+        moves = torch.Tag.inplace_view in function.tags  # it changes where a tensor looks
+        written = [] if moves else _written(function, arguments)
         for tensor, field in zip(outputs, known, strict=True):
             if any(tensor is target for target in written):
                 self._ledger.overwrite(tensor, field, str(function))
             else:
                 self._ledger.note(tensor, field)
+            if self._operators:
+                self._find(f"{layer}:{function.overloadpacket.__name__}", tensor)
         for target in written:
             if not any(target is tensor for tensor in outputs):
-                reads = any(self._ledger.lookup(tensor) is not None for tensor in inputs)
+                reads = any(self._ledger.entry(tensor).known is not None for tensor in inputs)
                 changed = Unknown(str(function)) if reads else None
                 self._ledger.overwrite(target, changed, str(function))
 
@@ -75,7 +101,7 @@ class FieldTracker:
         inputs: Sequence[Tensor],
         outputs: Sequence[Tensor],
     ) -> list[Known]:
-        fields = [self._ledger.lookup(tensor) for tensor in inputs]
+        fields = [self._ledger.entry(tensor).known for tensor in inputs]
         for field in fields:
             if isinstance(field, Unknown):
                 return [field] * len(outputs)
@@ -85,57 +111,19 @@ class FieldTracker:
         effect = effect_of(function) if outputs else None
         if effect is None or any(0 in tensor.shape for tensor in [*inputs, *outputs[:1]]):
             return [unknown] * len(outputs)
-        call = Call(str(function), arguments, self._ledger.lookup, tuple(outputs[0].shape))
-        result = effect(call)
+        result = effect(
+            Call(
+                str(function),
+                arguments,
+                self._ledger.entry,
+                self._constants.value,
+                tuple(outputs[0].shape),
+                len(outputs),
+            )
+        )
         if isinstance(result, list):
             return result
         return [result, *[unknown] * (len(outputs) - 1)]
-
-
-class _Ledger:
-    """What is known of each tensor.
-
-    It holds every tensor until the run is over, so that no identity is used twice; fake tensors
-    have no memory to hold.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[Tensor, Known]] = {}
-        self._sharing: dict[int, list[Tensor]] = {}
-
-    def lookup(self, tensor: Tensor) -> Known:
-        """What is known of a tensor; one never met does not depend on the input."""
-        return self._known[id(tensor)][1] if id(tensor) in self._known else None
-
-    def meet(self, tensor: Tensor) -> None:
-        """A tensor that no operator made, such as a parameter."""
-        if id(tensor) not in self._known:
-            self.note(tensor, None)
-
-    def note(self, tensor: Tensor, field: Known) -> None:
-        """A new tensor, perhaps in the memory of another."""
-        self._known[id(tensor)] = (tensor, field)
-        self._sharing.setdefault(_memory(tensor), []).append(tensor)
-
-    def overwrite(self, tensor: Tensor, field: Known, operator: str) -> None:
-        """A tensor was changed in place, and so were those that look at the same memory."""
-        before = self.lookup(tensor)
-        self._known[id(tensor)] = (tensor, field)
-        if field is before:
-            return
-        for other in self._sharing.get(_memory(tensor), []):
-            if other is not tensor:
-                same = _place(other) == _place(tensor)
-                changed = field if same else Unknown(f"{operator} on a part or a view")
-                self._known[id(other)] = (other, changed)
-
-
-def _memory(tensor: Tensor) -> int:
-    return StorageWeakRef(tensor.untyped_storage()).cdata
-
-
-def _place(tensor: Tensor) -> tuple[object, ...]:
-    return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype
 
 
 def _bind(

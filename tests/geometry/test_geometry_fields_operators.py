@@ -1,0 +1,275 @@
+"""Every operator that fields are followed through, against NaN in the real network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import geometry_models as models
+import pytest
+import torch
+from geometry_models import assert_as_probed
+from torch import Tensor, nn
+
+F = nn.functional
+Function = Callable[[Tensor], Tensor]
+
+LINE, IMAGE, WIDE, VOLUME = (1, 2, 11), (1, 2, 7, 10), (1, 4, 6, 8), (1, 2, 5, 6, 4)
+
+RESIZED: dict[str, tuple[Function, tuple[int, ...]]] = {
+    f"{mode} {kind} {next(iter(sizes.values()))}": (
+        lambda x, mode=mode, sizes=sizes, more=more: F.interpolate(x, mode=mode, **sizes, **more),
+        shape,
+    )
+    for mode, shape, kind, more in [
+        ("nearest", LINE, "1d", {}),
+        ("nearest", IMAGE, "2d", {}),
+        ("nearest", VOLUME, "3d", {}),
+        ("nearest-exact", LINE, "1d", {}),
+        ("nearest-exact", IMAGE, "2d", {}),
+        ("nearest-exact", VOLUME, "3d", {}),
+        ("linear", LINE, "1d", {}),
+        ("linear", LINE, "1d corners", {"align_corners": True}),
+        ("bilinear", IMAGE, "2d", {}),
+        ("bilinear", IMAGE, "2d corners", {"align_corners": True}),
+        ("bilinear", IMAGE, "2d antialias", {"antialias": True}),
+        ("bicubic", IMAGE, "2d", {}),
+        ("bicubic", IMAGE, "2d corners", {"align_corners": True}),
+        ("bicubic", IMAGE, "2d antialias", {"antialias": True}),
+        ("trilinear", VOLUME, "3d", {}),
+        ("trilinear", VOLUME, "3d corners", {"align_corners": True}),
+        ("area", LINE, "1d", {}),
+        ("area", IMAGE, "2d", {}),
+        ("area", VOLUME, "3d", {}),
+    ]
+    for sizes in [
+        {"scale_factor": 2},
+        {"scale_factor": 3},
+        {"scale_factor": 0.5},
+        {"scale_factor": 1.7},
+        {"scale_factor": 1.0},
+        {"size": 5},
+        {"size": 13},
+    ]
+    # cubic by 3: places that are whole numbers come out just below or above them by rounding
+    if not (mode == "bicubic" and kind == "2d" and sizes == {"scale_factor": 3})
+}
+
+
+PADDED: dict[str, tuple[Function, tuple[int, ...]]] = {
+    f"pad {mode} {pad}": (lambda x, mode=mode, pad=pad: F.pad(x, pad, mode=mode), shape)
+    for mode in ("reflect", "replicate", "circular")
+    for pad, shape in [
+        ((3, 1), LINE),
+        ((2, 0, 3, 1), IMAGE),
+        ((0, 2, 1, 1, 2, 0), VOLUME),
+    ]
+}
+
+CONVOLUTIONS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    f"convolution padded by {mode}": (
+        nn.Conv2d(2, 4, (3, 5), (1, 2), (2, 3), padding_mode=mode),
+        IMAGE,
+    )
+    for mode in ("zeros", "reflect", "replicate", "circular")
+} | {
+    "transposed 1d": (nn.ConvTranspose1d(2, 3, 4, 3, 2, 1), LINE),
+    "transposed 2d": (
+        nn.ConvTranspose2d(2, 4, 3, (2, 3), (0, 1), (1, 2), groups=2, dilation=(1, 2)),
+        IMAGE,
+    ),
+    "transposed 3d": (nn.ConvTranspose3d(2, 2, (1, 2, 3), 2, (0, 0, 1)), VOLUME),
+    "convolution of one image": (nn.Conv3d(2, 4, 2, 2, 1, 2, 2), VOLUME),
+}
+
+
+def _written_parts(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[:, :1, :, 1:] = x[:, :1, :, :-1]  # as in temporal shift modules
+    y[:, 1:, :-1] = x[:, 1:, 1:]
+    return y
+
+
+def _written_twice(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[:, :, 2:4].copy_(x[:, :, :2].flip(2))
+    y.transpose(2, 3)[:, :, ::3].relu_().add_(x.transpose(2, 3)[:, :, 1::3][:, :, :1])
+    y[0, 1, 3, 3] = 0.0
+    return y
+
+
+def _siblings(x: Tensor) -> Tensor:
+    y = x.clone()
+    left, right, whole = y[:, :, :, :5], y[:, :, :, 3:], y.view(y.shape)
+    left += x[:, :, :1, 1:6]
+    return torch.cat([right, left, whole], 3)
+
+
+def _in_place_views(x: Tensor) -> Tensor:
+    y = x[:, :1].clone()
+    return y.squeeze_(1).unsqueeze_(0).transpose_(2, 3)[..., 1:]
+
+
+def _windows(x: Tensor) -> Tensor:
+    """Attention within shifted windows (Liu et al., 2021), 4 pixels wide."""
+    n, c, h, w = x.shape
+    y = x.roll((-2, -2), (2, 3)).reshape(n, c, h // 2, 2, w // 4, 4)
+    y = y.permute(0, 2, 4, 3, 5, 1).reshape(-1, 8, c)
+    y = F.scaled_dot_product_attention(y[:, None], y[:, None], y[:, None])[:, 0]
+    y = y.reshape(n, h // 2, w // 4, 2, 4, c).permute(0, 5, 1, 3, 2, 4).reshape(n, c, h, w)
+    return y.roll((2, 2), (2, 3))
+
+
+def _einsum(x: Tensor) -> Tensor:
+    return torch.einsum("nchw,ck->nkhw", x, torch.ones(2, 3, dtype=x.dtype))
+
+
+ROWS = torch.tensor([3, 0, 0, 6, -1])
+MASK = torch.tensor([[True, False, True, True, False, False, True, False, True, True]] * 7)
+
+FUNCTIONS: dict[str, tuple[Function, tuple[int, ...]]] = {
+    "adaptive 1d": (lambda x: F.adaptive_avg_pool1d(x, 4), LINE),
+    "adaptive max 1d": (lambda x: F.adaptive_max_pool1d(x, 3), LINE),
+    "adaptive 3d": (lambda x: F.adaptive_avg_pool3d(x, (2, 1, 3)), VOLUME),
+    "adaptive max 3d": (lambda x: F.adaptive_max_pool3d(x, (3, 4, 1)), VOLUME),
+    "adaptive more than there is": (lambda x: F.adaptive_avg_pool2d(x, (9, 4)), IMAGE),
+    "max 3d": (lambda x: F.max_pool3d(x, 2, 1, 1, ceil_mode=True), VOLUME),
+    "max dilated": (lambda x: F.max_pool2d(x, 2, 2, 1, (2, 3), ceil_mode=True), IMAGE),
+    "average padded": (lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False), IMAGE),
+    "average ceiled": (lambda x: F.avg_pool3d(x, 3, 2, ceil_mode=True), VOLUME),
+    "lp 1d": (lambda x: F.lp_pool1d(x, 3, 3, 2), LINE),
+    "lp 2d": (lambda x: F.lp_pool2d(x, 2, (2, 3)), IMAGE),
+    "fractional": (
+        lambda x: F.fractional_max_pool2d(
+            x, 2, (4, 6), _random_samples=torch.tensor([[[0.3, 0.8]] * 2], dtype=x.dtype)
+        ),
+        IMAGE,
+    ),
+    "fractional 3d": (
+        lambda x: F.fractional_max_pool3d(
+            x, 2, (3, 4, 2), _random_samples=torch.tensor([[[0.3, 0.8, 0.1]] * 2], dtype=x.dtype)
+        ),
+        VOLUME,
+    ),
+    "pixel shuffle": (lambda x: F.pixel_shuffle(x, 2), WIDE),
+    "pixel shuffle of differing channels": (
+        lambda x: F.pixel_shuffle(torch.cat([x[:, :2], x[:, 2:].flip(2)], 1), 2), WIDE
+    ),
+    "pixel unshuffle": (lambda x: F.pixel_unshuffle(x, 2)[:, 1:6], WIDE),
+    "pixel unshuffle and back": (lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2), WIDE),
+    "channel shuffle": (
+        lambda x: F.channel_shuffle(torch.cat([x[:, :2], x[:, 2:].flip(3)], 1), 2)[:, :2], WIDE
+    ),
+    "stepped slices": (lambda x: x[:, :, 1::2, -7:-1:3], IMAGE),
+    "flip": (lambda x: x.flip(2, -1), IMAGE),
+    "flip and add": (lambda x: x + x.flip(3), IMAGE),
+    "quarter turn": (lambda x: x.rot90(1, (2, 3)), IMAGE),
+    "roll": (lambda x: x.roll((2, -3), (2, 3)), IMAGE),
+    "roll of all": (lambda x: x.roll(3), IMAGE),
+    "stack": (lambda x: torch.stack([x, x.flip(2), torch.zeros_like(x)], 2), IMAGE),
+    "stacked last": (lambda x: torch.stack([x, x.flip(2)], -1), IMAGE),
+    "split": (lambda x: torch.add(*x.split([4, 6], 3)[1].chunk(2, 3)), IMAGE),
+    "tensor split": (lambda x: x.tensor_split(3, 3)[1], IMAGE),
+    "repeat": (lambda x: x.repeat(1, 2, 1, 3), IMAGE),
+    "repeat one": (lambda x: x[:, :1, :1].repeat(2, 1, 2, 4, 1), IMAGE),
+    "repeat each": (lambda x: x.repeat_interleave(3, 3), IMAGE),
+    "tile": (lambda x: x.tile(2), IMAGE),
+    "expand": (lambda x: x[:, :1, :, :1].expand(1, 3, 7, 4), IMAGE),
+    "instance norm": (F.instance_norm, IMAGE),
+    "group norm": (
+        lambda x: F.group_norm(torch.cat([x, x[:, :, 2:5].sum(2, True).expand_as(x)], 1), 2), IMAGE
+    ),
+    "layer norm of rows": (lambda x: F.layer_norm(x, (10,)), IMAGE),
+    "rms norm": (lambda x: F.rms_norm(x, (7, 10)), IMAGE),
+    "local response norm": (lambda x: F.local_response_norm(x, 2), IMAGE),
+    "normalize": (lambda x: F.normalize(x, dim=3), IMAGE),
+    "log softmax": (lambda x: F.log_softmax(x, 2), IMAGE),
+    "windows of attention": (_windows, (1, 4, 6, 8)),
+    "query attention": (
+        lambda x: F.scaled_dot_product_attention(x, x[:, :, :4].detach(), x[:, :, :4]), IMAGE
+    ),
+    "matmul of rows": (lambda x: x @ x.transpose(2, 3), IMAGE),
+    "matrix and vector": (lambda x: x[0, 0] @ torch.ones(10, dtype=x.dtype), IMAGE),
+    "added matrix and vector": (lambda x: torch.addmv(x[0, 0, :, 1], x[0, 1], x[0, 0, 3]), IMAGE),
+    "dot": (lambda x: x[0, 0, 2, :5].dot(x[0, 0, 4, 2:7]), IMAGE),
+    "einsum": (_einsum, IMAGE),
+    "einsum of rows": (lambda x: torch.einsum("nchw,nchv->nwv", x, x[..., :3]), IMAGE),
+    "linear over rows": (lambda x: F.linear(x, torch.ones(3, 10, dtype=x.dtype)), IMAGE),
+    "unfold": (lambda x: x.unfold(3, 3, 2).unfold(2, 2, 1), IMAGE),
+    "unfold and mean": (lambda x: x.unfold(3, 3, 2).mean(-1), IMAGE),
+    "blocks": (lambda x: F.unfold(x, (2, 3), (2, 1), (1, 2), (2, 1)), IMAGE),
+    "blocks folded": (
+        lambda x: F.fold(F.unfold(x, 3, 1, 1, 2), (7, 10), 3, 1, 1, 2), IMAGE
+    ),
+    "folded with gaps": (lambda x: F.fold(F.unfold(x, 2, 1, 0, 3), (7, 10), 2, 1, 0, 3), IMAGE),
+    "cumulative sum": (lambda x: x.cumsum(3), IMAGE),
+    "cumulative product": (lambda x: x[..., 2:].cumprod(2), IMAGE),
+    "cumulative maximum": (lambda x: x.flip(2).cummax(2).values, IMAGE),
+    "cumulative over channels": (
+        lambda x: torch.cat([x[:, :1], x[:, 1:].flip(3)], 1).cumsum(1), IMAGE
+    ),
+    "mean": (lambda x: x.mean((2, 3)), IMAGE),
+    "maximum of rows": (lambda x: x.amax(2, keepdim=True), IMAGE),
+    "maximum with places": (lambda x: x.max(3).values, IMAGE),
+    "maximum of all": (lambda x: x.max(), IMAGE),
+    "larger": (lambda x: torch.max(x, x.flip(2)), IMAGE),
+    "variance and mean": (lambda x: torch.add(*torch.var_mean(x, (1, 2), keepdim=True)), IMAGE),
+    "norm": (lambda x: x.norm(dim=2), IMAGE),
+    "product": (lambda x: x.prod(3), IMAGE),
+    "glu": (lambda x: F.glu(torch.cat([x, x.flip(2)], 1), 1), IMAGE),
+    "fourier": (lambda x: torch.fft.rfft2(x).real, IMAGE),
+    "fourier and back": (lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=3), dim=3), IMAGE),
+    "masked": (lambda x: x.masked_fill(MASK, 0.0), IMAGE),
+    "masked in place": (lambda x: x.clone().masked_fill_(MASK, 0.0), IMAGE),
+    "where": (lambda x: torch.where(MASK, x, x.flip(2)), IMAGE),
+    "where all": (lambda x: torch.where(MASK | True, x, x.flip(2)), IMAGE),
+    "lower triangle": (lambda x: x.tril(-1).sum(3), IMAGE),
+    "upper triangle": (lambda x: x.triu(2), IMAGE),
+    "diagonal": (lambda x: x.diagonal(1, 2, 3), IMAGE),
+    "index of rows": (lambda x: x[:, :, ROWS], IMAGE),
+    "every other row by index": (lambda x: x[:, :, torch.arange(1, 7, 2)], IMAGE),
+    "index of pixels": (lambda x: x[:, :, ROWS[:3], torch.arange(3, 6)], IMAGE),
+    "index by a mask": (lambda x: x[:, :, torch.tensor([True] * 3 + [False] * 4)], IMAGE),
+    "index select": (lambda x: x.index_select(3, ROWS.relu()), IMAGE),
+    "gather": (lambda x: x.gather(3, ROWS.relu().expand(1, 1, 7, 5)), IMAGE),
+    "take along": (lambda x: x.take_along_dim(torch.tensor([[[[2], [0]]]]), 2), IMAGE),
+    "index put": (
+        lambda x: x.index_put(tuple(torch.tensor([i]) for i in (0, 1, 3)), x[0, 0, 0, :1]), IMAGE
+    ),
+    "rows assigned": (lambda x: models.assigned(x, ROWS[1:4]), IMAGE),
+    "index add": (lambda x: x.index_add(2, torch.tensor([1, 1]), x[:, :, 3:5]), IMAGE),
+    "index copy": (lambda x: x.index_copy(2, torch.tensor([1, 0]), x[:, :, 3:5]), IMAGE),
+    "index fill": (lambda x: x.index_fill(2, torch.tensor([1, 0]), 0.0), IMAGE),
+    "scatter": (
+        lambda x: x.scatter(3, torch.tensor([[[[4, 2]]]]), x[..., :2]), IMAGE
+    ),
+    "scatter add": (lambda x: x.scatter_add(3, torch.tensor([[[[4, 4]]]]), x[..., :2]), IMAGE),
+    "written parts": (_written_parts, IMAGE),
+    "written twice": (_written_twice, IMAGE),
+    "siblings in one memory": (_siblings, IMAGE),
+    "views in place": (_in_place_views, IMAGE),
+    "strided": (lambda x: x.contiguous().as_strided((3, 4), (10, 2), 11), IMAGE),
+    "flatten and back": (lambda x: x.flatten(2).unflatten(2, (7, 10)), IMAGE),
+    "rows as channels": (lambda x: x.permute(0, 2, 3, 1).flatten(1, 2)[:, ::3], IMAGE),
+}  # fmt: skip
+
+
+class Plain(nn.Module):
+    """A function between two convolutions of one pixel, so that channels are mixed at the end."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+        self.result = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.result(self.function(x)) * 1.0
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("name", [*FUNCTIONS, *RESIZED, *PADDED, *CONVOLUTIONS])
+def test_operators_equal_what_nan_probing_finds(name: str):
+    if name in CONVOLUTIONS:
+        assert_as_probed(*CONVOLUTIONS[name])
+        return
+    function, shape = (FUNCTIONS | RESIZED | PADDED)[name]
+    assert_as_probed(Plain(function), shape)
