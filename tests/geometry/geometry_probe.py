@@ -68,6 +68,24 @@ class Probe:
             self.model(x)
         return found
 
+    def edges(self, name: str) -> tuple[int, int, list[bool]]:
+        """The first and last column of a unit far from the edges, and what NaN finds of them.
+
+        That is whether the unit turns NaN by the columns first − 1, first, last and last + 1.
+        """
+        layer = self.fields[name]
+        size = layer.size[1]
+        n = self.fields.input_shape[3]
+        first, last = layer.first[1], layer.last[1]
+        assert size is not None
+        inside = (first > 0) & (last < n - 1)
+        unit = int(np.argwhere(inside & (last - first + 1 == size))[0, 0])
+        ends = int(first[unit]), int(last[unit])
+        columns = [ends[0] - 1, ends[0], ends[1], ends[1] + 1]
+        call = len(self.fields.calls[name]) - 1
+        spoiled = self.spoiled(1, columns)[name, call]
+        return *ends, [bool(each) for each in spoiled[:, :, unit].any(1)]
+
     def _compare(self, axis: int, name: str, call: int, spoiled: np.ndarray) -> None:
         """Hold first and last line of each unit to what the layer's field says."""
         layer = self.fields.calls[name][call]

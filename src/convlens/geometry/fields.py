@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convlens.errors import ArgumentError, find_layer
@@ -56,17 +57,22 @@ class ReceptiveFields(Mapping[str, LayerField]):
     """The receptive fields of a model's layers, by the modules' qualified names.
 
     A module that runs several times, such as a ReLU used twice in a block, has the field of its
-    last run here, and those of all runs in ``calls``. The model itself has the name ``""``.
+    last run here, and those of all runs in ``calls``. The model itself has the name ``""``. Where a
+    module returns several tensors, they are ``name[0]``, ``name[1]`` …, or ``name['key']``.
+
+    A field holds what is read, also if it is then multiplied by zero: so NaN finds it too.
 
     Attributes:
         input_shape: (1, C, …) of the image that the fields are for.
         layers: the field of each module's last run, in the order in which they ended first.
         calls: the fields of all runs of each module.
+        notes: what has to be said of the run; empty if nothing has.
     """
 
     input_shape: tuple[int, ...]
     layers: Mapping[str, LayerField]
     calls: Mapping[str, Sequence[LayerField]] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     def __getitem__(self, layer: str | int) -> LayerField:
         """The field of a layer, by name or index.
@@ -102,45 +108,98 @@ class ReceptiveFields(Mapping[str, LayerField]):
             LayerNotFoundError: if there is no such layer.
             ArgumentError: if the field is unknown, or the unit lies outside the grid.
         """
-        found = self[layer]
-        if found.unknown:
-            raise ArgumentError(
-                f"layer={layer!r} has an unknown receptive field, because of {found.unknown}; "
-                "ask for a layer before it."
-            )
-        grid = found.grid
-        if len(unit) != len(grid) or any(
-            not 0 <= place < n for place, n in zip(unit, grid, strict=True)
-        ):
-            raise ArgumentError(
-                f"unit={unit} is no place on the grid of layer {layer!r}, which is "
-                f"{shapes.times(grid)}; give {len(grid)} indices from 0."
-            )
+        found = self._known(layer)
+        place = _within(unit, found.grid, f"unit={unit} is no place on the grid of layer {layer!r}")
         edges: list[tuple[int, int]] = []
         for axis, (first, last) in enumerate(zip(found.first, found.last, strict=True)):
-            place = unit if first.ndim == len(grid) and first.shape == grid else unit[axis]
-            edges.append((int(first[place]), int(last[place])))
+            at = place if first.shape == found.grid else place[axis]
+            edges.append((int(first[at]), int(last[at])))
         return None if any(first > last for first, last in edges) else tuple(edges)
 
+    def units_seeing(self, layer: str | int, *pixel: int) -> NDArray[np.bool_]:
+        """Which units of a layer see one pixel of the input: the reverse of `rectangle`.
 
-def receptive_field(model: nn.Module, input_shape: Sequence[int] | Tensor) -> ReceptiveFields:
+        ``np.argwhere(fields.units_seeing("0.0", row, col))`` lists their places. A unit sees a
+        pixel that lies within its rectangle.
+
+        Args:
+            layer: a module's name, or an index.
+            pixel: the pixel's place on the input, as many numbers as that has axes.
+
+        Returns:
+            True where a unit sees the pixel, in the shape of the layer's grid.
+
+        Raises:
+            LayerNotFoundError: if there is no such layer.
+            ArgumentError: if the field is unknown, or the pixel lies outside the input.
+        """
+        found = self._known(layer)
+        place = _within(pixel, self.input_shape[2:], f"pixel={pixel} is no place on the input")
+        seeing = np.ones(found.grid, dtype=np.bool_)
+        for axis, (first, last) in enumerate(zip(found.first, found.last, strict=True)):
+            line = (first <= place[axis]) & (place[axis] <= last)
+            if line.shape != found.grid:
+                line = line.reshape([-1 if a == axis else 1 for a in range(len(found.grid))])
+            seeing &= line
+        return seeing
+
+    def _known(self, layer: str | int) -> LayerField:
+        """The field of a layer that has one."""
+        found = self[layer]
+        if not found.unknown:
+            return found
+        parts = [name for name in self.layers if name.startswith(f"{found.name}[")]
+        hint = f"one of its tensors, such as {parts[0]!r}" if parts else "a layer before it"
+        raise ArgumentError(
+            f"layer={layer!r} has an unknown receptive field, because of {found.unknown}; "
+            f"ask for {hint}."
+        )
+
+
+def _within(place: tuple[int, ...], sizes: tuple[int, ...], what: str) -> tuple[int, ...]:
+    """Indices that lie within some sizes.
+
+    Raises:
+        ArgumentError: if they do not, or are not as many.
+    """
+    inside = len(place) == len(sizes) and all(
+        0 <= at < n for at, n in zip(place, sizes, strict=True)
+    )
+    if not inside:
+        raise ArgumentError(
+            f"{what}, which is {shapes.times(sizes)}; give {len(sizes)} indices from 0."
+        )
+    return place
+
+
+def receptive_field(
+    model: nn.Module, input_shape: Sequence[int] | Tensor, *, operators: bool = False
+) -> ReceptiveFields:
     """Find which input pixels each unit of each layer sees, without running the model.
 
     The rule for convolutions and pooling is r ← r + (k − 1)·dilation·jump, jump ← jump·stride; it
     is followed for every position through every branch. Batch normalization is that of evaluation.
-    What a layer sees after an operator that is not known here is said to be unknown.
+    What a layer sees after an operator that is not known here is said to be unknown. A model whose
+    way depends on values is run on an image of zeros; `ReceptiveFields.notes` says so.
 
     Args:
         model: any module that takes one tensor. Its weights, buffers and modes stay as they are.
         input_shape: (N, C, L), (N, C, H, W) or (N, C, D, H, W), or a tensor of that shape.
+        operators: whether to have the tensors between modules too, as ``module:operator``, such
+            as ``"layer1.0:add_"``; several of one name are in `ReceptiveFields.calls`.
 
     Raises:
         ArgumentError: if the shape is none, or does not fit the model.
     """
     shape = (1, *shapes.check_input(input_shape)[1:])
+    if len(shape) < 3:
+        raise ArgumentError(
+            f"input_shape={tuple(shape)} has no axes along which a unit could see a part; give "
+            "(N, C, L), (N, C, H, W) or (N, C, D, H, W)."
+        )
     collector = FieldCollector(shape)
-    trace(model, input_shape, [FieldTracker(collector.seen)])
-    return collector.result()
+    notes = trace(model, input_shape, [FieldTracker(collector.seen, operators=operators)])
+    return collector.result(notes)
 
 
 class FieldCollector:
@@ -155,10 +214,10 @@ class FieldCollector:
         made = layer_field(name, self._input_shape, shape or (), known)
         self._calls.setdefault(name, []).append(made)
 
-    def result(self) -> ReceptiveFields:
+    def result(self, notes: tuple[str, ...] = ()) -> ReceptiveFields:
         """The fields of all modules that have run."""
         layers = {name: calls[-1] for name, calls in self._calls.items()}
-        return ReceptiveFields(self._input_shape, layers, self._calls)
+        return ReceptiveFields(self._input_shape, layers, self._calls, notes)
 
 
 def layer_field(

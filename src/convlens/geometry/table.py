@@ -243,7 +243,7 @@ def summary(
     check_count("batch_size", batch_size, 1)
     costs, collector = CostCounter(), FieldCollector(shape)
     said = trace(model, input_shape, [costs, FieldTracker(collector.seen)])
-    fields = collector.result()
+    fields = collector.result(said)
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     example = input_shape if isinstance(input_shape, Tensor) else None
     memory = measure_memory(model, shape, example)
