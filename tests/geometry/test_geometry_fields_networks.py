@@ -81,7 +81,7 @@ def built(source: str, name: str) -> nn.Module:
 def deepest(probe: Probe) -> str | None:
     """The last layer whose fields have a size and lie within the input somewhere."""
     n = probe.fields.input_shape[3]
-    for name, layer in reversed(probe.fields.items()):
+    for name, layer in reversed(list(probe.fields.items())):
         if len(layer.grid) == 2 and layer.first and layer.size[1] and layer.first[1].ndim == 1:
             first, last = layer.first[1], layer.last[1]
             if ((first > 0) & (last < n - 1) & (last - first + 1 == layer.size[1])).any():

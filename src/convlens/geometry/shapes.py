@@ -70,10 +70,16 @@ def refuse_unbatched(name: str, module: nn.Module, shape: Sequence[int]) -> None
     )
 
 
+def layer(name: str, module: nn.Module) -> str:
+    """A module as sentences call it: layer '0.1' (Conv2d), or the Net for the model itself."""
+    kind = type(module).__name__
+    return f"layer {name!r} ({kind})" if name else f"the {kind}"
+
+
 def misfit(name: str, module: nn.Module, shapes: Sequence[Sequence[int]], error: Exception) -> str:
     """The sentence for a module that raised on what it was given."""
     got = " and ".join(_spelled(module, shape) for shape in shapes) or "no tensor"
-    where = f"layer {name!r} ({type(module).__name__})" if name else f"the {type(module).__name__}"
+    where = layer(name, module)
     expected = _expected(module, shapes[0]) if len(shapes) == 1 else None
     if expected is None:
         words = " ".join(str(error).split()) or type(error).__name__

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
+    UnsupportedOperatorException,
 )
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -90,7 +91,6 @@ def trace(
     _refuse_lazy(tensors)
     modules = dict(model.named_modules())
     with ExitStack() as stack:
-        stack.enter_context(_as_before(modules.values()))
         stack.enter_context(torch.random.fork_rng(devices=_gpus(tensors.values())))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.no_grad())
@@ -98,7 +98,7 @@ def trace(
         run = _Run(model, modules, tensors, observers)
         try:
             run.on_fake(shape, example)
-        except _DecidesByValuesError as error:
+        except _ValuesNeededError as error:
             if any(tensor.is_meta for tensor in tensors.values()):
                 raise ArgumentError(
                     f"model cannot be followed: {error}, and its parameters have no values either; "
@@ -109,8 +109,19 @@ def trace(
     return ()
 
 
-class _DecidesByValuesError(Exception):
-    """The way through the model depends on values."""
+class _ValuesNeededError(Exception):
+    """The model needs values, which fake tensors do not have."""
+
+
+def _lack_of_values(error: Exception) -> str | None:
+    """What a model does that fake tensors cannot, None if that is not why it raised."""
+    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        return f"decides by values ({error.func})"
+    if isinstance(error, UnsupportedOperatorException):
+        return f"needs values ({error.func})"
+    if "tensor subclasses" in str(error):  # x.numpy()
+        return f"needs values ({error})"
+    return None
 
 
 def _gpus(tensors: Iterable[Tensor]) -> list[int]:
@@ -147,6 +158,7 @@ class _Run:
     def _run(self, stand_ins: Mapping[str, Tensor], image: Tensor) -> None:
         calls = _Calls(self.observers)
         with ExitStack() as stack:
+            stack.enter_context(_as_before(self.modules.values()))
             calls.attach(self.modules, stack)
             for observer in self.observers:
                 observer.begin(image)
@@ -248,14 +260,12 @@ class _Calls:
             yield
         except ArgumentError:
             raise
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            name, module, _ = self.running[-1]
-            raise _DecidesByValuesError(
-                f"layer {name!r} ({type(module).__name__}) decides by values ({error.func})"
-            ) from error
         except Exception as error:
             if not self.running:
                 raise
+            if (lack := _lack_of_values(error)) is not None:
+                name, module, _ = self.running[-1]
+                raise _ValuesNeededError(f"{shapes.layer(name, module)} {lack}") from error
             raise ArgumentError(shapes.misfit(*self.running[-1], error)) from error
 
 
