@@ -353,12 +353,18 @@ def _check_chunk(
         raise ValueError(f"its buckets from {low} on are not among {n_buckets}")
 
 
-def narrow(values: Ints) -> NDArray[Any]:
-    """Integers in as few bits as they need, if none is negative."""
-    if values.min(initial=0) < 0:
-        return values
-    peak = int(values.max(initial=0))
+def narrow(values: Ints, peak: int | None = None) -> NDArray[Any]:
+    """A copy of integers in as few bits as they need, if none is negative.
+
+    Args:
+        values: of any shape.
+        peak: what none of them exceeds, if none is negative and that is known.
+    """
+    if peak is None:
+        if values.min(initial=0) < 0:
+            return values.copy()
+        peak = int(values.max(initial=0))
     for dtype in (np.uint8, np.uint16, np.uint32):
         if peak <= np.iinfo(dtype).max:
             return values.astype(dtype)
-    return values
+    return values.copy()

@@ -203,10 +203,8 @@ class Sketchbook:
             return
         start = time.perf_counter()
         self._declare()
-        self.ledger.add(self._level, self._chunk, self._take_all())
-        for slot in self.slots.values():
-            if slot.buffers is not None and slot.buffers.device not in self._rings:
-                slot.buffers.clear()
+        columns = self._take_all(clear=True)
+        self.ledger.add(self._level, self._chunk, columns)
         label = Label(self._level, self._chunk, self._first.copy(), self._last.copy())
         for ring in self._rings.values():
             ring.ship(label)
@@ -231,7 +229,7 @@ class Sketchbook:
             return
         self._shown = now
         self._declare()
-        self.ledger.show(self._level, self._chunk, self._take_all())
+        self.ledger.show(self._level, self._chunk, self._take_all(clear=False))
         for ring in self._rings.values():
             first = self._first.copy()
             first[self.row] = -1  # the kernels go on adding to this one while it is copied
@@ -250,15 +248,17 @@ class Sketchbook:
         hand_over = self.ledger.show if label.growing else self.ledger.add
         hand_over(label.level, label.chunk, {s: c for s, c in columns.items() if len(c)})
 
-    def _take_all(self) -> dict[Series, Columns]:
+    def _take_all(self, *, clear: bool) -> dict[Series, Columns]:
         """What lies in buffers that no ring copies."""
-        here = [slot for slot in self.slots.values() if slot.buffers is not None]
-        taken = {
-            slot.series: slot.buffers.take(self._first, self._last)
-            for slot in here
-            if slot.buffers is not None and slot.buffers.device not in self._rings
-        }
-        return {series: columns for series, columns in taken.items() if len(columns)}
+        taken: dict[Series, Columns] = {}
+        for slot in self.slots.values():
+            if slot.buffers is not None and slot.buffers.device not in self._rings:
+                columns = slot.buffers.take(self._first, self._last)
+                if len(columns):
+                    taken[slot.series] = columns
+                if clear:
+                    slot.buffers.clear()  # at once, while they are in the cache
+        return taken
 
     # ---- sketching ------------------------------------------------------------------------------
 

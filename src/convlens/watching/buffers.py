@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convlens.sketch import BucketLayout, Columns, Floats, Ints
+from convlens.sketch import BucketLayout, Columns, Floats, Ints, narrow
 from convlens.watching import plain
 from convlens.watching.cpu import Array
 
@@ -109,12 +109,19 @@ def columns_of(rows: Sequence[Tensor], first_step: Ints, last_step: Ints) -> Col
         rows: some rows of each of `Buffers.tensors`.
         first_step: (K,) first step of each row.
         last_step: (K,) their last step.
+
+    Returns:
+        Copies, with counts in as few bits as the number of values needs.
     """
     arrays = [tensor.numpy(force=True) for tensor in rows]
-    called = np.flatnonzero(arrays[1][:, 0] * (first_step >= 0))
-    counts, exact, moments, flags, batch_norm, error = (array[called] for array in arrays)
+    used = (arrays[1][:, 0] > 0) & (first_step >= 0)
+    called = slice(None) if used.all() else np.flatnonzero(used)
+    counts = arrays[0][called]
+    exact, moments, flags, batch_norm, error = (array[called].copy() for array in arrays[1:])
     if moments.dtype == np.float32:
         moments = plain.double_moments(moments, counts)
+    # A training step waits for this: the counts, nearly all there is, are copied once.
+    counts = narrow(counts, peak=int(moments[:, 0].max(initial=0)))
     some = moments[:, 0] > 0
     reals: dict[str, Floats] = {
         "mean": np.where(some, moments[:, 1], np.nan),
@@ -123,8 +130,8 @@ def columns_of(rows: Sequence[Tensor], first_step: Ints, last_step: Ints) -> Col
         "error": error.astype(np.float64),
     }
     return Columns(
-        first_step=first_step[called],
-        last_step=last_step[called],
+        first_step=first_step[called].copy(),
+        last_step=last_step[called].copy(),
         calls=exact[:, 0],
         counts=counts,
         nan=exact[:, 1],

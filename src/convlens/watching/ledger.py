@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 
@@ -24,7 +23,6 @@ from convlens.sketch import (
     concatenate,
     decode,
     encode,
-    narrow,
 )
 
 PENDING_BYTES = 1 << 27
@@ -84,8 +82,7 @@ class Ledger:
             columns: of each series that was called.
         """
         for series, new in columns.items():
-            light = replace(new, counts=narrow(new.counts))
-            self._do(self._keep, series, level, chunk, light, n_bytes=light.counts.nbytes)
+            self._do(self._keep, series, level, chunk, new, n_bytes=new.counts.nbytes)
         self._do(self._flush)
 
     def show(self, level: int, chunk: int, columns: Mapping[Series, Columns]) -> None:
