@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test slow lint benchmarks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/convlens train mnist --epochs 5 --lr 0.1 --batch-size 512 --norm batch
@@ -13,6 +13,9 @@ test: $(VENV)/.installed-test lint
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+slow: $(VENV)/.installed-test
+	$(BIN)/pytest -m slow
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
