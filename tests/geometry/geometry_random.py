@@ -226,12 +226,13 @@ def folded(draw: Draw, shape: Shape) -> Made:
 
 def written(draw: Draw, shape: Shape) -> Made:
     """Some channels moved along an axis by writing into a part (Lin et al., 2019)."""
-    at, channels = axis(draw, shape), number(draw, 1, shape[1])
+    at, channels, to = axis(draw, shape), number(draw, 1, shape[1]), number(draw, 0, 1)
+    empty = draw(st.booleans())
 
     def write(x: Tensor) -> Tensor:
-        y = x.clone()
+        y = torch.zeros_like(x) if empty and x.shape[at] > 1 else x.clone()
         n = x.shape[at] - 1
-        y[:, :channels].narrow(at, 0, n).copy_(x[:, :channels].narrow(at, 1, n))
+        y[:, :channels].narrow(at, to, n).copy_(x[:, :channels].narrow(at, 1 - to, n))
         return y
 
     return write

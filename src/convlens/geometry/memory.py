@@ -80,8 +80,8 @@ class Ledger:
 
 def _after_write(seen: Entry, written: Entry, base: Entry, operator: str) -> Known:
     """What is known of a tensor when another in the same memory was written."""
-    if seen.known is None and written.known is None:
-        return None
+    if 0 in written.shape or (seen.known is None and written.known is None):
+        return seen.known
     if seen.place == written.place:
         return written.known
     if not isinstance(written.known, Unknown) and seen.place.dtype == written.place.dtype:
