@@ -400,18 +400,20 @@ def run_script(folder, package, devices, strategy):
     return done.stdout
 
 
-def test_each_rank_has_its_own_columns(tmp_path):
+def test_the_ranks_write_one_run(tmp_path):
     run_script(tmp_path, "lightning.pytorch", 2, "ddp")
-    runs = [cl.open_run(tmp_path / path) for path in ("mine", "mine/rank-1")]
-    assert [run.meta["status"] for run in runs] == ["finished", "finished"]
-    ranks = [run.activation_stats["net.0"] for run in runs]
-    assert [history.n.tolist() for history in ranks] == [[32 * 6], [32 * 6]]
+    run = cl.open_run(tmp_path / "mine")
+    assert (run.meta["status"], run.meta["ranks"]) == ("finished", 2)
+    assert sorted(p.name for p in run.path.glob("*.db")) == ["rank-1.db", "run.db"]
+    history = run.activation_stats["net.0"]
+    assert history.n.tolist() == [64 * 6]
+    assert history.columns.calls.tolist() == [2]  # each rank's own half of the batch
     torch.manual_seed(0)
     layer = nn.Linear(4, 6)  # the script's first, drawn from the same seed
     with cl.watch(layer) as stats:
         layer(torch.randn(64, 4, generator=torch.Generator().manual_seed(1)))
     # The sampler divides the 64 rows in an order of its own; together they are all there.
-    np.testing.assert_array_equal(ranks[0].counts + ranks[1].counts, stats[0].counts)
+    np.testing.assert_array_equal(history.counts, stats[0].counts)
 
 
 def test_lightning_under_its_other_name(tmp_path):
