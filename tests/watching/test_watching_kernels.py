@@ -243,11 +243,37 @@ def test_a_sketcher_of_its_own_after_a_fork():
     assert queue.get() == 50_000
 
 
-@pytest.mark.parametrize(("layer", "threads"), [("workqueue", 1), ("omp", 2)])
-def test_numba_threads_only_on_a_safe_layer(monkeypatch, layer, threads):
-    monkeypatch.setattr("numba.core.config.THREADING_LAYER", layer)
+@pytest.mark.parametrize(
+    ("wanted", "there", "threads"),
+    [
+        ("workqueue", ["tbb", "omp"], 1),
+        ("omp", ["omp"], 2),
+        ("omp", ["tbb"], 1),
+        ("tbb", ["omp"], 1),  # Numba would raise: its own tbbpool is there, libtbb is not
+        ("tbb", ["tbb"], 2),
+        ("default", ["omp"], 2),
+        ("default", [], 1),
+        ("threadsafe", ["omp"], 2),
+        ("forksafe", ["omp"], 1),
+        ("safe", ["omp"], 1),
+        ("SAFE", ["tbb"], 2),
+    ],
+)
+def test_numba_threads_only_on_a_safe_layer(monkeypatch, wanted, there, threads):
+    def loaded(name):
+        if name.removeprefix("numba.np.ufunc.").removesuffix("pool") not in there:
+            raise ImportError(name)
+
+    monkeypatch.setattr("numba.core.config.THREADING_LAYER", wanted)
     monkeypatch.setattr("numba.core.config.NUMBA_NUM_THREADS", 2)
+    monkeypatch.setattr(kernels, "import_module", loaded)
     assert kernels.numba_threads() == threads
+
+
+def test_a_workqueue_that_comes_first_is_the_one(monkeypatch):
+    monkeypatch.setattr("numba.core.config.THREADING_LAYER", "default")
+    monkeypatch.setattr("numba.core.config.THREADING_LAYER_PRIORITY", ["workqueue", "omp", "tbb"])
+    assert kernels.numba_threads() == 1
 
 
 def test_a_layer_that_changes_its_channels_is_counted_without_them():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,30 @@ def first_process() -> int:
 
 
 def numba_threads() -> int:
-    """How many threads Numba may use safely: 1 unless an omp or tbb layer is there."""
+    """How many threads Numba may use safely: 1 unless it will take an omp or tbb layer."""
     settings = vars(config)
-    wanted = settings["THREADING_LAYER"]
-    pools = {"omp": "omppool", "tbb": "tbbpool"}
-    names = [wanted] if wanted in pools else list(pools) if wanted != "workqueue" else []
-    ready = any(find_spec(f"numba.np.ufunc.{pools[name]}") for name in names)
-    return int(settings["NUMBA_NUM_THREADS"]) if ready else 1
+    wanted = str(settings["THREADING_LAYER"]).lower()
+    named: dict[str, list[str]] = {
+        "default": list(settings["THREADING_LAYER_PRIORITY"]),
+        "threadsafe": ["tbb", "omp"],
+        "forksafe": ["tbb"],  # and workqueue
+        "safe": ["tbb"],
+    }
+    for layer in named.get(wanted, [wanted]):
+        if layer == "workqueue":
+            break  # Numba would take it, though a layer that comes after it were there
+        if _loads(layer):
+            return int(settings["NUMBA_NUM_THREADS"])
+    return 1
+
+
+def _loads(layer: str) -> bool:
+    """Whether a threading layer is there, and the library that it needs as well."""
+    try:
+        import_module(f"numba.np.ufunc.{layer}pool")
+    except ImportError:
+        return False
+    return True
 
 
 @dataclass
