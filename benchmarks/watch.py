@@ -21,6 +21,7 @@ from pairs import compare, finish, verdict
 
 Step = Callable[[], None]
 Network = tuple[nn.Module, Step]
+Result = dict[str, object]
 
 
 def network(
@@ -137,40 +138,64 @@ def with_fastai(net: Network) -> Step | None:
     return watched
 
 
+def repeated(step: Step, times: int) -> Step:
+    """Several steps in a row as one."""
+
+    def steps() -> None:
+        for _ in range(times):
+            step()
+
+    return step if times == 1 else steps
+
+
 NETWORKS = {
-    "ResNet-18 at 64×64, batch 32": (resnet, 1.05, 150),
+    "ResNet-18 at 64×64, batch 32": (resnet, 1.05, 300),
     "The chapter's network, batch 512": (chapter, 1.10, 400),
     "Two layers, batch 16": (two_layers, 1.25, 2000),
 }
+
+
+def measure(
+    title: str, make: Callable[[], Network], target: float, rounds: int, block: int
+) -> Result:
+    """Compare all sides on one network."""
+    watched = Watched(make())
+    sides: dict[str, Step] = {
+        "nothing": make()[1],
+        "A/A": make()[1],
+        "watched": watched,
+        "usual hooks": with_usual_hooks(make()),
+    }
+    fastai = with_fastai(make())
+    if fastai is not None:
+        sides["fastai"] = fastai
+    sides = {name: repeated(side, block) for name, side in sides.items()}
+    extra = {"watched": lambda: block * watched.per_step()}
+    result = compare(title, sides, "nothing", target, rounds, block, extra)
+    print(f"  {verdict(result, 'watched')}")
+    cost, n = watched.stats.cost, watched.n_steps
+    parts = (("kernels", cost.kernel_s), ("hooks", cost.hooks_s), ("handing over", cost.handover_s))
+    own = ", ".join(f"{name} {1e3 * seconds / n:.3f}" for name, seconds in parts)
+    print(f"  its own account, ms a step: {own}")
+    watched.stats.detach()
+    return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", help="a word of the network's name", default="")
     parser.add_argument("--rounds", type=int, help="instead of each network's own number")
+    parser.add_argument(
+        "--block", type=int, default=1, help="steps of one side in a row: caches and threads stay"
+    )
     arguments = parser.parse_args()
-    results = []
-    for title, (make, target, usual_rounds) in NETWORKS.items():
-        if arguments.only.lower() not in title.lower():
-            continue
-        watched = Watched(make())
-        sides = {
-            "nothing": make()[1],
-            "A/A": make()[1],
-            "watched": watched,
-            "usual hooks": with_usual_hooks(make()),
-        }
-        fastai = with_fastai(make())
-        if fastai is not None:
-            sides["fastai"] = fastai
-        extra = {"watched": watched.per_step}
-        rounds = arguments.rounds or usual_rounds
-        result = compare(title, sides, "nothing", target, rounds, extra=extra)
-        print(f"  {verdict(result, 'watched')}")
-        print(f"  its own account: {watched.stats.cost}")
-        watched.stats.detach()
-        results.append(result)
-    finish(results)
+    finish(
+        [
+            measure(title, make, target, arguments.rounds or rounds, arguments.block)
+            for title, (make, target, rounds) in NETWORKS.items()
+            if arguments.only.lower() in title.lower()
+        ]
+    )
 
 
 if __name__ == "__main__":
