@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
@@ -56,9 +57,20 @@ def watchers() -> WeakValueDictionary[int, Watcher]:
     return WeakValueDictionary()
 
 
-@cache
 def operators() -> Operators:
     """Register the operators, once."""
+    # Two threads that begin to watch at the same time would both do so, and the second undo the
+    # first's; or each have a dictionary of watchers.
+    with _ONE_AT_A_TIME:
+        watchers()
+        return _register()
+
+
+_ONE_AT_A_TIME = Lock()
+
+
+@cache
+def _register() -> Operators:
     # Not in a CUDA graph, which would replay it without its Python.
     enter = torch.library.custom_op(
         "convlens::enter_", _enter, mutates_args=("cursors", "buffers"),
