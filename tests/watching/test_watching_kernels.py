@@ -178,6 +178,88 @@ def test_any_values(values, kernel, channels):
     assert columns.n[0] == x.numel()
 
 
+def bits_of(dtype):
+    """Every value of a dtype, as integers of its size."""
+    return {torch.float16: 16, torch.bfloat16: 16, torch.float32: 32, torch.float64: 64}[dtype]
+
+
+@st.composite
+def tensors(draw):
+    """Tensors of any shape, strides and dtype, of arbitrary bits and special values."""
+    dtype = draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]))
+    shape = draw(st.lists(st.integers(1, 7), min_size=1, max_size=5))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    n = int(np.prod(shape)) * 4
+    if draw(st.booleans()):
+        size = bits_of(dtype)
+        bits = torch.from_numpy(rng.integers(-(2**63), 2**63 - 1, n, np.int64))
+        whole = bits.to({16: torch.int16, 32: torch.int32, 64: torch.int64}[size]).view(dtype)
+    else:
+        whole = torch.from_numpy(rng.normal(0, 10.0 ** rng.integers(-3, 4), n)).to(dtype)
+    info = torch.finfo(dtype)
+    eps = torch.tensor(EPS, dtype=dtype).item()
+    special = [*SPECIAL, eps, -eps, info.max, info.min, info.tiny, -info.smallest_normal / 2]
+    special += [float("nan"), float("inf"), float("-inf")]
+    chosen = torch.tensor(rng.choice(special, n), dtype=torch.float64).to(dtype)
+    share = draw(st.sampled_from([0.0, 0.02, 0.7]))
+    whole = torch.where(torch.from_numpy(rng.random(n) < share), chosen, whole)
+    return strided(draw, whole, shape)
+
+
+def strided(draw, whole, shape):
+    """A view of a shape on some values, in one of many ways."""
+    n = int(np.prod(shape))
+    way = draw(st.sampled_from(["plain", "turned", "steps", "expanded", "last", "offset"]))
+    if way == "turned":
+        order = draw(st.permutations(range(len(shape))))
+        return whole[:n].reshape([shape[i] for i in order]).permute(np.argsort(order).tolist())
+    if way == "steps":
+        axis = draw(st.integers(0, len(shape) - 1))
+        doubled = [size * (1 + (i == axis)) for i, size in enumerate(shape)]
+        begin = [slice(None)] * axis
+        return whole[: 2 * n].reshape(doubled)[(*begin, slice(1, None, 2))]
+    if way == "expanded":
+        axis = draw(st.integers(0, len(shape) - 1))
+        one = [1 if i == axis else size for i, size in enumerate(shape)]
+        return whole[: int(np.prod(one))].reshape(one).expand(shape)
+    x = whole[3 : 3 + n].reshape(shape) if way == "offset" else whole[:n].reshape(shape)
+    if way == "last" and len(shape) in (4, 5):
+        last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+        x = x.contiguous(memory_format=last)
+    return x
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(tensors(), st.sampled_from(KERNELS), st.data())
+def test_any_shape_strides_dtype_and_bits(x, kernel, data):
+    axis = data.draw(st.sampled_from([None, *range(x.ndim)]))
+    columns = sketch(x, axis, kernel)
+    flat = x.double().numpy().ravel()
+    wide = flat.astype(np.float64 if x.dtype == torch.float64 else np.float32)
+    eps = wide.dtype.type(EPS)
+    with np.errstate(invalid="ignore"):
+        near, at_most = np.abs(wide) <= eps, wide <= eps
+    assert columns.near_zero[0] == near.sum()
+    assert columns.at_most_eps[0] == at_most.sum()
+    assert columns.n[0] == flat.size
+    assert columns.nan[0] == np.isnan(flat).sum()
+    assert columns.pos_inf[0] == np.isposinf(flat).sum()
+    assert columns.neg_inf[0] == np.isneginf(flat).sum()
+    np.testing.assert_array_equal(columns.counts[0], expected_counts(flat))
+    if axis is not None:
+        rows = np.moveaxis(x.double().numpy(), axis, 0).reshape(x.shape[axis], -1)
+        beyond = np.moveaxis(~near.reshape(x.shape), axis, 0).reshape(x.shape[axis], -1)
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_array_equal(columns.positive[0], (rows > 0).any(axis=1))
+        np.testing.assert_array_equal(columns.active[0], beyond.any(axis=1))
+    finite = flat[np.isfinite(flat)]
+    if finite.size and np.abs(finite).max() < 1e150:
+        scale = np.abs(finite).max()
+        assert columns.mean[0] == pytest.approx(finite.mean(), rel=1e-6, abs=1e-7 * scale)
+        std = np.sqrt(columns.m2[0] / finite.size)
+        assert std == pytest.approx(finite.std(), rel=1e-6, abs=1e-7 * scale)
+
+
 def test_threads_give_the_same_counts():
     torch.manual_seed(5)
     x = torch.randn(256, 8, 14, 14)

@@ -80,7 +80,7 @@ def sketch(
         _put(buffers.moments, row, join(x, _get(buffers.moments, row)))
     if channel_axis is not None and x.numel():
         flags = (x > 0).to(torch.uint8) + 2 * (~near).to(torch.uint8)
-        by_channel = flags.movedim(channel_axis, 0).flatten(1)
+        by_channel = flags.movedim(channel_axis, 0).reshape(flags.shape[channel_axis], -1)
         # max of the bits one by one is their union
         union = (by_channel & 1).amax(1) | (by_channel & 2).amax(1)
         _put(buffers.flags, row, _get(buffers.flags, row) | union)
