@@ -181,6 +181,29 @@ def test_coarser_columns_share_the_shifted_step() -> None:
     assert_same(coarsen(coarse, 2), coarse, exact=True)
 
 
+@settings(deadline=None, max_examples=50, derandomize=True)
+@given(batches, st.data())
+def test_it_does_not_matter_when_columns_are_made_coarser(
+    parts: list[list[float]], data: st.DataObject
+) -> None:
+    """In pieces, in several strides, ranks before or after: the same columns in the end."""
+    columns = sketches(parts)
+    n = len(columns)
+    sums = {"batch_norm": np.arange(4.0 * n).reshape(n, 4), "error": np.ones((n, 5))}
+    columns = replace(columns, **sums)
+    level = data.draw(st.integers(0, 4))
+    whole = coarsen(columns, level)
+    cut = data.draw(st.integers(0, n)) >> level << level
+    halves = [coarsen(columns[:cut], level), coarsen(columns[cut:], level)]
+    assert_same(concatenate(halves), whole)
+    assert_same(coarsen(coarsen(columns, data.draw(st.integers(0, level))), level), whole)
+    rank = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    ranks = [coarsen(columns[np.flatnonzero(rank == r)], level) for r in (True, False)]
+    both = concatenate(ranks)
+    added = coarsen(both[np.argsort(both.first_step >> level, kind="stable")], level)
+    assert_same(added, whole)
+
+
 def test_what_is_coarse_enough_is_left_alone() -> None:
     columns = sketches([[1.0], [2.0]])
     assert coarsen(columns, 0) is columns
