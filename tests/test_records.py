@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from convlens.errors import ArgumentError
 from convlens.records import (
     LayerHistory,
     LayerInfo,
@@ -91,6 +92,50 @@ def test_quantile_and_rebin_are_of_the_finite_values() -> None:
     np.testing.assert_allclose(HISTORY.rebin(np.array([-1.0, 0.0, 1.0])), [[1, 4], [0, 0]])
 
 
+def test_the_smallest_and_the_largest_lie_in_their_buckets() -> None:
+    nothing = [np.nan, np.nan]
+    # -2 belongs to the outermost bucket, whose other edge is infinite; 1 is its bucket's lower one.
+    np.testing.assert_array_equal(HISTORY.min_bucket, [[-np.inf, -2.0], nothing])
+    np.testing.assert_array_equal(HISTORY.max_bucket, [[1.0, 2.0], nothing])
+    np.testing.assert_array_equal(HISTORY.quantile_bounds(0.5), [[0.0, 0.0], nothing])
+
+
+@pytest.mark.parametrize(
+    ("threshold", "share", "least", "most"),
+    [
+        (-3.0, 0.0, 0.0, 0.1),  # in the outermost bucket nothing says where
+        (-1.5, 0.15, 0.1, 0.2),  # -2, and half of the bucket of -1
+        (-1.0, 0.2, 0.1, 0.2),  # a negative bucket holds its upper edge, which is not below it
+        (0.0, 0.3, 0.3, 0.3),
+        (0.125, 0.55, 0.5, 0.6),
+        (0.5, 0.6, 0.6, 0.6),
+        (9.0, 0.8, 0.8, 0.8),  # NaN and infinity are below nothing
+    ],
+)
+def test_the_share_below_a_threshold(
+    threshold: float, share: float, least: float, most: float
+) -> None:
+    # The second column holds one value, negative infinity, which is below any of them.
+    np.testing.assert_allclose(HISTORY.share_below(threshold), [share, 1.0])
+    np.testing.assert_allclose(HISTORY.share_below_bounds(threshold), [[least, most], [1, 1]])
+
+
+def test_questions_that_counts_cannot_answer() -> None:
+    for q in (-0.1, 50, math.nan):
+        with pytest.raises(ArgumentError, match=f"q={q} is no share of the values; give a number"):
+            HISTORY.quantile(q)
+        with pytest.raises(ArgumentError, match=f"q={q} is no share"):
+            HISTORY.quantile_bounds(q)
+    for threshold in (math.nan, math.inf):
+        with pytest.raises(ArgumentError, match=f"threshold={threshold} is not finite; give a"):
+            HISTORY.share_below(threshold)
+        with pytest.raises(ArgumentError, match=f"threshold={threshold} is not finite"):
+            HISTORY.share_below_bounds(threshold)
+    for edges in ([1.0, 0.0], [0.0], [0.0, math.nan], [0.0, math.inf], [[0.0, 1.0]]):
+        with pytest.raises(ArgumentError, match=r"are no edges of bins; give at least two finite"):
+            HISTORY.rebin(edges)
+
+
 def test_an_empty_history_has_empty_figures() -> None:
     history = LayerHistory(LayerInfo(0, "a", "Linear", True), empty_columns(11, 5), LAYOUT)
     assert len(history) == 0
@@ -99,7 +144,10 @@ def test_an_empty_history_has_empty_figures() -> None:
     for name in [*names, "n", "silent_channels", "near_zero_after_relu"]:
         assert getattr(history, name).shape == (0,), name
     assert history.quantile(0.5).shape == (0,)
-    assert history.rebin(np.array([0.0, 1.0])).shape == (0, 1)
+    assert history.rebin([0.0, 1.0]).shape == (0, 1)
+    assert history.min_bucket.shape == history.max_bucket.shape == (0, 2)
+    assert history.share_below(0.3).shape == (0,)
+    assert history.share_below_bounds(0.3).shape == (0, 2)
 
 
 def test_a_column_without_any_value_has_no_shares() -> None:

@@ -16,12 +16,14 @@ from convlens.sketch import (
     Columns,
     coarsen,
     concatenate,
+    count_below,
     decode,
     empty_columns,
     encode,
     finite_edges,
     merge_runs,
     quantile,
+    quantile_bounds,
     rebin,
 )
 
@@ -222,6 +224,31 @@ def test_a_quantile_is_off_by_its_bucket_at_most(values: list[float], k: int) ->
     (found,) = quantile(sketch(values).counts, LAYOUT.edges, q)
     i = int(bucket(np.array([exact]))[0])
     assert finite_edges(LAYOUT.edges)[i] <= found <= finite_edges(LAYOUT.edges)[i + 1]
+
+
+@quick
+@given(st.lists(numbers, min_size=1, max_size=60), st.integers(0, 64))
+def test_a_quantile_lies_within_its_bounds(values: list[float], k: int) -> None:
+    exact = np.quantile(values, k / 64, method="inverted_cdf")
+    ((low, high),) = quantile_bounds(sketch(values).counts, LAYOUT.edges, k / 64)
+    assert low <= exact <= high
+
+
+@quick
+@given(
+    st.lists(numbers | st.sampled_from([-1.0, 0.0, 1.0, 1.125]), min_size=1, max_size=60),
+    numbers | st.sampled_from([*LAYOUT.edges[1:-1:7], -1.0, 0.0, 1.0, -1.125]),
+)
+def test_how_many_lie_below_a_threshold(values: list[float], threshold: float) -> None:
+    counts = sketch(values).counts
+    exact = sum(value < threshold for value in values)
+    least, most, estimate = count_below(counts, LAYOUT.edges, threshold)
+    assert least[0] <= exact <= most[0]
+    assert least[0] <= estimate[0] <= most[0]
+    i = int(bucket(np.array([threshold]))[0])
+    assert most[0] - least[0] <= counts[0, i]
+    if threshold == 0 or (threshold > 0 and threshold in LAYOUT.edges):
+        assert least[0] == most[0]
 
 
 def test_quantiles_of_a_normal_sample() -> None:

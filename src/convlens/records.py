@@ -6,6 +6,7 @@ doctor read them back, from memory or from a run's record, and cannot tell the d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -14,7 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.errors import ArgumentError
-from convlens.sketch import BucketLayout, Columns, Flags, Floats, Ints, quantile, rebin
+from convlens.sketch import (
+    BucketLayout,
+    Columns,
+    Flags,
+    Floats,
+    Ints,
+    count_below,
+    quantile,
+    quantile_bounds,
+    rebin,
+)
 
 _ERRORS = {"mean": 0, "std": 1, "near_zero": 2, "near_zero_after_relu": 3, "zeros": 4}
 """Where each figure's squared error lies in `convlens.sketch.Columns.error`."""
@@ -225,20 +236,102 @@ class LayerHistory:
         """(B + 1,) ascending edges of the buckets; see `BucketLayout.edges`."""
         return self.layout.edges
 
+    @property
+    def min_bucket(self) -> Floats:
+        """(K, 2) edges of the bucket that holds the smallest finite value.
+
+        The smallest value lies between them, so that either edge is off by the bucket's width at
+        most, 1/8 of the value with the standard layout. The outermost buckets, of |x| ≥ 65,536,
+        have an infinite edge. NaN where no value was finite.
+        """
+        return self.quantile_bounds(0.0)
+
+    @property
+    def max_bucket(self) -> Floats:
+        """(K, 2) edges of the bucket that holds the largest finite value; see `min_bucket`."""
+        return self.quantile_bounds(1.0)
+
     def quantile(self, q: float) -> Floats:
         """(K,) value below which a share ``q`` of the finite values lies.
 
-        The error is at most the bucket's width, 1/8 of the value with the standard layout.
+        The error is at most the bucket's width, 1/8 of the value with the standard layout;
+        `quantile_bounds` has the bucket.
+
+        Raises:
+            ArgumentError: if ``q`` is not between 0 and 1.
         """
-        return quantile(self.counts, self.bucket_edges, q)
+        return quantile(self.counts, self.bucket_edges, _checked_share(q))
 
-    def rebin(self, edges: Floats) -> Floats:
-        """(K, M) counts in bins of one's own between ``edges``, shape (M + 1,)."""
-        return rebin(self.counts, self.bucket_edges, edges)
+    def quantile_bounds(self, q: float) -> Floats:
+        """(K, 2) what the quantile lies between: the edges of its bucket, as in `min_bucket`.
 
-    def _share(self, count: Ints) -> Floats:
+        The quantile is the smallest value that a share ``q`` of the finite values does not exceed.
+
+        Raises:
+            ArgumentError: if ``q`` is not between 0 and 1.
+        """
+        return quantile_bounds(self.counts, self.bucket_edges, _checked_share(q))
+
+    def share_below(self, threshold: float) -> Floats:
+        """(K,) share of values with x < ``threshold``, −∞ among them.
+
+        Exact at 0 and at the positive ``bucket_edges``. Elsewhere the bucket that the threshold
+        cuts is spread evenly over its width, and the error is at most that bucket's share:
+        `share_below_bounds` has the least and the most that it can be.
+
+        Raises:
+            ArgumentError: if ``threshold`` is not finite.
+        """
+        estimate = count_below(self.counts, self.bucket_edges, _checked_finite(threshold))[2]
+        return self._share(estimate + self.columns.neg_inf)
+
+    def share_below_bounds(self, threshold: float) -> Floats:
+        """(K, 2) the least and the most that the share of values with x < ``threshold`` can be.
+
+        Raises:
+            ArgumentError: if ``threshold`` is not finite.
+        """
+        least, most, _ = count_below(self.counts, self.bucket_edges, _checked_finite(threshold))
+        shares = [self._share(count + self.columns.neg_inf) for count in (least, most)]
+        return np.stack(shares, axis=1)
+
+    def rebin(self, edges: Sequence[float] | Floats) -> Floats:
+        """(K, M) counts in bins of one's own between ``edges``, shape (M + 1,).
+
+        The error at an edge is at most the count of the bucket that it cuts. Values outside the
+        edges are in no bin.
+
+        Raises:
+            ArgumentError: if the edges are not ascending finite numbers, two at least.
+        """
+        bins = np.asarray(edges, np.float64)
+        if (
+            bins.ndim != 1
+            or len(bins) < 2
+            or not np.isfinite(bins).all()
+            or (np.diff(bins) < 0).any()
+        ):
+            raise ArgumentError(
+                f"edges={edges!r} are no edges of bins; give at least two finite numbers in "
+                "ascending order."
+            )
+        return rebin(self.counts, self.bucket_edges, bins)
+
+    def _share(self, count: Ints | Floats) -> Floats:
         n = self.n
         return np.divide(count, n, out=np.full(len(n), np.nan), where=n > 0)
+
+
+def _checked_share(q: float) -> float:
+    if not 0 <= q <= 1:
+        raise ArgumentError(f"q={q} is no share of the values; give a number from 0 to 1.")
+    return q
+
+
+def _checked_finite(threshold: float) -> float:
+    if not math.isfinite(threshold):
+        raise ArgumentError(f"threshold={threshold} is not finite; give a finite number.")
+    return threshold
 
 
 @dataclass(frozen=True)

@@ -245,15 +245,61 @@ def quantile(counts: Ints, edges: Floats, q: float) -> Floats:
         is at most the width of that bucket; in the outermost buckets it is the bucket's inner edge.
     """
     finite = finite_edges(edges)
-    cumulative = counts.cumsum(axis=1)
-    total = cumulative[:, -1]
-    target = np.maximum(q * total, np.minimum(total, 1) * 0.5)
-    bucket = np.argmax(cumulative >= target[:, None], axis=1)
+    bucket, target, cumulative = _bucket_of(counts, q)
     inside = np.take_along_axis(counts, bucket[:, None], axis=1)[:, 0]
     before = np.take_along_axis(cumulative, bucket[:, None], axis=1)[:, 0] - inside
     share = np.clip((target - before) / np.maximum(inside, 1), 0.0, 1.0)
     value = finite[bucket] + share * (finite[bucket + 1] - finite[bucket])
-    return np.where(total > 0, value, np.nan)
+    return np.where(cumulative[:, -1] > 0, value, np.nan)
+
+
+def quantile_bounds(counts: Ints, edges: Floats, q: float) -> Floats:
+    """Edges of the bucket that a quantile lies in, for each column.
+
+    Args:
+        counts: (K, B) bucket counts.
+        edges: (B + 1,) bucket edges.
+        q: between 0, for the smallest value, and 1, for the largest.
+
+    Returns:
+        (K, 2) lower and upper edge, between which the smallest value lies that a share ``q`` of the
+        values does not exceed; infinite in the outermost buckets, NaN for an empty column.
+    """
+    bucket, _, cumulative = _bucket_of(counts, q)
+    bounds = np.stack([edges[bucket], edges[bucket + 1]], axis=1)
+    return np.where(cumulative[:, -1:] > 0, bounds, np.nan)
+
+
+def _bucket_of(counts: Ints, q: float) -> tuple[Ints, Floats, Ints]:
+    """(K,) bucket of a quantile, (K,) how many values lie up to it, (K, B) counts added up."""
+    cumulative = counts.cumsum(axis=1, dtype=np.int64)
+    total = cumulative[:, -1]
+    target = np.maximum(q * total, np.minimum(total, 1) * 0.5)
+    return np.argmax(cumulative >= target[:, None], axis=1), target, cumulative
+
+
+def count_below(counts: Ints, edges: Floats, threshold: float) -> tuple[Ints, Ints, Floats]:
+    """How many finite values lie below a threshold, for each column.
+
+    Args:
+        counts: (K, B) bucket counts.
+        edges: (B + 1,) bucket edges.
+        threshold: a finite number.
+
+    Returns:
+        (K,) the least and the most that it can be, which differ by the bucket that the threshold
+        cuts, and (K,) an estimate that spreads this bucket evenly over its width. At zero and at
+        the positive edges no bucket is cut.
+    """
+    side = "right" if threshold > 0 else "left"  # which edge belongs to a bucket
+    bucket = int(np.searchsorted(edges, threshold, side)) - 1 if threshold else len(edges) // 2 - 1
+    least = counts[:, :bucket].sum(axis=1, dtype=np.int64)
+    low, high = edges[bucket], edges[bucket + 1]
+    if threshold >= 0 and threshold == low:
+        return least, least, least.astype(np.float64)
+    cut = counts[:, bucket]
+    share = (threshold - low) / (high - low) if np.isfinite(high - low) else 0.0
+    return least, least + cut, least + share * cut
 
 
 def rebin(counts: Ints, edges: Floats, new_edges: Floats) -> Floats:
