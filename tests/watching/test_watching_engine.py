@@ -78,6 +78,30 @@ def test_accumulated_gradients_are_counted_once():
     assert history.norm[-1] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("every", "accumulated", "columns"),
+    [(2, 2, [0, 2, 4, 6, 8, 10]), (4, 4, [0, 4, 8]), (5, 3, [0, 5, 10]), (3, 1, [0, 3, 6, 9])],
+)
+def test_watching_some_steps_of_an_accumulating_loop(every, accumulated, columns):
+    """A watched forward's gradients are those of the next optimizer's step, however late it is."""
+    model, seen = small_net(), {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    with cl.watch(model, gradients=True, updates=True, every=every) as stats:
+        for step in range(12):
+            model(torch.randn(4, 1, 12, 12)).sum().backward()
+            if (step + 1) % accumulated == 0:
+                seen[step] = model[0].weight.grad.norm().item()
+                optimizer.step()
+                optimizer.zero_grad()
+    assert stats["0"].first_step.tolist() == columns
+    history = stats.gradients["0.weight"]
+    assert history.first_step.tolist() == columns
+    assert stats.updates["0.weight"].update.first_step.tolist() == columns
+    assert history.calls.tolist() == [1] * len(columns)
+    expected = [min((at, norm) for at, norm in seen.items() if at >= c)[1] for c in columns]
+    np.testing.assert_allclose(history.norm, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_gradients_are_those_without_the_scale(fused):
     model = small_net()
@@ -336,6 +360,21 @@ def test_copies_are_without_hooks(way):
     assert stats["0"].calls.tolist() == [1, 1]
     for a, b in zip(model.state_dict(), other.state_dict(), strict=True):
         assert a == b
+
+
+@pytest.mark.parametrize("first_leaves_first", [False, True])
+def test_copies_of_a_model_that_two_watch(tmp_path, first_leaves_first):
+    model = small_net()
+    watchers = [cl.watch(model, run=tmp_path / "run").attach(), cl.watch(model, ["0"]).attach()]
+    train(model, 1)
+    both = copy.deepcopy(model)
+    left, stays = watchers if first_leaves_first else watchers[::-1]
+    left.detach()
+    one = pickle.loads(pickle.dumps(model))
+    assert n_hooks(model) > 0
+    stays.detach()
+    assert [n_hooks(m) for m in (both, one, model)] == [0, 0, 0]
+    assert not any("__getstate__" in vars(m) for m in model.modules())
 
 
 def test_a_module_with_a_state_of_its_own_is_copied_as_it_wants():

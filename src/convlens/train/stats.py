@@ -157,9 +157,9 @@ class _ParameterStats(Callback):
         if not learn.training:
             return
         if learn.step % self._every:
-            self.watch.book.pause()
+            self.watch.pause()
         else:
-            self.watch.book.begin(learn.step)
+            self.watch.begin(learn.step)
 
     def after_epoch(self, learn: Learner) -> None:
         """Write the finished columns."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -23,7 +21,7 @@ class LeftOutOfCopies:
     """Has modules leave hooks out of what ``copy.deepcopy`` and ``pickle`` take of them.
 
     Both ask an object for ``__getstate__``, on the object itself before its class. While a module
-    is watched it has one of its own, which is in no copy either.
+    is watched it has one of its own, which is in no copy either; several watchers share it.
     """
 
     def __init__(self) -> None:
@@ -31,31 +29,46 @@ class LeftOutOfCopies:
 
     def add(self, module: nn.Module, handle: RemovableHandle) -> None:
         """Leave this hook of the module out of copies."""
-        if module not in self._hooks:
-            whole: Callable[[], dict[str, Any]] = partial(_own_state, module)
-            hooks = self._hooks[module] = set[int]()
-            vars(module)[GETSTATE] = partial(_without, whole, hooks)
-        self._hooks[module].add(handle.id)
+        own = vars(module).get(GETSTATE)
+        if not isinstance(own, _StateWithoutHooks):
+            own = vars(module)[GETSTATE] = _StateWithoutHooks(module)
+        own.hooks.add(handle.id)
+        self._hooks.setdefault(module, set()).add(handle.id)
 
     def clear(self) -> None:
-        """Copies are as they were before."""
-        for module in self._hooks:
-            vars(module).pop(GETSTATE, None)
+        """Copies are as they were before; the hooks of other watchers are still left out."""
+        for module, hooks in self._hooks.items():
+            own = vars(module).get(GETSTATE)
+            if isinstance(own, _StateWithoutHooks):
+                own.hooks -= hooks
+                if not own.hooks:
+                    del vars(module)[GETSTATE]
         self._hooks.clear()
+
+
+class _StateWithoutHooks:
+    """A module's ``__getstate__`` that leaves out itself and some hooks.
+
+    Attributes:
+        hooks: their numbers, which no other hook in the process has.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.hooks = set[int]()
+
+    def __call__(self) -> dict[str, Any]:
+        state = _own_state(self._module)
+        state.pop(GETSTATE, None)
+        for name in HOOKS:
+            if name in state:
+                kept = type(state[name])()
+                kept.update((k, hook) for k, hook in state[name].items() if k not in self.hooks)
+                state[name] = kept
+        return state
 
 
 def _own_state(module: nn.Module) -> dict[str, Any]:
     """What the module's class would give, its attribute ``__getstate__`` included."""
     state: Any = type(module).__getstate__(module)
     return dict(state) if isinstance(state, dict) else dict(vars(module))
-
-
-def _without(whole: Callable[[], dict[str, Any]], hooks: set[int]) -> dict[str, Any]:
-    state = whole()
-    state.pop(GETSTATE, None)
-    for name in HOOKS:
-        if name in state:
-            kept = type(state[name])()
-            kept.update((key, hook) for key, hook in state[name].items() if key not in hooks)
-            state[name] = kept
-    return state

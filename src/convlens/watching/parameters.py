@@ -33,6 +33,9 @@ class ParameterWatch:
     scale by then, except for fused optimizers, which are given the scale and divide themselves;
     those are divided here. A step that the scaler skips is not counted, as none is made.
 
+    Where only each n-th forward is watched, its gradients are those of the next optimizer's step,
+    be that some forwards later, so that accumulation and watching some of the steps go together.
+
     Args:
         model: whose parameters; those that need no gradient are left out.
         gradients: whether to look at gradients.
@@ -66,6 +69,7 @@ class ParameterWatch:
             infos = [LayerInfo(i, n, _kind(p), quantity=quantity) for i, (n, p) in enumerate(named)]
             self._slots[quantity] = book.open(infos) if wanted else []
         self._before: dict[Tensor, Tensor] = {}
+        self._due = False  # no optimizer has stepped since `begin`
         self._handles: list[RemovableHandle] = []
 
     @property
@@ -108,11 +112,22 @@ class ParameterWatch:
         self._before.clear()
         self.book.close()
 
+    def begin(self, step: int) -> None:
+        """The next optimizer's step belongs to this number."""
+        self.book.begin(step)
+        self._due = True
+
+    def pause(self) -> None:
+        """Look at no optimizer's step until the next `begin`, once one was looked at."""
+        if not self._due:
+            self.book.pause()
+
     def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:  # noqa: ARG002
         if self.book.row < 0:
             return
         scale: Tensor | None = getattr(optimizer, "grad_scale", None)  # of a fused optimizer
         for parameter in self._parameters(optimizer):
+            self._due = False
             index, gradient = self._index[parameter], parameter.grad
             if self._wants_gradients and gradient is not None:
                 dense = gradient.coalesce().values() if gradient.is_sparse else gradient

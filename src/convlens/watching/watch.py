@@ -259,11 +259,11 @@ class ActivationWatch(LayerHistories):
         if self._began is None:
             self._began = time.perf_counter()
         self._watched = step % self.every == 0
-        for book in self._books():
+        for watched in (self.book, *([self._parameters] if self._parameters.wanted else [])):
             if self._watched:
-                book.begin(step)
+                watched.begin(step)
             else:
-                book.pause()
+                watched.pause()
 
     def enter(self) -> None:
         """Count what runs until `leave` as one forward of the model, in whatever way it is called.
