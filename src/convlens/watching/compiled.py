@@ -86,12 +86,17 @@ class CompiledSide:
 
     def enter(self, args: Sequence[Any]) -> None:
         """The model's own forward begins, inside a graph."""
+        if torch.compiler.is_exporting():
+            return  # the graph is for elsewhere
         inputs = [x for x in args if isinstance(x, Tensor)]
         cursors = list(self._cursors.values())
         torch.ops.convlens.enter_(cursors, self._buffers(), inputs, self._number)
 
     def record(self, slot: Slot, module: nn.Module, output: Any) -> None:  # noqa: ANN401
         """A layer has put out something, inside a graph."""
+        if torch.compiler.is_exporting():
+            slot.old = None
+            return
         x, buffers = first_tensor(output), slot.buffers
         if x is None or buffers is None:
             return
@@ -108,6 +113,8 @@ class CompiledSide:
 
     def leave(self) -> None:
         """The model's forward has ended, inside a graph."""
+        if torch.compiler.is_exporting():
+            return
         torch.ops.convlens.leave_(list(self._cursors.values()))
 
     def _buffers(self) -> list[Tensor]:

@@ -37,7 +37,7 @@ class ParameterWatch:
     be that some forwards later, so that accumulation and watching some of the steps go together.
 
     Args:
-        model: whose parameters; those that need no gradient are left out.
+        model: whose parameters; those that need no gradient, and complex ones, are left out.
         gradients: whether to look at gradients.
         updates: whether to look at updates; this keeps a copy of every parameter.
         eps: bound of near zero.
@@ -60,7 +60,11 @@ class ParameterWatch:
     ) -> None:
         book = self.book = Sketchbook(eps, sink=sink, flush_sink=flush_sink)
         self._wants_gradients, self._wants_updates = gradients, updates
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        named = [
+            (name, p)
+            for name, p in model.named_parameters()
+            if p.requires_grad and p.is_floating_point()
+        ]
         self._index: dict[Tensor, int] = {
             parameter: index for index, (_, parameter) in enumerate(named)
         }

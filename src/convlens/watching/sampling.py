@@ -20,9 +20,12 @@ def squared_errors(x: Tensor, n_images: int, eps: float) -> Tensor:
 
     Returns:
         (5,) for the mean, the variance, and the shares near zero, at most eps, and exactly zero;
-        NaN where k is below 2.
+        NaN where k is below 2 or there are no values.
     """
     k = x.shape[0]
+    if k < 2 or not x.numel():
+        real = torch.float64 if x.dtype == torch.float64 else torch.float32
+        return torch.full((5,), torch.nan, dtype=real, device=x.device)
     values = x.detach().reshape(k, -1)
     values = values if values.dtype == torch.float64 else values.float()
     figures = torch.stack(
@@ -35,6 +38,4 @@ def squared_errors(x: Tensor, n_images: int, eps: float) -> Tensor:
             ),
         ]
     )
-    if k < 2:
-        return torch.full((5,), torch.nan, dtype=figures.dtype, device=x.device)
     return figures.var(dim=1) * ((1 - k / n_images) / k)
