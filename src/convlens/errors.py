@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 
 class ConvlensError(Exception):
@@ -62,6 +63,10 @@ def find_layer(layer: int | str, names: Sequence[str]) -> int:
     Raises:
         LayerNotFoundError: with the closest names, or the range of indices.
     """
+    if not isinstance(layer, str | SupportsIndex):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise LayerNotFoundError(
+            f"layer={layer!r} is neither an index nor a name; give one of the two."
+        )
     if isinstance(layer, str):
         if layer in names:
             return list(names).index(layer)

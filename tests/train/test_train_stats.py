@@ -115,3 +115,9 @@ def test_before_anything_was_fitted(kind):
         kind(every=0)
     with pytest.raises(cl.ArgumentError, match="eps=-1 is negative"):
         kind(eps=-1)
+
+
+@pytest.mark.parametrize("arguments", [{"every": 0}, {"eps": -1}, {"sample": 0}])
+def test_arguments_that_cannot_work_are_refused_before_a_fit(arguments):
+    with pytest.raises(cl.ArgumentError):
+        cl.ActivationStats(**arguments)

@@ -389,6 +389,86 @@ def test_a_module_with_a_state_of_its_own_is_copied_as_it_wants():
     assert n_hooks(other) == 0
 
 
+def test_a_subclass_of_a_convolution_has_its_channels():
+    class Own(nn.Conv2d):
+        pass
+
+    model = nn.Sequential(
+        Own(1, 4, 3), nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 8, 3)), nn.ReLU()
+    )
+    with cl.watch(model) as stats:
+        model(torch.randn(2, 1, 12, 12))
+    assert [stats["0"].channels, stats["1"].channels] == [4, 8]
+
+
+@pytest.mark.parametrize("sample", [1.0, 0.5])
+def test_a_batch_without_images(sample):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    with cl.watch(model, sample=sample) as stats:
+        model(torch.randn(0, 4))
+        model(torch.randn(8, 4))
+    assert stats["0"].n.tolist() == [0, int(32 * sample)]
+    assert np.isnan(stats["0"].mean).tolist() == [True, False]
+    assert np.isnan(stats["0"].standard_error("mean")).tolist() == [sample < 1, False]
+
+
+def test_under_the_transforms_of_torch_func():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 1)
+    )
+    x = torch.randn(5, 3, 2, 6, 6)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(p, images):
+        return torch.func.functional_call(model, p, (images,)).sum()
+
+    with cl.watch(model) as stats:
+        for images in x:
+            model(images)
+        by_example = torch.func.vmap(model)(x)
+        torch.func.grad(loss)(parameters, x[0])
+        torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    for name in ("0", "1", "4"):
+        history = stats[name]
+        plain, vmapped, gradients, first, gradient = (
+            history.columns[slice(a, b)].counts.sum(axis=0)
+            for a, b in ((0, 5), (5, 6), (7, 8), (0, 1), (6, 7))
+        )
+        # Sums of another order may fall on the other side of an edge.
+        assert abs(vmapped - plain).sum() <= 0.02 * plain.sum()
+        assert abs(gradients - plain).sum() <= 0.02 * plain.sum()
+        assert abs(gradient - first).sum() <= 0.02 * first.sum()
+        assert len(history) == 8
+        assert history.channels == {"0": 4, "1": 4, "4": 1}[name]
+    assert by_example.shape == (5, 3, 1)
+
+
+def test_complex_parameters_are_left_out():
+    class Spectrum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return torch.fft.irfft(torch.fft.rfft(self.layer(x)) * self.scale)
+
+    model = Spectrum()
+    with cl.watch(model, gradients=True, updates=True) as stats:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.randn(2, 4)).sum().backward()
+        optimizer.step()
+    assert stats.gradients.names == stats.updates.names == ["layer.weight", "layer.bias"]
+
+
+def test_an_exported_graph_is_without_operators():
+    model = small_net()
+    with cl.watch(model):
+        exported = torch.export.export(model, (torch.randn(2, 1, 12, 12),))
+    assert not [n for n in exported.graph.nodes if "convlens" in str(n.target)]
+
+
 def test_a_model_that_moves_to_another_type():
     model = small_net()
     with cl.watch(model) as stats:

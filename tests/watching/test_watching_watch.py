@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -238,6 +239,51 @@ def test_a_module_called_twice_in_a_step():
     assert stats["layer"].n.tolist() == [24]
 
 
+def test_a_module_of_two_names():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Linear(4, 4)
+            self.other = self.one
+
+        def forward(self, x):
+            return self.other(self.one(x))
+
+    model = Tied()
+    with cl.watch(model) as stats, cl.watch(model, ["other"]) as chosen:
+        model(torch.randn(3, 4))
+    assert stats.names == chosen.names == ["one"]
+    for name in ("one", "other"):
+        assert stats[name].calls.tolist() == chosen[name].calls.tolist() == [2]
+        assert stats[name].n.tolist() == [24]
+
+
+def test_modules_that_return_dataclasses():
+    @dataclass
+    class Result:
+        loss: torch.Tensor | None
+        value: torch.Tensor
+
+    class Odd(nn.Linear):
+        def forward(self, x):
+            return Result(None, super().forward(x))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.odd = Odd(4, 5)
+
+        def forward(self, x):
+            return self.odd(x).value
+
+    for compiled in (False, True):
+        model = Net()
+        with cl.watch(model) as stats:
+            run = torch.compile(model, backend="eager", fullgraph=True) if compiled else model
+            run(torch.randn(3, 4))
+        assert stats["odd"].n.tolist() == [15]
+
+
 def test_modules_that_return_tuples_and_dicts():
     class Odd(nn.Module):
         def __init__(self):
@@ -397,7 +443,8 @@ model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
 stats = cl.watch(model, run="mine").attach()
 for _ in range(130):
     model(torch.randn(8, 4))
-while len(cl.open_run("mine").activation_stats["0"]) < 128:  # the writer has a thread of its own
+# The writer has a thread of its own, and says first which layers there are.
+while not (seen := cl.open_run("mine").activation_stats) or len(seen["0"]) < 128:
     pass
 os.kill(os.getpid(), 9)
 """
@@ -433,11 +480,52 @@ def test_a_recorded_loop_that_raises_is_not_finished(tmp_path, error, status):
         ({"layers": [nn.LSTM]}, r"chooses none of the 8 modules of Sequential; name at least one"),
         ({"eps": -1.0}, r"eps=-1.0 is negative; give the bound"),
         ({"every": 0}, r"every=0 is not a positive number of steps; use 1 for all"),
+        ({"every": 2.5}, r"every=2.5 is not a positive number of steps"),
+        ({"every": None}, r"every=None is not a positive number of steps"),
+        (
+            {"eps": float("nan")},
+            r"eps=nan is no bound of \|x\| for near zero; give a finite number",
+        ),
+        ({"eps": "0.1"}, r"eps='0.1' is no bound"),
+        (
+            {"sample": "all"},
+            r"sample='all' is no fraction of a batch's images; give a number above",
+        ),
+        (
+            {"layers": nn.Conv2d},
+            r"layers=<class '.*Conv2d'> is not known; use 'trainable', 'all', or",
+        ),
+        ({"layers": nn.ReLU()}, r"layers=ReLU\(\) is not known"),
+        ({"layers": 5}, r"layers=5 is not known"),
+        (
+            {"layers": ["0", nn.ReLU()]},
+            r"layers has ReLU\(\), which is none of the 8 modules of Seq",
+        ),
+        (
+            {"layers": ["0", 5]},
+            r"layers has 5, which is none of the 8 modules of Sequential; give na",
+        ),
+        ({"run": True}, r"run=True is no directory; give 'auto' for a new one in runs/, or a path"),
     ],
 )
 def test_arguments_that_cannot_work(arguments, sentence):
     with pytest.raises(cl.ArgumentError, match=sentence):
         cl.watch(small_net(), **arguments)
+
+
+def test_a_model_that_is_no_module():
+    with pytest.raises(
+        cl.ArgumentError, match=r"model is a function, not a module; give the torch"
+    ):
+        cl.watch(F.relu)
+
+
+def test_a_step_below_zero():
+    with (
+        cl.watch(small_net(), count_forwards=False) as stats,
+        pytest.raises(cl.ArgumentError, match=r"number=-1 is no step; steps are counted from 0"),
+    ):
+        stats.step(-1)
 
 
 def test_layers_that_are_not_there():
@@ -446,6 +534,8 @@ def test_layers_that_are_not_there():
     stats = cl.watch(small_net())
     with pytest.raises(cl.LayerNotFoundError, match=r"layer=9 is out of range: there are 4 layers"):
         _ = stats[9]
+    with pytest.raises(cl.LayerNotFoundError, match=r"layer=1.5 is neither an index nor a name"):
+        _ = stats[1.5]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import sys
@@ -18,7 +19,7 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from convlens.errors import RunError
+from convlens.errors import ArgumentError, RunError
 from convlens.runs import RunWriter, create_run, join_run
 from convlens.runs.checkpoints import save_checkpoint
 from convlens.train.callbacks import Callback
@@ -72,8 +73,13 @@ def record_watch(stats: ActivationWatch, run: str | Path) -> Path:
         The run's directory.
 
     Raises:
+        ArgumentError: if ``run`` is no path.
         RunError: if the directory cannot be made.
     """
+    if not isinstance(run, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(
+            f"run={run!r} is no directory; give 'auto' for a new one in runs/, or a path."
+        )
     together = dist.is_available() and dist.is_initialized()
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     writer: RunWriter | None = None

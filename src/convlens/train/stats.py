@@ -11,6 +11,7 @@ from convlens.records import Epoch, LayerHistory, LayerInfo, UpdateHistory
 from convlens.train.callbacks import Callback
 from convlens.train.recorder import Recorder
 from convlens.watching import ActivationWatch
+from convlens.watching.arguments import check_eps, check_every, check_sample
 from convlens.watching.cost import Cost
 from convlens.watching.parameters import EPS, ParameterWatch
 from convlens.watching.probes import Layers
@@ -45,6 +46,9 @@ class ActivationStats(Callback, LayerHistories):
         every: int = 1,
         sample: float = 1.0,
     ) -> None:
+        check_eps(eps)
+        check_every(every)
+        check_sample(sample)
         self._layers, self._eps, self._every, self._sample = layers, eps, every, sample
         self._watch: ActivationWatch | None = None
         self._recorder: Recorder | None = None
@@ -116,10 +120,8 @@ class _ParameterStats(Callback):
     _gradients = _updates = False
 
     def __init__(self, *, every: int = 1, eps: float = EPS) -> None:
-        if every < 1:
-            raise ArgumentError(f"every={every} is not a positive number of steps; use 1 for all.")
-        if eps < 0:
-            raise ArgumentError(f"eps={eps} is negative; give the bound of |x| for near zero.")
+        check_every(every)
+        check_eps(eps)
         self._every, self._eps = every, eps
         self._watch: ParameterWatch | None = None
         self._recorder: Recorder | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from convlens.errors import ArgumentError, find_layer
 
 BatchNorm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+_SPATIAL = r"(?:Lazy)?(?:Conv|ConvTranspose|InstanceNorm)(\d)d"
 
 Layers = str | Sequence[str | nn.Module | type[nn.Module]]
 
@@ -26,7 +29,8 @@ def choose_layers(model: nn.Module, layers: Layers) -> list[tuple[str, nn.Module
             without children; or a sequence of qualified names, modules and module classes.
 
     Raises:
-        ArgumentError: if nothing is chosen or the word is not known.
+        ArgumentError: if nothing is chosen, the word is not known, or something is no layer of the
+            model.
         LayerNotFoundError: if the model has no module of a given name.
     """
     named = [(name or "(root)", module) for name, module in model.named_modules()]
@@ -34,13 +38,16 @@ def choose_layers(model: nn.Module, layers: Layers) -> list[tuple[str, nn.Module
         chosen = [pair for pair in named if any(True for _ in pair[1].parameters(recurse=False))]
     elif layers == "all":
         chosen = [pair for pair in named if not any(True for _ in pair[1].children())]
-    elif isinstance(layers, str):
+    elif isinstance(layers, str | nn.Module | type) or not isinstance(
+        layers,
+        Iterable,  # pyright: ignore[reportUnnecessaryIsInstance]
+    ):
         raise ArgumentError(
             f"layers={layers!r} is not known; use 'trainable', 'all', or a list of module names, "
             "modules or module classes."
         )
     else:
-        chosen = _named_by_user(named, layers)
+        chosen = _named_by_user(model, named, layers)
     if not chosen:
         raise ArgumentError(
             f"layers={layers!r} chooses none of the {len(named)} modules of "
@@ -50,17 +57,27 @@ def choose_layers(model: nn.Module, layers: Layers) -> list[tuple[str, nn.Module
 
 
 def _named_by_user(
-    named: list[tuple[str, nn.Module]], layers: Sequence[str | nn.Module | type[nn.Module]]
+    model: nn.Module,
+    named: list[tuple[str, nn.Module]],
+    layers: Iterable[str | nn.Module | type[nn.Module]],
 ) -> list[tuple[str, nn.Module]]:
-    names = [name for name, _ in named]
-    wanted = {find_layer(layer, names) for layer in layers if isinstance(layer, str)}
-    modules = {id(layer) for layer in layers if isinstance(layer, nn.Module)}
-    kinds = tuple(layer for layer in layers if isinstance(layer, type))
-    return [
-        pair
-        for index, pair in enumerate(named)
-        if index in wanted or id(pair[1]) in modules or (kinds and isinstance(pair[1], kinds))
-    ]
+    known = {name or "(root)": m for name, m in model.named_modules(remove_duplicate=False)}
+    names, present = list(known), {id(module) for _, module in named}
+    wanted: set[int] = set()
+    kinds: list[type[nn.Module]] = []
+    for layer in layers:
+        if isinstance(layer, str):  # any of the names of a module that has several
+            wanted.add(id(known[names[find_layer(layer, names)]]))
+        elif isinstance(layer, type):
+            kinds.append(layer)
+        elif id(layer) in present:
+            wanted.add(id(layer))
+        else:
+            raise ArgumentError(
+                f"layers has {layer!r}, which is none of the {len(named)} modules of "
+                f"{type(model).__name__}; give names, modules of this model, or module classes."
+            )
+    return [pair for pair in named if id(pair[1]) in wanted or isinstance(pair[1], tuple(kinds))]
 
 
 def channel_rule(module: nn.Module) -> int | None:
@@ -70,10 +87,10 @@ def channel_rule(module: nn.Module) -> int | None:
     (C, H, W). Other normalizations over channels: axis 1. Linear, layer normalization, embedding
     and attention: the last axis.
     """
-    kind = type(module).__name__
-    spatial = re.fullmatch(r"(?:Lazy)?(?:Conv|ConvTranspose|InstanceNorm)(\d)d", kind)
-    if spatial:
-        return -1 - int(spatial[1])
+    for kind in type(module).__mro__:  # of a subclass too, such as one with parametrizations
+        spatial = re.fullmatch(_SPATIAL, kind.__name__)
+        if spatial:
+            return -1 - int(spatial[1])
     if isinstance(module, BatchNorm | nn.GroupNorm | nn.PReLU):
         return 1
     last = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, nn.Bilinear)
@@ -102,17 +119,42 @@ def known_channels(module: nn.Module) -> int | None:
 
 
 def first_tensor(output: Any) -> Tensor | None:  # noqa: ANN401 — a module may return anything
-    """The first floating-point tensor of a module's output, looking into tuples and mappings."""
+    """The first floating-point tensor of an output: in tuples, mappings and dataclasses too."""
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
     if isinstance(output, Mapping):
         output = list(output.values())
+    elif is_dataclass(output):
+        output = [getattr(output, field.name) for field in fields(output)]
     if isinstance(output, Sequence) and not isinstance(output, str):
         for part in output:
             found = first_tensor(part)
             if found is not None:
                 return found
     return None
+
+
+_functorch: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+
+is_transformed: Callable[[Tensor], bool] = _functorch.is_functorch_wrapped_tensor
+"""Whether `torch.func` (``vmap``, ``grad``, ``jvp`` …) has wrapped a tensor."""
+
+
+def untransformed(x: Tensor, rule: int | None) -> Tensor:
+    """The values inside what `torch.func` has wrapped, those of every example of a ``vmap``.
+
+    Args:
+        x: the wrapped tensor.
+        rule: where its channels are, see `channel_rule`; they are there in the result too.
+    """
+    while is_transformed(x):
+        examples: int = _functorch.maybe_get_bdim(x) if _functorch.is_batchedtensor(x) else -1
+        x = _functorch.get_unwrapped(x)
+        if examples >= 0:
+            x = x.movedim(examples, 0)
+            if rule is not None and rule > 0 and x.ndim > 2:
+                x = x.flatten(0, 1)  # into the images, which come before the channels
+    return x
 
 
 class ReluInputs(TorchFunctionMode):

@@ -17,6 +17,7 @@ from convlens.errors import ArgumentError
 from convlens.plots import LayerHistories, UpdateHistories
 from convlens.records import Epoch, LayerHistory, LayerInfo, RecordSink
 from convlens.watching import normalization
+from convlens.watching.arguments import check_eps, check_every, check_sample
 from convlens.watching.book import Sketchbook, Slot
 from convlens.watching.compiled import CompiledSide, layers_before_relus
 from convlens.watching.copies import LeftOutOfCopies
@@ -28,7 +29,9 @@ from convlens.watching.probes import (
     channel_rule,
     choose_layers,
     first_tensor,
+    is_transformed,
     known_channels,
+    untransformed,
 )
 
 
@@ -81,7 +84,13 @@ class ActivationWatch(LayerHistories):
         sink: RecordSink | None = None,
         flush_sink: bool = False,
     ) -> None:
-        _check(eps, every, sample)
+        check_eps(eps)
+        check_every(every)
+        check_sample(sample)
+        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArgumentError(
+                f"model is a {type(model).__name__}, not a module; give the torch.nn.Module itself."
+            )
         self.model, self.eps, self.every, self.sample = model, eps, every, sample
         self.count_forwards = count_forwards
         self.close_sink: Callable[[str, str | None], None] | None = None  # of a sink of its own
@@ -137,6 +146,22 @@ class ActivationWatch(LayerHistories):
     def epochs(self) -> Sequence[Epoch]:
         """Nothing: a loop of one's own has not said where its epochs end."""
         return ()
+
+    def __getitem__(self, layer: int | str) -> LayerHistory:
+        """One history: by an index (negative counts from the end) or any name of the module.
+
+        Raises:
+            LayerNotFoundError: if nothing has this index or name.
+        """
+        if isinstance(layer, str) and layer not in self.names:
+            layer = self._other_names().get(layer, layer)
+        return super().__getitem__(layer)
+
+    def _other_names(self) -> dict[str, str]:
+        """The names under which a module is registered once more, and the one it is watched by."""
+        watched = {module: name for name, module in self._chosen}
+        every = self._inner.named_modules(remove_duplicate=False)
+        return {name: watched[module] for name, module in every if module in watched}
 
     def history(self, index: int) -> LayerHistory:
         """Everything recorded of one layer so far."""
@@ -253,8 +278,13 @@ class ActivationWatch(LayerHistories):
 
         Args:
             number: the step's number, the next one if None; the same again adds to that step.
+
+        Raises:
+            ArgumentError: if the number is negative.
         """
         step = self._next_step if number is None else number
+        if step < 0:
+            raise ArgumentError(f"number={step} is no step; steps are counted from 0.")
         self._next_step = step + 1
         if self._began is None:
             self._began = time.perf_counter()
@@ -325,6 +355,11 @@ class ActivationWatch(LayerHistories):
         x = first_tensor(output)
         if x is None:
             return
+        if is_transformed(x):
+            slot.old = None
+            with torch._C._DisableFuncTorch():  # pyright: ignore[reportPrivateUsage]
+                self.book.sketch(slot, untransformed(x, slot.channel_rule))
+            return
         self.book.sketch(slot, x)
         if slot.old is not None and slot.buffers is not None:
             old, slot.old = slot.old, None
@@ -364,15 +399,3 @@ class ActivationWatch(LayerHistories):
 def _in_backward() -> bool:
     """Whether this thread is executing a backward pass."""
     return torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage]
-
-
-def _check(eps: float, every: int, sample: float) -> None:
-    if eps < 0:
-        raise ArgumentError(f"eps={eps} is negative; give the bound of |x| for near zero.")
-    if every < 1:
-        raise ArgumentError(f"every={every} is not a positive number of steps; use 1 for all.")
-    if not 0 < sample <= 1:
-        raise ArgumentError(
-            f"sample={sample} is no fraction of a batch's images; give a number above 0, at most 1 "
-            "(1 looks at all)."
-        )

@@ -1,0 +1,31 @@
+"""Checks of what watchers are asked for, each a sentence that says what to do."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+
+from convlens.errors import ArgumentError
+
+
+def check_eps(eps: object) -> None:
+    """Raise an `ArgumentError` unless ``eps`` is a bound of |x|."""
+    if not isinstance(eps, Real) or not math.isfinite(eps):
+        raise ArgumentError(f"eps={eps!r} is no bound of |x| for near zero; give a finite number.")
+    if eps < 0:
+        raise ArgumentError(f"eps={eps} is negative; give the bound of |x| for near zero.")
+
+
+def check_every(every: object) -> None:
+    """Raise an `ArgumentError` unless ``every`` is a number of steps."""
+    if not isinstance(every, Integral) or every < 1:
+        raise ArgumentError(f"every={every!r} is not a positive number of steps; use 1 for all.")
+
+
+def check_sample(sample: object) -> None:
+    """Raise an `ArgumentError` unless ``sample`` is a fraction of a batch."""
+    if not isinstance(sample, Real) or not 0 < float(sample) <= 1:
+        raise ArgumentError(
+            f"sample={sample!r} is no fraction of a batch's images; give a number above 0, at most "
+            "1 (1 looks at all)."
+        )
