@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import SupportsIndex
+from numbers import Integral
 
 
 class ConvlensError(Exception):
@@ -63,10 +63,6 @@ def find_layer(layer: int | str, names: Sequence[str]) -> int:
     Raises:
         LayerNotFoundError: with the closest names, or the range of indices.
     """
-    if not isinstance(layer, str | SupportsIndex):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise LayerNotFoundError(
-            f"layer={layer!r} is neither an index nor a name; give one of the two."
-        )
     if isinstance(layer, str):
         if layer in names:
             return list(names).index(layer)
@@ -75,6 +71,11 @@ def find_layer(layer: int | str, names: Sequence[str]) -> int:
         raise LayerNotFoundError(
             f"layer={layer!r} is not among the {len(names)} layers; closest: {known}."
         )
+    if not isinstance(layer, Integral):
+        raise LayerNotFoundError(
+            f"layer={layer!r} is neither a module's name nor an index; give one of them."
+        )
+    layer = int(layer)
     if -len(names) <= layer < len(names):
         return layer % len(names)
     raise LayerNotFoundError(

@@ -181,7 +181,7 @@ class Away(nn.Module):
         (
             lambda m, x: effective_receptive_field(m, x.long(), "0"),
             ArgumentError,
-            "images='(2, 1, 8, 8) torch.int64' is no floating tensor (N, C, H, W)",
+            "images=(2, 1, 8, 8) of torch.int64 is no floating tensor (N, C, H, W)",
         ),
         (
             lambda m, x: effective_receptive_field(m, [x], "0"),

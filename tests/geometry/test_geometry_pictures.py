@@ -20,7 +20,7 @@ from convlens.geometry import (
     show_positions,
 )
 from convlens.nets import simple_cnn
-from convlens.plots import show_tiles
+from convlens.plots import show_rectangle, show_tiles
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +110,17 @@ def test_a_field_is_the_rectangle_that_the_unit_sees():
     padding = show_field(model, torch.rand(1, 5, 5), "0", (0, 0))
     assert padding.get_title().endswith("sees padding only")
     assert not padding.patches
+
+
+def test_a_long_title_fits_into_the_picture():
+    for name, usual in (("conv1", True), (".".join(["layers", "0"] * 11), False)):
+        figure = plt.figure(figsize=(6, 6.6), layout="constrained")
+        ax = show_rectangle(np.zeros((9, 9)), None, f"{name}, unit 0, 0\nsees", figure.subplots())
+        figure.canvas.draw()
+        drawn = ax.title.get_window_extent()
+        assert drawn.x0 >= 0
+        assert drawn.x1 <= figure.bbox.x1
+        assert (ax.title.get_fontsize() == 12) is usual
 
 
 def test_positions_are_drawn_with_what_is_not_read():

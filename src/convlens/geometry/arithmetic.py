@@ -112,6 +112,8 @@ def grid_positions(
     Raises:
         ArgumentError: as `output_size`.
     """
+    if not isinstance(sizes, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(f"sizes={sizes!r} must be one number for each axis, such as (28, 28).")
     return product(*(positions(n, kernel_size, stride, padding, dilation) for n in sizes))
 
 
@@ -223,9 +225,9 @@ def _check(
     for name, value in sizes.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ArgumentError(f"{name}={value!r} must be a whole number of at least 1.")
-    both = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    both = padding if isinstance(padding, Sequence) else (padding, padding)
     if len(both) != 2 or any(not isinstance(p, int) or p < 0 for p in both):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ArgumentError(
             f"padding={padding!r} must be a whole number from 0, or two of them: before and after."
         )
-    return both
+    return both[0], both[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from convlens.errors import ArgumentError
@@ -172,6 +172,10 @@ def choose(names: Sequence[str] | str | None, rows: Sequence[Row]) -> tuple[Colu
     if names is None:
         return tuple(c for c in COLUMNS if c.usual and any(map(c.cell, rows)))
     by_name = {column.name: column for column in COLUMNS}
+    if not isinstance(names, str | Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(
+            f"columns={names!r} must be a name or several; there are: {', '.join(by_name)}."
+        )
     asked = dict.fromkeys(["layer", *([names] if isinstance(names, str) else names)])
     for name in asked:
         if name not in by_name:

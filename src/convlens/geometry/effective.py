@@ -90,10 +90,10 @@ def effective_receptive_field(
             on the images, the unit lies outside it, or no pixel moves it.
     """
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() < 3:  # pyright: ignore[reportUnnecessaryIsInstance]
-        what = f"{tuple(images.shape)} {images.dtype}" if isinstance(images, Tensor) else images  # pyright: ignore[reportUnnecessaryIsInstance]
+        kind = f" of {images.dtype}" if isinstance(images, Tensor) else ""  # pyright: ignore[reportUnnecessaryIsInstance]
+        what = f"{tuple(images.shape)}{kind}" if kind else shapes.brief(images)
         raise ArgumentError(
-            f"images={what!r} is no floating tensor (N, C, H, W); give images as the model gets "
-            "them."
+            f"images={what} is no floating tensor (N, C, H, W); give images as the model gets them."
         )
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     fields = receptive_field(model, images)
@@ -129,13 +129,9 @@ def _units(
             tuple(int(i) for i in place)
             for place in np.stack(np.meshgrid(*middle, indexing="ij"), -1).reshape(-1, len(grid))
         )
-    place = tuple(unit)
-    if len(place) != len(grid) or any(not 0 <= p < n for p, n in zip(place, grid, strict=True)):
-        raise ArgumentError(
-            f"unit={place} is no place on the grid of layer {field.name!r}, which is "
-            f"{shapes.times(grid)}; give {len(grid)} indices from 0."
-        )
-    return (place,)
+    return (
+        shapes.within(unit, grid, f"unit={unit!r} is no place on the grid of layer {field.name!r}"),
+    )
 
 
 def _gradients(

@@ -109,7 +109,9 @@ class ReceptiveFields(Mapping[str, LayerField]):
             ArgumentError: if the field is unknown, or the unit lies outside the grid.
         """
         found = self._known(layer)
-        place = _within(unit, found.grid, f"unit={unit} is no place on the grid of layer {layer!r}")
+        place = shapes.within(
+            unit, found.grid, f"unit={unit} is no place on the grid of layer {layer!r}"
+        )
         edges: list[tuple[int, int]] = []
         for axis, (first, last) in enumerate(zip(found.first, found.last, strict=True)):
             at = place if first.shape == found.grid else place[axis]
@@ -134,7 +136,9 @@ class ReceptiveFields(Mapping[str, LayerField]):
             ArgumentError: if the field is unknown, or the pixel lies outside the input.
         """
         found = self._known(layer)
-        place = _within(pixel, self.input_shape[2:], f"pixel={pixel} is no place on the input")
+        place = shapes.within(
+            pixel, self.input_shape[2:], f"pixel={pixel} is no place on the input"
+        )
         seeing = np.ones(found.grid, dtype=np.bool_)
         for axis, (first, last) in enumerate(zip(found.first, found.last, strict=True)):
             line = (first <= place[axis]) & (place[axis] <= last)
@@ -154,22 +158,6 @@ class ReceptiveFields(Mapping[str, LayerField]):
             f"layer={layer!r} has an unknown receptive field, because of {found.unknown}; "
             f"ask for {hint}."
         )
-
-
-def _within(place: tuple[int, ...], sizes: tuple[int, ...], what: str) -> tuple[int, ...]:
-    """Indices that lie within some sizes.
-
-    Raises:
-        ArgumentError: if they do not, or are not as many.
-    """
-    inside = len(place) == len(sizes) and all(
-        0 <= at < n for at, n in zip(place, sizes, strict=True)
-    )
-    if not inside:
-        raise ArgumentError(
-            f"{what}, which is {shapes.times(sizes)}; give {len(sizes)} indices from 0."
-        )
-    return place
 
 
 def receptive_field(

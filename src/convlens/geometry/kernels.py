@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from convlens.errors import ArgumentError
 from convlens.geometry.arithmetic import output_size
-from convlens.geometry.shapes import times
+from convlens.geometry.shapes import check_tensor, times
 
 CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
 """What the planes of an image are called, by their number."""
@@ -154,15 +154,15 @@ def apply_at(image: Tensor, kernel: Tensor, row: int, col: int, bias: float = 0.
     """
     pixels, weights = _fit(image, kernel)
     (height, width), (tall, wide) = pixels.shape[1:], weights.shape[1:]
-    top, left = row - tall // 2, col - wide // 2
-    for name, place, first, n, k in (
-        ("row", row, top, height, tall), ("col", col, left, width, wide),
-    ):  # fmt: skip
-        if not 0 <= first <= n - k:
+    for name, place, n, k in (("row", row, height, tall), ("col", col, width, wide)):
+        if not isinstance(place, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArgumentError(f"{name}={place!r} must be a whole number, the {name} of a pixel.")
+        if not 0 <= place - k // 2 <= n - k:
             raise ArgumentError(
                 f"{name}={place} lets the {times((tall, wide))} kernel leave the "
                 f"{times((height, width))} image; {_room(name, n, k)}."
             )
+    top, left = row - tall // 2, col - wide // 2
     patch = pixels[:, top : top + tall, left : left + wide]
     products = patch * weights
     sums = products.sum((1, 2))
@@ -196,6 +196,8 @@ def apply(  # what the chapter calls it
 
 def _fit(image: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     """Both as (C, …), floating."""
+    check_tensor("image", image)
+    check_tensor("kernel", kernel)
     if image.dim() not in {2, 3}:
         raise ArgumentError(
             f"image has shape {tuple(image.shape)}; expected (C, H, W) or (H, W), one image."

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convlens.errors import ArgumentError
 from convlens.geometry.arithmetic import output_size, same_padding
-from convlens.geometry.shapes import LETTERS, named
+from convlens.geometry.shapes import LETTERS, check_tensor, named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -217,6 +217,7 @@ def _each(name: str, value: Sizes, weight: Tensor, least: int = 1) -> tuple[int,
 
 def _image_shape(weight: Tensor, input_shape: Sequence[int], groups: int) -> tuple[int, ...]:
     """(C_in, H, W), checked against the weight."""
+    check_tensor("weight", weight)
     if weight.dim() not in {3, 4, 5}:
         raise ArgumentError(
             f"weight has shape {tuple(weight.shape)}; expected (C_out, C_in / groups, kH, kW), or "

@@ -15,6 +15,7 @@ from convlens.geometry import arithmetic, shapes
 from convlens.geometry.effective import evaluation
 from convlens.geometry.fields import receptive_field
 from convlens.geometry.kernels import CHANNEL_NAMES
+from convlens.geometry.training_memory import check_count
 from convlens.plots import show_places, show_rectangle, show_tiles
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def show_kernels(
         LayerNotFoundError: if no convolution has this name or index.
         ArgumentError: if there is no two-dimensional convolution, or the weight is none.
     """
+    check_count("most", most, 1)
     weight = model.detach() if isinstance(model, Tensor) else _first_weight(model, layer)
     if weight.dim() == 2:
         weight = weight[None, None]
@@ -111,6 +113,7 @@ def show_features(
         LayerNotFoundError: if no module that runs has this name or index.
         ArgumentError: if the layer's output is not (N, C, H, W), or the image is not one.
     """
+    check_count("most", most, 1)
     outputs = _outputs(model, _batch_of_one(image))
     name = list(outputs)[find_layer(layer, list(outputs))]
     maps = outputs[name]
@@ -152,9 +155,11 @@ def show_field(
         ArgumentError: if the image does not fit, the field is unknown, or the unit lies outside.
     """
     picture = _picture(image)
+    shapes.check_model(model)
+    place = tuple(unit) if isinstance(unit, Sequence) else (unit,)  # pyright: ignore[reportUnnecessaryIsInstance]
     n_in = _input_channels(model, len(image))
     fields = receptive_field(model, (1, n_in, *image.shape[1:]))
-    rectangle = fields.rectangle(layer, *unit)
+    rectangle = fields.rectangle(layer, *place)
     field = fields[layer]
     if rectangle is None:
         seen = "sees padding only"
@@ -166,7 +171,7 @@ def show_field(
         if len(whole) == 2 and tuple(whole) != (bottom - top + 1, right - left + 1):
             seen += f" of {shapes.times(whole)}"
     box = None if rectangle is None else (rectangle[0], rectangle[1])
-    where = f"unit {', '.join(map(str, unit))} of {shapes.times(field.grid)}"
+    where = f"unit {', '.join(map(str, place))} of {shapes.times(field.grid)}"
     return show_rectangle(picture, box, f"{field.name or 'the model'}, {where}\n{seen}", ax)
 
 
@@ -197,6 +202,7 @@ def show_positions(
 
 def _picture(image: Tensor) -> NDArray[np.floating]:
     """(H, W) or (H, W, 3)."""
+    shapes.check_tensor("image", image)
     if image.dim() != 3 or len(image) not in {1, 3}:
         raise ArgumentError(
             f"image has shape {tuple(image.shape)}; expected (1, H, W) grey or (3, H, W) colour."
@@ -206,6 +212,7 @@ def _picture(image: Tensor) -> NDArray[np.floating]:
 
 
 def _batch_of_one(image: Tensor) -> Tensor:
+    shapes.check_tensor("image", image)
     batch = image[None] if image.dim() == 3 else image
     if batch.dim() != 4 or len(batch) != 1:
         raise ArgumentError(
@@ -220,6 +227,7 @@ def _convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
 
 
 def _first_weight(model: nn.Module, layer: str | int) -> Tensor:
+    shapes.check_model(model)
     found = _convolutions(getattr(model, "_orig_mod", model))
     if not found:
         raise ArgumentError(
@@ -236,6 +244,7 @@ def _input_channels(model: nn.Module, given: int) -> int:
 
 def _outputs(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
     """The output of each module that gives one tensor, in the order in which they end."""
+    shapes.check_model(model)
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     outputs: dict[str, Tensor] = {}
     hooks = [

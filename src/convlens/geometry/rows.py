@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -268,6 +268,10 @@ def fold_rows(
         raise ArgumentError(
             f"depth={depth!r} is no depth; give a whole number from 0 (one row for the model), or "
             "None for all of it."
+        )
+    if not isinstance(fold, str | type | Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(
+            f"fold={fold!r} must be a layer's name, a kind of layer, or several of them."
         )
     chosen = _chosen(rows, [fold] if isinstance(fold, str | type) else list(fold))
     inside = _insiders(rows)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def check_input(value: object) -> tuple[int, ...]:
     """
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | Tensor | torch.Size):
         raise ArgumentError(
-            f"input_shape={value!r} is no shape; give a tensor or a tuple such as "
+            f"input_shape={brief(value)} is no shape; give a tensor or a tuple such as "
             "(N, C, H, W) = (1, 3, 224, 224)."
         )
     shape: tuple[Any, ...] = tuple(value.shape) if isinstance(value, Tensor) else tuple(value)
@@ -41,12 +42,62 @@ def check_input(value: object) -> tuple[int, ...]:
             "such as (N, C, H, W) = (1, 3, 224, 224)."
         )
     for letter, size in zip(LETTERS[len(shape)].split(", "), shape, strict=True):
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, Integral) or int(size) < 1:
             raise ArgumentError(
                 f"input_shape={shape} has {letter} = {size!r}; every size must be a whole number "
                 "of at least 1."
             )
-    return shape
+    return tuple(int(size) for size in shape)
+
+
+def check_model(model: object) -> None:
+    """Refuse what is no module, such as a class that was not called.
+
+    Raises:
+        ArgumentError: if it is none.
+    """
+    if not isinstance(model, nn.Module):
+        hint = "give a torch.nn.Module"
+        if isinstance(model, type) and issubclass(model, nn.Module):
+            hint = f"call it first: {model.__name__}(…)"
+        raise ArgumentError(f"model={brief(model)} is no module; {hint}.")
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuse what is no tensor, such as an array.
+
+    Raises:
+        ArgumentError: if it is none.
+    """
+    if not isinstance(value, Tensor):
+        hint = "torch.from_numpy makes one of an array" if hasattr(value, "__array__") else ""
+        hint = hint or "give a torch.Tensor"
+        raise ArgumentError(f"{name}={brief(value)} is no tensor; {hint}.")
+
+
+def within(place: object, sizes: Sequence[int], what: str) -> tuple[int, ...]:
+    """The indices of a place on a grid of some sizes; one number is that of a single axis.
+
+    Raises:
+        ArgumentError: if they are not as many, no whole numbers, or lie outside; ``what`` begins
+            its sentence.
+    """
+    at: tuple[Any, ...] = tuple(place) if isinstance(place, Iterable) else (place,)
+    if len(at) != len(sizes) or not all(
+        isinstance(i, Integral) and 0 <= int(i) < n for i, n in zip(at, sizes, strict=True)
+    ):
+        raise ArgumentError(f"{what}, which is {times(sizes)}; give {len(sizes)} indices from 0.")
+    return tuple(int(i) for i in at)
+
+
+def brief(value: object) -> str:
+    """A value as a sentence can show it: what it is if it is too long to be shown."""
+    shown = repr(value)
+    if len(shown) <= 60:
+        return shown
+    shape = getattr(value, "shape", None)
+    kind = type(value).__name__
+    return f"<{kind} of shape {tuple(shape)}>" if isinstance(shape, tuple) else f"<{kind}>"
 
 
 def times(shape: Sequence[int]) -> str:

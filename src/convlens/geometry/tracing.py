@@ -85,6 +85,7 @@ def trace(
         ArgumentError: if the shape is none, or does not fit the model; if parameters are still
             uninitialized, or have no values and the model's way depends on values.
     """
+    shapes.check_model(model)
     shape = (1, *shapes.check_input(example)[1:])
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     tensors = dict([*model.named_parameters(), *model.named_buffers()])

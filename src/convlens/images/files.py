@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,11 +41,13 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     """
     from PIL import Image, UnidentifiedImageError
 
+    if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(f"path={path!r} is no path; give the name of an image file.")
     file = Path(path)
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
         raise ArgumentError(f"path={str(path)!r} {what}; give an image file.")
-    if size is not None and (len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size)):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if size is not None and not _is_size(size):
         raise ArgumentError(
             f"size={size!r} is no size of an image; give (H, W), whole numbers of at least 1."
         )
@@ -64,6 +68,15 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     return torch.nn.functional.interpolate(image[None], size=size, mode="bilinear", antialias=True)[
         0
     ].clamp(0, 1)
+
+
+def _is_size(value: object) -> bool:
+    """Whether it is (H, W)."""
+    return (
+        isinstance(value, Sequence)
+        and len(value) == 2
+        and all(isinstance(n, int) and n >= 1 for n in value)
+    )
 
 
 def _upright(opened: Image) -> Image:
