@@ -126,7 +126,7 @@ def show_rectangle(
         ax.plot(pixel[1], pixel[0], "+", color=ORANGE, ms=10, mew=2)
     ax.set_xlim(-0.5, image.shape[1] - 0.5)
     ax.set_ylim(image.shape[0] - 0.5, -0.5)
-    ax.set_title(title)
+    ax.set_title(title, fontsize=_title_size(ax, title))
     return ax
 
 
@@ -228,6 +228,17 @@ def _new_figure(columns: int, rows: int, aspect: float, captions: bool, title: b
     tile = max(TILE_IN, 2.4 / columns)
     height = rows * (tile * aspect + (0.22 if captions else 0.06)) + (0.35 if title else 0.1)
     return plt.figure(figsize=(columns * tile + 0.6, height), layout="constrained")
+
+
+def _title_size(ax: Axes, title: str) -> float:
+    """Points that let a title's longest line, such as a long layer's name, fit above its axes."""
+    from matplotlib import rcParams
+    from matplotlib.font_manager import FontProperties
+
+    usual = FontProperties(size=rcParams["axes.titlesize"]).get_size_in_points()
+    longest = max(map(len, title.split("\n")))
+    room = 72 * ax.get_position().width * ax.get_figure(root=True).get_figwidth()  # pyright: ignore[reportOptionalMemberAccess]
+    return max(5.0, min(usual, room / (0.5 * max(longest, 1))))  # a letter is about half as wide
 
 
 def _new_axes(aspect: float) -> Axes:
