@@ -174,12 +174,24 @@ class Net(nn.Linear):
         super().__init__(6, 2)
 
 number = 4
+
+def needs(width):
+    return model
+
+class Broken(nn.Module):
+    def __init__(self):
+        raise KeyError("sizes")
+
+class Line(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv1d(2, 4, 3))
 """
 
 
 def test_summary_of_a_files_models(convlens, tmp_path):
     (tmp_path / "nets_of_mine.py").write_text(MODELS_FILE)
     (tmp_path / "beside.py").write_text("width = 5")
+    (tmp_path / "broken.py").write_text("1 / 0")
     for name, shape, kind in (
         ("model", "5x9", "Conv1d"), ("make", "1x8x8", "Sequential"), ("Net", "6", "Net"),
     ):  # fmt: skip
@@ -187,14 +199,37 @@ def test_summary_of_a_files_models(convlens, tmp_path):
         assert done.stdout.startswith(f"{kind}, one image, "), done.stderr
     for arguments, sentence in (
         (["nets_of_mine.py:modl", "--input", "5x9"], "has no 'modl'; it has model"),
-        (["nets_of_mine.py:number", "--input", "5x9"], "is a int; give a torch module, its class"),
+        (["nets_of_mine.py:number", "--input", "5x9"], "is of type int; give a torch module"),
         (["nets_of_mine.py:make"], "does not say what its input is; give --input, such as --input"),
+        (["nets_of_mine.py"], "is a file; say which model of it: nets_of_mine.py:NAME"),
+        (["nets_of_mine.py:"], "has no ''; it has model, make, Net."),
+        (["nets_of_mine.py:needs"], "calling it without arguments raised TypeError: needs() miss"),
+        (["nets_of_mine.py:Broken"], "calling it without arguments raised KeyError: 'sizes'"),
+        (
+            ["broken.py:make"],
+            "running 'broken.py' raised ZeroDivisionError: division by zero; mend",
+        ),
         (["nowhere.py:make"], "the file 'nowhere.py' does not exist; give simple_cnn, torchvision"),
     ):
         done = convlens("summary", *arguments)
         assert done.code == 2
         assert sentence in done.stderr
     assert str(tmp_path) not in sys.path
+
+
+def test_torchvisions_models_are_made_for_their_size_and_bring_no_weights(monkeypatch):
+    from convlens._models import find_model
+
+    def refuse(*arguments, **options):
+        raise AssertionError("it downloads")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
+    assert find_model("torchvision:fcn_resnet50")[1] == (3, 224, 224)
+    assert find_model("torchvision:vit_l_16")[1] == (3, 224, 224)
+    model, made_for = find_model("torchvision:inception_v3")
+    assert made_for == (3, 299, 299)
+    assert cl.summary(model, (1, 3, 299, 299)).memory.problem == ""
 
 
 def test_a_library_that_is_not_installed_is_named_with_its_extra(convlens, monkeypatch):
@@ -239,14 +274,21 @@ def test_field(convlens, tmp_path):
     for arguments, sentence in (
         (["--image", "dog.png"], "path='dog.png' does not exist; give an image file."),
         (["--out", "field.doc"], "out='field.doc' is no kind of picture; give a name that ends in"),
+        (
+            ["--out", "no/field.png"],
+            "out='no/field.png' lies in a folder that does not exist; make",
+        ),
         (["--unit", "3,99"], "unit=(3, 99) is no place on the grid of layer '1.0'"),
         (["--unit", "a"], "argument --unit: 'a' is no place such as 3,3"),
         (["--layer", "conv9"], "layer='conv9' is not among the"),
+        (["--input", "2x28"], "input=2x28 is no image, and a field is drawn on one; give CxHxW"),
     ):
         given = {"--layer": "1.0", "--unit": "3,4", "--image": "cat.png", "--size": "28"}
         given |= {arguments[0]: arguments[1]}
+        if "--input" in given:
+            del given["--size"]
         done = convlens("field", "simple_cnn", *[word for pair in given.items() for word in pair])
-        assert done.code in {1, 2}
+        assert done.code == 2
         assert sentence in done.stderr
 
 
@@ -279,6 +321,19 @@ def test_help_lists_the_commands(convlens):
         (
             ["summary", "simple_cnn", "--input", "1x8x8", "--size", "8"],
             "input and size or channels",
+        ),
+        (["summary", "simple_cnn", "--input", "1x0x28"], "argument --input: '1x0x28' is no shape"),
+        (
+            ["summary", "simple_cnn", "--input", "1x1x1x28x28"],
+            "such as 3x224x224, without the batch",
+        ),
+        (
+            ["summary", "simple_cnn", "--classes", "0"],
+            "classes=0 must be a whole number of at least",
+        ),
+        (
+            ["summary", "simple_cnn", "--channels", "0"],
+            "channels=0 must be a whole number of at lea",
         ),
         (["summary", "simple_cn"], "model='simple_cn' is not known; give simple_cnn, torchvision:"),
         (["summary", "timm:resnet19"], "is not among timm's models; closest: resnet1"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
+import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from importlib import util
@@ -39,6 +41,9 @@ def find_model(
         ArgumentError: if there is no such model, its library is not installed, or the file does
             not make one.
     """
+    for argument, given in (("channels", n_in), ("classes", n_classes)):
+        if given is not None and given < 1:
+            raise ArgumentError(f"{argument}={given} must be a whole number of at least 1.")
     home, _, name = spec.rpartition(":")
     if home in EXTRAS:
         return _from_library(home, name, spec, n_classes)
@@ -52,6 +57,11 @@ def find_model(
     for library in EXTRAS:
         if util.find_spec(library) is not None and spec in _names(library):
             return _from_library(library, spec, spec, n_classes)
+    if spec.endswith(".py"):
+        raise ArgumentError(
+            f"model={spec!r} is a file; say which model of it: {spec}:NAME, a module or what makes "
+            "one."
+        )
     raise ArgumentError(f"model={spec!r} is not known; give {FORMS}.{_closest(spec)}")
 
 
@@ -70,13 +80,25 @@ def _from_library(
         raise ArgumentError(f"model={spec!r} is not among {library}'s models; {hint}.")
     options: dict[str, Any] = {} if n_classes is None else {"num_classes": n_classes}
     if library == "torchvision":
-        from torchvision.models import get_model
-
-        return _without_weights(lambda: get_model(name, weights=None, **options)), (3, 224, 224)
+        return _from_torchvision(name, options)
     import timm
 
     model = _without_weights(lambda: timm.create_model(name, pretrained=False, **options))
     return model, tuple(getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224)))
+
+
+def _from_torchvision(name: str, options: dict[str, Any]) -> tuple[nn.Module, tuple[int, int, int]]:
+    from torchvision.models import get_model, get_model_builder, get_model_weights
+
+    if "weights_backbone" in inspect.signature(get_model_builder(name)).parameters:
+        options = {**options, "weights_backbone": None}  # or it downloads them
+    crops = {
+        getattr(weights.transforms, "keywords", {}).get("crop_size")
+        for weights in get_model_weights(name)
+    }
+    sizes = sorted(size for size in crops if isinstance(size, int))
+    size = 224 if 224 in sizes or not sizes else sizes[0]
+    return _without_weights(lambda: get_model(name, weights=None, **options)), (3, size, size)
 
 
 def _names(library: str) -> list[str]:
@@ -94,11 +116,13 @@ def _without_weights(make: Callable[[], nn.Module]) -> nn.Module:
     """Make a model in an instant: its memory is taken, and never written."""
     import torch
 
-    try:
-        with torch.device("meta"):
-            return make().to_empty(device="cpu")
-    except (RuntimeError, NotImplementedError):  # it computes with numbers when it is made
-        return make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of how weights are initialized
+        try:
+            with torch.device("meta"):
+                return make().to_empty(device="cpu")
+        except (RuntimeError, NotImplementedError):  # it computes with numbers when it is made
+            return make()
 
 
 def _from_file(path: Path, name: str, spec: str) -> nn.Module:
@@ -112,22 +136,44 @@ def _from_file(path: Path, name: str, spec: str) -> nn.Module:
             raise ArgumentError(f"model={spec!r}: {str(path)!r} is no Python file; give {FORMS}.")
         module = util.module_from_spec(loader)
         sys.modules.setdefault(path.stem, module)
-        loader.loader.exec_module(module)
+        try:
+            loader.loader.exec_module(module)
+        except Exception as error:
+            raise ArgumentError(
+                f"model={spec!r}: running {str(path)!r} raised {type(error).__name__}: {error}; "
+                "mend the file."
+            ) from error
         if not hasattr(module, name):
-            public = [key for key in vars(module) if not key.startswith("_")]
+            public = [
+                key
+                for key, value in vars(module).items()
+                if not key.startswith("_")
+                and (isinstance(value, nn.Module) or getattr(value, "__module__", "") == path.stem)
+            ]
             close = difflib.get_close_matches(name, public, n=3, cutoff=0.4) or public[:3]
             raise ArgumentError(
-                f"model={spec!r}: {str(path)!r} has no {name!r}; it has {', '.join(close)}."
+                f"model={spec!r}: {str(path)!r} has no {name!r}; it has "
+                f"{', '.join(close) or 'no models'}."
             )
         made: Any = getattr(module, name)
         if not isinstance(made, nn.Module) and callable(made):
-            made = made()
+            made = _made_by(made, spec)
     if not isinstance(made, nn.Module):
         raise ArgumentError(
-            f"model={spec!r} is a {type(made).__name__}; give a torch module, its class, or a "
-            "function without arguments that makes one."
+            f"model={spec!r} is of type {type(made).__name__}; give a torch module, its class, or "
+            "a function without arguments that makes one."
         )
     return made
+
+
+def _made_by(make: Callable[[], Any], spec: str) -> object:
+    try:
+        return make()
+    except Exception as error:
+        raise ArgumentError(
+            f"model={spec!r}: calling it without arguments raised {type(error).__name__}: {error}; "
+            "give a torch module, or what makes one without arguments."
+        ) from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from convlens.errors import ArgumentError, ConvlensError
+from convlens.errors import ArgumentError, ConvlensError, LayerNotFoundError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +45,7 @@ def main() -> NoReturn:
         if arguments.debug:
             traceback.print_exc()
         if isinstance(error, ConvlensError | OSError):
-            _fail(str(error), 2 if isinstance(error, ArgumentError) else 1)
+            _fail(str(error), 2 if isinstance(error, ArgumentError | LayerNotFoundError) else 1)
         _fail(f"{type(error).__name__}: {error} (--debug prints the traceback.)", 1)
     sys.exit(0)
 
@@ -131,6 +131,11 @@ def show_field(arguments: argparse.Namespace) -> None:
     from convlens.images import load_image
 
     model, shape = _model(arguments)
+    if len(shape) != 3:
+        raise ArgumentError(
+            f"input={'x'.join(map(str, shape))} is no image, and a field is drawn on one; give "
+            "CxHxW, or ask convlens.receptive_field."
+        )
     asked = arguments.input is not None or arguments.size is not None
     image = load_image(arguments.image, (shape[1], shape[2]) if asked else None)
     figure = Figure(figsize=(6, 6 * image.shape[1] / image.shape[2] + 0.6), layout="constrained")
@@ -143,6 +148,11 @@ def show_field(arguments: argparse.Namespace) -> None:
         raise ArgumentError(
             f"out={str(arguments.out)!r} is no kind of picture; give a name that ends in one of "
             f"{', '.join(kinds)}."
+        )
+    if not arguments.out.parent.is_dir():
+        raise ArgumentError(
+            f"out={str(arguments.out)!r} lies in a folder that does not exist; make it, or give "
+            "another name."
         )
     figure.savefig(arguments.out, dpi=150)
     _print(f"{' '.join(ax.get_title().split())}: {arguments.out}")
@@ -249,9 +259,14 @@ def _words(text: str) -> list[str]:
 
 def _shape(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(size) for size in text.lower().replace("×", "x").split("x"))
+        sizes = tuple(int(size) for size in text.lower().replace("×", "x").split("x"))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape such as 3x224x224") from None
+        sizes = ()
+    if not 1 <= len(sizes) <= 4 or min(sizes) < 1:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shape such as 3x224x224, without the batch"
+        )
+    return sizes
 
 
 def _place(text: str) -> tuple[int, ...]:
