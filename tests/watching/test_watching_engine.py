@@ -444,6 +444,48 @@ def test_under_the_transforms_of_torch_func():
     assert by_example.shape == (5, 3, 1)
 
 
+def test_an_optimizer_around_another_is_one_step():
+    class Around(torch.optim.Optimizer):
+        def __init__(self, inner):
+            self.inner = inner
+            super().__init__(inner.param_groups, {})
+
+        def step(self):
+            self.inner.step()
+
+    model = small_net()
+    optimizer = Around(torch.optim.SGD(model.parameters(), lr=0.1))
+    with cl.watch(model, gradients=True, updates=True) as stats:
+        seen = gradients_by_hand(model, 3, optimizer)
+    assert stats.gradients["0.weight"].calls.tolist() == [1, 1, 1]
+    change = [(after["0.weight"] - before["0.weight"]).norm().item() for _, before, after in seen]
+    np.testing.assert_allclose(stats.updates["0.weight"].update.norm, change, rtol=1e-5)
+
+
+def test_updates_of_some_steps_with_a_closure():
+    """The forward is inside the optimizer's step: it counts for the next one."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 1), torch.randn(8, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        return loss
+
+    sizes = []
+    with cl.watch(model, updates=True, every=2) as stats:
+        for _ in range(5):
+            before = model.weight.detach().clone()
+            optimizer.step(closure)
+            sizes.append((model.weight.detach() - before).norm().item())
+    history = stats.updates["weight"]
+    assert history.parameter.first_step.tolist() == [0, 2]
+    assert history.update.first_step.tolist() == [0, 2]
+    np.testing.assert_allclose(history.update.norm, sizes[1::2], rtol=1e-5)
+
+
 def test_complex_parameters_are_left_out():
     class Spectrum(nn.Module):
         def __init__(self):

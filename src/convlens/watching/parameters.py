@@ -31,7 +31,9 @@ class ParameterWatch:
     It listens to every optimizer's step, whoever makes it, so a gradient that several backward
     passes have added up is counted once. `torch.amp.GradScaler` has divided the gradients by its
     scale by then, except for fused optimizers, which are given the scale and divide themselves;
-    those are divided here. A step that the scaler skips is not counted, as none is made.
+    those are divided here. A step that the scaler skips is not counted, as none is made; a fused
+    optimizer skips on its device, so its step counts, with gradients that are not finite and
+    updates of zero. Of optimizers that call each other only the outermost one's step is counted.
 
     Where only each n-th forward is watched, its gradients are those of the next optimizer's step,
     be that some forwards later, so that accumulation and watching some of the steps go together.
@@ -73,6 +75,8 @@ class ParameterWatch:
             infos = [LayerInfo(i, n, _kind(p), quantity=quantity) for i, (n, p) in enumerate(named)]
             self._slots[quantity] = book.open(infos) if wanted else []
         self._before: dict[Tensor, Tensor] = {}
+        self._stepping: Optimizer | None = None  # the outermost one that is
+        self._pause_after = False  # it has stepped
         self._due = False  # no optimizer has stepped since `begin`
         self._handles: list[RemovableHandle] = []
 
@@ -105,7 +109,6 @@ class ParameterWatch:
         """Listen to optimizers."""
         if self.wanted:
             self._handles.append(register_optimizer_step_pre_hook(self._before_step))
-        if self._wants_updates:
             self._handles.append(register_optimizer_step_post_hook(self._after_step))
 
     def detach(self) -> None:
@@ -114,24 +117,28 @@ class ParameterWatch:
             handle.remove()
         self._handles.clear()
         self._before.clear()
+        self._stepping = None
         self.book.close()
 
     def begin(self, step: int) -> None:
         """The next optimizer's step belongs to this number."""
         self.book.begin(step)
-        self._due = True
+        self._due, self._pause_after = True, False
 
     def pause(self) -> None:
         """Look at no optimizer's step until the next `begin`, once one was looked at."""
-        if not self._due:
+        if self._stepping is not None:  # a closure's forward
+            self._pause_after = True
+        elif not self._due:
             self.book.pause()
 
     def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:  # noqa: ARG002
-        if self.book.row < 0:
+        parameters = self._parameters(optimizer)
+        if self.book.row < 0 or not parameters or self._stepping not in (None, optimizer):
             return
+        self._stepping, self._due = optimizer, False
         scale: Tensor | None = getattr(optimizer, "grad_scale", None)  # of a fused optimizer
-        for parameter in self._parameters(optimizer):
-            self._due = False
+        for parameter in parameters:
             index, gradient = self._index[parameter], parameter.grad
             if self._wants_gradients and gradient is not None:
                 dense = gradient.coalesce().values() if gradient.is_sparse else gradient
@@ -142,13 +149,17 @@ class ParameterWatch:
                 self._keep(parameter)
 
     def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:  # noqa: ARG002
-        if self.book.row < 0:
+        if self._stepping is not optimizer:
             return
-        for parameter in self._parameters(optimizer):
+        self._stepping = None
+        for parameter in self._parameters(optimizer) if self._wants_updates else ():
             before = self._before.get(parameter)
             if before is not None:
                 update = torch.sub(parameter.detach(), before, out=before)
                 self.book.sketch_whole(self._slots[UPDATE][self._index[parameter]], update)
+        if self._pause_after:
+            self._pause_after = False
+            self.book.pause()
 
     def _keep(self, parameter: Tensor) -> None:
         """Copy a parameter to where its copy of the last step was."""
