@@ -9,14 +9,8 @@ import numpy as np
 import pytest
 
 from convlens.errors import ArgumentError
-from convlens.records import (
-    LayerHistory,
-    LayerInfo,
-    StepSeries,
-    UpdateHistory,
-    empty_steps,
-    join_steps,
-)
+from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
+from convlens.records import StepSeries, empty_steps, join_steps
 from convlens.sketch import BucketLayout, Columns, empty_columns
 
 # Buckets -8: (-inf, -2], (-2, -1], (-1, -.5], (-.5, -.25], (-.25, 0), {0}, and the same mirrored.

@@ -12,14 +12,8 @@ import numpy as np
 import pytest
 
 from convlens.doctor import diagnose
-from convlens.records import (
-    Epoch,
-    LayerHistory,
-    LayerInfo,
-    RunRecord,
-    StepSeries,
-    empty_steps,
-)
+from convlens.histories import LayerHistory, LayerInfo
+from convlens.records import Epoch, RunRecord, StepSeries, empty_steps
 from convlens.sketch import BucketLayout, Columns, empty_columns
 
 LAYOUT = BucketLayout()

@@ -16,9 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import convlens as cl
+from convlens.histories import LayerInfo
 from convlens.integrations import tensorboard
 from convlens.plots import LayerHistories
-from convlens.records import LayerInfo, StepSeries
+from convlens.records import StepSeries
 from convlens.runs import create_run
 from convlens.sketch import finite_edges
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from convlens.records import Epoch, LayerHistory, LayerInfo, StepSeries
+from convlens.histories import LayerHistory, LayerInfo
+from convlens.records import Epoch, StepSeries
 from convlens.sketch import BucketLayout, Columns, concatenate, empty_columns
 
 LAYOUT = BucketLayout()

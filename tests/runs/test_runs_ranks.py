@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from runs_data import SMALL, assert_close, make_columns, make_epoch, put
 
 from convlens.errors import ArgumentError, RunError
-from convlens.records import LayerInfo
+from convlens.histories import LayerInfo
 from convlens.runs import RunWriter, create_run, join_run, list_runs, open_run
 from convlens.runs.schema import DATABASE
 from convlens.sketch import CHUNK_BITS, Columns, coarsen, concatenate

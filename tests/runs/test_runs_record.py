@@ -29,9 +29,10 @@ from runs_data import (
 )
 
 from convlens.errors import ArgumentError, LayerNotFoundError, RunError
+from convlens.histories import LayerInfo
 from convlens.packets import pack
 from convlens.plots import LayerHistories, TrainingCurves, UpdateHistories
-from convlens.records import LayerInfo, Picture, RecordSink
+from convlens.records import Picture, RecordSink
 from convlens.runs import RunWriter, create_run, list_runs, open_run
 from convlens.runs.schema import DATABASE
 from convlens.sketch import (
@@ -290,7 +291,7 @@ WRITE_AND_DIE = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from convlens.records import LayerInfo
+from convlens.histories import LayerInfo
 from convlens.runs import create_run
 from runs_data import LAYOUT, make_columns, make_epoch, make_steps, put
 writer = create_run("mnist", {base!r})

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convlens.records import Epoch, LayerInfo
+from convlens.histories import LayerInfo
+from convlens.records import Epoch
 from convlens.runs import Run, list_runs, open_run
 from convlens.runs.schema import DATABASE
 from convlens.sketch import BucketLayout, Columns, coarsen, concatenate

@@ -17,7 +17,8 @@ import pytest
 from runs_data import LAYOUT, SMALL, make_columns, make_epoch, make_steps, put, start_python
 
 from convlens.errors import RunError
-from convlens.records import LayerInfo, StepSeries
+from convlens.histories import LayerInfo
+from convlens.records import StepSeries
 from convlens.runs import RunWriter, create_run, open_run
 from convlens.runs.schema import DATABASE
 from convlens.sketch import coarsen, encode
@@ -217,7 +218,7 @@ def test_the_log_stays_short_while_readers_overlap(
 def test_a_process_killed_while_its_thread_writes_leaves_whole_flushes(tmp_path: Path) -> None:
     source = """
 import sys
-from convlens.records import LayerInfo
+from convlens.histories import LayerInfo
 from convlens.runs import create_run
 from runs_data import SMALL, make_columns, make_steps, put
 writer = create_run("mnist", sys.argv[1])

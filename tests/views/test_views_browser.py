@@ -32,7 +32,7 @@ from views_data import (
     write_run,
 )
 
-from convlens.records import LayerInfo
+from convlens.histories import LayerInfo
 from convlens.views import write_report
 
 ARGUMENTS = [

@@ -29,7 +29,8 @@ from views_data import (
 )
 
 from convlens.errors import RunError
-from convlens.records import Epoch, Finding, LayerInfo, Picture, StepSeries
+from convlens.histories import LayerInfo
+from convlens.records import Epoch, Finding, Picture, StepSeries
 from convlens.series import sum_up
 from convlens.sketch import level_at
 from convlens.views import words, write_report

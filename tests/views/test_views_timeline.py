@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from views_data import LAYOUT, layer_infos, normal_columns
 
-from convlens.records import LayerHistory
+from convlens.histories import LayerHistory
 from convlens.sketch import Columns, coarsen
 from convlens.views.timeline import (
     EMPTY,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convlens.records import Epoch, LayerInfo, Picture, StepSeries
+from convlens.histories import LayerInfo
+from convlens.records import Epoch, Picture, StepSeries
 from convlens.runs import Run, RunWriter, create_run, open_run
 from convlens.sketch import CHUNK_BITS, BucketLayout, Columns, encode
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_watching_ring import Device, FakeLane
 
-from convlens.records import LayerInfo
+from convlens.histories import LayerInfo
 from convlens.sketch import CHUNK_BITS, Columns, decode
 from convlens.watching.book import CHUNK, Sketchbook
 from convlens.watching.ledger import join

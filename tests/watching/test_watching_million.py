@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import convlens as cl
-from convlens.records import LayerInfo, StepSeries
+from convlens.histories import LayerInfo
+from convlens.records import StepSeries
 from convlens.runs import create_run
 from convlens.sketch import BucketLayout, level_at, rebin
 from convlens.watching.book import Sketchbook

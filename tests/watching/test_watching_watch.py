@@ -534,7 +534,9 @@ def test_layers_that_are_not_there():
     stats = cl.watch(small_net())
     with pytest.raises(cl.LayerNotFoundError, match=r"layer=9 is out of range: there are 4 layers"):
         _ = stats[9]
-    with pytest.raises(cl.LayerNotFoundError, match=r"layer=1.5 is neither a module.s name nor an index"):
+    with pytest.raises(
+        cl.LayerNotFoundError, match=r"layer=1.5 is neither a module.s name nor an index"
+    ):
         _ = stats[1.5]
 
 

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from convlens.records import Finding, LayerHistory, RunRecord
+from convlens.histories import LayerHistory
+from convlens.records import Finding, RunRecord
 from convlens.sketch import Flags, Floats
 
 DEAD_NOTE, DEAD_PROBLEM = 0.1, 0.25

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from convlens.doctor.activations import after_relu, last_quarter
-from convlens.records import Epoch, Finding, LayerHistory, RunRecord, StepSeries
+from convlens.histories import LayerHistory
+from convlens.records import Epoch, Finding, RunRecord, StepSeries
 from convlens.sketch import Flags
 
 CHANCE_MARGIN = 0.03

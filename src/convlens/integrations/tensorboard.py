@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from convlens.errors import ArgumentError, MissingLibraryError
+from convlens.histories import LayerHistory
 from convlens.plots import LayerHistories
-from convlens.records import Epoch, LayerHistory, StepSeries, empty_steps
+from convlens.records import Epoch, StepSeries, empty_steps
 from convlens.runs import Run, open_run
 from convlens.sketch import Floats, Ints, coarsen, finite_edges
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convlens.errors import ArgumentError
+from convlens.histories import LayerHistory
 from convlens.plots.canvas import (
     BLUE,
     GREEN,
@@ -22,7 +23,7 @@ from convlens.plots.canvas import (
     short_count,
     take_axes,
 )
-from convlens.records import Epoch, LayerHistory
+from convlens.records import Epoch
 from convlens.sketch import Flags, Floats, Ints, quantile
 
 if TYPE_CHECKING:

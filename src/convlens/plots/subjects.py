@@ -11,16 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from convlens.errors import find_layer
+from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
 from convlens.plots.curves import POINTS, plot_loss, plot_sched
 from convlens.plots.layers import color_dim, plot_layer_stats
-from convlens.records import (
-    Epoch,
-    LayerHistory,
-    LayerInfo,
-    StepCurves,
-    StepSeries,
-    UpdateHistory,
-)
+from convlens.records import Epoch, StepCurves, StepSeries
 from convlens.series import cut_steps, sum_up
 
 if TYPE_CHECKING:

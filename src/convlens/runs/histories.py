@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from convlens.errors import RunError
-from convlens.records import LayerHistory, LayerInfo, UpdateHistory
+from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
 from convlens.runs.database import cannot_open, reading
 from convlens.runs.schema import DATABASE, rank_database
 from convlens.sketch import BucketLayout, Columns, Ints, coarsen, concatenate, decode, empty_columns

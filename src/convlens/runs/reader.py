@@ -17,18 +17,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from convlens.errors import RunError, find_layer
+from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
 from convlens.packets import unpack
 from convlens.plots import POINTS, LayerHistories, TrainingCurves, UpdateHistories
-from convlens.records import (
-    Epoch,
-    LayerHistory,
-    LayerInfo,
-    Picture,
-    RunRecord,
-    StepCurves,
-    StepSeries,
-    UpdateHistory,
-)
+from convlens.records import Epoch, Picture, RunRecord, StepCurves, StepSeries
 from convlens.runs.database import cannot_open, reading
 from convlens.runs.histories import aligned, rank_files, read_histories, read_layers
 from convlens.runs.schema import DATABASE

@@ -20,7 +20,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from convlens.errors import ArgumentError, RunError
-from convlens.records import Epoch, LayerInfo, Picture, StepSeries
+from convlens.histories import LayerInfo
+from convlens.records import Epoch, Picture, StepSeries
 from convlens.runs.folder import make_exact, make_numbered
 from convlens.runs.rows import Rows
 from convlens.runs.schema import APPLICATION_ID, SCHEMA_VERSION, TABLES, rank_database

@@ -27,8 +27,9 @@ from bokeh.models import (
 from bokeh.palettes import cividis, viridis
 from bokeh.plotting import figure
 
+from convlens.histories import LayerHistory
 from convlens.plots.canvas import GREEN, NONFINITE_LABEL, ORANGE, short_count
-from convlens.records import Epoch, LayerHistory
+from convlens.records import Epoch
 from convlens.sketch import Floats
 from convlens.views.canvas import (
     PALE,

@@ -13,7 +13,8 @@ import numpy as np
 
 from convlens.doctor import diagnose
 from convlens.errors import RunError
-from convlens.records import Finding, LayerHistory, Picture, RunRecord, StepCurves
+from convlens.histories import LayerHistory
+from convlens.records import Finding, Picture, RunRecord, StepCurves
 from convlens.runs import Run
 from convlens.views import curves, tables, words
 from convlens.views import layers as layer_figures

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from convlens.histories import LayerHistory
 from convlens.plots.layers import value_range
-from convlens.records import LayerHistory
 from convlens.sketch import Ints, merge_runs
 
 MAX_CELLS = 600

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from convlens.records import Epoch, Finding, LayerHistory, RunRecord, StepSeries
+from convlens.histories import LayerHistory
+from convlens.records import Epoch, Finding, RunRecord, StepSeries
 from convlens.views.markup import NONE, duration, loss, metric, number, percent, plural, text
 from convlens.views.timeline import Grid
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convlens.records import LayerHistory, LayerInfo, RecordSink
+from convlens.histories import LayerHistory, LayerInfo
+from convlens.records import RecordSink
 from convlens.sketch import (
     CHUNK_BITS,
     BucketLayout,

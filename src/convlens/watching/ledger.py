@@ -14,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from convlens.records import LayerInfo, RecordSink
+from convlens.histories import LayerInfo
+from convlens.records import RecordSink
 from convlens.sketch import (
     CHUNK_BITS,
     BucketLayout,

@@ -15,8 +15,9 @@ from torch.optim.optimizer import (
 from torch.utils.hooks import RemovableHandle
 
 from convlens.errors import ArgumentError
+from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
 from convlens.plots import LayerHistories, UpdateHistories
-from convlens.records import Epoch, LayerHistory, LayerInfo, RecordSink, UpdateHistory
+from convlens.records import Epoch, RecordSink
 from convlens.watching.book import Sketchbook, Slot
 
 GRADIENT, PARAMETER, UPDATE = "gradient", "parameter", "update"

@@ -14,8 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.hooks import RemovableHandle
 
 from convlens.errors import ArgumentError
+from convlens.histories import LayerHistory, LayerInfo
 from convlens.plots import LayerHistories, UpdateHistories
-from convlens.records import Epoch, LayerHistory, LayerInfo, RecordSink
+from convlens.records import Epoch, RecordSink
 from convlens.watching import normalization
 from convlens.watching.arguments import check_eps, check_every, check_sample
 from convlens.watching.book import Sketchbook, Slot
