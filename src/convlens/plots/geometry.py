@@ -96,7 +96,6 @@ def show_effective_field(
         ArgumentError: if it is not a picture, but a line or a volume.
     """
     from matplotlib.colors import LogNorm, Normalize
-    from matplotlib.patches import Rectangle
 
     if share.ndim != 2:
         raise ArgumentError(f"share has {share.ndim} axes; only two can be drawn, (H, W).")
@@ -110,22 +109,7 @@ def show_effective_field(
     shown = [(f"{name} %", r, "-") for name, r in radius.items()]
     shown += [("whole", theoretical, (0, (3, 3)))] if theoretical is not None else []
     for name, half, style in shown:
-        is_whole = name == "whole"
-        color = LIGHT if is_whole else "white"
-        corner = (center[1] - half, center[0] - half)
-        ax.add_patch(
-            Rectangle(corner, 2 * half, 2 * half, fill=False, edgecolor=color, lw=1.6, ls=style)
-        )
-        ax.annotate(
-            name,
-            (center[1], center[0] + half if is_whole else center[0] - half),
-            textcoords="offset points",
-            xytext=(0, -3),  # inside the squares, and below the whole field
-            ha="center",
-            va="top",
-            fontsize=7.5,
-            color="white",
-        )
+        _draw_square(ax, center, name, half, style)
     reach = 1.16 * max(half for _, half, _ in shown)
     ax.set_xlim(center[1] - reach, center[1] + reach)
     ax.set_ylim(center[0] + reach, center[0] - reach)
@@ -135,6 +119,35 @@ def show_effective_field(
     if title:
         ax.set_title(title)
     return ax
+
+
+def _draw_square(
+    ax: Axes,
+    center: Sequence[float],
+    name: str,
+    half: float,
+    style: str | tuple[int, Sequence[int]],
+) -> None:
+    """A square around the centre, with its name: inside it, or below that of the whole field."""
+    from matplotlib.patches import Rectangle
+
+    is_whole = name == "whole"
+    ax.add_patch(
+        Rectangle(
+            (center[1] - half, center[0] - half), 2 * half, 2 * half,
+            fill=False, edgecolor=LIGHT if is_whole else "white", lw=1.6, ls=style,
+        )
+    )  # fmt: skip
+    ax.annotate(
+        name,
+        (center[1], center[0] + half if is_whole else center[0] - half),
+        textcoords="offset points",
+        xytext=(0, -3),
+        ha="center",
+        va="top",
+        fontsize=7.5,
+        color="white",
+    )
 
 
 def _colours(
