@@ -246,7 +246,7 @@ def _add_summary(command: Parser) -> None:
 def _add_field(command: Parser) -> None:
     _add_model(command)
     add = command.add_argument
-    add("--layer", required=True, help="the layer's name, or its index")
+    add("--layer", required=True, help="the layer's name, or its index among those that run")
     add("--unit", required=True, type=_place, metavar="ROW,COLUMN", help="its place on the grid")
     add("--image", required=True, type=Path,
         help="an image file, scaled to the input if that is given")  # fmt: skip

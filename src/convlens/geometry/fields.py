@@ -177,7 +177,7 @@ def receptive_field(
             as ``"layer1.0:add_"``; several of one name are in `ReceptiveFields.calls`.
 
     Raises:
-        ArgumentError: if the shape is none, or does not fit the model.
+        ArgumentError: if ``model`` is no module, or the shape is none or does not fit it.
     """
     shape = (1, *shapes.check_input(input_shape)[1:])
     if len(shape) < 3:

@@ -64,7 +64,8 @@ def show_kernels(
 
     Raises:
         LayerNotFoundError: if no convolution has this name or index.
-        ArgumentError: if there is no two-dimensional convolution, or the weight is none.
+        ArgumentError: if there is no two-dimensional convolution, the weight is none, or ``most``
+            is below 1.
     """
     check_count("most", most, 1)
     weight = model.detach() if isinstance(model, Tensor) else _first_weight(model, layer)
@@ -111,7 +112,8 @@ def show_features(
 
     Raises:
         LayerNotFoundError: if no module that runs has this name or index.
-        ArgumentError: if the layer's output is not (N, C, H, W), or the image is not one.
+        ArgumentError: if the layer's output is not (N, C, H, W), the image is not one, or ``most``
+            is below 1.
     """
     check_count("most", most, 1)
     outputs = _outputs(model, _batch_of_one(image))

@@ -233,9 +233,9 @@ def summary(
         batch_size: images in a batch, for the estimate of what training holds; None takes N.
 
     Raises:
-        ArgumentError: if the shape is none; if it does not fit the model, with the layer's name,
-            the shape it got and what its weight expects; if there is no such column, or nothing
-            such to fold.
+        ArgumentError: if ``model`` is no module; if the shape is none; if it does not fit the
+            model, with the layer's name, the shape it got and what its weight expects; if there is
+            no such column, or nothing such to fold.
     """
     given = shapes.check_input(input_shape)
     shape = (1, *given[1:])
