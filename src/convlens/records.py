@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from convlens.histories import LayerHistory, LayerInfo
 from convlens.sketch import (
     BucketLayout,
     Floats,
