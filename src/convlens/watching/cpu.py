@@ -154,8 +154,7 @@ def _load_of_type(x: Any, low: Any, high: Any, wide: Any, buckets: Any) -> Calla
 # ---- the loops over a piece ---------------------------------------------------------------------
 
 
-@intrinsic
-def _prefetch(context: Any, array: Any, index: Any) -> Any:  # noqa: ANN401, ARG001
+def _fetch(context: Any, array: Any, index: Any) -> Any:  # noqa: ANN401, ARG001
     """Ask for the cache line of an element that will be read soon; also past the end."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
@@ -168,6 +167,9 @@ def _prefetch(context: Any, array: Any, index: Any) -> Any:  # noqa: ANN401, ARG
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
+
+
+_prefetch: Any = intrinsic(_fetch)  # as Numba code: (array, index)
 
 
 @njit(nogil=True, cache=True)
