@@ -103,7 +103,9 @@ def test_report_anew_and_elsewhere(trained, convlens):
     assert (done.code, done.stdout.strip()) == (0, "runs/mnist-0001/report.html")
     assert page.exists()
     convlens("report", "runs/mnist-0001", "--out", "other.html", cwd=folder)
-    assert (folder / "other.html").stat().st_size == page.stat().st_size
+    # Bokeh numbers its models through a process, and a number may be a digit longer.
+    other = (folder / "other.html").stat().st_size
+    assert other == pytest.approx(page.stat().st_size, rel=0.01)
 
 
 def test_runs(trained, convlens, tmp_path):

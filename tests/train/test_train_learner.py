@@ -451,7 +451,7 @@ def test_foreign_batches_and_no_validation():
         learn.validate()
 
 
-def test_a_run_without_a_summary_says_why(tmp_path):
+def test_a_summary_says_what_it_does_not_know(tmp_path):
     batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))] * 3
     dls = cl.DataLoaders(batches, name="mine")
     cl.Learner(dls, net(), run=tmp_path / "a", progress=False).fit(1, 0.01)
@@ -468,8 +468,8 @@ def test_a_run_without_a_summary_says_why(tmp_path):
 
     learn = cl.Learner(data(), Depends(), run=tmp_path / "b", progress=False)
     learn.fit(1, 0.01)
-    (note,) = cl.open_run(tmp_path / "b").meta["summary"]["notes"]
-    assert note.startswith("No summary: ")
+    notes = cl.open_run(tmp_path / "b").meta["summary"]["notes"]
+    assert notes[0].startswith("run on an image of zeros, since the Depends decides by values")
     assert len(learn.recorder.steps) == 3
 
 
