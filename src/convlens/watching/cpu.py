@@ -476,3 +476,29 @@ def sketch_parallel(
         for c in range(flags.size):
             flags[c] |= seen[k, c]
     _finish(found.sum(axis=0), sums.sum(axis=0), shift, exact, moments)
+
+
+@njit(nogil=True, cache=True)
+def add_batch_norm(
+    old_mean: Array, old_var: Array, mean: Array, var: Array, share: float, biased: float,
+    sums: Array,
+) -> None:  # fmt: skip
+    """See `convlens.watching.normalization.add`.
+
+    Args:
+        old_mean: (C,) running mean before the batch.
+        old_var: (C,) running variance before it.
+        mean: (C,) running mean after it.
+        var: (C,) running variance after it.
+        share: how much of the batch the running statistics take.
+        biased: (n - 1) / n for n values of a channel.
+        sums: (4,) float64: mean and variance of the batch, running mean and variance.
+    """
+    total = np.zeros(4, np.float64)
+    for c in range(mean.size):
+        total[0] += (mean[c] - (1.0 - share) * old_mean[c]) / share
+        total[1] += (var[c] - (1.0 - share) * old_var[c]) / share * biased
+        total[2] += mean[c]
+        total[3] += var[c]
+    for k in range(4):
+        sums[k] += total[k] / mean.size
