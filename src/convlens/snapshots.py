@@ -1,0 +1,223 @@
+"""What a run keeps beside its numbers: feature maps, kernels, receptive fields, mistakes.
+
+Each kind is a frozen dataclass of NumPy arrays and plain values. `encode` and `decode` turn any of
+them into JSON facts and packed arrays and back, so that a run keeps all kinds in one table: by
+kind, layer and epoch. Epoch −1 is before training. Shapes: N probe images, C channels, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convlens.packets import pack, unpack
+
+Bytes = NDArray[np.uint8]
+Reals = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+BEFORE = -1
+"""The epoch of what was kept before training."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One thing that was kept.
+
+    Attributes:
+        epoch: the epoch after which it was taken, from 0; −1 for before training.
+        layer: the module's qualified name; empty where it is about the whole network.
+    """
+
+    KIND: ClassVar[str] = ""
+
+    epoch: int
+    layer: str
+
+
+@dataclass(frozen=True)
+class Probes(Snapshot):
+    """The probe images: the same few of the validation, followed through the whole training.
+
+    Attributes:
+        images: (N, H, W) grey or (N, H, W, 3), as people see them.
+        inputs: (N, C, H, W) float32, as the network gets them.
+        captions: N texts, the true classes.
+    """
+
+    KIND: ClassVar[str] = "probes"
+
+    images: Bytes
+    inputs: Reals
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FeatureMaps(Snapshot):
+    """A layer's output for the probe images. Of a larger grid, h × w cells hold the mean of theirs.
+
+    Cell i of h along an axis of H units covers the units ``i * H // h`` to
+    ``-(-(i + 1) * H // h) - 1``.
+
+    Attributes:
+        maps: (N, C', h, w), at most 16 channels and 32 × 32 cells; 0 is ``low``, 255 is ``high``.
+        low: (C',) value of 0 in each channel.
+        high: (C',) value of 255.
+        channels: (C',) which of the layer's channels these are.
+        n_channels: how many the layer has.
+        grid: (H, W) units of its output.
+    """
+
+    KIND: ClassVar[str] = "maps"
+
+    maps: Bytes
+    low: Reals
+    high: Reals
+    channels: Ints
+    n_channels: int
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Kernels(Snapshot):
+    """A convolution's weights, the first of them.
+
+    Attributes:
+        weight: (C_out', C_in', kH, kW), float32.
+        bias: (C_out',), or (0,) if there is none.
+        shape: (C_out, C_in / groups, kH, kW) of the whole weight.
+        stride: (rows, columns).
+        padding: (rows, columns) before the first pixel.
+        dilation: (rows, columns).
+        groups: groups of the convolution.
+        reads_input: whether its input is the network's own, so that a unit's products can be
+            worked out from `Probes.inputs`.
+        zero_padding: whether the padding is zeros.
+    """
+
+    KIND: ClassVar[str] = "kernels"
+
+    weight: Reals
+    bias: Reals
+    shape: tuple[int, ...]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    reads_input: bool
+    zero_padding: bool
+
+
+@dataclass(frozen=True)
+class FieldIntervals(Snapshot):
+    """The theoretical receptive field of every unit of a layer, clipped to the image.
+
+    Attributes:
+        grid: (H, W) units of the layer's output.
+        first_row: (H,) first row of pixels that the units of a row see.
+        last_row: (H,) the last one, inclusive; below ``first_row`` if they see padding only.
+        first_column: (W,) the same of the columns.
+        last_column: (W,).
+        size: (rows, columns) of the field before it is clipped; None where that differs.
+    """
+
+    KIND: ClassVar[str] = "fields"
+
+    grid: tuple[int, int]
+    first_row: Ints
+    last_row: Ints
+    first_column: Ints
+    last_column: Ints
+    size: tuple[int | None, int | None]
+
+
+@dataclass(frozen=True)
+class EffectiveFieldMap(Snapshot):
+    """How much each pixel moves a layer's centre unit, averaged over the probe images.
+
+    Attributes:
+        share: (h, w) float32, share of the gradient's magnitude on each pixel; sums to 1.
+        corner: (row, column) of the image's pixel that ``share[0, 0]`` is.
+        unit: (row, column) of the centre unit on the layer's grid.
+        radius: by percentage ("50", "90", "99"), half the side of the square around the field's
+            centre that holds so much, in pixels.
+    """
+
+    KIND: ClassVar[str] = "effective"
+
+    share: Reals
+    corner: tuple[int, int]
+    unit: tuple[int, int]
+    radius: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Confusion(Snapshot):
+    """How often each class was taken for which, over the whole validation of an epoch.
+
+    Attributes:
+        counts: (K, K), rows the true class, columns the predicted one.
+        classes: K names.
+    """
+
+    KIND: ClassVar[str] = "confusion"
+
+    counts: Ints
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Mistakes(Snapshot):
+    """Validation images that the network was most wrong about, the greatest loss first.
+
+    Those of the largest loss of all, and of each confusion of two classes its worst.
+
+    Attributes:
+        images: (M, H, W) or (M, H, W, 3).
+        true: (M,) the true class.
+        predicted: (M,) the predicted class; the true one where the loss is large all the same.
+        probability: (M,) float32, what the predicted class was given.
+        loss: (M,) float32, cross-entropy.
+        item: (M,) position in the validation.
+        classes: K names.
+    """
+
+    KIND: ClassVar[str] = "mistakes"
+
+    images: Bytes
+    true: Ints
+    predicted: Ints
+    probability: Reals
+    loss: Reals
+    item: Ints
+    classes: tuple[str, ...]
+
+
+S = TypeVar("S", bound=Snapshot)
+
+
+def encode(snapshot: Snapshot) -> tuple[str, bytes]:
+    """A snapshot's plain values as JSON, and its arrays packed."""
+    values = {f.name: getattr(snapshot, f.name) for f in fields(snapshot)}
+    arrays = {name: v for name, v in values.items() if isinstance(v, np.ndarray)}
+    plain = {n: v for n, v in values.items() if n not in arrays and n not in ("epoch", "layer")}
+    return json.dumps(plain), pack(arrays)
+
+
+def decode(kind: type[S], epoch: int, layer: str, facts: str, payload: bytes) -> S:
+    """The snapshot that `encode` wrote. Never runs anything.
+
+    Raises:
+        RunError: if the arrays are damaged.
+        TypeError, ValueError: if the facts are.
+    """
+    plain: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in json.loads(facts).items()
+    }
+    return kind(epoch=epoch, layer=layer, **plain, **unpack(payload))
