@@ -19,6 +19,7 @@ from convlens.sketch import (
     Floats,
     Ints,
 )
+from convlens.snapshots import Snapshot
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,13 @@ class RecordSink(Protocol):
 
     def write_picture(self, picture: Picture) -> None:
         """Add images; the same name and epoch replaces."""
+        ...
+
+    def write_snapshot(self, snapshot: Snapshot) -> None:
+        """Add a snapshot; the same kind, layer and epoch replaces.
+
+        Layers are read back in the order in which they were first written: write the model's.
+        """
         ...
 
     def flush(self) -> None:

@@ -202,11 +202,31 @@ S = TypeVar("S", bound=Snapshot)
 
 
 def encode(snapshot: Snapshot) -> tuple[str, bytes]:
-    """A snapshot's plain values as JSON, and its arrays packed."""
+    """A snapshot's plain values as JSON, and its arrays packed.
+
+    Raises:
+        TypeError, ValueError: if a value is neither plain JSON nor an array of numbers.
+    """
+    return facts_of(snapshot), pack(arrays_of(snapshot))
+
+
+def facts_of(snapshot: Snapshot) -> str:
+    """A snapshot's plain values as JSON; its epoch and layer are kept beside them.
+
+    Raises:
+        TypeError, ValueError: if a value is not plain JSON.
+    """
     values = {f.name: getattr(snapshot, f.name) for f in fields(snapshot)}
-    arrays = {name: v for name, v in values.items() if isinstance(v, np.ndarray)}
-    plain = {n: v for n, v in values.items() if n not in arrays and n not in ("epoch", "layer")}
-    return json.dumps(plain), pack(arrays)
+    arrays = arrays_of(snapshot)
+    return json.dumps(
+        {n: v for n, v in values.items() if n not in arrays and n not in ("epoch", "layer")}
+    )
+
+
+def arrays_of(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
+    """A snapshot's arrays by name."""
+    values = {f.name: getattr(snapshot, f.name) for f in fields(snapshot)}
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
 def decode(kind: type[S], epoch: int, layer: str, facts: str, payload: bytes) -> S:
@@ -216,8 +236,10 @@ def decode(kind: type[S], epoch: int, layer: str, facts: str, payload: bytes) ->
         RunError: if the arrays are damaged.
         TypeError, ValueError: if the facts are.
     """
+    found = json.loads(facts)
+    if not isinstance(found, dict):
+        raise ValueError(f"the facts of {kind.KIND!r} are no object")
     plain: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in json.loads(facts).items()
+        name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
     }
     return kind(epoch=epoch, layer=layer, **plain, **unpack(payload))

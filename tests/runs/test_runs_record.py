@@ -455,9 +455,9 @@ def test_opening_a_file_that_is_no_database(tmp_path: Path) -> None:
 def test_opening_a_run_of_a_newer_version(writer: RunWriter) -> None:
     writer.close()
     database = sqlite3.connect(writer.path / DATABASE)
-    database.execute("PRAGMA user_version = 3")
+    database.execute("PRAGMA user_version = 4")
     database.close()
-    with pytest.raises(RunError, match=r"newer convlens \(schema 3, this one reads up to 2\); up"):
+    with pytest.raises(RunError, match=r"newer convlens \(schema 4, this one reads up to 3\); up"):
         open_run(writer.path)
 
 

@@ -8,12 +8,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from convlens.errors import RunError
-from convlens.runs.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS_OF_SCHEMA_1
+from convlens.runs.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS_OF
 
 
 @contextmanager
 def reading(file: Path) -> Generator[sqlite3.Connection]:
-    """One read transaction on a run's file; a run of schema 1 is seen as one of today.
+    """One read transaction on a run's file; a run of an older schema is seen as one of today.
 
     Raises:
         RunError: if there is no such file, or it is not a run that this version reads; also if
@@ -64,7 +64,7 @@ def _begin(uri: str, file: Path) -> sqlite3.Connection:
         (version,) = database.execute("PRAGMA user_version").fetchone()
         database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         _check_mark(file, mark, version)
-        for statement in VIEWS_OF_SCHEMA_1 if version == 1 else ():
+        for statement in VIEWS_OF.get(version, ()):
             database.execute(statement)
     except BaseException:
         database.close()

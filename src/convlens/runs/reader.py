@@ -24,8 +24,10 @@ from convlens.records import Epoch, Picture, RunRecord, StepCurves, StepSeries
 from convlens.runs.database import cannot_open, reading
 from convlens.runs.histories import aligned, rank_files, read_histories, read_layers
 from convlens.runs.schema import DATABASE
+from convlens.runs.snapshots import read_epochs_of, read_layers_of, read_snapshot
 from convlens.runs.steps import read_curves, read_steps
 from convlens.series import check_points
+from convlens.snapshots import S, Snapshot
 
 
 def open_run(path: str | Path) -> Run:
@@ -204,6 +206,29 @@ class Run:
         """The images kept, by epoch; all of them or those of one name (``"batch"``, …)."""
         with self._reading() as database:
             return _pictures(database, name)
+
+    def snapshot(self, kind: type[S], layer: str = "", epoch: int | None = None) -> S | None:
+        """The newest snapshot of a kind taken at or before an epoch, None if there is none.
+
+        ``run.snapshot(FeatureMaps, "0.0", epoch=-1)`` holds the layer's maps before training.
+
+        Args:
+            kind: one of the dataclasses of `convlens.snapshots`.
+            layer: the module's qualified name; empty for what is about the whole network.
+            epoch: None for the newest of all.
+        """
+        with self._reading() as database:
+            return read_snapshot(database, kind, layer, epoch)
+
+    def snapshot_epochs(self, kind: type[Snapshot], layer: str = "") -> list[int]:
+        """The epochs, ascending, of which there is a snapshot of a kind and layer."""
+        with self._reading() as database:
+            return read_epochs_of(database, kind, layer)
+
+    def snapshot_layers(self, kind: type[Snapshot]) -> list[str]:
+        """The layers of which there is a snapshot of a kind, in the model's order."""
+        with self._reading() as database:
+            return read_layers_of(database, kind)
 
     def record(self) -> RunRecord:
         """The whole run as plain numbers, all of one moment."""

@@ -26,6 +26,7 @@ from convlens.runs.folder import make_exact, make_numbered
 from convlens.runs.rows import Rows
 from convlens.runs.schema import APPLICATION_ID, SCHEMA_VERSION, TABLES, rank_database
 from convlens.sketch import CHUNK_BITS, BucketLayout
+from convlens.snapshots import Snapshot, facts_of
 
 BUSY_S = 10.0
 """How long a commit waits for whoever else holds the file, before it is tried again later."""
@@ -195,6 +196,22 @@ class RunWriter:
         """Add images; the same name and epoch replaces."""
         with self._rows() as rows:
             rows.add_picture(picture)
+
+    def write_snapshot(self, snapshot: Snapshot) -> None:
+        """Add a snapshot; the same kind, layer and epoch replaces, and keeps its layer's place.
+
+        Raises:
+            ArgumentError: if one of its plain values is not plain JSON.
+        """
+        try:
+            facts = facts_of(snapshot)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"snapshot of {type(snapshot).__name__} for layer {snapshot.layer!r} cannot be "
+                f"recorded ({error}); give plain numbers, texts, tuples and NumPy arrays."
+            ) from error
+        with self._rows() as rows:
+            rows.add_snapshot(snapshot, facts)
 
     def flush(self, *, wait: bool = False) -> None:
         """Hand everything written so far over to be committed, in one transaction.

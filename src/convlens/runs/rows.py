@@ -13,6 +13,7 @@ from convlens.packets import pack
 from convlens.records import Picture, StepSeries, join_steps
 from convlens.runs.steps import put_steps
 from convlens.sketch import CHUNK_BITS
+from convlens.snapshots import Snapshot, arrays_of
 
 Row = tuple[Any, ...]
 Chunks = dict[tuple[int, int], bytes]
@@ -26,10 +27,12 @@ class Rows:
         self._facts: dict[Row, tuple[str, Row]] = {}
         self._columns: dict[tuple[str, int], Chunks] = {}
         self._pictures: dict[tuple[str, int], Picture] = {}
+        self._snapshots: dict[tuple[str, str, int], tuple[str, Snapshot]] = {}
         self._steps: list[StepSeries] = []
 
     def __bool__(self) -> bool:
-        return bool(self._facts or self._columns or self._pictures or self._steps)
+        held = (self._facts, self._columns, self._pictures, self._snapshots, self._steps)
+        return any(held)
 
     def add(self, table: str, key: Row, *values: object) -> None:
         """A row of plain values; ``key`` are the first of its columns."""
@@ -51,6 +54,11 @@ class Rows:
         """Images."""
         self._pictures[picture.name, int(picture.epoch)] = picture
 
+    def add_snapshot(self, snapshot: Snapshot, facts: str) -> None:
+        """A snapshot; ``facts`` are its plain values as JSON."""
+        key = (snapshot.KIND, snapshot.layer, int(snapshot.epoch))
+        self._snapshots[key] = facts, snapshot
+
     def add_steps(self, steps: StepSeries) -> None:
         """Steps that follow."""
         self._steps.append(steps)
@@ -59,6 +67,7 @@ class Rows:
         """What another holds, which was added after all of this."""
         self._facts |= later._facts
         self._pictures |= later._pictures
+        self._snapshots |= later._snapshots
         self._steps += later._steps
         for series, chunks in later._columns.items():
             for (start, level), payload in chunks.items():
@@ -78,9 +87,15 @@ class Rows:
             captions = json.dumps([str(caption) for caption in picture.captions])
             row = (picture.name, int(picture.epoch), captions, pack({"images": picture.images}))
             database.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?)", row)
+        for key, (facts, snapshot) in self._snapshots.items():
+            database.execute(_PUT_SNAPSHOT, (*key, facts, pack(arrays_of(snapshot))))
         put_steps(database, join_steps(self._steps))
 
 
 _REPLACED = (
     "DELETE FROM columns WHERE quantity = ? AND layer = ? AND start BETWEEN ? AND ? AND level <= ?"
 )
+
+_PUT_SNAPSHOT = """INSERT INTO snapshots (kind, layer, epoch, facts, payload) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (kind, layer, epoch) DO UPDATE SET facts = excluded.facts,
+    payload = excluded.payload"""  # keeps the id, and so the layer's place

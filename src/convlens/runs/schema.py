@@ -17,7 +17,7 @@ def rank_database(rank: int) -> str:
 APPLICATION_ID = 0x434C454E
 """``"CLEN"`` in ASCII: the file's own mark, in SQLite's header."""
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 TABLES = (
     # One fact of the run by its name.
@@ -45,7 +45,15 @@ TABLES = (
     """CREATE TABLE pictures (
         name TEXT NOT NULL, epoch INTEGER NOT NULL, captions TEXT NOT NULL, payload BLOB NOT NULL,
         PRIMARY KEY (name, epoch))""",
+    # What is kept beside numbers, see convlens.snapshots; epoch −1 is before training. The id says
+    # which layer was written first: layers are shown in this order, which is the model's.
+    """CREATE TABLE snapshots (
+        id INTEGER PRIMARY KEY, kind TEXT NOT NULL, layer TEXT NOT NULL, epoch INTEGER NOT NULL,
+        facts TEXT NOT NULL, payload BLOB NOT NULL, UNIQUE (kind, layer, epoch))""",
 )
+
+NO_SNAPSHOTS = """CREATE TEMP VIEW snapshots AS
+    SELECT 0 AS id, '' AS kind, '' AS layer, 0 AS epoch, '' AS facts, x'' AS payload WHERE 0"""
 
 VIEWS_OF_SCHEMA_1 = (
     # A temporary view hides the table of its name: a run of convlens 0.1.0 is read as one of today.
@@ -56,5 +64,8 @@ VIEWS_OF_SCHEMA_1 = (
     """CREATE TEMP VIEW columns AS
         SELECT 'activation' AS quantity, layer, id AS start, level, payload FROM main.columns""",
     "CREATE TEMP VIEW steps AS SELECT 0 AS level, id AS chunk, payload FROM main.steps",
+    NO_SNAPSHOTS,
 )
-"""Statements for a read-only connection to a run of schema 1."""
+
+VIEWS_OF = {1: VIEWS_OF_SCHEMA_1, 2: (NO_SNAPSHOTS,)}
+"""By an older schema, the statements for a read-only connection to such a run."""
