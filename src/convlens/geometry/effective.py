@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convlens.errors import ArgumentError, find_layer
 from convlens.geometry import shapes
-from convlens.geometry.fields import LayerField, receptive_field
+from convlens.geometry.fields import LayerField, ReceptiveFields, receptive_field
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,9 +109,76 @@ def effective_receptive_field(
             f"{units[0]}, or the weights are not finite; take other images or another unit."
         )
     share /= share.sum()
+    radius = _radii(share, center)
+    return EffectiveField(name, units, share, center, radius, _theoretical(field))
+
+
+def center_fields(
+    model: nn.Module, images: Tensor, fields: ReceptiveFields, layers: Sequence[str]
+) -> dict[str, EffectiveField]:
+    """The effective field of the unit in the middle of each layer: one forward run for all.
+
+    As `effective_receptive_field` with ``unit=(H // 2, W // 2)``. Runs the model as it is: its
+    mode, buffers and random numbers are the caller's business.
+
+    Args:
+        model: any module that takes one tensor.
+        images: (N, C, H, W).
+        fields: the model's receptive fields for such images.
+        layers: names of modules. Of one that returns several tensors the first counts, of one that
+            runs several times the last run.
+
+    Returns:
+        By layer, without those that no image moves, whose gradient is not finite, or whose output
+        has not the images' axes.
+    """
+    totals: dict[str, tuple[tuple[int, ...], Tensor]] = {}
+
+    def keeper(name: str) -> Callable[..., None]:
+        def keep(_: nn.Module, __: object, output: object) -> None:
+            first = output[0] if isinstance(output, tuple | list) and output else output
+            if isinstance(first, Tensor) and first.dim() == images.dim():
+                unit = tuple(n // 2 for n in first.shape[2:])
+                totals[name] = unit, first[(slice(None), slice(None), *unit)].sum()
+
+        return keep
+
+    hooks = [model.get_submodule(n).register_forward_hook(keeper(n)) for n in layers]
+    found: dict[str, EffectiveField] = {}
+    try:
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            x = images.detach().clone().requires_grad_()
+            model(x.clone())  # which the model may change in place
+            for name, (unit, total) in list(totals.items()):
+                made = _of_total(total, unit, x, fields.layers.get(name) or fields[f"{name}[0]"])
+                if made is not None:
+                    found[name] = made
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: found[name] for name in layers if name in found}
+
+
+def _of_total(
+    total: Tensor, unit: tuple[int, ...], x: Tensor, field: LayerField
+) -> EffectiveField | None:
+    """The field of one unit, whose channels' and images' sum is ``total``."""
+    if not total.requires_grad or len(field.output_shape) != x.dim():
+        return None
+    (gradient,) = torch.autograd.grad(total, x, retain_graph=True, materialize_grads=True)
+    share = gradient.abs().sum((0, 1), dtype=torch.float64).cpu().numpy()
+    if not share.sum() > 0 or not np.isfinite(share).all():
+        return None
+    share /= share.sum()
+    center = _center(field, x, unit)
+    return EffectiveField(
+        field.name, (unit,), share, center, _radii(share, center), _theoretical(field)
+    )
+
+
+def _theoretical(field: LayerField) -> float | None:
     known = [size for size in field.size if size is not None]
-    whole = max(known) / 2 if known and len(known) == len(field.size) else None
-    return EffectiveField(name, units, share, center, _radii(share, center), whole)
+    return max(known) / 2 if known and len(known) == len(field.size) else None
 
 
 def _units(

@@ -105,6 +105,19 @@ class TensorLoader:
         _check_whole("epoch", epoch, 0, "the epoch to give next")
         self._epoch = epoch
 
+    @property
+    def labels(self) -> Tensor:
+        """(N,) labels of all items, as they lie; not to be changed."""
+        return self._y
+
+    def pick(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The items at these positions, as they lie; the order of the epochs stays as it is.
+
+        Args:
+            positions: (n,) int64, on the loader's device.
+        """
+        return self._take(positions)
+
     def peek(self, n: int) -> tuple[Tensor, Tensor]:
         """The first ``n`` items of the next epoch, without going on to it."""
         return self._take(self._order(self._epoch)[:n])

@@ -1,0 +1,225 @@
+"""What a classifier gets wrong in a validation, gathered batch by batch.
+
+Nothing here waits for a device before the validation has ended, and memory is bounded: of each
+batch those images are kept that may still be among the worst of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from convlens.snapshots import Confusion, Mistakes
+from convlens.train import budget
+
+
+@dataclass(frozen=True)
+class Judged:
+    """B images that a model has classified. All (B,), but for x, the images (B, C, H, W)."""
+
+    loss: Tensor
+    true: Tensor
+    predicted: Tensor
+    probability: Tensor
+    item: Tensor
+    x: Tensor
+
+
+def judge(output: Tensor, y: Tensor, x: Tensor, first: int) -> Judged:
+    """What a batch of a validation has come to.
+
+    Args:
+        output: (B, K), before the softmax.
+        y: (B,) true classes.
+        x: (B, C, H, W).
+        first: how many images of the validation came before.
+    """
+    output = output.detach()
+    losses = F.cross_entropy(output, y, reduction="none")
+    probability, predicted = output.softmax(dim=1).max(dim=1)
+    item = torch.arange(first, first + len(y), device=y.device)
+    return Judged(losses, y, predicted, probability, item, x.detach())
+
+
+class Worst:
+    """The images of the largest loss so far.
+
+    Args:
+        size: how many.
+        shrink: makes images smaller before they are kept.
+        per_pair: of each true and predicted class that differ only the worst.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        shrink: Callable[[Tensor], Tensor] = lambda x: x,
+        *,
+        per_pair: bool = False,
+    ) -> None:
+        self._size, self._shrink, self._per_pair = size, shrink, per_pair
+        self._held: Judged | None = None
+        self._score = torch.empty(0)
+
+    def add(self, new: Judged, n_classes: int) -> None:
+        """Take in a batch."""
+        held = self._held
+        every = new if held is None else _joined(held, new)
+        score = self._pair_scores(every, n_classes) if self._per_pair else every.loss
+        top = score.topk(min(self._size, len(score))).indices
+        n_held = 0 if held is None else len(held.loss)
+        x = self._shrink(new.x[(top - n_held).clamp(min=0)])
+        if held is not None:
+            old = held.x[top.clamp(max=n_held - 1)]
+            x = torch.where((top < n_held)[:, None, None, None], old, x)
+        self._held = Judged(**{n: v[top] for n, v in _vectors(every).items()}, x=x)
+        self._score = score[top]
+
+    def result(self) -> Judged | None:
+        """The worst, the greatest loss first; None if there were none. This waits for a device."""
+        if self._held is None:
+            return None
+        kept = torch.nonzero(self._score >= 0)[:, 0] if self._per_pair else slice(None)
+        parts = {f.name: getattr(self._held, f.name)[kept] for f in fields(Judged)}
+        return Judged(**parts)
+
+    def _pair_scores(self, every: Judged, n_classes: int) -> Tensor:
+        """The loss where it is the largest of its confusion, below zero elsewhere."""
+        known = (every.true >= 0) & (every.true < n_classes)
+        wrong = known & (every.true != every.predicted)
+        loss, by_loss = every.loss.sort(descending=True, stable=True)
+        pairs, order = (every.true * n_classes + every.predicted)[by_loss].sort(stable=True)
+        first = torch.ones_like(pairs, dtype=torch.bool)
+        first[1:] = pairs[1:] != pairs[:-1]
+        score = torch.full_like(loss, -1.0)
+        chosen = by_loss[order]
+        score[chosen] = torch.where(first & wrong[chosen], every.loss[chosen], score)
+        return score
+
+
+class Confusions:
+    """How often each class was taken for which, counted on the device.
+
+    Args:
+        n_classes: K.
+        device: where the outputs are.
+    """
+
+    def __init__(self, n_classes: int, device: torch.device) -> None:
+        self._n = n_classes
+        self._counts = torch.zeros(n_classes * n_classes + 1, dtype=torch.int64, device=device)
+
+    def add(self, batch: Judged) -> None:
+        """Count a batch; a label that is no class is not counted."""
+        known = (batch.true >= 0) & (batch.true < self._n)
+        cell = torch.where(known, batch.true * self._n + batch.predicted, self._n * self._n)
+        self._counts.index_add_(0, cell, torch.ones_like(cell))
+
+    def result(self) -> NDArray[np.int64]:
+        """(K, K), rows the true class. This waits for the device."""
+        return self._counts[:-1].view(self._n, self._n).cpu().numpy().copy()
+
+
+class Validation:
+    """One validation of a classifier.
+
+    Args:
+        n_worst: how many images to keep at their full size.
+    """
+
+    def __init__(self, n_worst: int) -> None:
+        self._n_seen, self._n_classes = 0, 0
+        self.worst = Worst(n_worst)
+        self._small = [Worst(budget.N_WORST, self._shrink)]
+        self._small.append(Worst(budget.N_PAIRS, self._shrink, per_pair=True))
+        self._confusions: Confusions | None = None
+        self._shape: tuple[int, int] | None = None
+
+    def add(self, output: Tensor, y: Tensor, x: Tensor) -> None:
+        """Take in a batch; see `judge`."""
+        batch = judge(output, y, x, self._n_seen)
+        self._n_seen += len(y)
+        self._n_classes = output.shape[1]
+        if self._confusions is None and self._n_classes <= budget.MOST_CLASSES:
+            self._confusions = Confusions(self._n_classes, output.device)
+        if self._confusions is not None:
+            self._confusions.add(batch)
+        if x.ndim == 4:
+            for worst in (self.worst, *self._small):
+                worst.add(batch, self._n_classes)
+
+    @property
+    def n_classes(self) -> int:
+        """Numbers in an output, 0 before the first batch."""
+        return self._n_classes
+
+    def confusion(self, epoch: int, classes: tuple[str, ...]) -> Confusion | None:
+        """The table of all batches; None without batches, or with too many classes."""
+        if self._confusions is None:
+            return None
+        return Confusion(epoch, "", self._confusions.result(), classes)
+
+    def mistakes(
+        self,
+        epoch: int,
+        classes: tuple[str, ...],
+        to_uint8: Callable[[Tensor], NDArray[np.uint8]],
+    ) -> Mistakes | None:
+        """The worst of all, and of each confusion its worst; None without images.
+
+        Args:
+            epoch: the epoch of the validation.
+            classes: the classes' names.
+            to_uint8: makes pictures of images as the network gets them.
+        """
+        found = [part for worst in self._small if (part := worst.result()) is not None]
+        if not found:
+            return None
+        every = _joined(*found)
+        values = {name: v.cpu().numpy() for name, v in _vectors(every).items()}
+        _, once = np.unique(values["item"], return_index=True)
+        kept = once[np.argsort(-values["loss"][once], kind="stable")]
+        x = torch.cat([part.x for part in found])[torch.from_numpy(kept).to(every.loss.device)]
+        return Mistakes(
+            epoch,
+            "",
+            images=to_uint8(x),
+            true=values["true"][kept].astype(np.int64),
+            predicted=values["predicted"][kept].astype(np.int64),
+            probability=values["probability"][kept].astype(np.float32),
+            loss=values["loss"][kept].astype(np.float32),
+            item=values["item"][kept].astype(np.int64),
+            classes=classes,
+        )
+
+    def _shrink(self, x: Tensor) -> Tensor:
+        """Images of at most 64 pixels a side; all of one validation have the first one's size."""
+        if self._shape is None:
+            self._shape = small_size(x.shape[2], x.shape[3])
+        return x if x.shape[2:] == self._shape else F.adaptive_avg_pool2d(x.float(), self._shape)
+
+
+def small_size(height: int, width: int) -> tuple[int, int]:
+    """The size of an image whose longer side has at most 64 pixels."""
+    longer = max(height, width, budget.SIDE)
+    return (
+        max(1, round(height * budget.SIDE / longer)),
+        max(1, round(width * budget.SIDE / longer)),
+    )
+
+
+def _vectors(judged: Judged) -> dict[str, Tensor]:
+    return {f.name: getattr(judged, f.name) for f in fields(Judged) if f.name != "x"}
+
+
+def _joined(*parts: Judged) -> Judged:
+    """All of them, without their images."""
+    every = [_vectors(part) for part in parts]
+    joined = {name: torch.cat([vectors[name] for vectors in every]) for name in every[0]}
+    return Judged(**joined, x=torch.empty(0))
