@@ -13,13 +13,16 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convlens.errors import RunError
+
+if TYPE_CHECKING:
+    from zlib import _Decompress as Decompressor  # pyright: ignore[reportPrivateUsage]
 
 _PLAIN = frozenset(
     ["|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"]
@@ -47,30 +50,79 @@ def unpack(payload: bytes) -> dict[str, NDArray[Any]]:
     try:
         raw = _inflate(payload)
         (length,) = struct.unpack_from("<I", raw)
-        arrays: dict[str, NDArray[Any]] = {}
-        offset = 4 + length
-        for name, dtype, shape in json.loads(raw[4:offset]):
-            if dtype not in _PLAIN:
-                raise ValueError(f"{name} holds {dtype}, not plain numbers")
-            if name in arrays or not all(isinstance(n, int) and n >= 0 for n in shape):
-                raise ValueError(f"{name} of shape {shape} cannot be")
-            arrays[name] = _from_planes(raw, np.dtype(dtype), shape, offset)
-            offset += arrays[name].nbytes
-        if offset != len(raw):
-            raise ValueError(f"{len(raw)} bytes instead of {offset}")
-    except (
-        zlib.error,
-        struct.error,
-        ValueError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise RunError(
-            f"A packet of arrays ({len(payload)} bytes) cannot be decoded ({error}); "
-            "the record is damaged there. Restore run.db from a copy."
-        ) from error
+        arrays, end = _read(raw, json.loads(raw[4 : 4 + length]), 4 + length)
+        if end != len(raw):
+            raise ValueError(f"{len(raw)} bytes instead of {end}")
+    except _DAMAGES as error:
+        raise _damaged(payload, error) from error
     return arrays
+
+
+def unpack_before(payload: bytes, last: str) -> dict[str, NDArray[Any]] | None:
+    """The arrays before the array ``last``, if that is the last: no more than those is inflated.
+
+    What follows them is not looked at, so damage there is not found.
+
+    Returns:
+        None if ``last`` is not the last array.
+
+    Raises:
+        RunError: if the bytes are not such a packet, as far as they are read.
+    """
+    try:
+        stream = zlib.decompressobj()
+        raw = stream.decompress(payload, _HEAD)
+        (length,) = struct.unpack_from("<I", raw)
+        raw = _inflate_to(stream, raw, 4 + length)
+        *header, (name, _, _) = json.loads(raw[4 : 4 + length])
+        if name != last:
+            return None
+        sizes = (math.prod(shape) * _plain(title, dtype).itemsize for title, dtype, shape in header)
+        raw = _inflate_to(stream, raw, 4 + length + sum(sizes))
+        arrays, _ = _read(raw, header, 4 + length)
+    except _DAMAGES as error:
+        raise _damaged(payload, error) from error
+    return arrays
+
+
+_HEAD = 1 << 13
+"""Bytes that are inflated at first: a header, and small arrays with it."""
+
+_DAMAGES = (zlib.error, struct.error, ValueError, TypeError, OverflowError, RecursionError)
+
+
+def _damaged(payload: bytes, error: Exception) -> RunError:
+    return RunError(
+        f"A packet of arrays ({len(payload)} bytes) cannot be decoded ({error}); "
+        "the record is damaged there. Restore run.db from a copy."
+    )
+
+
+def _read(
+    raw: bytes, header: Iterable[tuple[str, str, list[int]]], offset: int
+) -> tuple[dict[str, NDArray[Any]], int]:
+    """The arrays of a header, the first at ``offset``, and where they end."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, dtype, shape in header:
+        plain = _plain(name, dtype)
+        if name in arrays or not all(isinstance(n, int) and n >= 0 for n in shape):
+            raise ValueError(f"{name} of shape {shape} cannot be")
+        arrays[name] = _from_planes(raw, plain, shape, offset)
+        offset += arrays[name].nbytes
+    return arrays, offset
+
+
+def _plain(name: str, dtype: str) -> np.dtype[Any]:
+    if dtype not in _PLAIN:
+        raise ValueError(f"{name} holds {dtype}, not plain numbers")
+    return np.dtype(dtype)
+
+
+def _inflate_to(stream: Decompressor, raw: bytes, size: int) -> bytes:
+    """What was inflated so far, and as much more as makes ``size`` bytes."""
+    if size <= len(raw):
+        return raw
+    return raw + stream.decompress(stream.unconsumed_tail, size - len(raw))
 
 
 def _inflate(payload: bytes) -> bytes:

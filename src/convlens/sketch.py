@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convlens.errors import RunError
-from convlens.packets import pack, unpack
+from convlens.packets import pack, unpack, unpack_before
 
 BUDGET_BITS = 12
 """A series keeps at most 2^12 = 4,096 columns; see `level_at`."""
@@ -146,9 +146,28 @@ class Columns:
         """(K,) number of values, finite or not."""
         return self.n_finite + self.nan + self.neg_inf + self.pos_inf
 
-    def __getitem__(self, rows: slice | Ints) -> Columns:
+    def __getitem__(self, rows: slice | Ints) -> Self:
         """The same sketches for some of the columns."""
-        return Columns(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Outline(Columns):
+    """Columns whose bucket counts were left out: ``counts`` is (K, 0), all else is as it was.
+
+    Attributes:
+        finite: (K,) number of finite values.
+    """
+
+    finite: Ints = field(kw_only=True)
+
+    @property
+    def n_finite(self) -> Ints:
+        """(K,) number of finite values."""
+        return self.finite
+
+
+AnyColumns = TypeVar("AnyColumns", bound=Columns)
 
 
 def empty_columns(n_buckets: int, n_channels: int) -> Columns:
@@ -160,7 +179,14 @@ def empty_columns(n_buckets: int, n_channels: int) -> Columns:
     )
 
 
-def concatenate(parts: Sequence[Columns]) -> Columns:
+def outline(columns: Columns) -> Outline:
+    """The same without bucket counts."""
+    kept = {f.name: getattr(columns, f.name) for f in _FIELDS}
+    kept["counts"] = np.zeros((len(columns), 0), np.int64)
+    return Outline(**kept, finite=columns.n_finite)
+
+
+def concatenate(parts: Sequence[AnyColumns]) -> AnyColumns:
     """Columns one after the other; channel flags and sums are widened to the widest part.
 
     Raises:
@@ -169,16 +195,16 @@ def concatenate(parts: Sequence[Columns]) -> Columns:
     if not parts:
         raise ValueError("parts is empty")
     joined: dict[str, Any] = {}
-    for f in _FIELDS:
+    for f in fields(parts[0]):
         arrays = [getattr(part, f.name) for part in parts]
         if f.name in _FLAGS or f.name in _SUMS:
             width = max(array.shape[1] for array in arrays)
             arrays = [np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays]
         joined[f.name] = np.concatenate(arrays)
-    return Columns(**joined)
+    return type(parts[0])(**joined)
 
 
-def merge_runs(columns: Columns, starts: Ints) -> Columns:
+def merge_runs(columns: AnyColumns, starts: Ints) -> AnyColumns:
     """Add up neighbouring columns: group g is the columns from ``starts[g]`` to ``starts[g + 1]``.
 
     Args:
@@ -187,6 +213,7 @@ def merge_runs(columns: Columns, starts: Ints) -> Columns:
 
     Returns:
         G columns. Counts add up exactly, channel flags are joined by *or*, moments by Chan's rule.
+        What comes of a group depends on its columns alone; a group of one is that column.
     """
     if len(columns) == 0:
         return columns
@@ -198,23 +225,26 @@ def merge_runs(columns: Columns, starts: Ints) -> Columns:
     # The residual corrects the rounding of group_mean, so that merging stays exact to float64.
     residual = np.add.reduceat(n * shift, starts) / np.maximum(total, 1)
     m2 = np.add.reduceat(columns.m2 + n * shift**2, starts) - total * residual**2
+    alone = np.diff(np.append(starts, len(columns))) == 1
     merged: dict[str, Any] = {
         "first_step": np.minimum.reduceat(columns.first_step, starts),
         "last_step": np.maximum.reduceat(columns.last_step, starts),
-        "mean": np.where(total > 0, group_mean + residual, np.nan),
-        "m2": np.maximum(m2, 0.0),
+        "mean": np.where(
+            alone, columns.mean[starts], np.where(total > 0, group_mean + residual, np.nan)
+        ),
+        "m2": np.where(alone, columns.m2[starts], np.maximum(m2, 0.0)),
         "positive": np.logical_or.reduceat(columns.positive, starts, axis=0),
         "active": np.logical_or.reduceat(columns.active, starts, axis=0),
     }
-    for f in _FIELDS:
+    for f in fields(columns):
         if f.name not in merged:
             array = getattr(columns, f.name)
             wide = array.dtype if f.name in _SUMS else np.int64  # counts may lie in fewer bits
             merged[f.name] = np.add.reduceat(array, starts, axis=0, dtype=wide)
-    return Columns(**merged)
+    return type(columns)(**merged)
 
 
-def coarsen(columns: Columns, level: int) -> Columns:
+def coarsen(columns: AnyColumns, level: int) -> AnyColumns:
     """Merge the columns whose steps share ``step >> level``; columns are in order of time."""
     if len(columns) == 0:
         return columns
@@ -334,16 +364,21 @@ def finite_edges(edges: Floats) -> Floats:
 
 
 def encode(columns: Columns) -> bytes:
-    """Columns as compressed bytes: only the buckets in use, in the narrowest integers, zlib."""
+    """Columns as compressed bytes: only the buckets in use, in the narrowest integers, zlib.
+
+    The counts come last, and how many they are before them, so that `decode_outline` can stop there.
+    """
     used = np.flatnonzero(columns.counts.any(axis=0))
     low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
     arrays: dict[str, NDArray[Any]] = {f.name: getattr(columns, f.name) for f in _FIELDS}
+    arrays["finite"] = narrow(columns.n_finite)
+    arrays["shape"] = np.array([low, columns.counts.shape[1], columns.positive.shape[1]], np.int64)
+    del arrays["counts"]
     arrays["counts"] = columns.counts[:, low:high]
     for name in _INTEGERS:
         arrays[name] = narrow(arrays[name])
     for name in _FLAGS:
         arrays[name] = np.packbits(arrays[name], axis=1)
-    arrays["shape"] = np.array([low, columns.counts.shape[1], columns.positive.shape[1]], np.int64)
     return pack(arrays)
 
 
@@ -355,23 +390,66 @@ def decode(payload: bytes) -> Columns:
     """
     arrays = unpack(payload)
     try:
-        low, n_buckets, n_channels = (int(v) for v in arrays.pop("shape"))
-        _check_chunk(arrays, low, n_buckets, n_channels)
+        arrays.pop("finite", None)  # it follows from the counts; the first format did without
+        low, n_buckets, n_channels = _widen(arrays)
         narrow = arrays["counts"]
+        if low + narrow.shape[1] > n_buckets:
+            raise ValueError(f"its buckets from {low} on are not among {n_buckets}")
         arrays["counts"] = np.zeros((len(narrow), n_buckets), np.int64)
-        for name in _SUMS:  # the first version of the format knew none
-            arrays.setdefault(name, np.zeros((len(narrow), 0)))
         arrays["counts"][:, low : low + narrow.shape[1]] = narrow
-        for name in _INTEGERS:
-            arrays[name] = arrays[name].astype(np.int64, copy=False)
-        for name in _FLAGS:
-            arrays[name] = np.unpackbits(arrays[name], axis=1, count=n_channels).view(np.bool_)
         return Columns(**arrays)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise RunError(
-            f"A chunk of sketch columns ({len(payload)} bytes) cannot be decoded ({error}); "
-            "the record is damaged there. Restore run.db from a copy."
-        ) from error
+    except _DAMAGES as error:
+        raise _damaged(payload, error) from error
+
+
+def decode_outline(payload: bytes) -> tuple[Outline, int]:
+    """The columns that `encode` wrote without their bucket counts, which are not even inflated.
+
+    Returns:
+        The columns, and the number of buckets B that they were counted in.
+
+    Raises:
+        RunError: if the bytes are not such a chunk, as far as they are read.
+    """
+    arrays = unpack_before(payload, "counts")
+    if arrays is None:  # of the first format
+        columns = decode(payload)
+        return outline(columns), columns.counts.shape[1]
+    try:
+        arrays["counts"] = np.zeros((len(arrays["first_step"]), 0), np.int64)
+        _, n_buckets, _ = _widen(arrays)
+        return Outline(**arrays), n_buckets
+    except _DAMAGES as error:
+        raise _damaged(payload, error) from error
+
+
+_DAMAGES = (ValueError, KeyError, TypeError, IndexError)
+
+
+def _damaged(payload: bytes, error: Exception) -> RunError:
+    return RunError(
+        f"A chunk of sketch columns ({len(payload)} bytes) cannot be decoded ({error}); "
+        "the record is damaged there. Restore run.db from a copy."
+    )
+
+
+def _widen(arrays: dict[str, NDArray[Any]]) -> tuple[int, int, int]:
+    """Make of a packet's arrays those of `Columns`, but for the counts.
+
+    Returns:
+        The lowest bucket of the counts, how many buckets there are, how many channels.
+    """
+    low, n_buckets, n_channels = (int(v) for v in arrays.pop("shape"))
+    _check_chunk(arrays, low, n_buckets, n_channels)
+    for name in _SUMS:  # the first version of the format knew none
+        arrays.setdefault(name, np.zeros((len(arrays["first_step"]), 0)))
+    for name, array in arrays.items():
+        if name in _FLAGS:
+            flags = np.unpackbits(array, axis=1, count=n_channels)
+            arrays[name] = flags.view(np.bool_)
+        elif name not in _REALS and name != "counts":
+            arrays[name] = array.astype(np.int64, copy=False)
+    return low, n_buckets, n_channels
 
 
 _FIELDS = fields(Columns)
@@ -395,7 +473,7 @@ def _check_chunk(
             shape = (n, array.shape[-1])
         if array.dtype.kind not in kinds or array.shape != shape:
             raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, expected {shape}")
-    if low < 0 or n_channels < 0 or low + arrays["counts"].shape[1] > n_buckets:
+    if low < 0 or n_channels < 0 or low > n_buckets:
         raise ValueError(f"its buckets from {low} on are not among {n_buckets}")
 
 
