@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from convlens.errors import ArgumentError
 from convlens.sketch import (
@@ -133,12 +134,12 @@ class LayerHistory:
     @property
     def zeros(self) -> Floats:
         """(K,) share of values that are exactly zero."""
-        return self._share(self.columns.counts[:, self.layout.zero])
+        return self._share(self.counts[:, self.layout.zero])
 
     @property
     def nonpositive(self) -> Floats:
         """(K,) share of values with x ≤ 0: the exact zeros once a ReLU has been applied."""
-        below = self.columns.counts[:, : self.layout.zero + 1].sum(axis=1)
+        below = self.counts[:, : self.layout.zero + 1].sum(axis=1)
         return self._share(below + self.columns.neg_inf)
 
     @property
@@ -222,8 +223,19 @@ class LayerHistory:
 
     @property
     def counts(self) -> Ints:
-        """(K, B) finite values per bucket."""
-        return self.columns.counts
+        """(K, B) finite values per bucket.
+
+        Raises:
+            ArgumentError: if the columns came without them (`convlens.sketch.Outline`), here and in
+                everything that is read from buckets.
+        """
+        found = self.columns.counts
+        if found.shape[1] != self.layout.size:
+            raise ArgumentError(
+                f"The history of {self.layer.name!r} came without its bucket counts, from which "
+                "zeros, quantiles and histograms are read; ask the run for the layer's history."
+            )
+        return found
 
     @property
     def bucket_edges(self) -> Floats:
@@ -314,6 +326,59 @@ class LayerHistory:
     def _share(self, count: Ints | Floats) -> Floats:
         n = self.n
         return np.divide(count, n, out=np.full(len(n), np.nan), where=n > 0)
+
+
+FIGURES = (
+    "mean",
+    "std",
+    "near_zero",
+    "near_zero_after_relu",
+    "dead",
+    "silent",
+    "norm",
+    "nonfinite",
+)
+"""The names in `SeriesFigures.values`, in the order of `figures_of`."""
+
+
+@dataclass(frozen=True)
+class SeriesFigures:
+    """The figures of all series of one quantity over the same columns of time. L series, K columns.
+
+    Attributes:
+        layers: the series, in order of their index.
+        first_step: (K,) first step of each column, in any of the series.
+        last_step: (K,) last step of each column.
+        values: for each of `FIGURES` an (L, K) array, NaN where a series has no such column. Those
+            of `LayerHistory` under their names; ``"dead"`` and ``"silent"`` are the shares of its
+            dead and silent channels, NaN for a series without channels.
+    """
+
+    layers: Sequence[LayerInfo]
+    first_step: Ints
+    last_step: Ints
+    values: Mapping[str, NDArray[np.float32]]
+
+    def __len__(self) -> int:
+        return len(self.first_step)
+
+    @property
+    def middle_step(self) -> Floats:
+        """(K,) middle of each column's steps: where a line is drawn through it."""
+        return (self.first_step + self.last_step) / 2
+
+
+def figures_of(history: LayerHistory) -> NDArray[np.float32]:
+    """(F, K) each of `FIGURES` for each column; bucket counts are not needed."""
+    found = np.empty((len(FIGURES), len(history)), np.float32)
+    channels = history.channels or np.nan
+    with np.errstate(over="ignore"):  # beyond float32 is infinite
+        found[0], found[1] = history.mean, history.std
+        found[2], found[3] = history.near_zero, history.near_zero_after_relu
+        found[4] = history.dead_channels / channels
+        found[5] = history.silent_channels / channels
+        found[6], found[7] = history.norm, history.nonfinite
+    return found
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,7 +51,8 @@ def unpack(payload: bytes) -> dict[str, NDArray[Any]]:
     try:
         raw = _inflate(payload)
         (length,) = struct.unpack_from("<I", raw)
-        arrays, end = _read(raw, json.loads(raw[4 : 4 + length]), 4 + length)
+        places, end = _places(json.loads(raw[4 : 4 + length]), 4 + length)
+        arrays = {p.name: _from_planes(raw, p) for p in places}
         if end != len(raw):
             raise ValueError(f"{len(raw)} bytes instead of {end}")
     except _DAMAGES as error:
@@ -58,35 +60,81 @@ def unpack(payload: bytes) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def unpack_before(payload: bytes, last: str) -> dict[str, NDArray[Any]] | None:
-    """The arrays before the array ``last``, if that is the last: no more than those is inflated.
+@dataclass(frozen=True)
+class Heads:
+    """The arrays of M packets that have the same header, but for the last array.
 
-    What follows them is not looked at, so damage there is not found.
+    Attributes:
+        rows: (M,) which packets.
+        arrays: by name, each of shape (M, its shape in one packet).
+    """
+
+    rows: Sequence[int]
+    arrays: Mapping[str, NDArray[Any]]
+
+
+def unpack_heads(payloads: Sequence[bytes], last: str) -> tuple[list[Heads], list[int]]:
+    """The arrays before the array ``last`` of many packets: no more of them is inflated.
+
+    Packets whose arrays have the same types and shapes are read together, which makes many small ones several times as fast
+    as one by one. What follows those arrays is not looked at, so damage there is not found.
 
     Returns:
-        None if ``last`` is not the last array.
+        The arrays, and the packets whose last array is another, which are not read.
 
     Raises:
         RunError: if the bytes are not such a packet, as far as they are read.
     """
-    try:
-        stream = zlib.decompressobj()
-        raw = stream.decompress(payload, _HEAD)
-        (length,) = struct.unpack_from("<I", raw)
-        raw = _inflate_to(stream, raw, 4 + length)
-        *header, (name, _, _) = json.loads(raw[4 : 4 + length])
-        if name != last:
-            return None
-        sizes = (math.prod(shape) * _plain(title, dtype).itemsize for title, dtype, shape in header)
-        raw = _inflate_to(stream, raw, 4 + length + sum(sizes))
-        arrays, _ = _read(raw, header, 4 + length)
-    except _DAMAGES as error:
-        raise _damaged(payload, error) from error
-    return arrays
+    mark = b', ["%s", "' % last.encode()
+    groups: dict[bytes, _Group] = {}
+    others: list[int] = []
+    guess = _HEAD
+    for row, payload in enumerate(payloads):
+        try:
+            stream = zlib.decompressobj()
+            raw = stream.decompress(payload, guess)
+            (length,) = struct.unpack_from("<I", raw)
+            raw = _inflate_to(stream, raw, 4 + length)
+            header = raw[4 : 4 + length]
+            cut = header.rfind(mark)
+            if cut < 0 or len(json.loads(b"[" + header[cut + 2 :])) != 1:
+                others.append(row)
+                continue
+            group = groups.get(header[:cut])
+            if group is None:
+                group = groups[header[:cut]] = _Group(*_places(json.loads(header[:cut] + b"]"), 0))
+            guess = 4 + length + group.size
+            group.rows.append(row)
+            group.raws.append(_inflate_to(stream, raw, guess)[4 + length : guess])
+        except _DAMAGES as error:
+            raise _damaged(payload, error) from error
+    return [group.read() for group in groups.values()], others
 
 
-_HEAD = 1 << 13
-"""Bytes that are inflated at first: a header, and small arrays with it."""
+_HEAD = 1 << 12
+"""Bytes of the first packet that are inflated at first: a header, and small arrays with it."""
+
+
+@dataclass
+class _Group:
+    """Packets that have the same header but for the last array, and what lies before that."""
+
+    places: list[_Place]
+    size: int
+    rows: list[int] = field(default_factory=list[int])
+    raws: list[bytes] = field(default_factory=list[bytes])
+
+    def read(self) -> Heads:
+        """What they hold, array by array, of all packets at once."""
+        raw = np.frombuffer(b"".join(self.raws), np.uint8).reshape(len(self.raws), self.size)
+        arrays: dict[str, NDArray[Any]] = {}
+        for place in self.places:
+            planes = raw[:, place.begin : place.end]
+            planes = planes.reshape(len(raw), place.dtype.itemsize, place.size)
+            values = np.ascontiguousarray(planes.transpose(0, 2, 1)).reshape(-1)
+            arrays[place.name] = values.view(place.dtype).reshape(len(raw), *place.shape)
+        return Heads(self.rows, arrays)
+
 
 _DAMAGES = (zlib.error, struct.error, ValueError, TypeError, OverflowError, RecursionError)
 
@@ -98,31 +146,44 @@ def _damaged(payload: bytes, error: Exception) -> RunError:
     )
 
 
-def _read(
-    raw: bytes, header: Iterable[tuple[str, str, list[int]]], offset: int
-) -> tuple[dict[str, NDArray[Any]], int]:
-    """The arrays of a header, the first at ``offset``, and where they end."""
-    arrays: dict[str, NDArray[Any]] = {}
+@dataclass(frozen=True)
+class _Place:
+    """Where an array lies."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: list[int]
+    begin: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def end(self) -> int:
+        return self.begin + self.size * self.dtype.itemsize
+
+
+def _places(header: Iterable[tuple[str, str, list[int]]], begin: int) -> tuple[list[_Place], int]:
+    """Where the arrays of a header lie, the first at ``begin``, and where they end."""
+    places: dict[str, _Place] = {}
     for name, dtype, shape in header:
-        plain = _plain(name, dtype)
-        if name in arrays or not all(isinstance(n, int) and n >= 0 for n in shape):
+        if dtype not in _PLAIN:
+            raise ValueError(f"{name} holds {dtype}, not plain numbers")
+        if name in places or not all(isinstance(n, int) and n >= 0 for n in shape):
             raise ValueError(f"{name} of shape {shape} cannot be")
-        arrays[name] = _from_planes(raw, plain, shape, offset)
-        offset += arrays[name].nbytes
-    return arrays, offset
-
-
-def _plain(name: str, dtype: str) -> np.dtype[Any]:
-    if dtype not in _PLAIN:
-        raise ValueError(f"{name} holds {dtype}, not plain numbers")
-    return np.dtype(dtype)
+        places[name] = _Place(name, np.dtype(dtype), shape, begin)
+        begin = places[name].end
+    return list(places.values()), begin
 
 
 def _inflate_to(stream: Decompressor, raw: bytes, size: int) -> bytes:
     """What was inflated so far, and as much more as makes ``size`` bytes."""
-    if size <= len(raw):
-        return raw
-    return raw + stream.decompress(stream.unconsumed_tail, size - len(raw))
+    if size > len(raw):
+        raw += stream.decompress(stream.unconsumed_tail, size - len(raw))
+    if size > len(raw):
+        raise ValueError("it is cut off")
+    return raw
 
 
 def _inflate(payload: bytes) -> bytes:
@@ -138,12 +199,11 @@ def _planes(array: NDArray[Any]) -> bytes:
     return rows.T.tobytes()
 
 
-def _from_planes(raw: bytes, dtype: np.dtype[Any], shape: list[int], offset: int) -> NDArray[Any]:
+def _from_planes(raw: bytes, place: _Place) -> NDArray[Any]:
     """A new array, aligned, writable and free of the packet's memory."""
-    size = math.prod(shape)
-    planes = np.frombuffer(raw, np.uint8, size * dtype.itemsize, offset)
-    rows = planes.reshape(dtype.itemsize, size).T.copy()
-    return rows.reshape(-1).view(dtype).reshape(shape)
+    planes = np.frombuffer(raw, np.uint8, place.end - place.begin, place.begin)
+    rows = planes.reshape(place.dtype.itemsize, place.size).T.copy()
+    return rows.reshape(-1).view(place.dtype).reshape(place.shape)
 
 
 def _little_endian(array: NDArray[Any]) -> NDArray[Any]:

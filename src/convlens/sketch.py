@@ -11,7 +11,7 @@ Nothing here knows where the numbers came from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Self, TypeVar
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.errors import RunError
-from convlens.packets import pack, unpack, unpack_before
+from convlens.packets import pack, unpack, unpack_heads
 
 BUDGET_BITS = 12
 """A series keeps at most 2^12 = 4,096 columns; see `level_at`."""
@@ -130,8 +130,9 @@ class Columns:
 
     def __post_init__(self) -> None:
         for name in _SUMS:
-            if not getattr(self, name).size:  # not measured: no wider than the default, but K long
-                object.__setattr__(self, name, np.zeros((len(self.first_step), 0)))
+            array, shape = getattr(self, name), (len(self.first_step), 0)
+            if not array.size and array.shape != shape:  # not measured: no wider than the default
+                object.__setattr__(self, name, np.zeros(shape))
 
     def __len__(self) -> int:
         return len(self.first_step)
@@ -199,7 +200,10 @@ def concatenate(parts: Sequence[AnyColumns]) -> AnyColumns:
         arrays = [getattr(part, f.name) for part in parts]
         if f.name in _FLAGS or f.name in _SUMS:
             width = max(array.shape[1] for array in arrays)
-            arrays = [np.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays]
+            arrays = [
+                a if a.shape[1] == width else np.pad(a, ((0, 0), (0, width - a.shape[1])))
+                for a in arrays
+            ]
         joined[f.name] = np.concatenate(arrays)
     return type(parts[0])(**joined)
 
@@ -366,7 +370,7 @@ def finite_edges(edges: Floats) -> Floats:
 def encode(columns: Columns) -> bytes:
     """Columns as compressed bytes: only the buckets in use, in the narrowest integers, zlib.
 
-    The counts come last, and how many they are before them, so that `decode_outline` can stop there.
+    The counts come last, and how many they are before them, so that `decode_outlines` can stop there.
     """
     used = np.flatnonzero(columns.counts.any(axis=0))
     low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
@@ -391,8 +395,10 @@ def decode(payload: bytes) -> Columns:
     arrays = unpack(payload)
     try:
         arrays.pop("finite", None)  # it follows from the counts; the first format did without
-        low, n_buckets, n_channels = _widen(arrays)
+        low, n_buckets, n_channels = (int(v) for v in arrays.pop("shape"))
+        _check_chunk(arrays, low, n_buckets, n_channels)
         narrow = arrays["counts"]
+        _widen(arrays, n_channels, (len(narrow),))
         if low + narrow.shape[1] > n_buckets:
             raise ValueError(f"its buckets from {low} on are not among {n_buckets}")
         arrays["counts"] = np.zeros((len(narrow), n_buckets), np.int64)
@@ -402,25 +408,54 @@ def decode(payload: bytes) -> Columns:
         raise _damaged(payload, error) from error
 
 
-def decode_outline(payload: bytes) -> tuple[Outline, int]:
-    """The columns that `encode` wrote without their bucket counts, which are not even inflated.
+def decode_outlines(payloads: Sequence[bytes], n_buckets: int) -> list[Outline]:
+    """Chunks that `encode` wrote without their bucket counts, which are not even inflated.
+
+    Args:
+        payloads: any number of chunks; many at once are read several times as fast as one by one.
+        n_buckets: number of buckets B that the values were counted in.
 
     Returns:
-        The columns, and the number of buckets B that they were counted in.
+        What each holds; arrays of several may share memory.
 
     Raises:
-        RunError: if the bytes are not such a chunk, as far as they are read.
+        RunError: if the bytes are not such chunks, as far as they are read.
     """
-    arrays = unpack_before(payload, "counts")
-    if arrays is None:  # of the first format
-        columns = decode(payload)
-        return outline(columns), columns.counts.shape[1]
-    try:
-        arrays["counts"] = np.zeros((len(arrays["first_step"]), 0), np.int64)
-        _, n_buckets, _ = _widen(arrays)
-        return Outline(**arrays), n_buckets
-    except _DAMAGES as error:
-        raise _damaged(payload, error) from error
+    groups, others = unpack_heads(payloads, "counts")
+    found = dict[int, Outline]()
+    for group in groups:
+        try:
+            found |= zip(group.rows, _outlines(dict(group.arrays), n_buckets), strict=True)
+        except _DAMAGES as error:
+            raise _damaged(payloads[group.rows[0]], error) from error
+    for i in others:  # of the first format
+        columns = decode(payloads[i])
+        check_buckets(columns.counts.shape[1], n_buckets)
+        found[i] = outline(columns)
+    return [found[i] for i in range(len(payloads))]
+
+
+def check_buckets(found: int, expected: int) -> None:
+    """Raise a ValueError unless a chunk has as many buckets as its run."""
+    if found != expected:
+        raise ValueError(f"{found} buckets where {expected} are expected")
+
+
+def _outlines(arrays: dict[str, NDArray[Any]], n_buckets: int) -> Iterator[Outline]:
+    """The chunks in arrays that have an axis more, of M chunks."""
+    shapes = arrays.pop("shape")
+    _, found, n_channels = (int(v) for v in shapes[0])
+    if (shapes[:, 1:] != shapes[:1, 1:]).any():
+        raise ValueError("its flags fit no number of channels")
+    check_buckets(found, n_buckets)
+    n = arrays["first_step"].shape[1]
+    lows = int(shapes[:, 0].min()), int(shapes[:, 0].max())
+    for low in lows:
+        _check_chunk({name: array[0] for name, array in arrays.items()}, low, found, n_channels)
+    _widen(arrays, n_channels, (len(shapes), n))
+    arrays["counts"] = np.zeros((len(shapes), n, 0), np.int64)
+    for i in range(len(shapes)):
+        yield Outline(**{name: array[i] for name, array in arrays.items()})
 
 
 _DAMAGES = (ValueError, KeyError, TypeError, IndexError)
@@ -433,23 +468,16 @@ def _damaged(payload: bytes, error: Exception) -> RunError:
     )
 
 
-def _widen(arrays: dict[str, NDArray[Any]]) -> tuple[int, int, int]:
-    """Make of a packet's arrays those of `Columns`, but for the counts.
-
-    Returns:
-        The lowest bucket of the counts, how many buckets there are, how many channels.
-    """
-    low, n_buckets, n_channels = (int(v) for v in arrays.pop("shape"))
-    _check_chunk(arrays, low, n_buckets, n_channels)
+def _widen(arrays: dict[str, NDArray[Any]], n_channels: int, shape: tuple[int, ...]) -> None:
+    """Make of a packet's arrays those of `Columns`, but for the counts; ``shape`` is (…, K)."""
     for name in _SUMS:  # the first version of the format knew none
-        arrays.setdefault(name, np.zeros((len(arrays["first_step"]), 0)))
+        arrays.setdefault(name, np.zeros((*shape, 0)))
     for name, array in arrays.items():
         if name in _FLAGS:
-            flags = np.unpackbits(array, axis=1, count=n_channels)
+            flags = np.unpackbits(array, axis=-1, count=n_channels)
             arrays[name] = flags.view(np.bool_)
         elif name not in _REALS and name != "counts":
             arrays[name] = array.astype(np.int64, copy=False)
-    return low, n_buckets, n_channels
 
 
 _FIELDS = fields(Columns)

@@ -19,9 +19,19 @@ def reading(file: Path) -> Generator[sqlite3.Connection]:
         RunError: if there is no such file, or it is not a run that this version reads; also if
             what is done inside meets an error that only a damaged file can cause.
     """
+    with explained(file), closing(connect(file)) as database:
+        yield database
+
+
+@contextmanager
+def explained(file: Path) -> Generator[None]:
+    """Whatever only a damaged or missing file can cause becomes a sentence that names it.
+
+    Raises:
+        RunError: instead of such an error.
+    """
     try:
-        with closing(_connect(file)) as database:
-            yield database
+        yield
     except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
             raise cannot_open(file, str(error)) from error
@@ -38,8 +48,11 @@ def cannot_open(file: Path, reason: str | None) -> RunError:
     )
 
 
-def _connect(file: Path) -> sqlite3.Connection:
-    """A read-only connection inside a transaction, to a file that was found to be a run."""
+def connect(file: Path) -> sqlite3.Connection:
+    """A read-only connection inside a transaction, to a file that was found to be a run.
+
+    Errors are those of SQLite; see `explained`.
+    """
     uri = file.absolute().as_uri() + "?mode=ro"
     log = file.with_name(file.name + "-wal")
     try:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,17 @@ from convlens.errors import RunError
 from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
 from convlens.runs.database import cannot_open, reading
 from convlens.runs.schema import DATABASE, rank_database
-from convlens.sketch import BucketLayout, Columns, Ints, coarsen, concatenate, decode, empty_columns
+from convlens.sketch import (
+    AnyColumns,
+    BucketLayout,
+    Columns,
+    Ints,
+    check_buckets,
+    coarsen,
+    concatenate,
+    decode,
+    empty_columns,
+)
 
 
 def read_layers(database: sqlite3.Connection, quantity: str) -> list[LayerInfo]:
@@ -43,10 +52,7 @@ def read_histories(
     """
     if not series:
         return []
-    settings = database.execute(
-        "SELECT layout, eps, sample FROM watch WHERE quantity = ?", (series[0].quantity,)
-    ).fetchone()
-    layout, eps, sample = BucketLayout(**json.loads(settings[0])), settings[1], settings[2]
+    layout, eps, sample = read_settings(database, series[0].quantity)
     level, columns = _read_file(database, series, layout)
     for file in others:
         with reading(file) as other:
@@ -57,6 +63,35 @@ def read_histories(
         LayerHistory(info, coarsen(found, level), layout, eps, sample)
         for info, found in zip(series, columns, strict=True)
     ]
+
+
+def read_settings(database: sqlite3.Connection, quantity: str) -> tuple[BucketLayout, float, float]:
+    """How a quantity was watched: the buckets, the bound of near zero, the share of images."""
+    layout, eps, sample = database.execute(
+        "SELECT layout, eps, sample FROM watch WHERE quantity = ?", (quantity,)
+    ).fetchone()
+    return BucketLayout(**json.loads(layout)), eps, sample
+
+
+def read_level(database: sqlite3.Connection) -> int:
+    """The highest level of any columns in a file, 0 if there are none."""
+    (level,) = database.execute("SELECT max(level) FROM columns").fetchone()
+    return level or 0
+
+
+def add_up(files: Sequence[tuple[int, Iterable[AnyColumns]]], empty: AnyColumns) -> AnyColumns:
+    """The columns of one series in several files, brought to the highest level of any.
+
+    Args:
+        files: of each file its level, and chunks in order of time, none above that level.
+        empty: no columns, for a file without any.
+    """
+    (level, parts), *others = files
+    columns = _joined(level, parts, empty)
+    for its_level, its_parts in others:
+        level = max(level, its_level)
+        columns = _added(columns, _joined(its_level, its_parts, empty), level)
+    return coarsen(columns, level)
 
 
 def aligned(update: LayerHistory, parameter: LayerHistory) -> UpdateHistory:
@@ -98,8 +133,7 @@ def _read_file(
     database: sqlite3.Connection, series: Sequence[LayerInfo], layout: BucketLayout
 ) -> tuple[int, list[Columns]]:
     """The highest level in one file, and the columns of these series at it."""
-    (level,) = database.execute("SELECT max(level) FROM columns").fetchone()
-    level = level or 0
+    level = read_level(database)
     return level, [_columns(database, info, level, layout) for info in series]
 
 
@@ -110,20 +144,33 @@ def _columns(
         "SELECT payload FROM columns WHERE quantity = ? AND layer = ? ORDER BY start, level",
         (info.quantity, info.index),
     )
-    to_level = partial(coarsen, level=level)
-    # Chunk by chunk, so that a long run never lies in memory at full width.
-    parts = [to_level(_chunk(payload, layout)) for (payload,) in rows]
-    return to_level(concatenate(parts)) if parts else empty_columns(layout.size, 0)
+    return _joined(
+        level,
+        (decode_chunk(payload, layout) for (payload,) in rows),
+        empty_columns(layout.size, 0),
+    )
 
 
-def _chunk(payload: bytes, layout: BucketLayout) -> Columns:
+def decode_chunk(payload: bytes, layout: BucketLayout) -> Columns:
+    """The columns of one chunk of a run.
+
+    Raises:
+        RunError: if the bytes are no such chunk.
+        ValueError: if they are of a run with other buckets.
+    """
     columns = decode(payload)
-    if columns.counts.shape[1] != layout.size:
-        raise ValueError(f"{columns.counts.shape[1]} buckets where {layout.size} are expected")
+    check_buckets(columns.counts.shape[1], layout.size)
     return columns
 
 
-def _added(mine: Columns, its: Columns, level: int) -> Columns:
+def _joined(level: int, parts: Iterable[AnyColumns], empty: AnyColumns) -> AnyColumns:
+    """Chunks one after the other, at one level."""
+    # Chunk by chunk, so that a long run never lies in memory at full width.
+    coarse = [coarsen(part, level) for part in parts]
+    return coarsen(concatenate(coarse), level) if coarse else empty
+
+
+def _added(mine: AnyColumns, its: AnyColumns, level: int) -> AnyColumns:
     """The sum of what two ranks saw, however far either has come."""
     both = concatenate([mine, its])
     order = np.argsort(both.first_step, kind="stable")

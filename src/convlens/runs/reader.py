@@ -116,7 +116,7 @@ class Run:
     def meta(self) -> dict[str, Any]:
         """Facts by name, as they were written: versions, seed, command, data, model, status …."""
         with self._reading() as database:
-            return _meta(database)
+            return read_meta(database)
 
     @property
     def steps(self) -> StepSeries:
@@ -145,7 +145,7 @@ class Run:
     def epochs(self) -> list[Epoch]:
         """Every finished epoch."""
         with self._reading() as database:
-            return _epochs(database)
+            return read_epochs(database)
 
     @property
     def layers(self) -> list[LayerInfo]:
@@ -234,12 +234,18 @@ class Run:
         """The whole run as plain numbers, all of one moment."""
         with self._reading() as database:
             histories = self._histories(database, read_layers(database, "activation"))
-            return RunRecord(_meta(database), read_steps(database), _epochs(database), histories)
+            return RunRecord(read_meta(database), read_steps(database), read_epochs(database), histories)
+
+    @contextmanager
+    def transaction(self) -> Generator[sqlite3.Connection]:
+        """One read transaction, for whoever asks for several things of one moment."""
+        with self._reading() as database:
+            yield database
 
     def _histories(
         self, database: sqlite3.Connection, series: Sequence[LayerInfo]
     ) -> list[LayerHistory]:
-        meta = _meta(database)
+        meta = read_meta(database)
         complete = meta.get("status") != "running"
         others = rank_files(self.path, meta.get("ranks"), complete=complete)
         return read_histories(database, series, others)
@@ -303,14 +309,16 @@ class _RunUpdates(UpdateHistories):
         return self._run.epochs
 
 
-def _meta(database: sqlite3.Connection) -> dict[str, Any]:
+def read_meta(database: sqlite3.Connection) -> dict[str, Any]:
+    """Facts by name."""
     return {
         key: json.loads(value)
         for key, value in database.execute("SELECT key, value FROM meta ORDER BY key")
     }
 
 
-def _epochs(database: sqlite3.Connection) -> list[Epoch]:
+def read_epochs(database: sqlite3.Connection) -> list[Epoch]:
+    """Every finished epoch."""
     rows = database.execute("SELECT value FROM epochs ORDER BY epoch")
     return [Epoch(**json.loads(value)) for (value,) in rows]
 

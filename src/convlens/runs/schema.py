@@ -62,7 +62,8 @@ VIEWS_OF_SCHEMA_1 = (
     """CREATE TEMP VIEW layers AS
         SELECT 'activation' AS quantity, layer, name, kind, feeds_relu FROM main.layers""",
     """CREATE TEMP VIEW columns AS
-        SELECT 'activation' AS quantity, layer, id AS start, level, payload FROM main.columns""",
+        SELECT 'activation' AS quantity, layer, id AS start, level, payload, id AS rowid
+        FROM main.columns""",
     "CREATE TEMP VIEW steps AS SELECT 0 AS level, id AS chunk, payload FROM main.steps",
     NO_SNAPSHOTS,
 )
