@@ -38,20 +38,26 @@ def metric_names(epochs: Sequence[Epoch]) -> list[str]:
 
 def headline(record: RunRecord) -> list[tuple[str, str]]:
     """The figures at the top, as label and value."""
-    meta, epochs = record.meta, record.epochs
-    figures = [
-        (name, metric(name, v)) for name, v in (epochs[-1].metrics if epochs else {}).items()
-    ]
+    steps = record.steps
+    wall_s = float(steps.wall_s[-1]) if len(steps) else None
+    return figures(record.meta, record.epochs, len(steps), wall_s)
+
+
+def figures(
+    meta: Mapping[str, Any], epochs: Sequence[Epoch], n_steps: int, wall_s: float | None
+) -> list[tuple[str, str]]:
+    """The figures at the top of a run whose steps were only counted, as label and value."""
+    shown = [(name, metric(name, v)) for name, v in (epochs[-1].metrics if epochs else {}).items()]
     if epochs and epochs[-1].valid_loss is not None:
-        figures.append(("validation loss", loss(epochs[-1].valid_loss)))
+        shown.append(("validation loss", loss(epochs[-1].valid_loss)))
     planned = meta.get("n_epochs")
     of = f" of {planned}" if isinstance(planned, int) and planned != len(epochs) else ""
-    figures.append(("epochs", f"{len(epochs)}{of}"))
-    figures.append(("steps", number(len(record.steps))))
-    figures.append(("wall time", _wall_time(record)))
-    figures.append(("parameters", _parameters(meta)))
-    figures.append(("status", STATUS.get(_status(meta), _status(meta))))
-    return figures
+    shown.append(("epochs", f"{len(epochs)}{of}"))
+    shown.append(("steps", number(n_steps)))
+    shown.append(("wall time", _wall_time(meta, epochs, wall_s)))
+    shown.append(("parameters", _parameters(meta)))
+    shown.append(("status", STATUS.get(_status(meta), _status(meta))))
+    return shown
 
 
 def state_notes(record: RunRecord, last_written: datetime) -> list[str]:
@@ -142,13 +148,12 @@ def _status(meta: Mapping[str, Any]) -> str:
     return str(meta.get("status", NONE))
 
 
-def _wall_time(record: RunRecord) -> str:
-    recorded = record.meta.get("wall_s")
+def _wall_time(meta: Mapping[str, Any], epochs: Sequence[Epoch], of_steps: float | None) -> str:
+    recorded = meta.get("wall_s")
     if isinstance(recorded, int | float):
         return duration(recorded)
-    if record.epochs or len(record.steps):
-        steps = float(record.steps.wall_s[-1]) if len(record.steps) else 0.0
-        return duration(max(steps, sum(epoch.wall_s for epoch in record.epochs)))
+    if epochs or of_steps is not None:
+        return duration(max(of_steps or 0.0, sum(epoch.wall_s for epoch in epochs)))
     return NONE
 
 

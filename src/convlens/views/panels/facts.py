@@ -1,0 +1,134 @@
+"""What a run is, in words: its name, its state, its headline, its findings; a layer's facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from convlens.records import Epoch, Finding
+from convlens.views import words
+from convlens.views.markup import duration, label, plain, text
+from convlens.views.panels.elements import button, figures, note, panel
+
+QUIET_S = 60.0
+"""A run that is not closed and was not written to for so long may have been cut off."""
+
+NO_ROW = "The run's summary says nothing about this layer."
+
+
+def header(
+    name: str,
+    meta: Mapping[str, Any],
+    epochs: Sequence[Epoch],
+    n_steps: int,
+    wall_s: float | None,
+    last_written: datetime,
+    now: datetime,
+) -> str:
+    """The run's name, its state in words, and its headline figures.
+
+    Args:
+        name: the run's name.
+        meta: what it knows of itself.
+        epochs: its finished epochs.
+        n_steps: recorded optimizer steps.
+        wall_s: seconds since training began, None if unknown.
+        last_written: when the record last grew.
+        now: the time that this is read at.
+    """
+    status = str(meta.get("status", ""))
+    kind, state = state_of(meta, epochs, n_steps, last_written, now)
+    shown = [pair for pair in words.figures(meta, epochs, n_steps, wall_s) if pair[0] != "status"]
+    badge = f'<span class="status {kind}">{text(_short(status, kind))}</span>'
+    title = f"<h1>{text(name)} {badge}</h1>"
+    line = f'<p class="state-line">{text(state)}</p>'
+    return panel("facts-top", title, line, figures(shown))
+
+
+def state_of(
+    meta: Mapping[str, Any],
+    epochs: Sequence[Epoch],
+    n_steps: int,
+    last_written: datetime,
+    now: datetime,
+) -> tuple[str, str]:
+    """A word for the state's colour, and the state in a sentence."""
+    status = str(meta.get("status", ""))
+    written = f"{last_written:%Y-%m-%d at %H:%M:%S} UTC"
+    ago = max((now - last_written).total_seconds(), 0.0)
+    progress = _progress(meta, epochs, n_steps)
+    if status == "running" and ago <= QUIET_S:
+        return "busy", f"Training: {progress}; last written to {duration(ago)} ago."
+    if status == "running":
+        return "bad", (
+            f"This run was never closed, and nothing was written to it for {_long(ago)}: it was "
+            "cut off (a crash, a killed process), or a step takes that long. "
+            f"{progress.capitalize()}, until {written}."
+        )
+    if status == "failed":
+        error = str(meta.get("error") or "no reason was recorded")
+        return "bad", f"Training failed on {written}: {error}"
+    if status == "stopped":
+        return "still", f"Stopped before its end, on {written}: {progress}."
+    if status == "finished":
+        return "good", f"Finished on {written}: {progress}."
+    return "still", f"No state was recorded; last written to on {written}."
+
+
+def facts_of_layer(meta: Mapping[str, Any], layer: str) -> str:
+    """The chosen layer's row of the model's summary."""
+    summary = meta.get("summary")
+    rows = summary.get("rows") if isinstance(summary, dict) else None
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict) and row.get("name") == layer:
+            told = ((label(k), plain(v)) for k, v in row.items() if v not in (None, "", []))
+            return panel("layer-facts", figures(told, "small"))
+    return panel("layer-facts", note(NO_ROW))
+
+
+def findings(found: Sequence[Finding], layers: Sequence[str], live: bool = True) -> str:
+    """What the doctor saw; a layer's name answers with ``layer``, and is a link in the report.
+
+    Args:
+        found: from the doctor.
+        layers: names of the layers that can be opened.
+        live: whether it answers.
+    """
+    if not found or not live:
+        return panel("found", words.findings_list(found, layers))
+    items = "".join(_finding(one, layers) for one in found)
+    return panel("found", f'<ul class="findings">{items}</ul>')
+
+
+def _finding(finding: Finding, layers: Sequence[str]) -> str:
+    where: list[str] = []
+    if finding.layer is not None:
+        name = text(f"layer {finding.layer}")
+        data = {"name": finding.layer}
+        where.append(button(name, "layer", data, finding.layer in layers, "link"))
+    if finding.first_step is not None:
+        where.append(f"from step {finding.first_step:,}")
+    place = f' <span class="where">({", ".join(where)})</span>' if where else ""
+    kind = finding.severity if finding.severity in ("good", "note", "problem") else "note"
+    badge = f'<span class="badge">{text(finding.severity)}</span>'
+    return f'<li class="{kind}">{badge}<span>{text(finding.text)}{place}</span></li>'
+
+
+def _short(status: str, kind: str) -> str:
+    if status == "running":
+        return "training" if kind == "busy" else "no news"
+    return words.STATUS.get(status, status or "unknown")
+
+
+def _progress(meta: Mapping[str, Any], epochs: Sequence[Epoch], n_steps: int) -> str:
+    planned = meta.get("n_epochs")
+    of = f" of {planned}" if isinstance(planned, int) else ""
+    if not n_steps:
+        return "no step yet"
+    return f"{len(epochs)}{of} epochs finished, {n_steps:,} steps"
+
+
+def _long(seconds: float) -> str:
+    days = int(seconds // 86_400)
+    return duration(seconds) if days < 2 else f"{days} days"
