@@ -67,6 +67,20 @@ def values(maps: FeatureMaps) -> NDArray[np.float64]:
     return low + maps.maps / 255 * (maps.high.astype(np.float64)[:, None, None] - low)
 
 
+def limits(maps: FeatureMaps) -> tuple[float, float]:
+    """The lowest and the highest value of all channels."""
+    return float(np.nanmin(maps.low)), float(np.nanmax(maps.high))
+
+
+def on_scale(maps: FeatureMaps, shared: bool) -> NDArray[np.uint8]:
+    """(N, C', h, w) bytes to colour: as kept, or on one scale of all channels."""
+    if not shared:
+        return maps.maps
+    low, high = limits(maps)
+    shares = (values(maps) - low) / ((high - low) or 1.0)
+    return np.round(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8)
+
+
 def half_level(maps: FeatureMaps, kept: int) -> float:
     """How far a kept value may be from the measured one."""
     return (float(maps.high[kept]) - float(maps.low[kept])) / 510

@@ -30,6 +30,9 @@ EMPTY = "This validation held no image."
 MOST_NUMBERS = 20
 """Up to so many classes are shown as numbers."""
 
+MOST_ACROSS = 10
+"""Long names of more classes stand upright above their columns."""
+
 MOST_NAMES = 100
 """Up to so many have their names at the side."""
 
@@ -121,7 +124,9 @@ def _table(kept: Confusion, pair: Pair | None, live: bool) -> str:
         side = f'<td class="side">{_bar(float(recall[row]))}</td>'
         lines.append(f'<tr><th scope="row">{text(name)}</th>{cells}{side}</tr>')
     inner = f"<thead>{top}</thead><tbody>{''.join(lines)}</tbody>"
-    return f'<div class="scroll" tabindex="0"><table class="matrix">{inner}</table></div>'
+    long = max(map(len, kept.classes)) > 3 and len(kept.classes) > MOST_ACROSS
+    kind = "matrix upright" if long else "matrix"
+    return f'<div class="scroll" tabindex="0"><table class="{kind}">{inner}</table></div>'
 
 
 def _cell(kept: Confusion, at: Pair, share: float, pair: Pair | None, live: bool) -> str:

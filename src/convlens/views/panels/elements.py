@@ -13,7 +13,7 @@ from bokeh.palettes import viridis
 from numpy.typing import NDArray
 from PIL import Image
 
-from convlens.snapshots import BEFORE, Bytes
+from convlens.snapshots import BEFORE, Bytes, Probes
 from convlens.views.markup import number, text
 
 PLUS, MINUS = (214, 57, 64), (48, 122, 196)
@@ -34,11 +34,22 @@ def nothing(kind: str, sentence: str) -> str:
 
 def png(pixels: Bytes) -> str:
     """(H, W) grey, (H, W, 3) or (H, W, 4) as a PNG data URI, pixel for pixel."""
-    file = io.BytesIO()
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     if max(picture.size) > MAX_PICTURE:
         picture.thumbnail((MAX_PICTURE, MAX_PICTURE), Image.Resampling.LANCZOS)
-    picture.save(file, "PNG")
+    return _encoded(picture)
+
+
+def png_of_levels(levels: Bytes) -> str:
+    """(H, W) of 1 to 255 as viridis, 0 as nothing; a third of the bytes of `png`."""
+    picture = Image.fromarray(np.ascontiguousarray(levels))
+    picture.putpalette(palette().tobytes())
+    return _encoded(picture, transparency=0)
+
+
+def _encoded(picture: Image.Image, **options: int) -> str:
+    file = io.BytesIO()
+    picture.save(file, "PNG", **options)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
@@ -49,6 +60,22 @@ def picture(pixels: Bytes, alt: str, marks: str = "") -> str:
         f'<span class="shot" style="aspect-ratio:{width}/{height}">'
         f'<img src="{png(pixels)}" alt="{text(alt)}">{marks}</span>'
     )
+
+
+def thumbnail(probes: Probes, i: int, side: int = 96) -> str:
+    """A probe image, at most so large."""
+    small = Image.fromarray(probes.images[i])
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    caption = caption_of(probes, i)
+    alt = f"probe image {i + 1}: {caption}"
+    return f'<img src="{png(np.asarray(small))}" alt="{text(alt)}" title="{text(caption)}">'
+
+
+def caption_of(probes: Probes | None, i: int) -> str:
+    """The class of a probe image, or its number where that is not known."""
+    if probes is None or i >= len(probes.captions):
+        return f"probe {i + 1}"
+    return probes.captions[i]
 
 
 def marks(height: float, width: float, *shapes: str) -> str:
@@ -206,6 +233,8 @@ def _stop(i: int, epoch: int, current: bool, data: Mapping[str, str]) -> str:
 
 def spread(low: float, high: float) -> str:
     """A range of values."""
+    if not low < high:
+        return f"constant {number(low)}" if math.isfinite(low) else "not finite"
     return f"{short(low)} … {short(high)}"
 
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from convlens.snapshots import FeatureMaps, Probes
-from convlens.views.gallery import data_uri
-from convlens.views.markup import number, plural, text
-from convlens.views.panels.choice import Choice, settle, units_of_cell, values
+from convlens.views.markup import number, plural
+from convlens.views.panels.choice import Choice, limits, on_scale, settle, units_of_cell, values
 from convlens.views.panels.elements import (
     after,
     attributes,
@@ -22,18 +21,20 @@ from convlens.views.panels.elements import (
     nothing,
     panel,
     picture,
-    png,
     spot,
     spread,
+    thumbnail,
     tile,
     tiles,
 )
+from convlens.views.panels.sheet import rows_of, strips
 
 NO_MAPS = (
     "No feature maps of this layer were kept: its output is no grid of channels, or the run was "
     "trained without the Pictures callback. Train with it to see them here."
 )
 ALL_NAN = "Every value that was kept of this layer is NaN: the network had diverged by then."
+
 FEW = 8
 """Up to so many channels are shown larger."""
 
@@ -73,8 +74,8 @@ def features(
         shown = tiles(made, columns=4 if len(maps.channels) <= FEW else 8)
         shown = f'<div class="beside">{_thumbnails(probes, chosen.probe)}{shown}</div>'
     else:
-        shown = _sheet(maps, probes, shared)
-    return panel("features", head, shown, _legend(maps, shared), note(_words(maps)))
+        shown = strips(rows_of(maps, probes), shared, probes)
+    return panel("features", head, shown, _legend(maps, shared, live), note(_words(maps)))
 
 
 def through_time(
@@ -86,57 +87,10 @@ def through_time(
         return nothing("features", NO_MAPS)
     probe = min(max(probe, 0), kept[0].maps.shape[0] - 1)
     rows = [(after(maps.epoch).removeprefix("after "), maps, probe) for maps in kept]
-    image = "" if probes is None else _thumbnail(probes, probe)
-    shown = (
-        f'<div class="beside"><div class="probes one">{image}</div>{_strips(rows, shared)}</div>'
-    )
+    image = "" if probes is None else thumbnail(probes, probe)
+    shown = f'<div class="beside"><div class="probes one">{image}</div>{strips(rows, shared)}</div>'
     words = f"{_scale_words(shared)} in each epoch: dark is the lowest value, bright the highest."
     return panel("features", shown, note(words), note(_words(kept[-1])))
-
-
-def _sheet(maps: FeatureMaps, probes: Probes | None, shared: bool) -> str:
-    n = maps.maps.shape[0]
-    names = [_caption(probes, i) for i in range(n)]
-    rows = [(names[i], maps, i) for i in range(n)]
-    return _strips(rows, shared, probes)
-
-
-def _strips(
-    rows: Sequence[tuple[str, FeatureMaps, int]], shared: bool, probes: Probes | None = None
-) -> str:
-    """A table of one picture in each row, all channels side by side, and their numbers above."""
-    channels = rows[-1][1].channels.tolist()
-    head = "".join(f"<span>{channel}</span>" for channel in channels)
-    lines: list[str] = []
-    for name, maps, probe in rows:
-        image = f"<td>{_thumbnail(probes, probe)}</td>" if probes is not None else ""
-        alt = f"{name}: channels {', '.join(map(str, channels))}"
-        strip = f'<img src="{png(_strip(maps, probe, shared))}" alt="{text(alt)}">'
-        lines.append(f'<tr><th scope="row">{text(name)}</th>{image}<td>{strip}</td></tr>')
-    corner = (
-        '<th scope="col">probe</th><td></td>'
-        if probes is not None
-        else '<th scope="col">epoch</th>'
-    )
-    top = f'<thead><tr>{corner}<td><div class="numbers">{head}</div></td></tr></thead>'
-    table = f'<table class="sheet">{top}<tbody>{"".join(lines)}</tbody></table>'
-    return f'<div class="scroll" tabindex="0">{table}</div>'
-
-
-def _strip(maps: FeatureMaps, probe: int, shared: bool) -> np.ndarray:
-    """All channels side by side, (h', w', 4), each drawn large enough for a thin gap."""
-    shown = _bytes(maps, shared)[probe]
-    n, height, width = shown.shape
-    scale = max(1, 24 // max(height, width))
-    large = shown.repeat(scale, axis=1).repeat(scale, axis=2)
-    high, wide = height * scale, width * scale
-    gap = max(1, round(wide / 14))
-    strip = np.zeros((high, n * (wide + gap) - gap, 4), np.uint8)
-    for i, one in enumerate(large):
-        at = i * (wide + gap)
-        strip[:, at : at + wide, :3] = coloured(one)
-        strip[:, at : at + wide, 3] = 255
-    return strip
 
 
 def _tile(maps: FeatureMaps, chosen: Choice, kept: int, shared: bool) -> str:
@@ -146,11 +100,11 @@ def _tile(maps: FeatureMaps, chosen: Choice, kept: int, shared: bool) -> str:
     row, column = chosen.cell or (0, 0)
     mark = marks(height, width, spot((row, column))) if is_chosen else ""
     low, high = float(maps.low[kept]), float(maps.high[kept])
-    values_of = spread(low, high) if low < high else f"constant {number(low)}"
+    values_of = spread(low, high)
     if height == width == 1:
         values_of = number(float(values(maps)[chosen.probe, kept, 0, 0]))
     alt = f"channel {channel} for probe image {chosen.probe + 1}: {values_of}"
-    shot = picture(coloured(_bytes(maps, shared)[chosen.probe, kept]), alt, mark)
+    shot = picture(coloured(on_scale(maps, shared)[chosen.probe, kept]), alt, mark)
     data = {
         "layer": maps.layer,
         "channel": channel,
@@ -164,25 +118,13 @@ def _tile(maps: FeatureMaps, chosen: Choice, kept: int, shared: bool) -> str:
     return tile(button(shot, "unit", data, live=True, kind="map"), caption, kind)
 
 
-def _bytes(maps: FeatureMaps, shared: bool) -> np.ndarray:
-    """(N, C', h, w) bytes to colour: as kept, or on the scale of all channels together."""
-    if not shared:
-        return maps.maps
-    low, high = _limits(maps)
-    shares = (values(maps) - low) / ((high - low) or 1.0)
-    return np.round(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8)
-
-
-def _limits(maps: FeatureMaps) -> tuple[float, float]:
-    return float(np.nanmin(maps.low)), float(np.nanmax(maps.high))
-
-
-def _legend(maps: FeatureMaps, shared: bool) -> str:
+def _legend(maps: FeatureMaps, shared: bool, live: bool) -> str:
     if shared:
-        return legend("viridis", [number(v) for v in _limits(maps)], f"{_scale_words(True)}.")
-    words = f"{_scale_words(False)}, over all probe images: the numbers below it are its ends."
-    if maps.maps.shape[2:] == (1, 1):
-        words = f"{_scale_words(False)}, over all probe images; the number is the unit's value."
+        return legend("viridis", [number(v) for v in limits(maps)], f"{_scale_words(True)}.")
+    ends = "the numbers by it are its ends"
+    if maps.maps.shape[2:] == (1, 1) and live:
+        ends = "the number is the unit's value"
+    words = f"{_scale_words(False)}, over all probe images; {ends}."
     return legend("viridis", ["lowest", "highest"], words)
 
 
@@ -224,7 +166,7 @@ def _thumbnails(probes: Probes | None, chosen: int) -> str:
         return ""
     made = (
         button(
-            _thumbnail(probes, i),
+            thumbnail(probes, i),
             "probe",
             {"probe": i},
             live=True,
@@ -234,14 +176,3 @@ def _thumbnails(probes: Probes | None, chosen: int) -> str:
         for i in range(len(probes.images))
     )
     return f'<div class="probes" role="group" aria-label="probe images">{"".join(made)}</div>'
-
-
-def _thumbnail(probes: Probes, i: int) -> str:
-    caption = _caption(probes, i)
-    alt = f"probe image {i + 1}: {caption}"
-    return f'<img src="{data_uri(probes.images[i])}" alt="{text(alt)}" title="{text(caption)}">'
-
-
-def _caption(probes: Probes | None, i: int) -> str:
-    known = probes is not None and i < len(probes.captions)
-    return probes.captions[i] if probes is not None and known else f"probe {i + 1}"
