@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 from bokeh.core.json_encoder import serialize_json
+from bokeh.core.property.vectorization import Value
 from bokeh.embed import json_item
 from bokeh.layouts import row
+from bokeh.model import Model
 from bokeh.models import (
     ColumnDataSource,
     CrosshairTool,
@@ -73,73 +75,110 @@ MIN_WIDTH = 260
 STEPS = "steps"
 """Name of every figure's x range, by which the page's script links them."""
 
-THEME = Theme(
-    json={
-        "attrs": {
-            "Plot": {
-                "background_fill_color": CARD,
-                "border_fill_color": CARD,
-                "outline_line_color": FRAME,
-                "min_border_right": 16,
-            },
-            "Axis": {
-                "axis_line_color": None,
-                "major_tick_line_color": FRAME,
-                "minor_tick_line_color": None,
-                "major_label_text_color": SOFT,
-                "major_label_text_font": FONT,
-                "major_label_text_font_size": "12px",
-                "axis_label_text_color": SOFT,
-                "axis_label_text_font": FONT,
-                "axis_label_text_font_size": "12px",
-                "axis_label_text_font_style": "normal",
-                "axis_label_standoff": 8,
-            },
-            "Grid": {"grid_line_color": RULE},
-            "Title": {
-                "text_color": INK,
-                "text_font": FONT,
-                "text_font_size": "14px",
-                "text_font_style": "bold",
-            },
-            "Legend": {
-                "background_fill_alpha": 0.0,
-                "border_line_color": None,
-                "label_text_color": INK,
-                "label_text_font": FONT,
-                "label_text_font_size": "12px",
-                "padding": 4,
-                "spacing": 0,
-            },
-            "BaseColorBar": {
-                "background_fill_color": None,
-                "major_label_text_color": SOFT,
-                "major_label_text_font": FONT,
-                "major_label_text_font_size": "12px",
-                "major_tick_line_color": None,
-                "title_text_color": SOFT,
-                "title_text_font": FONT,
-                "title_text_font_size": "12px",
-                "title_text_font_style": "normal",
-            },
-        }
+_LOOK: dict[str, Any] = {
+    "attrs": {
+        "Plot": {
+            "background_fill_color": CARD,
+            "border_fill_color": CARD,
+            "outline_line_color": FRAME,
+            "min_border_right": 16,
+        },
+        "Axis": {
+            "axis_line_color": None,
+            "major_tick_line_color": FRAME,
+            "minor_tick_line_color": None,
+            "major_label_text_color": SOFT,
+            "major_label_text_font": FONT,
+            "major_label_text_font_size": "12px",
+            "axis_label_text_color": SOFT,
+            "axis_label_text_font": FONT,
+            "axis_label_text_font_size": "12px",
+            "axis_label_text_font_style": "normal",
+            "axis_label_standoff": 8,
+        },
+        "Grid": {"grid_line_color": RULE},
+        "Title": {
+            "text_color": INK,
+            "text_font": FONT,
+            "text_font_size": "14px",
+            "text_font_style": "bold",
+        },
+        "Legend": {
+            "background_fill_alpha": 0.0,
+            "border_line_color": None,
+            "label_text_color": INK,
+            "label_text_font": FONT,
+            "label_text_font_size": "12px",
+            "padding": 4,
+            "spacing": 0,
+        },
+        "BaseColorBar": {
+            "background_fill_color": None,
+            "major_label_text_color": SOFT,
+            "major_label_text_font": FONT,
+            "major_label_text_font_size": "12px",
+            "major_tick_line_color": None,
+            "title_text_color": SOFT,
+            "title_text_font": FONT,
+            "title_text_font_size": "12px",
+            "title_text_font_style": "normal",
+        },
     }
-)
+}
+
+THEME = Theme(json=_LOOK)
+
+
+def dark_theme() -> Theme:
+    """The look of figures on a dark page: that of the light page in the colours of `DARK`."""
+    attrs = {
+        kind: {name: DARK.get(value, value) for name, value in look.items()}
+        for kind, look in _LOOK["attrs"].items()
+    }
+    return Theme(json={"attrs": attrs})
+
+
+def darken(root: Model) -> None:
+    """Give a root and all models that it holds the colours of a dark page.
+
+    What the page's script does to a report: each colour in `DARK` is replaced wherever a model has
+    it. Colour maps and data stay. What a theme gives is given by `dark_theme`.
+    """
+    for model in root.references():
+        changed: dict[str, Any] = {}
+        for name, value in model.properties_with_values(include_defaults=False).items():
+            color = value.value if isinstance(value, Value) else value
+            if isinstance(color, str) and color in DARK:
+                changed[name] = DARK[color]
+        model.update(**changed)
 
 
 class StepAxis:
-    """The time axis that the figures of one embedded item share.
+    """The time axis that the figures of one document or embedded item share.
+
+    Figures keep their models: `update` moves the axis and its marks as a run grows.
 
     Args:
         span: first and last step of the run.
         epochs: the finished epochs.
     """
 
-    def __init__(self, span: tuple[int, int], epochs: Sequence[Epoch]) -> None:
-        low, high = span[0] - 0.5, span[1] + 0.5
+    def __init__(self, span: tuple[int, int], epochs: Sequence[Epoch] = ()) -> None:
+        low, high = _edges(span)
         self.range = Range1d(start=low, end=high, bounds=(low, high), min_interval=1, name=STEPS)
         self.cursor = Span(dimension="height", line_color=SOFT, line_width=1, line_dash="dotted")
+        self.marked = Span(dimension="height", line_color=INK, line_width=1.5, visible=False)
+        self._ends = ColumnDataSource({"x": _ends(epochs)})
+        self._ticker = FixedTicker()
+        self._names: list[LinearAxis] = []
+        self._whole = (low, high)
+        self._following = True
         self.epochs = epochs
+
+    @property
+    def whole(self) -> tuple[float, float]:
+        """Left and right edge of all steps."""
+        return self._whole
 
     def figure(
         self,
@@ -150,6 +189,7 @@ class StepAxis:
         *,
         log: bool = False,
         names: bool = True,
+        say_steps: bool = True,
     ) -> figure:
         """An empty figure over the steps: drag zooms in, the cursor is that of its neighbours.
 
@@ -160,6 +200,7 @@ class StepAxis:
             y_range: what the y axis spans, None for whatever is drawn.
             log: whether the y axis is logarithmic.
             names: whether the epochs' numbers stand above.
+            say_steps: whether the time axis has its label, which the lowest of a stack needs.
         """
         plot = figure(
             min_border_left=64,
@@ -169,7 +210,7 @@ class StepAxis:
             tools="xbox_zoom",
             toolbar_location=None,
             title=harmless(title),
-            x_axis_label=STEP_LABEL,
+            x_axis_label=STEP_LABEL if say_steps else None,
             y_axis_label=harmless(label),
             y_range=y_range or DataRange1d(),
             y_axis_type="log" if log else "linear",
@@ -179,30 +220,64 @@ class StepAxis:
         whole_numbers(plot)
         if names:
             self._name_epochs(plot)
+        plot.add_layout(self.marked)
         return plot
 
     def mark_epochs(self, plot: figure, color: str = FRAME) -> None:
         """A dashed line where each epoch ends; on top of what has been drawn so far."""
-        if 0 < len(self.epochs) <= MAX_EPOCH_LINES:
-            ends = [epoch.last_step + 0.5 for epoch in self.epochs]
-            marks = VSpan(x="x", line_color=color, line_dash=[4, 4], line_width=1)
-            plot.add_glyph(ColumnDataSource({"x": ends}), marks)
+        marks = VSpan(x="x", line_color=color, line_dash=[4, 4], line_width=1)
+        plot.add_glyph(self._ends, marks)
+
+    def update(self, span: tuple[int, int], epochs: Sequence[Epoch]) -> None:
+        """Follow a run that has grown; whoever has zoomed in keeps what they look at."""
+        low, high = whole = _edges(span)
+        if whole != self._whole:
+            sees_all = (self.range.start, self.range.end) == self._whole
+            self._whole = whole
+            self.range.update(bounds=whole, reset_start=low, reset_end=high)
+            if sees_all and self._following:
+                self.range.update(start=low, end=high)
+        if list(epochs) != list(self.epochs):
+            self.epochs = epochs
+            self._ends.data = {"x": _ends(epochs)}
+            self._write_names()
+
+    def follow(self, on: bool) -> None:
+        """Whether all steps are shown from now on; not to follow keeps what is shown now."""
+        self._following = on
+        if on:
+            self.range.update(start=self._whole[0], end=self._whole[1])
+
+    def set_step(self, step: int | None) -> None:
+        """Mark one step in all figures, or none."""
+        self.marked.update(location=step, visible=step is not None)
 
     def _name_epochs(self, plot: figure) -> None:
+        axis = LinearAxis(
+            major_tick_line_color=None, major_label_standoff=0, major_label_policy=NoOverlap()
+        )
+        # Bokeh's annotation is narrower than what the axis takes.
+        axis.ticker = self._ticker  # pyright: ignore[reportAttributeAccessIssue]
+        self._names.append(axis)
+        plot.add_layout(axis, "above")
+        self._write_names()
+
+    def _write_names(self) -> None:
         every = -(-len(self.epochs) // MAX_EPOCH_NAMES) or 1
         chosen = self.epochs[::every]
         middles = [(epoch.first_step + epoch.last_step) / 2 for epoch in chosen]
         names = [f"epoch {epoch.epoch + 1}" for epoch in chosen]
-        axis = LinearAxis(
-            major_label_overrides=dict(zip(middles, names, strict=True)),
-            major_tick_line_color=None,
-            major_label_standoff=0,
-            major_label_policy=NoOverlap(),
-        )
-        # Bokeh's annotation is narrower than what the axis takes.
-        axis.ticker = FixedTicker(ticks=middles)  # pyright: ignore[reportAttributeAccessIssue]
-        if chosen:
-            plot.add_layout(axis, "above")
+        self._ticker.ticks = middles
+        for axis in self._names:
+            axis.major_label_overrides = dict(zip(middles, names, strict=True))
+
+
+def _edges(span: tuple[int, int]) -> tuple[float, float]:
+    return span[0] - 0.5, span[1] + 0.5
+
+
+def _ends(epochs: Sequence[Epoch]) -> list[float]:
+    return [epoch.last_step + 0.5 for epoch in epochs] if len(epochs) <= MAX_EPOCH_LINES else []
 
 
 def harmless(words: str) -> str:
