@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 from bokeh.layouts import column
-from bokeh.models import ColumnDataSource, DataRange1d, UIElement
+from bokeh.models import ColumnDataSource, UIElement
 from bokeh.plotting import figure
+from numpy.typing import NDArray
 
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
 from convlens.records import Band, Epoch, StepCurves
 from convlens.sketch import Floats
 from convlens.views.canvas import StepAxis, add_hover, draw_line, short, side_by_side
+from convlens.views.lines import calm
 
 LOSS_HEIGHT, METRIC_HEIGHT, SCHEDULE_HEIGHT = 320, 210, 260
 
@@ -32,7 +34,7 @@ def curves(
 
 def loss_figure(axis: StepAxis, steps: StepCurves, epochs: Sequence[Epoch]) -> figure:
     """Training loss by step, raw and smoothed, and validation loss by epoch."""
-    log = _spreads(steps.loss)
+    log = spreads(steps.loss)
     plot = axis.figure("Loss", "loss (log scale)" if log else "loss", LOSS_HEIGHT, log=log)
     axis.mark_epochs(plot)
     if steps.loss.finite.any():
@@ -52,7 +54,7 @@ def metric_figure(axis: StepAxis, epochs: Sequence[Epoch], name: str) -> figure:
     x = np.array([epoch.last_step for epoch in epochs], np.int64)
     y = np.array([epoch.metrics.get(name, np.nan) for epoch in epochs], np.float64)
     add_hover(plot, draw_line(plot, x, y, ORANGE, points=True), "value", "@y{0.0000}")
-    _calm(plot, y)
+    calm(plot, y)
     return plot
 
 
@@ -86,6 +88,13 @@ def _draw_band(
     plot: figure, steps: StepCurves, low: Floats, high: Floats, color: str, label: str | None = None
 ) -> None:
     """From lowest to highest, each entry as wide as its steps; gaps where nothing is finite."""
+    style: dict[str, Any] = {} if label is None else {"legend_label": label}
+    source = ColumnDataSource(band_outline(steps, low, high))
+    plot.patch("x", "y", source=source, color=color, alpha=0.3, line_width=1, **style)
+
+
+def band_outline(steps: StepCurves, low: Floats, high: Floats) -> dict[str, NDArray[np.float32]]:
+    """The corners of the areas between lowest and highest, parted by NaN."""
     known = np.isfinite(low)
     begins = np.flatnonzero(known & ~np.append(False, known[:-1]))
     ends = np.flatnonzero(known & ~np.append(known[1:], False)) + 1
@@ -96,19 +105,16 @@ def _draw_band(
         x += [there, there[::-1], _GAP]
         y += [np.repeat(low[begin:end], 2), np.repeat(high[begin:end], 2)[::-1], _GAP]
     with np.errstate(over="ignore"):  # what float32 cannot hold is drawn as a gap
-        data = {
+        return {
             "x": np.concatenate(x).astype(np.float32),
             "y": np.concatenate(y).astype(np.float32),
         }
-    style: dict[str, Any] = {} if label is None else {"legend_label": label}
-    source = ColumnDataSource(data)
-    plot.patch("x", "y", source=source, color=color, alpha=0.3, line_width=1, **style)
 
 
 _GAP = np.array([np.nan])
 
 
-def _spreads(loss: Band) -> bool:
+def spreads(loss: Band) -> bool:
     """Whether a few huge values would press all others flat, and a log scale can help."""
     low, high = loss.low[loss.finite > 0], loss.high[loss.finite > 0]
     return bool(len(high) and (low > 0).all() and high.max() > 300 * np.median(high))
@@ -127,12 +133,5 @@ def _hyper_figure(axis: StepAxis, steps: StepCurves, name: str, label: str) -> f
             _draw_band(plot, steps, low, high, color)
         line = draw_line(plot, steps.middle_step, band.mean[:, group], color, 2.5, legend=legend)
         add_hover(plot, line, "value", "@y{0.[000000]}")
-    _calm(plot, band.mean)
+    calm(plot, band.mean)
     return plot
-
-
-def _calm(plot: figure, values: Floats) -> None:
-    """A range that suits a constant: Bokeh's is ±1, which is odd around a rate of 0.06."""
-    size = float(np.nanmax(np.abs(values), initial=0.0))
-    if isinstance(plot.y_range, DataRange1d) and 0 < size < np.inf:
-        plot.y_range.default_span = 0.4 * size

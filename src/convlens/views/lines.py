@@ -1,0 +1,184 @@
+"""Lines that are built once and drawn anew whenever a run has grown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from bokeh.models import (
+    ColumnDataSource,
+    DataRange1d,
+    GlyphRenderer,
+    HoverTool,
+    Label,
+    Legend,
+    LegendItem,
+    MultiLine,
+    Scatter,
+    VStrip,
+)
+from bokeh.plotting import figure
+from numpy.typing import NDArray
+
+from convlens.plots.canvas import FEW, NONFINITE_LABEL, ORANGE
+from convlens.sketch import Flags, Floats, Ints
+from convlens.views.canvas import FONT, INK, SOFT
+
+MARGIN = 92
+"""Pixels on the right of figures that stand above one another, for legends and colour bars."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line.
+
+    Attributes:
+        name: what it is, for whoever points at it.
+        x: (K,) steps.
+        y: (K,) values; a gap where they are not finite.
+    """
+
+    name: str
+    x: Ints | Floats
+    y: Floats | NDArray[np.float32]
+
+
+class Lines:
+    """The lines of one colour in one or several figures; where points are few they are dots too.
+
+    Args:
+        plots: the figures, which show the same.
+        color: of the lines.
+        width: in pixels.
+        dashed: whether they are dashed.
+        alpha: their opacity.
+        number: how a value is written, as Bokeh's tooltips write numbers; None says nothing.
+        dots: whether the points are always seen, which else are seen where they are few.
+        range_name: the y range they belong to.
+    """
+
+    def __init__(
+        self,
+        plots: Sequence[figure],
+        color: str,
+        width: float = 1.5,
+        *,
+        dashed: bool = False,
+        alpha: float = 1.0,
+        number: str | None = "0.[0000]",
+        dots: bool | None = None,
+        range_name: str = "default",
+    ) -> None:
+        self._source = ColumnDataSource({"xs": [], "ys": [], "name": []})
+        self._points = ColumnDataSource({"x": [], "y": []})
+        self._dots = dots
+        self.renderers: list[GlyphRenderer] = []
+        dash = [6, 4] if dashed else []
+        line = MultiLine(
+            xs="xs", ys="ys", line_color=color, line_width=width, line_alpha=alpha, line_dash=dash
+        )
+        point = Scatter(x="x", y="y", size=5, fill_color=color, line_color=None, fill_alpha=alpha)
+        for plot in plots:
+            drawn = plot.add_glyph(self._source, line, y_range_name=range_name)
+            dotted = plot.add_glyph(self._points, point, y_range_name=range_name)
+            self.renderers += [drawn, dotted]
+            if number is not None:
+                value = ("@name", f"$snap_y{{{number}}}")
+                tips = [("batch", "$snap_x{0,0}"), value]
+                plot.add_tools(HoverTool(renderers=[drawn], tooltips=tips, mode="vline"))
+
+    def draw(self, series: Sequence[Series]) -> None:
+        """Show these instead of whatever was shown."""
+        xs = [one.x.astype(np.float32) for one in series]
+        with np.errstate(over="ignore"):  # what float32 cannot hold is drawn as a gap
+            ys = [one.y.astype(np.float32) for one in series]
+        self._source.data = {"xs": xs, "ys": ys, "name": [one.name for one in series]}
+        few = [i for i, y in enumerate(ys) if self._dotted(y)]
+        none = np.zeros(0, np.float32)
+        self._points.data = {
+            "x": np.concatenate([none, *(xs[i] for i in few)]),
+            "y": np.concatenate([none, *(ys[i] for i in few)]),
+        }
+
+    def _dotted(self, y: NDArray[np.float32]) -> bool:
+        return bool(np.isfinite(y).sum() <= FEW) if self._dots is None else self._dots
+
+
+class Strips:
+    """Stretches of steps with values that are NaN or infinite, as coloured strips."""
+
+    def __init__(self, plots: Sequence[figure], word: str = NONFINITE_LABEL) -> None:
+        self._source = ColumnDataSource({"left": [], "right": []})
+        strip = VStrip(x0="left", x1="right", fill_color=ORANGE, fill_alpha=0.35, line_color=None)
+        for plot in plots:
+            drawn = plot.add_glyph(self._source, strip)
+            tips = [("batch", "$x{0,0}"), ("here", word)]
+            plot.add_tools(HoverTool(renderers=[drawn], tooltips=tips))
+
+    def draw(self, first: Ints, last: Ints, bad: Flags) -> None:
+        """Mark the columns that are bad; neighbours become one strip."""
+        begins = np.flatnonzero(bad & ~np.append(False, bad[:-1]))
+        ends = np.flatnonzero(bad & ~np.append(bad[1:], False))
+        self._source.data = {"left": first[begins] - 0.5, "right": last[ends] + 0.5}
+
+
+class Message:
+    """A sentence inside a figure that has nothing to show."""
+
+    def __init__(self, plot: figure) -> None:
+        self._label = Label(
+            x=10,
+            y=10,
+            x_units="screen",
+            y_units="screen",
+            text="",
+            text_color=SOFT,
+            text_font=FONT,
+            text_font_size="13px",
+            visible=False,
+        )
+        plot.add_layout(self._label)
+
+    @property
+    def text(self) -> str:
+        """What it says, empty if nothing."""
+        return self._label.text if self._label.visible else ""
+
+    def say(self, text: str) -> None:
+        """Say this; nothing if it is empty."""
+        self._label.update(text=text, visible=bool(text))
+
+
+def legend_beside(plot: figure, entries: Sequence[tuple[str, Lines | GlyphRenderer]]) -> Legend:
+    """A legend in the margin on the right, where it covers nothing."""
+    items = [
+        LegendItem(label=word, renderers=_of(plot, drawn), name=word) for word, drawn in entries
+    ]
+    legend = Legend(
+        items=items,
+        padding=0,
+        margin=4,
+        glyph_width=14,
+        glyph_height=14,
+        label_standoff=4,
+        label_text_font_size="11px",
+        label_text_color=INK,
+    )
+    plot.add_layout(legend, "right")
+    return legend
+
+
+def calm(plot: figure, values: Any, y_range: Any = None) -> None:  # noqa: ANN401
+    """A range that suits a constant: Bokeh's is ±1, which is odd around a rate of 0.06."""
+    size = float(np.nanmax(np.abs(values), initial=0.0))
+    y_range = plot.y_range if y_range is None else y_range
+    if isinstance(y_range, DataRange1d) and 0 < size < np.inf:
+        y_range.default_span = float(0.4 * size)
+
+
+def _of(plot: figure, drawn: Lines | GlyphRenderer) -> list[GlyphRenderer]:
+    if isinstance(drawn, GlyphRenderer):
+        return [drawn]
+    return [one for one in drawn.renderers if one in plot.renderers]

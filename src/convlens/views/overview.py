@@ -1,0 +1,333 @@
+"""A whole run in figures that are built once and follow it as it grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from bokeh.events import DoubleTap
+from bokeh.layouts import column
+from bokeh.models import (
+    BasicTicker,
+    ColumnDataSource,
+    DataRange1d,
+    GlyphRenderer,
+    LinearAxis,
+    Patch,
+    Range1d,
+    UIElement,
+)
+from bokeh.plotting import figure
+
+from convlens.plots.canvas import BLUE, GREEN, ORANGE
+from convlens.plots.curves import distinct_groups, smoothed_loss
+from convlens.records import Epoch, StepCurves
+from convlens.views.canvas import StepAxis, short
+from convlens.views.curves import SMOOTH, band_outline, spreads
+from convlens.views.lines import MARGIN, Lines, Message, Series, Strips, calm, legend_beside
+from convlens.views.matrices import Matrix
+from convlens.views.matrix import MatrixFigure
+from convlens.views.words import metric_names
+
+LEFT = 108
+"""Pixels on the left of figures that stand above one another, for names of layers and numbers."""
+
+REACH = 20.0
+"""The smoothed loss takes in a twentieth of the steps to either side at most."""
+
+
+@dataclass(frozen=True)
+class Heights:
+    """Pixels of each figure of a run: together they and a header fit a screen of 768."""
+
+    loss: int = 205
+    metric: int = 95
+    schedule: int = 100
+    matrix: int = 270
+
+
+class RunView:
+    """Loss, a metric, learning rate and momentum, and the matrix of layers by steps.
+
+    `curves` and `matrix` are what to lay out, above one another: their time axes are aligned.
+    A double click in any figure shows all steps again.
+
+    Args:
+        axis: the time axis, which other figures of the document may share.
+        heights: of the figures.
+    """
+
+    def __init__(self, axis: StepAxis | None = None, heights: Heights = Heights()) -> None:
+        self.axis = StepAxis((0, 0)) if axis is None else axis
+        self.loss = LossFigures(self.axis, heights.loss)
+        self.metric = MetricFigure(self.axis, heights.metric)
+        self.schedule = ScheduleFigure(self.axis, heights.schedule)
+        self.matrix_figure = MatrixFigure(self.axis, heights.matrix, length=14)
+        plots = [*self.loss.plots, self.metric.plot, self.schedule.plot]
+        for plot in (*plots, self.matrix_figure.plot):
+            align(plot)
+            plot.on_event(DoubleTap, self._show_all)
+        self.curves: UIElement = column(*plots, sizing_mode="stretch_width")
+        self.matrix: UIElement = self.matrix_figure.plot
+
+    def update(self, curves: StepCurves, epochs: Sequence[Epoch], matrix: Matrix) -> None:
+        """Show the run as it is now; models stay, only what they show changes."""
+        self.axis.update(_span(curves, epochs, matrix), epochs)
+        self.loss.update(curves, epochs)
+        self.metric.update(epochs)
+        self.schedule.update(curves)
+        self.matrix_figure.update(matrix)
+
+    def update_matrix(self, matrix: Matrix) -> None:
+        """Show another quantity of the same run."""
+        self.matrix_figure.update(matrix)
+
+    def set_log(self, log: bool | None) -> None:
+        """Whether the loss has a logarithmic axis; None lets its values decide."""
+        self.loss.set_log(log)
+
+    def set_smooth(self, smooth: float) -> None:
+        """How much of its weight the smoothed loss keeps from step to step: 0 does not smooth."""
+        self.loss.set_smooth(smooth)
+
+    def set_metric(self, name: str | None) -> None:
+        """Which metric is drawn; None is the first."""
+        self.metric.choose(name)
+
+    def select(self, index: int | None) -> None:
+        """Outline a row of the matrix, or none."""
+        self.matrix_figure.select(index)
+
+    def on_select(self, callback: Callable[[int], None]) -> None:
+        """Have ``callback(index)`` called whenever a row of the matrix is clicked."""
+        self.matrix_figure.on_select(callback)
+
+    def set_step(self, step: int | None) -> None:
+        """Mark one step in all figures of the axis, or none."""
+        self.axis.set_step(step)
+
+    def follow(self, on: bool) -> None:
+        """Whether all steps are shown as the run grows; True also goes back to all of them."""
+        self.axis.follow(on)
+
+    def _show_all(self) -> None:
+        self.axis.follow(True)
+
+
+class LossFigures:
+    """Training loss by step, raw and smoothed, and validation loss by epoch.
+
+    One figure has a linear axis and one a logarithmic one; they show the same, and one is seen.
+    """
+
+    def __init__(self, axis: StepAxis, height: int) -> None:
+        self.linear = axis.figure("Loss", "loss", height, say_steps=False)
+        # Bokeh's own range complains in the browser's console while nothing is drawn.
+        self._log_range = Range1d(start=0.1, end=10.0)
+        self.log = axis.figure(
+            "Loss (log scale)", "loss", height, self._log_range, log=True, say_steps=False
+        )
+        self.plots = (self.linear, self.log)
+        self._band = ColumnDataSource({"x": [], "y": []})
+        bands: list[GlyphRenderer] = []
+        for plot in self.plots:
+            axis.mark_epochs(plot)
+            patch = Patch(x="x", y="y", fill_color=BLUE, line_color=BLUE)
+            patch.update(fill_alpha=0.3, line_alpha=0.3)
+            bands.append(plot.add_glyph(self._band, patch))
+        self._strips = Strips(self.plots, "loss NaN or infinite")
+        self._raw = Lines(self.plots, BLUE, 0.8, alpha=0.5, number=None, dots=False)
+        self._smooth = Lines(self.plots, BLUE, 2.5, number="0.0000")
+        self._valid = Lines(self.plots, ORANGE, number="0.0000", dots=True)
+        self._legends = [
+            legend_beside(
+                plot,
+                [
+                    ("each batch", self._raw),
+                    ("low to high", band),
+                    ("smoothed", self._smooth),
+                    ("validation", self._valid),
+                ],
+            )
+            for plot, band in zip(self.plots, bands, strict=True)
+        ]
+        self._messages = [Message(plot) for plot in self.plots]
+        self._wanted: bool | None = None
+        self._weight = SMOOTH
+        self._curves: StepCurves | None = None
+        self.log.visible = False
+
+    def update(self, curves: StepCurves, epochs: Sequence[Epoch]) -> None:
+        """Show the losses up to now."""
+        self._curves = curves
+        known = curves.loss.finite > 0
+        wide = curves.width > 1
+        band = (curves.loss.low, curves.loss.high) if wide and known.any() else None
+        self._band.data = band_outline(curves, *band) if band else {"x": [], "y": []}
+        raw = Series("training loss", curves.first_step, curves.loss.mean)
+        self._raw.draw([raw] if known.any() and not wide and len(curves) > 2 else [])
+        self._strips.draw(curves.first_step, curves.last_step, curves.loss.finite < curves.n)
+        measured = [(e.last_step, e.valid_loss) for e in epochs if e.valid_loss is not None]
+        x, y = np.array(measured, np.float64).reshape(-1, 2).T
+        self._valid.draw([Series("validation loss", x, y)] if measured else [])
+        self._show_entries(raw=not wide, valid=bool(measured))
+        self._reach(np.concatenate([curves.loss.low, curves.loss.high, y]))
+        self._smooth_and_scale()
+        self._say(curves, bool(measured), bool(known.any()))
+
+    def set_log(self, log: bool | None) -> None:
+        """See `RunView.set_log`."""
+        self._wanted = log
+        self._smooth_and_scale()
+
+    def set_smooth(self, smooth: float) -> None:
+        """See `RunView.set_smooth`."""
+        self._weight = smooth
+        self._smooth_and_scale()
+
+    def _smooth_and_scale(self) -> None:
+        curves = self._curves
+        log = self._wanted
+        if log is None:
+            log = curves is not None and spreads(curves.loss)
+        self.log.visible, self.linear.visible = log, not log
+        if curves is None or not (curves.loss.finite > 0).any():
+            self._smooth.draw([])
+            return
+        positive = bool((curves.loss.mean[curves.loss.finite > 0] > 0).all())
+        smooth = self._weight if len(curves) > 2 or curves.width > 1 else 0.0
+        mean = smoothed_loss(curves, smooth, REACH, log=log and positive)
+        self._smooth.draw([Series("training loss", curves.middle_step, mean)])
+
+    def _reach(self, values: Floats) -> None:
+        """Bring the logarithmic axis to what is positive."""
+        seen = values[(values > 0) & np.isfinite(values)]
+        if len(seen):
+            low, high = float(seen.min()), float(seen.max())
+            margin = max((high / low) ** 0.06, 1.02)
+            self._log_range.update(start=low / margin, end=high * margin)
+
+    def _show_entries(self, *, raw: bool, valid: bool) -> None:
+        seen = {"each batch": raw, "low to high": not raw, "smoothed": True, "validation": valid}
+        for legend in self._legends:
+            for item in legend.items:
+                item.visible = seen[item.name or ""]
+
+    def _say(self, curves: StepCurves, measured: bool, known: bool) -> None:
+        words = ""
+        if not len(curves) and not measured:
+            words = "No step was recorded yet."
+        elif len(curves) and not known:
+            words = "Every loss was NaN or infinite."
+        for message in self._messages:
+            message.say(words)
+
+
+class MetricFigure:
+    """One metric of the validation, at the end of each epoch."""
+
+    def __init__(self, axis: StepAxis, height: int) -> None:
+        self.plot = axis.figure("Metric", "", height, names=False, say_steps=False)
+        self.plot.xaxis.visible = False
+        self.plot.yaxis.ticker = BasicTicker(desired_num_ticks=4)
+        axis.mark_epochs(self.plot)
+        self._lines = Lines([self.plot], ORANGE, 2.0, number="0.0000", dots=True)
+        self._message = Message(self.plot)
+        self._wanted: str | None = None
+        self._epochs: Sequence[Epoch] = ()
+
+    def update(self, epochs: Sequence[Epoch]) -> None:
+        """Show the metric up to now."""
+        self._epochs = epochs
+        names = metric_names(epochs)
+        name = self._wanted if self._wanted in names else next(iter(names), None)
+        x = np.array([epoch.last_step for epoch in epochs], np.int64)
+        y = np.array([epoch.metrics.get(name or "", np.nan) for epoch in epochs], np.float64)
+        self._lines.draw([Series(name, x, y)] if name is not None else [])
+        self.plot.title.text = short(name).capitalize() if name is not None else "Metric"  # pyright: ignore[reportOptionalMemberAccess]
+        calm(self.plot, y)
+        words = "" if name is not None else "No metric was recorded."
+        if not epochs:
+            words = "No epoch was finished yet."
+        elif name is not None and not np.isfinite(y).any():
+            words = "Every value was NaN or infinite."
+        self._message.say(words)
+
+    def choose(self, name: str | None) -> None:
+        """Show another metric."""
+        self._wanted = name
+        self.update(self._epochs)
+
+
+class ScheduleFigure:
+    """Learning rate, and momentum on an axis of its own; a line for each parameter group."""
+
+    def __init__(self, axis: StepAxis, height: int) -> None:
+        self.plot = axis.figure("Learning rate and momentum", "", height, names=False)
+        plot = self.plot
+        plot.xaxis.visible = False
+        axis.mark_epochs(plot)
+        self._rate_range = plot.y_range
+        self._momentum_range = DataRange1d()
+        plot.extra_y_ranges = {"momentum": self._momentum_range}
+        right = LinearAxis(
+            y_range_name="momentum",
+            axis_label="momentum",
+            ticker=BasicTicker(desired_num_ticks=4),
+        )
+        plot.add_layout(right, "right")
+        self._rate = Lines([plot], BLUE, 2.0, number="0.[000000]")
+        self._momentum = Lines([plot], GREEN, 2.0, dashed=True, range_name="momentum")
+        self._rate_range.renderers = self._rate.renderers  # pyright: ignore[reportAttributeAccessIssue]
+        self._momentum_range.renderers = self._momentum.renderers
+        plot.yaxis[0].update(
+            axis_label="rate",
+            axis_label_text_color=BLUE,
+            ticker=BasicTicker(desired_num_ticks=4),
+        )
+        right.axis_label_text_color = GREEN
+        self._message = Message(plot)
+
+    def update(self, curves: StepCurves) -> None:
+        """Show the hyperparameters up to now."""
+        rate = self._draw(self._rate, curves, "lr", "learning rate", self._rate_range)
+        momentum = self._draw(
+            self._momentum, curves, "momentum", "momentum (β₁ for Adam)", self._momentum_range
+        )
+        missing = [w for w, there in (("learning rate", rate), ("momentum", momentum)) if not there]
+        self._message.say(f"No {' and no '.join(missing)} was recorded." if missing else "")
+
+    def _draw(
+        self, lines: Lines, curves: StepCurves, name: str, word: str, y_range: DataRange1d
+    ) -> bool:
+        band = curves.hypers.get(name)
+        if band is None or not band.finite.any():
+            lines.draw([])
+            return False
+        groups = distinct_groups(band)
+        lines.draw(
+            [
+                Series(
+                    word if len(groups) == 1 else f"{word}, parameter group {group}",
+                    curves.middle_step,
+                    band.mean[:, group],
+                )
+                for group in groups
+            ]
+        )
+        calm(self.plot, band.mean, y_range)
+        return True
+
+
+def align(plot: figure) -> None:
+    """The same borders for all figures that stand above one another."""
+    plot.update(min_border_left=LEFT, min_border_right=MARGIN, min_border_top=2)
+
+
+def _span(curves: StepCurves, epochs: Sequence[Epoch], matrix: Matrix) -> tuple[int, int]:
+    firsts = [a[0] for a in (curves.first_step, matrix.first_step) if len(a)]
+    lasts = [a[-1] for a in (curves.last_step, matrix.last_step) if len(a)]
+    firsts += [epoch.first_step for epoch in epochs[:1]]
+    lasts += [epoch.last_step for epoch in epochs[-1:]]
+    return int(min(firsts, default=0)), int(max(lasts, default=0))
