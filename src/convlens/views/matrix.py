@@ -23,7 +23,7 @@ from bokeh.models import (
     Range1d,
     TapTool,
 )
-from bokeh.palettes import PuOr11, cividis, interp_palette, viridis
+from bokeh.palettes import PRGn11, cividis, interp_palette, viridis
 from numpy.typing import NDArray
 
 from convlens.plots.canvas import ORANGE
@@ -116,7 +116,7 @@ class MatrixFigure:
         plot.background_fill_color = PALE
         self._mappers: dict[Scale, ColorMapper] = {
             "share": _mapper(cividis(TOP)),
-            "signed": _mapper(interp_palette(PuOr11, TOP)),
+            "signed": _mapper(interp_palette(PRGn11, TOP)),
             "log": _mapper(viridis(TOP)),
         }
         mapper = self._mappers["share"]
@@ -131,7 +131,9 @@ class MatrixFigure:
         plot.yaxis.major_label_policy = NoOverlap()
         # A bright line within a dark one, or the reverse: seen on every colour of the maps.
         self._outlines = [
-            BoxAnnotation(fill_color=None, line_color=color, line_width=width, visible=False)
+            BoxAnnotation(
+                fill_color=None, line_color=color, line_width=width, line_alpha=1, visible=False
+            )
             for color, width in ((INK, 5), (CARD, 2))
         ]
         for outline in self._outlines:

@@ -23,6 +23,7 @@ from bokeh.plotting import figure
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
 from convlens.records import Epoch, StepCurves
+from convlens.sketch import Floats
 from convlens.views.canvas import StepAxis, short
 from convlens.views.curves import SMOOTH, band_outline, spreads
 from convlens.views.lines import MARGIN, Lines, Message, Series, Strips, calm, legend_beside

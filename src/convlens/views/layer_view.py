@@ -1,0 +1,425 @@
+"""One layer over time in figures that are built once: another layer changes what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from bokeh.core.properties import value
+from bokeh.events import DoubleTap
+from bokeh.layouts import column, row
+from bokeh.models import (
+    BasicTicker,
+    ColorBar,
+    ColumnDataSource,
+    FixedTicker,
+    HoverTool,
+    Image,
+    Legend,
+    LegendItem,
+    LinearColorMapper,
+    LogTicker,
+    Quad,
+    Range1d,
+    UIElement,
+)
+from bokeh.palettes import viridis
+from numpy.typing import NDArray
+
+from convlens.histories import LayerHistory, UpdateHistory
+from convlens.plots.canvas import BLUE, GREEN, NONFINITE_LABEL, ORANGE, short_count
+from convlens.records import Epoch
+from convlens.sketch import Floats
+from convlens.views.canvas import MIN_WIDTH, PALE, StepAxis, harmless, short
+from convlens.views.lines import MARGIN, Lines, Message, Series
+from convlens.views.timeline import EMPTY, MAX_CELLS, Grid, Heat, condense, grid_of, heat_of
+
+WHITE, CLEAR = "#ffffff", "rgba(0, 0, 0, 0)"
+
+QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+"""The shares below the lines that are drawn over a layer's histograms."""
+
+CHOOSE = "Choose a layer: click a row of the matrix."
+NO_COLUMNS = "Nothing of this layer was recorded: it took part in no batch yet."
+NO_CHANNELS = "This layer has no channels."
+NO_GRADIENTS = "Gradients were not recorded:\nadd cl.GradientStats() to see them."
+NO_UPDATES = "Updates were not recorded:\nadd cl.UpdateStats() to see them."
+NO_PARAMETERS = "This layer has no parameters\nof its own."
+ALL_BAD = "Every value is NaN or infinite."
+
+
+class HeatFigure:
+    """The histogram of every batch as one coloured column, with quantile lines over it.
+
+    Args:
+        axis: the time axis.
+        height: in pixels.
+        counts: whether count, range and batches are known where one points, which costs twenty
+            bytes for each cell of the image; else only the place is.
+    """
+
+    def __init__(self, axis: StepAxis, height: int, *, counts: bool = True) -> None:
+        self._counts = counts
+        self._values = Range1d(start=-1.0, end=1.0)
+        self.plot = plot = axis.figure("Activations", "activation", height, self._values)
+        plot.grid.visible = False
+        plot.background_fill_color = PALE
+        palette = viridis(EMPTY)
+        self._mapper = LinearColorMapper(palette=palette, low=0, high=EMPTY - 1, high_color=CLEAR)
+        self.source = ColumnDataSource(_no_image(counts))
+        cells = Image(image="image", x="x", y="y", dw="dw", dh="dh", color_mapper=self._mapper)
+        image = plot.add_glyph(self.source, cells)
+        self._hover = HoverTool(renderers=[image], tooltips=_tips(counts, 1))
+        plot.add_tools(self._hover)
+        style = {"number": None, "dots": False}
+        self.quantiles = [
+            Lines([plot], WHITE, 2.0, alpha=0.95, **style),
+            Lines([plot], WHITE, 1.2, alpha=0.8, **style),
+            Lines([plot], WHITE, 1.0, alpha=0.8, dashed=True, **style),
+        ]
+        axis.mark_epochs(plot, WHITE)
+        self._bad = ColumnDataSource({"left": [], "right": [], "top": [], "bottom": []})
+        self._mark_bad()
+        self._ticks = FixedTicker()
+        self._bar = ColorBar(
+            color_mapper=self._mapper, ticker=self._ticks, title="values per bin (log scale)"
+        )
+        self._bar.update(width=14)
+        plot.add_layout(self._bar, "right")
+        self.message = Message(plot)
+        self._grid: Grid | None = None
+        self._range = (np.nan, np.nan)
+
+    def update(self, history: LayerHistory, grid: Grid, title: str) -> None:
+        """Show a condensed history on these cells."""
+        heat = heat_of(history, grid)
+        data: dict[str, object] = {
+            "image": [heat.cells],
+            "x": [grid.first - 0.5],
+            "y": [heat.low],
+            "dw": [float(grid.n_cells * grid.width)],
+            "dh": [heat.high - heat.low],
+        }
+        if self._counts:
+            data |= self._cells_for_hover(history, grid, heat)
+        self.source.data.update(data)
+        self._values.update(start=heat.low, end=heat.high)
+        self._draw_quantiles(history)
+        self._draw_bad(history, grid, heat)
+        self._describe(heat, grid, title)
+        self.message.say("" if len(history) else NO_COLUMNS)
+
+    def clear(self, sentence: str) -> None:
+        """Show nothing but a sentence."""
+        self.source.data = _no_image(self._counts)
+        self._grid, self._range = None, (np.nan, np.nan)
+        self._bad.data = {"left": [], "right": [], "top": [], "bottom": []}
+        for lines in self.quantiles:
+            lines.draw([])
+        self.plot.title.text = "Activations"  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        self.message.say(sentence)
+
+    def _cells_for_hover(
+        self, history: LayerHistory, grid: Grid, heat: Heat
+    ) -> dict[str, list[NDArray[np.generic]]]:
+        """What the tooltip says of each cell; what is as before is not sent again."""
+        rows, shape = heat.cells.shape[0], heat.cells.shape
+        edges = np.linspace(heat.low, heat.high, rows + 1)
+        counts = np.zeros(shape, np.float32)
+        per_batch = history.rebin(edges) / np.maximum(history.calls, 1)[:, None]
+        counts[:, grid.cells(history)] = per_batch.T
+        found: dict[str, list[NDArray[np.generic]]] = {"count": [counts]}
+        if (heat.low, heat.high) != self._range or grid != self._grid:
+            low, high = edges[:-1, None].astype(np.float32), edges[1:, None].astype(np.float32)
+            found |= {"low": [_filled(low, shape)], "high": [_filled(high, shape)]}
+        if grid != self._grid:
+            first = grid.first + grid.width * np.arange(grid.n_cells, dtype=np.int32)[None]
+            last = first + np.int32(grid.width - 1)
+            found |= {"first": [_filled(first, shape)], "last": [_filled(last, shape)]}
+        return found
+
+    def _draw_quantiles(self, history: LayerHistory) -> None:
+        x = history.middle_step
+        lines = [Series(f"{q:.0%}", x, history.quantile(q)) for q in QUANTILES]
+        if not history.columns.n_finite.any():
+            lines = []
+        median, quarters, tails = self.quantiles
+        median.draw(lines[2:3])
+        quarters.draw([*lines[1:2], *lines[3:4]])
+        tails.draw([*lines[:1], *lines[4:]])
+
+    def _mark_bad(self) -> None:
+        band = Quad(left="left", right="right", top="top", bottom="bottom", fill_color=ORANGE)
+        band.line_color = None
+        renderer = self.plot.add_glyph(self._bad, band)
+        tips = [("batch", "$x{0,0}"), ("here", NONFINITE_LABEL)]
+        self.plot.add_tools(HoverTool(renderers=[renderer], tooltips=tips))
+
+    def _draw_bad(self, history: LayerHistory, grid: Grid, heat: Heat) -> None:
+        """An orange band along the top where values are NaN or infinite."""
+        left = grid.first - 0.5 + grid.cells(history)[history.nonfinite > 0] * grid.width
+        bottom = heat.high - 0.04 * (heat.high - heat.low)
+        self._bad.data = {
+            "left": left,
+            "right": left + grid.width,
+            "top": np.full(len(left), heat.high),
+            "bottom": np.full(len(left), bottom),
+        }
+
+    def _describe(self, heat: Heat, grid: Grid, title: str) -> None:
+        self.plot.title.text = title  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        label = "activation"
+        if heat.outside > 0.0005:
+            label = f"activation ({100 * heat.outside:.1f} % lie outside)"
+        self.plot.yaxis.axis_label = label
+        ticks = _count_ticks(heat.peak)
+        self._ticks.ticks = list(ticks)
+        self._bar.major_label_overrides = dict(ticks)
+        if self._grid is None or grid.width != self._grid.width:
+            self._hover.tooltips = _tips(self._counts, grid.width)
+        self._grid, self._range = grid, (heat.low, heat.high)
+
+
+@dataclass(frozen=True)
+class LayerHeights:
+    """Pixels of a layer's figures."""
+
+    heat: int = 300
+    stats: int = 125
+
+
+class LayerView:
+    """The chosen layer: its histograms, and below them what else was recorded of it.
+
+    `root` is what to lay out. A double click in any figure shows all steps again.
+
+    Args:
+        axis: the time axis, which other figures of the document may share.
+        heights: of the figures.
+    """
+
+    def __init__(self, axis: StepAxis, heights: LayerHeights = LayerHeights()) -> None:
+        self.axis = axis
+        self.heat = HeatFigure(axis, heights.heat)
+        self.heat.plot.update(min_border_right=MARGIN)
+        height = heights.stats
+        self.mean = StatFigure(axis, "Mean", height)
+        self.std = StatFigure(axis, "Standard deviation", height)
+        self.near_zero = StatFigure(axis, "% near zero", height)
+        self.channels = StatFigure(axis, "Dead and silent channels", height)
+        self.gradients = StatFigure(axis, "Gradient size ‖g‖", height, log=True)
+        self.updates = StatFigure(axis, "Update ratio ‖Δw‖ / ‖w‖", height, log=True)
+        stats = [
+            [self.mean, self.std],
+            [self.near_zero, self.channels],
+            [self.gradients, self.updates],
+        ]
+        rows = [row(*(s.plot for s in pair), sizing_mode="stretch_width") for pair in stats]
+        self.root: UIElement = column(self.heat.plot, *rows, sizing_mode="stretch_width")
+        for plot in (self.heat.plot, *(s.plot for pair in stats for s in pair)):
+            plot.on_event(DoubleTap, lambda: axis.follow(True))
+        self.show(None)
+
+    def update(
+        self,
+        history: LayerHistory,
+        gradients: Sequence[LayerHistory] | None = None,
+        updates: Sequence[UpdateHistory] | None = None,
+        epochs: Sequence[Epoch] = (),
+    ) -> None:
+        """Show a layer as it is now, the same as before or another.
+
+        The time axis is left to `RunView`, which knows the run's span, unless the layer reaches
+        beyond it or ``epochs`` are given.
+
+        Args:
+            history: the layer's.
+            gradients: those of its parameters; None if the run has none of any layer.
+            updates: those of its parameters; None if the run has none of any layer.
+            epochs: the finished epochs.
+        """
+        if epochs:
+            self.axis.update(self._span(history), epochs)
+        grid = grid_of([history], MAX_CELLS)
+        if grid is None:
+            grid = Grid(0, 1, 1)
+        small = condense(history, grid)
+        # Room for what is to come, so that the time axis seldom has to be sent again.
+        self.heat.update(small, replace(grid, n_cells=MAX_CELLS), _heat_title(history))
+        self._draw_stats(small)
+        self._draw_parameters(gradients, updates)
+
+    def show(self, sentence: str | None = None) -> None:
+        """Show no layer, and this sentence; None asks to choose one."""
+        self.heat.clear(CHOOSE if sentence is None else sentence)
+        for stat in (self.mean, self.std, self.near_zero, self.channels):
+            stat.draw([], "")
+        self.gradients.draw([], "")
+        self.updates.draw([], "")
+
+    def _span(self, history: LayerHistory) -> tuple[int, int]:
+        low, high = self.axis.whole
+        first, last = history.first_step, history.last_step
+        if not len(history):
+            return int(low + 0.5), int(high - 0.5)
+        return int(min(low + 0.5, first[0])), int(max(high - 0.5, last[-1]))
+
+    def _draw_stats(self, history: LayerHistory) -> None:
+        def series(word: str, values: Floats | NDArray[np.int64]) -> list[Series]:
+            return [Series(word, history.middle_step, values.astype(np.float64))]
+
+        feeds_relu, n = history.layer.feeds_relu, history.channels
+        self.mean.draw([series("mean", history.mean)], ALL_BAD)
+        self.std.draw([series("deviation", history.std)], ALL_BAD)
+        after = series("after ReLU", 100.0 * history.near_zero_after_relu)
+        near = [
+            series(f"|x| ≤ {history.eps:g}", 100.0 * history.near_zero),
+            after if feeds_relu else [],
+            series("exactly 0", 100.0 * history.zeros),
+        ]
+        self.near_zero.draw(near, ALL_BAD, reach=(0.0, 100.0))
+        if not n:
+            self.channels.draw([], NO_CHANNELS)
+            return
+        dead = series("dead", history.dead_channels) if feeds_relu else []
+        silent = series("silent", history.silent_channels)
+        word = "Dead and silent" if feeds_relu else "Silent"
+        title = f"{word} channels, of {n:,}"
+        self.channels.draw([dead, silent], NO_COLUMNS, title, reach=(0.0, float(n)))
+
+    def _draw_parameters(
+        self, gradients: Sequence[LayerHistory] | None, updates: Sequence[UpdateHistory] | None
+    ) -> None:
+        sizes = [
+            Series(short(_last(g.layer.name), 20), g.middle_step, g.norm) for g in gradients or ()
+        ]
+        missing = NO_GRADIENTS if gradients is None else NO_PARAMETERS
+        self.gradients.draw(_by_slot(sizes), missing)
+        ratios = [
+            Series(short(_last(u.update.layer.name), 20), u.update.middle_step, u.ratio)
+            for u in updates or ()
+        ]
+        missing = NO_UPDATES if updates is None else NO_PARAMETERS
+        self.updates.draw(_by_slot(ratios), missing)
+
+
+class StatFigure:
+    """A few lines over the steps in up to three colours, which a legend explains.
+
+    Args:
+        axis: the time axis.
+        title: until another is given.
+        height: in pixels.
+        log: whether the y axis is logarithmic.
+    """
+
+    def __init__(self, axis: StepAxis, title: str, height: int, *, log: bool = False) -> None:
+        self._title, self._log = title, log
+        self._range = Range1d(start=0.1 if log else 0.0, end=1.0)
+        self.plot = axis.figure(
+            title, "", height, self._range, log=log, names=False, say_steps=False
+        )
+        self.plot.update(min_border_left=58, min_border_right=10, min_width=MIN_WIDTH)
+        ticker = LogTicker(desired_num_ticks=3) if log else BasicTicker(desired_num_ticks=4)
+        self.plot.yaxis.ticker = ticker
+        axis.mark_epochs(self.plot)
+        self.slots = [
+            Lines([self.plot], BLUE),
+            Lines([self.plot], GREEN, dashed=True),
+            Lines([self.plot], ORANGE),
+        ]
+        self._items = [LegendItem(label="", renderers=slot.renderers[:1]) for slot in self.slots]
+        legend = Legend(
+            items=self._items, orientation="horizontal", location="top_right", margin=2, spacing=10
+        )
+        legend.update(label_text_font_size="11px", glyph_width=14, glyph_height=12, padding=0)
+        self.plot.add_layout(legend)
+        self.message = Message(self.plot)
+
+    def draw(
+        self,
+        groups: Sequence[Sequence[Series]],
+        nothing: str,
+        title: str | None = None,
+        reach: tuple[float, float] | None = None,
+    ) -> None:
+        """Show the lines of each colour.
+
+        Args:
+            groups: the lines of each colour.
+            nothing: a sentence for where no value is finite.
+            title: in place of the usual.
+            reach: what the y axis spans; None for what is drawn.
+        """
+        padded = [list(groups[i]) if i < len(groups) else [] for i in range(len(self.slots))]
+        several = sum(map(len, padded)) > 1
+        for slot, item, lines in zip(self.slots, self._items, padded, strict=True):
+            slot.draw(lines)
+            name = f"{lines[0].name} …" if len(lines) > 1 else "".join(one.name for one in lines)
+            item.update(label=value(name), visible=several and bool(lines))
+        values = np.concatenate([np.zeros(0), *(one.y for group in groups for one in group)])
+        seen = values[np.isfinite(values) & ((values > 0) | (not self._log))]
+        low, high = reach if reach and len(seen) else _limits(seen, log=self._log)
+        self._scale(low, high, 0.28 if several else 0.05)
+        self.plot.title.text = harmless(title or self._title)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        self.message.say("" if len(seen) else nothing)
+
+    def _scale(self, low: float, high: float, room: float) -> None:
+        """Some space below, and above it room for the legend."""
+        if self._log:
+            ratio = max(high / low, 1.5)
+            self._range.update(start=low / ratio**0.05, end=high * ratio**room)
+        else:
+            self._range.update(start=low - 0.05 * (high - low), end=high + room * (high - low))
+
+
+def _limits(seen: Floats, *, log: bool) -> tuple[float, float]:
+    """The lowest and the highest value; something around it if there is one alone."""
+    if not len(seen):
+        return (0.1, 1.0) if log else (0.0, 1.0)
+    low, high = float(seen.min()), float(seen.max())
+    least = 0.1 * max(abs(low), abs(high)) or 1.0
+    if not log and high - low < least:
+        return (low + high - least) / 2, (low + high + least) / 2
+    return low, high
+
+
+def _heat_title(history: LayerHistory) -> str:
+    info = history.layer
+    name = f"{short(info.name, 40)} ({info.kind})" if info.name else info.kind
+    return harmless(f"{name}: activations, with 1, 25, 50, 75, 99 % quantiles")
+
+
+def _count_ticks(peak: float) -> dict[float, str]:
+    counts = [0, *(10**power for power in range(int(np.log10(peak)) + 1))]
+    levels = [float(np.log1p(count) / np.log1p(peak) * (EMPTY - 1)) for count in counts]
+    return dict(zip(levels, (short_count(count) for count in counts), strict=True))
+
+
+def _tips(counts: bool, width: int) -> list[tuple[str, str]]:
+    if not counts:
+        return [("batch", "$x{0}"), ("activation", "$y{0.000}")]
+    batches = ("batch", "@first{0,0}") if width == 1 else ("batches", "@first{0,0} to @last{0,0}")
+    word = "values" if width == 1 else "values per batch"
+    return [batches, ("activation", "@low{0.0000} to @high{0.0000}"), (word, "@count{0,0}")]
+
+
+def _no_image(counts: bool) -> dict[str, list[NDArray[np.generic]]]:
+    names = ["image", "x", "y", "dw", "dh"]
+    if counts:
+        names += ["count", "low", "high", "first", "last"]
+    return {name: [] for name in names}
+
+
+def _filled(part: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.generic]:
+    return np.ascontiguousarray(np.broadcast_to(part, shape))
+
+
+def _by_slot(series: Sequence[Series]) -> list[list[Series]]:
+    """The first line in the first colour, the second in the next, and all others in the last."""
+    return [list(series[:1]), list(series[1:2]), list(series[2:])]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
