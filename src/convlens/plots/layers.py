@@ -41,6 +41,7 @@ def plot_layer_stats(
 ) -> tuple[Axes, Axes, Axes]:
     """Draw a layer's mean, standard deviation and percentage of values near zero, by batch.
 
+    `plot_layer_stats_all` draws several layers.
     Near zero is |x| ≤ eps. For a layer whose output a ReLU takes, the percentage after that ReLU
     (x ≤ eps) is drawn too. A column that covers several batches is one point in their middle.
 
@@ -68,7 +69,7 @@ def _draw_series(
     ax: Axes, history: LayerHistory, epochs: Sequence[Epoch], values: Floats, label: str
 ) -> None:
     word = label.partition(" (")[0]
-    label_axes(ax, f"{_title(history)}: {word}", label)
+    label_axes(ax, f"{layer_title(history)}: {word}", label)
     if not len(history):
         say_empty(ax, "no batch was recorded yet")
         return
@@ -112,6 +113,7 @@ def color_dim(
     The counts are re-binned from the sketch's logarithmic buckets, each spread evenly over its
     width. A column that covers several batches shows their mean, so that columns of different
     widths can be compared. Columns without any finite value stay blank under an orange mark.
+    `color_dim_all` draws several layers.
 
     Args:
         history: the layer's history.
@@ -128,7 +130,9 @@ def color_dim(
         raise ArgumentError(f"bins={bins} is the number of rows drawn; give at least 1.")
     low, high = value_range(history, limit)
     (ax,) = take_axes(None if ax is None else [ax], 1, (9.5, 4.4))
-    label_axes(ax, f"{_title(history)}: activations of every batch", "activation")
+    what = history.layer.quantity
+    unit = "batch" if what == "activation" else "step"
+    label_axes(ax, f"{layer_title(history)}: {what}s of every {unit}", what)
     if not len(history):
         say_empty(ax, "no batch was recorded yet")
         return ax
@@ -201,10 +205,12 @@ def _draw_columns(ax: Axes, history: LayerHistory, spans: Spans, edges: Floats) 
     from matplotlib.colors import FuncNorm
 
     counts = history.rebin(edges)
-    _say_outside(ax, history, counts)
+    outside = share_outside(history, counts)
+    if outside > 0.0005:
+        ax.set_ylabel(f"{ax.get_ylabel()} ({100 * outside:.1f} % lie outside)")
     per_batch = counts / np.maximum(history.calls, 1)[:, None]
     per_batch[history.columns.n_finite == 0] = np.nan
-    x, cells = _with_gaps(spans, per_batch)
+    x, cells = with_gaps(spans, per_batch)
     peak = max(float(np.nanmax(cells, initial=0.0)), 1.0)
     mesh = ax.pcolormesh(
         x,
@@ -222,7 +228,7 @@ def _draw_columns(ax: Axes, history: LayerHistory, spans: Spans, edges: Floats) 
     bar.minorticks_off()
 
 
-def _with_gaps(spans: Spans, cells: Floats) -> tuple[Floats, Floats]:
+def with_gaps(spans: Spans, cells: Floats) -> tuple[Floats, Floats]:
     """Edges and cells for a mesh, with an empty column wherever no step was recorded.
 
     Returns:
@@ -234,13 +240,13 @@ def _with_gaps(spans: Spans, cells: Floats) -> tuple[Floats, Floats]:
     return edges - np.float64(0.5), np.insert(cells, after, np.nan, axis=0)
 
 
-def _say_outside(ax: Axes, history: LayerHistory, counts: Floats) -> None:
+def share_outside(history: LayerHistory, counts: Floats) -> float:
+    """The share of the finite values, over all columns, that is in none of the counted bins."""
     n_finite = float(history.columns.n_finite.sum())
-    outside = 1.0 - counts.sum() / n_finite if n_finite else 0.0
-    if outside > 0.0005:
-        ax.set_ylabel(f"activation ({100 * outside:.1f} % lie outside)")
+    return 1.0 - float(counts.sum()) / n_finite if n_finite else 0.0
 
 
-def _title(history: LayerHistory) -> str:
+def layer_title(history: LayerHistory) -> str:
+    """The layer's name and kind."""
     layer = history.layer
     return f"{layer.name} ({layer.kind})" if layer.name else layer.kind

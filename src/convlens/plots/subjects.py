@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
-from convlens.errors import find_layer
+from convlens.errors import ArgumentError, LayerNotFoundError, find_layer
 from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
 from convlens.plots.curves import POINTS, plot_loss, plot_sched
 from convlens.plots.layers import color_dim, plot_layer_stats
+from convlens.plots.multiples import MOST_LAYERS, color_dim_all, plot_layer_stats_all
+from convlens.plots.validation import plot_confusion, plot_top_losses
 from convlens.records import Epoch, StepCurves, StepSeries
 from convlens.series import cut_steps, sum_up
+from convlens.snapshots import Confusion, Mistakes, S
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,21 +78,133 @@ class LayerHistories(_Histories[LayerHistory]):
     ``stats[-2]`` and ``stats["0.0"]`` are `LayerHistory` objects; iterating gives the names.
     """
 
+    @overload
     def plot_layer_stats(
         self, layer: int | str, axes: Sequence[Axes] | None = None
-    ) -> tuple[Axes, Axes, Axes]:
-        """Draw mean, standard deviation and share near zero; see `plots.plot_layer_stats`."""
-        return plot_layer_stats(self[layer], self.epochs, axes)
+    ) -> tuple[Axes, Axes, Axes]: ...
 
+    @overload
+    def plot_layer_stats(
+        self,
+        layer: None = None,
+        axes: Sequence[Axes] | Sequence[Sequence[Axes]] | None = None,
+        *,
+        layers: Sequence[int | str] | None = None,
+    ) -> list[tuple[Axes, Axes, Axes]]: ...
+
+    def plot_layer_stats(
+        self,
+        layer: int | str | None = None,
+        axes: Sequence[Axes] | Sequence[Sequence[Axes]] | None = None,
+        *,
+        layers: Sequence[int | str] | None = None,
+    ) -> tuple[Axes, Axes, Axes] | list[tuple[Axes, Axes, Axes]]:
+        """Draw mean, standard deviation and share near zero, by step.
+
+        Args:
+            layer: its index or name, as in ``stats[layer]``; None draws all of them as small
+                multiples, the first 60 if there are more.
+            axes: where to draw: three axes, or three for each of several layers; None makes a new
+                figure.
+            layers: which ones, where no ``layer`` is given; None for all.
+
+        Returns:
+            Three axes of one layer (see `plots.plot_layer_stats`), or a list with three for each
+            (see `plots.plot_layer_stats_all`).
+
+        Raises:
+            LayerNotFoundError: if there is no such layer, or none at all.
+            ArgumentError: if another number of axes is given, or ``layer`` and ``layers``.
+        """
+        if layer is not None:
+            self._check_one(layers)
+            return plot_layer_stats(self[layer], self.epochs, axes)  # pyright: ignore[reportArgumentType]
+        chosen, left_out = self._choose(layers, limited=axes is None)
+        histories = map(self.history, chosen)
+        return plot_layer_stats_all(histories, self.epochs, axes, left_out)
+
+    @overload
     def color_dim(
         self,
         layer: int | str,
         ax: Axes | None = None,
         limit: float | tuple[float, float] | None = None,
         bins: int = 100,
-    ) -> Axes:
-        """Draw the histogram of every batch as one coloured column; see `plots.color_dim`."""
-        return color_dim(self[layer], ax, self.epochs, limit, bins)
+    ) -> Axes: ...
+
+    @overload
+    def color_dim(
+        self,
+        layer: None = None,
+        ax: None = None,
+        limit: float | tuple[float, float] | None = None,
+        bins: int = 100,
+        *,
+        layers: Sequence[int | str] | None = None,
+        axes: Sequence[Axes] | None = None,
+    ) -> list[Axes]: ...
+
+    def color_dim(
+        self,
+        layer: int | str | None = None,
+        ax: Axes | None = None,
+        limit: float | tuple[float, float] | None = None,
+        bins: int = 100,
+        *,
+        layers: Sequence[int | str] | None = None,
+        axes: Sequence[Axes] | None = None,
+    ) -> Axes | list[Axes]:
+        """Draw the histogram of every batch as one coloured column.
+
+        Args:
+            layer: its index or name, as in ``stats[layer]``; None draws all of them as small
+                multiples, the first 60 if there are more.
+            ax: where to draw one layer, a new figure if None.
+            limit: the range of values drawn; see `plots.color_dim`.
+            bins: rows, evenly spaced in the value.
+            layers: which ones, where no ``layer`` is given; None for all.
+            axes: where to draw them, one for each; a new figure if None.
+
+        Returns:
+            The axes of one layer (see `plots.color_dim`), or a list with those of each (see
+            `plots.color_dim_all`).
+
+        Raises:
+            LayerNotFoundError: if there is no such layer, or none at all.
+            ArgumentError: if an argument cannot work, or goes with the other case.
+        """
+        if layer is not None:
+            self._check_one(layers)
+            if axes is not None:
+                raise ArgumentError("axes is for several layers; with one layer, give ax.")
+            return color_dim(self[layer], ax, self.epochs, limit, bins)
+        if ax is not None:
+            raise ArgumentError("ax is for one layer; name it, or give axes, one for each layer.")
+        chosen, left_out = self._choose(layers, limited=axes is None)
+        histories = map(self.history, chosen)
+        return color_dim_all(histories, axes, self.epochs, limit, bins, left_out)
+
+    def _choose(
+        self, layers: Sequence[int | str] | None, *, limited: bool
+    ) -> tuple[list[int], int]:
+        """The indices to draw, and how many layers have no room."""
+        if isinstance(layers, str):
+            raise ArgumentError(f"layers={layers!r} is one layer; give a list of them.")
+        names = self.names
+        if not names:
+            find_layer(0, names)  # it says so
+        chosen = [
+            find_layer(one, names) for one in (range(len(names)) if layers is None else layers)
+        ]
+        if not chosen:
+            raise LayerNotFoundError("layers is empty; give one at least, or None for all.")
+        room = MOST_LAYERS if limited else len(chosen)
+        return chosen[:room], max(0, len(chosen) - room)
+
+    @staticmethod
+    def _check_one(layers: Sequence[int | str] | None) -> None:
+        if layers is not None:
+            raise ArgumentError("layer and layers say the same twice; give one of them.")
 
 
 class TrainingCurves(ABC):
@@ -127,3 +242,32 @@ class TrainingCurves(ABC):
     def plot_sched(self, axes: Sequence[Axes] | None = None) -> tuple[Axes, Axes]:
         """Draw learning rate and momentum by step; see `plots.plot_sched`."""
         return plot_sched(self.curves(), self.epochs, axes)
+
+
+class Interpretation(ABC):
+    """What the validation of each epoch left: who was taken for whom, and the worst of it."""
+
+    @abstractmethod
+    def snapshot(self, kind: type[S], layer: str = "", epoch: int | None = None) -> S | None:
+        """The newest snapshot of a kind at or before an epoch, None if there is none."""
+
+    def plot_confusion_matrix(self, epoch: int | None = None, ax: Axes | None = None) -> Axes:
+        """Draw which class was taken for which; see `plots.plot_confusion`.
+
+        Args:
+            epoch: after which one, from 0; None for the newest.
+            ax: where to draw, a new figure if None.
+        """
+        return plot_confusion(self.snapshot(Confusion, epoch=epoch), ax=ax)
+
+    def plot_top_losses(
+        self, most: int = 16, epoch: int | None = None, ax: Axes | None = None
+    ) -> Axes:
+        """Draw the images that the network was most wrong about; see `plots.plot_top_losses`.
+
+        Args:
+            most: images to draw at most.
+            epoch: after which one, from 0; None for the newest.
+            ax: where to draw, a new figure if None.
+        """
+        return plot_top_losses(self.snapshot(Mistakes, epoch=epoch), most, ax=ax)
