@@ -54,7 +54,7 @@ def label_axes(ax: Axes, title: str, ylabel: str) -> None:
     """Title, the step axis and the value axis."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    ax.set_title(title)
+    ax.set_title(title, parse_math=False)  # a name may hold dollar signs
     ax.set_xlabel(STEP_LABEL)
     ax.set_ylabel(ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))

@@ -79,13 +79,13 @@ def show_tiles(
             interpolation="nearest",
         )
         if captions:
-            ax.set_title(captions[i], fontsize=CAPTION_PT, pad=3)
+            ax.set_title(captions[i], fontsize=CAPTION_PT, pad=3, parse_math=False)
         if numbers:
             _write_numbers(ax, tile, limits)
     if image is not None and shared and not colour and not numbers:
         figure.colorbar(image, ax=axes, fraction=0.04 / columns * 3, pad=0.02, aspect=25)
     if title:
-        figure.suptitle(title, fontsize=CAPTION_PT + 3)
+        figure.suptitle(title, fontsize=CAPTION_PT + 3, parse_math=False)
     return axes[:n] or axes[:1]
 
 
@@ -126,7 +126,7 @@ def show_rectangle(
         ax.plot(pixel[1], pixel[0], "+", color=ORANGE, ms=10, mew=2)
     ax.set_xlim(-0.5, image.shape[1] - 0.5)
     ax.set_ylim(image.shape[0] - 0.5, -0.5)
-    ax.set_title(title, fontsize=_title_size(ax, title))
+    ax.set_title(title, fontsize=_title_size(ax, title), parse_math=False)
     return ax
 
 

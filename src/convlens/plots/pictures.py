@@ -97,6 +97,7 @@ def _draw(
                 va="bottom",
                 fontsize=FONT_PT,
                 linespacing=1.1,
+                parse_math=False,  # a class may have dollar signs in its name
             )
 
 
