@@ -69,6 +69,8 @@ def run(book, steps, work):
         book.begin(step)
         for slot in slots[: 3 if step > 100 else 2]:  # one comes later
             book.sketch(slot, torch.randn(4, 5, generator=generator) * 0.1)
+        if step % 3 == 0:
+            book.step_done()
         if step % 7 == 0:
             book.pause()
         work()

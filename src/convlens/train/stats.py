@@ -95,6 +95,7 @@ class ActivationStats(Callback, LayerHistories):
             sample=self._sample,
             count_forwards=False,
             sink=learn.sink,
+            flush_sink=True,
         ).attach()
 
     def before_batch(self, learn: Learner) -> None:
@@ -102,11 +103,17 @@ class ActivationStats(Callback, LayerHistories):
         if learn.training:
             self.watch.step(learn.step)
 
-    def after_epoch(self, learn: Learner) -> None:
+    def after_step(self, learn: Learner) -> None:  # noqa: ARG002
+        """Have readers of the run see the step."""
+        self.watch.step_done()
+
+    def before_validation(self, learn: Learner) -> None:  # noqa: ARG002
+        """Write the last columns, as validation may take its time."""
+        self.watch.flush()
+
+    def after_epoch(self, learn: Learner) -> None:  # noqa: ARG002
         """Write the finished columns."""
         self.watch.flush()
-        if learn.sink is not None:
-            learn.sink.flush()
 
     def after_fit(self, learn: Learner) -> None:  # noqa: ARG002
         """Remove the hooks and write what is left."""
@@ -152,6 +159,7 @@ class _ParameterStats(Callback):
             updates=self._updates,
             eps=self._eps,
             sink=learn.sink,
+            flush_sink=True,
         )
         self._watch.attach()
 
@@ -164,11 +172,13 @@ class _ParameterStats(Callback):
         else:
             self.watch.begin(learn.step)
 
-    def after_epoch(self, learn: Learner) -> None:
+    def before_validation(self, learn: Learner) -> None:  # noqa: ARG002
+        """Write the last columns, as validation may take its time."""
+        self.watch.book.flush()
+
+    def after_epoch(self, learn: Learner) -> None:  # noqa: ARG002
         """Write the finished columns."""
         self.watch.book.flush()
-        if learn.sink is not None:
-            learn.sink.flush()
 
     def after_fit(self, learn: Learner) -> None:  # noqa: ARG002
         """Listen no longer and write what is left."""

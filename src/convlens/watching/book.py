@@ -30,7 +30,8 @@ from convlens.watching.ring import CudaLane, Ring, Rows
 from convlens.watching.sampling import squared_errors
 
 CHUNK = 1 << CHUNK_BITS
-SHOW_S = 1.0  # seconds after which what a reader sees of an unfinished chunk is renewed
+SHOW_S = 0.5
+"""Seconds after which what a reader sees is renewed: a step within a second, with the disk."""
 
 
 @dataclass
@@ -114,7 +115,7 @@ class Sketchbook:
         self._last = np.full(CHUNK, -1, np.int64)
         self._rings: dict[torch.device, Ring[Label]] = {}
         self._on_ring: dict[torch.device, list[Series]] = {}
-        self._shown = time.perf_counter()
+        self._shown, self._n_shown = time.perf_counter(), 0  # when last, and after which sketch
         self._declared = False
 
     @property
@@ -192,6 +193,21 @@ class Sketchbook:
         if self.ledger.sink is not None:
             self._show_now_and_then()
 
+    def step_done(self) -> None:
+        """What belongs to the current step has been sketched: have readers see it, if it is time.
+
+        Without it they would see a step when the next one begins, which in a slow loop is late.
+        More may still be added to the step.
+        """
+        if self.ledger.sink is None or self.row < 0:
+            return
+        if self._rings:
+            if torch.cuda.is_current_stream_capturing():
+                return
+            for ring in self._rings.values():
+                ring.collect()
+        self._show_now_and_then(done=True)
+
     def pause(self) -> None:
         """Nothing is to be counted until the next `begin`."""
         self.row = -1
@@ -215,6 +231,7 @@ class Sketchbook:
         if self.row >= 0:
             self._first[self.row] = self._last[self.row] = self._step
         self.n_flushes += 1
+        self._shown, self._n_shown = start, self.n_sketches
         self.handover_s += time.perf_counter() - start
 
     def close(self) -> None:
@@ -224,17 +241,22 @@ class Sketchbook:
             ring.drain()
         self.ledger.close()
 
-    def _show_now_and_then(self) -> None:
+    def _show_now_and_then(self, *, done: bool = False) -> None:
+        """Show what is new if it is time; ``done`` says that the current row is to be seen too."""
+        if self._n_shown == self.n_sketches and not self._rings:  # a replayed graph counts none
+            return
         now = time.perf_counter()
         if now - self._shown < SHOW_S or self.ledger.busy:
             return
-        self._shown = now
+        self._shown, self._n_shown = now, self.n_sketches
         self._declare()
         self.ledger.show(self._level, self._chunk, self._take_all(clear=False))
         for ring in self._rings.values():
             first = self._first.copy()
-            first[self.row] = -1  # the kernels go on adding to this one while it is copied
-            ring.show(Label(self._level, self._chunk, first, self._last.copy(), growing=True))
+            if not done:
+                first[self.row] = -1  # the kernels go on adding to this one while it is copied
+            label = Label(self._level, self._chunk, first, self._last.copy(), growing=True)
+            ring.show(label, hold=done)
         self.handover_s += time.perf_counter() - now
 
     def _declare(self) -> None:

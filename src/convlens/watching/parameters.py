@@ -158,6 +158,7 @@ class ParameterWatch:
             if before is not None:
                 update = torch.sub(parameter.detach(), before, out=before)
                 self.book.sketch_whole(self._slots[UPDATE][self._index[parameter]], update)
+        self.book.step_done()
         if self._pause_after:
             self._pause_after = False
             self.book.pause()

@@ -170,9 +170,17 @@ class Ring(Generic[Label]):
         # A number among the kernel's arguments: nothing is copied.
         self.cursor.fill_(row if row < 0 else self.offset + row)
 
-    def show(self, label: Label) -> None:
-        """Send a copy of the half that is being filled."""
+    def show(self, label: Label, *, hold: bool = False) -> None:
+        """Send a copy of the half that is being filled.
+
+        Args:
+            label: what it is.
+            hold: let the device's training wait until it is copied, as the current row may be added
+                to next. The host does not wait.
+        """
         self._send(label)
+        if hold:
+            self._lane.hold_training(self._under_way[-1].arrived)
 
     def ship(self, label: Label) -> None:
         """Send the half on its way, and go on with the other, which is empty."""

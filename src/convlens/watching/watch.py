@@ -311,6 +311,14 @@ class ActivationWatch(LayerHistories):
             self._held = False
             self._end(complete=True)
 
+    def step_done(self) -> None:
+        """Say that the current step was made, so that readers of a run see it before the next.
+
+        Of a model that is not compiled they do so anyway. It is renewed at most twice a second.
+        """
+        for book in self._books():
+            book.step_done()
+
     def flush(self) -> None:
         """Hand finished columns over to be compressed and written to the sink."""
         for book in self._books():
@@ -384,13 +392,13 @@ class ActivationWatch(LayerHistories):
             return
         self._inside = False
         self._compiled.let(count=False)
-        if self._relus is None:
-            return
-        self._relus.__exit__(None, None, None)
-        relus, self._relus = self._relus, None
-        if complete and relus.asked:
-            self._relus_known = True
-            self._note_relus({self._slots[index].info.name for index in relus.layers})
+        if self._relus is not None:
+            self._relus.__exit__(None, None, None)
+            relus, self._relus = self._relus, None
+            if complete and relus.asked:
+                self._relus_known = True
+                self._note_relus({self._slots[index].info.name for index in relus.layers})
+        self.book.step_done()
 
     def _note_relus(self, layers: set[str]) -> None:
         for slot in self._slots:

@@ -1,0 +1,149 @@
+"""A reader sees each batch before the next one is trained on, in slow loops of either kind."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import convlens as cl
+from convlens.runs import Run
+from convlens.watching.book import SHOW_S
+
+N_STEPS = 3
+PATIENCE_S = 30.0
+
+
+class Reader:
+    """A thread that reads a growing run, and says of each step when all of it is in the record."""
+
+    def __init__(self, last_steps: Callable[[Run], list[int]]) -> None:
+        self._last_steps = last_steps
+        self.seen = [threading.Event() for _ in range(N_STEPS)]
+        self._ended, self._path = threading.Event(), None
+        self._thread = threading.Thread(target=self._read)
+
+    def start(self, path: Path) -> None:
+        self._path = path
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _read(self) -> None:
+        run = cl.open_run(self._path)
+        while not self._ended.wait(0.01):
+            for step in range(min(self._last_steps(run)) + 1):
+                self.seen[step].set()
+
+
+@pytest.fixture
+def reader(request: pytest.FixtureRequest) -> Iterator[Reader]:
+    reader = Reader(request.param)
+    yield reader
+    reader.stop()
+
+
+def last_of(run: Run, quantity: str) -> list[int]:
+    """The newest step of each series of a quantity; -1 where there is none yet."""
+    histories = [run.history(info.index, quantity) for info in run.series(quantity)]
+    return [int(h.last_step[-1]) if len(h.last_step) else -1 for h in histories] or [-1]
+
+
+def everything(run: Run) -> list[int]:
+    last = [int(run.steps.step[-1]) if len(run.steps) else -1]
+    for quantity in ("activation", "gradient", "update"):
+        last += last_of(run, quantity)
+    return last
+
+
+def watched(run: Run) -> list[int]:
+    return [step for q in ("activation", "gradient", "update") for step in last_of(run, q)]
+
+
+def slowly() -> None:
+    """A step that takes its time: longer than readers have to wait for what it leaves."""
+    threading.Event().wait(SHOW_S * 1.1)
+
+
+class Pace(cl.Callback):
+    """Slow steps, none of which begins before the one before it was seen in the record."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def before_fit(self, learn) -> None:
+        self.reader.start(learn.run_path)
+
+    def before_loss(self, learn) -> None:
+        if learn.training:
+            slowly()
+
+    def before_batch(self, learn) -> None:
+        if learn.training and learn.step:
+            assert self.reader.seen[learn.step - 1].wait(PATIENCE_S), learn.step - 1
+
+    def before_validation(self, learn) -> None:
+        assert self.reader.seen[N_STEPS - 1].wait(PATIENCE_S)
+
+
+def batches(n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    x, y = next(iter(cl.mnist(batch_size=8 * n).train))
+    return list(zip(x.split(8), y.split(8), strict=True))
+
+
+@pytest.mark.parametrize("reader", [everything], indirect=True)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_learner_shows_each_batch_before_the_next(reader: Reader, compiled: bool) -> None:
+    model = cl.simple_cnn(1, 10, widths=(4,))
+    if compiled:
+        model.compile(backend="eager")
+    data = batches(N_STEPS)
+    stats = [cl.ActivationStats(), cl.GradientStats(), cl.UpdateStats(), Pace(reader)]
+    learn = cl.Learner(
+        cl.DataLoaders(data, data[:1], name="slow"), model, callbacks=stats, progress=False
+    )
+    learn.fit(1, 0.01)
+    assert learn.recorder.steps.step.tolist() == list(range(N_STEPS))
+    run = cl.open_run(learn.run_path)
+    assert run.steps.loss.tolist() == learn.recorder.steps.loss.tolist()
+    for name, history in ((n, learn.activation_stats[n]) for n in learn.activation_stats):
+        assert (run.activation_stats[name].counts == history.counts).all()
+
+
+@pytest.mark.parametrize("reader", [watched], indirect=True)
+def test_a_watched_loop_shows_each_batch_before_the_next(reader: Reader, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with cl.watch(model, run=tmp_path / "run", gradients=True, updates=True):
+        reader.start(tmp_path / "run")
+        for step, (x, y) in enumerate(batches(N_STEPS)):
+            slowly()
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert reader.seen[step].wait(PATIENCE_S), step
+
+
+def test_a_fast_loop_is_handed_over_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that take no time are written 64 at a time, as before."""
+    monkeypatch.setattr("convlens.train.recorder.SHOW_S", 3600.0)
+    written: list[int] = []
+
+    class Count(cl.Callback):
+        def before_fit(self, learn) -> None:
+            write = learn.sink.write_steps
+            learn.sink.write_steps = lambda steps: (written.append(len(steps)), write(steps))
+
+    data = [(torch.randn(2, 4), torch.tensor([0, 1]))] * 150
+    learn = cl.Learner(
+        cl.DataLoaders(data, name="fast"), nn.Linear(4, 2), callbacks=[Count()], progress=False
+    )
+    learn.fit(1, 0.01)
+    assert written == [64, 64, 22]
