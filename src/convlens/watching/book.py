@@ -202,7 +202,7 @@ class Sketchbook:
         if self.ledger.sink is None or self.row < 0:
             return
         if self._rings:
-            if torch.cuda.is_current_stream_capturing():
+            if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
                 return
             for ring in self._rings.values():
                 ring.collect()
