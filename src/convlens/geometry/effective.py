@@ -150,7 +150,7 @@ def center_fields(
             x = images.detach().clone().requires_grad_()
             model(x.clone())  # which the model may change in place
             for name, (unit, total) in list(totals.items()):
-                made = _of_total(total, unit, x, fields.layers.get(name) or fields[f"{name}[0]"])
+                made = _of_total(total, unit, x, fields.layers.get(f"{name}[0]") or fields[name])
                 if made is not None:
                     found[name] = made
     finally:

@@ -206,7 +206,7 @@ class Follower:
     def _field(self, name: str) -> LayerField | None:
         assert self._fields is not None
         layers = self._fields.layers
-        return layers.get(name) or layers.get(f"{name}[0]")
+        return layers.get(f"{name}[0]") or layers.get(name)  # of several tensors, the first
 
     # ---- every time -----------------------------------------------------------------------------
 
