@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from urllib.parse import quote
 
 from convlens.runs.folder import RunInfo
 from convlens.views.markup import NONE, metric, text
@@ -92,7 +93,7 @@ def _head(column: str, is_sorted: bool, descending: bool, live: bool) -> str:
 
 
 def _row(info: RunInfo, key: str, names: Sequence[str], ticked: bool, live: bool) -> str:
-    name = f'<a href="?run={text(key)}">{text(info.name)}</a>' if live else text(info.name)
+    name = f'<a href="?run={_quoted(key)}">{text(info.name)}</a>' if live else text(info.name)
     tick = f"<td>{_tick(info, key, ticked)}</td>" if live else ""
     badge = f'<span class="status {_kind(info)}">{text(info.status or NONE)}</span>'
     if info.problem is not None:
@@ -130,8 +131,13 @@ def _compare_bar(
         return f'<p class="compare">{text(words)}</p>'
     a, b = ticked
     words = f"Compare {text(known[a])} with {text(known[b])}"
-    href = f"?run={text(a)}&amp;compare={text(b)}"
+    href = f"?run={_quoted(a)}&amp;compare={_quoted(b)}"
     return f'<p class="compare"><a class="go" href="{href}">{words}</a></p>'
+
+
+def _quoted(key: str) -> str:
+    """An id as part of an address."""
+    return quote(key, safe="")
 
 
 def _kind(info: RunInfo) -> str:

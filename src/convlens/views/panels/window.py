@@ -34,6 +34,9 @@ MOST_NUMBERS = 5
 
 MOST_CHANNELS = 3
 
+FLOAT32 = 1e-5
+"""The network's own rounding, as a share of the products' size."""
+
 NO_KERNELS = "The kernels of this layer were not kept, so its products cannot be worked out."
 NOT_FIRST = (
     "The sliding window is shown where a convolution reads the network's own input; this layer "
@@ -312,7 +315,8 @@ def _compared(worked: Window, kernels: Kernels, maps: FeatureMaps, chosen: Choic
     shown = float(values(maps)[chosen.probe, kept, row, column])
     half = half_level(maps, kept)
     off = abs(shown - worked.value)
-    agree = off <= half * 1.02 + 1e-4 * max(abs(worked.value), 1)
+    size = float(np.abs(worked.products).sum()) + abs(worked.bias)
+    agree = off <= 1.001 * half + FLOAT32 * size
     said = f"The map, kept in 256 levels, has {measured(shown, half)} there"
     return f"{said}: they agree." if agree else f"{said}, which differs by {number(off)}."
 
