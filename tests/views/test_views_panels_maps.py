@@ -24,7 +24,7 @@ from torch import nn
 from convlens.snapshots import FeatureMaps, Kernels, Probes
 from convlens.views.panels import Choice, features, kernels, settle, through_time, unit
 from convlens.views.panels.choice import cell_of_unit, field_of_units, units_of_cell, units_that_see
-from convlens.views.panels.elements import coloured, palette, signed
+from convlens.views.panels.elements import VIRIDIS, coloured, signed
 from convlens.views.panels.features import ALL_NAN, NO_MAPS
 from convlens.views.panels.kernels import NO_KERNELS, NOT_FINITE
 from convlens.views.panels.unit import NO_EFFECTIVE, NO_UNIT, PADDING_ONLY, center_of
@@ -131,7 +131,7 @@ def test_a_sheet_shows_every_probe_image_without_a_click():
     assert [row.one("th").text for row in rows] == list(kept.probes.captions)
     strip = pixels(rows[3].all("img")[1], "RGBA")
     seen = np.maximum(maps.maps[3, 7], 1)
-    np.testing.assert_array_equal(strip[:14, -14:, :3], palette()[seen])
+    np.testing.assert_array_equal(strip[:14, -14:, :3], VIRIDIS[seen])
     gaps = strip[0, :, 3] == 0
     assert gaps.sum() == 7
     assert "(kept: before training, 1, 2)" in root.text

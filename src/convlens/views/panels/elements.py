@@ -19,7 +19,13 @@ from convlens.views.markup import number, text
 PLUS, MINUS = (214, 57, 64), (48, 122, 196)
 """Positive and negative; 0 is transparent, so that it looks right on a light and a dark card."""
 
+VIRIDIS: Bytes = np.frombuffer(
+    bytes.fromhex("".join(code[1:7] for code in viridis(256))), np.uint8
+).reshape(256, 3)
+"""(256, 3), not writable."""
+
 MAX_PICTURE = 512
+"""Pixels of a picture's longer side at most: photographs are made smaller."""
 
 
 def panel(kind: str, *parts: str) -> str:
@@ -43,7 +49,7 @@ def png(pixels: Bytes) -> str:
 def png_of_levels(levels: Bytes) -> str:
     """(H, W) of 1 to 255 as viridis, 0 as nothing; a third of the bytes of `png`."""
     picture = Image.fromarray(np.ascontiguousarray(levels))
-    picture.putpalette(palette().tobytes())
+    picture.putpalette(VIRIDIS.tobytes())
     return _encoded(picture, transparency=0)
 
 
@@ -130,13 +136,7 @@ def button(
 
 def coloured(shares: NDArray[Any]) -> Bytes:
     """(h, w) bytes as viridis, (h, w, 3)."""
-    return palette()[shares]
-
-
-def palette() -> Bytes:
-    """(256, 3) viridis."""
-    codes = "".join(code.removeprefix("#")[:6] for code in viridis(256))
-    return np.frombuffer(bytes.fromhex(codes), np.uint8).reshape(256, 3)
+    return VIRIDIS[shares]
 
 
 def signed(values: NDArray[Any], reach: float) -> Bytes:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convlens.snapshots import FeatureMaps, Probes
+from convlens.snapshots import Bytes, FeatureMaps, Probes
 from convlens.views.markup import number, plural
 from convlens.views.panels.choice import Choice, limits, on_scale, settle, units_of_cell, values
 from convlens.views.panels.elements import (
@@ -70,7 +70,8 @@ def features(
     head = f'<div class="bar">{epoch_slider(epochs, maps.epoch, maps.KIND, live)}'
     head += (_scale_choice(shared) if live else "") + "</div>"
     if live:
-        made = (_tile(maps, chosen, k, shared) for k in range(len(maps.channels)))
+        levels = on_scale(maps, shared)[chosen.probe]
+        made = (_tile(maps, chosen, k, one) for k, one in enumerate(levels))
         shown = tiles(made, columns=4 if len(maps.channels) <= FEW else 8)
         shown = f'<div class="beside">{_thumbnails(probes, chosen.probe)}{shown}</div>'
     else:
@@ -93,7 +94,7 @@ def through_time(
     return panel("features", shown, note(words), note(_words(kept[-1])))
 
 
-def _tile(maps: FeatureMaps, chosen: Choice, kept: int, shared: bool) -> str:
+def _tile(maps: FeatureMaps, chosen: Choice, kept: int, levels: Bytes) -> str:
     channel = int(maps.channels[kept])
     height, width = maps.maps.shape[2:]
     is_chosen = channel == chosen.channel
@@ -104,7 +105,7 @@ def _tile(maps: FeatureMaps, chosen: Choice, kept: int, shared: bool) -> str:
     if height == width == 1:
         values_of = number(float(values(maps)[chosen.probe, kept, 0, 0]))
     alt = f"channel {channel} for probe image {chosen.probe + 1}: {values_of}"
-    shot = picture(coloured(on_scale(maps, shared)[chosen.probe, kept]), alt, mark)
+    shot = picture(coloured(levels), alt, mark)
     data = {
         "layer": maps.layer,
         "channel": channel,
