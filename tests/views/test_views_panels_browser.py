@@ -83,7 +83,7 @@ def many_classes(n: int = 100) -> Confusion:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [420, 1366, 1920])
+@pytest.mark.parametrize("width", [420, 950, 1366, 1920])
 @pytest.mark.parametrize("live", [True, False])
 def test_nothing_is_wider_than_the_page(
     browser: Any,  # noqa: F811
@@ -95,6 +95,7 @@ def test_nothing_is_wider_than_the_page(
     with opened(browser, all_panels(live), width, scheme) as page:
         page.screenshot(path=tmp_path / f"panels-{width}-{scheme}-{live}.png", full_page=True)
         assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(SPILLED) == []
         broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
         assert page.evaluate(broken) == 0
         narrow = "[...document.images].filter(i => i.getBoundingClientRect().width < 12).length"
@@ -143,6 +144,9 @@ def test_nothing_that_is_written_is_faint(browser: Any):  # noqa: F811
             faint = page.evaluate(CONTRAST)
             assert not faint, faint[:5]
 
+
+SPILLED = """[...document.querySelectorAll(".cells td, .matrix td, figcaption, .pair, dd")]
+  .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent)"""
 
 CONTRAST = """() => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});

@@ -104,7 +104,11 @@ def test_digits():
 def test_colour_has_a_row_of_tables_for_each_plane():
     kernels, probes, maps = made(3, 4, kernel_size=3)
     root = parsed(window(kernels, probes, maps))
-    assert [h.text for h in root.all("h4")] == ["red", "green", "blue"]
+    assert [h.text for h in root.one("div", class_="products").all("h4")] == [
+        "red",
+        "green",
+        "blue",
+    ]
     assert len(root.all("table", class_="numbers")) == 9
     terms = root.one("p", class_="equation").all("small")
     assert [t.text for t in terms] == ["red", "green", "blue", "bias", "the unit's value"]

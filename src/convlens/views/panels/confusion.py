@@ -186,7 +186,8 @@ def _legend(kept: Confusion) -> str:
     right = legend(f"right{full}", ["0 %", "100 %"], words)
     if not top:
         return right + note("Nothing was mistaken for anything else.")
-    ends = ["0", f"{round(np.expm1(np.log1p(top) / 2)):,}", f"{top:,}"]
+    middle = round(np.expm1(np.log1p(top) / 2))
+    ends = [f"{end:,}" for end in sorted({0, middle, top})]
     return right + legend(f"wrong{full}", ends, "Mistakes, logarithmic, in images.")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.snapshots import FeatureMaps, Kernels, Probes
-from convlens.views.markup import number, text
+from convlens.views.markup import number, plural, text
 from convlens.views.panels.choice import Choice, Place, half_level, settle, values, within
 from convlens.views.panels.elements import (
     after,
@@ -235,24 +235,25 @@ def _tables(worked: Window) -> str:
     """For each input channel the three tables side by side."""
     n = min(len(worked.sums), MOST_CHANNELS)
     reach = [float(np.abs(part).max()) for part in (worked.patch, worked.weight, worked.products)]
+    size = worked.weight.shape[2]
+    kind = "written" if max(worked.weight.shape[1:]) <= MOST_NUMBERS else ""
     rows: list[str] = []
     for i, name in enumerate(_names(worked)[:n]):
-        title = f"<h4>{text(name)}</h4>" if len(worked.sums) > 1 else ""
+        title = f"<h4>{text(name) if len(worked.sums) > 1 else ''}</h4>"
         parts = (
             _grid(worked.patch[i], reach[0], f"input, {name}", "input", worked.padding),
             _grid(worked.weight[i], reach[1], f"kernel, {name}", "kernel"),
             _grid(worked.products[i], reach[2], f"products, {name}", "products", worked.padding),
         )
-        rows.append(
-            f'<div class="product">{title}{parts[0]}<i>×</i>{parts[1]}<i>=</i>{parts[2]}</div>'
-        )
+        inner = f"{title}{parts[0]}<i>×</i>{parts[1]}<i>=</i>{parts[2]}"
+        rows.append(f'<div class="product {kind}" style="--k:{size}">{inner}</div>')
     more = len(worked.sums) - n
     left = (
         note(f"{more} further input channels take part; their sums are in the value.")
         if more
         else ""
     )
-    return "".join(rows) + left
+    return f'<div class="products">{"".join(rows)}</div>{left}'
 
 
 def _grid(
@@ -323,12 +324,12 @@ def _compared(worked: Window, kernels: Kernels, maps: FeatureMaps, chosen: Choic
 
 def _how(kernels: Kernels, live: bool) -> str:
     rows, columns = kernels.stride
-    stride = f"{rows}" if rows == columns else f"{rows} × {columns}"
+    stride = plural(rows, "pixel") if rows == columns else f"{rows} × {columns} pixels"
     dilated = max(kernels.dilation) > 1
     spread = f", its entries {kernels.dilation[0]} × {kernels.dilation[1]} apart" if dilated else ""
     moves = " The arrow keys move it." if live else ""
     return (
         "Input values are those that the network gets, normalized; all numbers here are rounded "
-        f"for show, the sum is not. The kernel moves by {stride} pixels{spread}; hatched is "
+        f"for show, the sum is not. The kernel moves by {stride}{spread}; hatched is "
         f"padding, which counts as 0.{moves}"
     )
