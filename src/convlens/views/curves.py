@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from bokeh.layouts import column
-from bokeh.models import ColumnDataSource, UIElement
+from bokeh.models import ColumnDataSource, DataRange1d, UIElement
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
@@ -16,7 +16,6 @@ from convlens.plots.curves import distinct_groups, smoothed_loss
 from convlens.records import Band, Epoch, StepCurves
 from convlens.sketch import Floats
 from convlens.views.canvas import StepAxis, add_hover, draw_line, short, side_by_side
-from convlens.views.lines import calm
 
 LOSS_HEIGHT, METRIC_HEIGHT, SCHEDULE_HEIGHT = 320, 210, 260
 
@@ -54,7 +53,7 @@ def metric_figure(axis: StepAxis, epochs: Sequence[Epoch], name: str) -> figure:
     x = np.array([epoch.last_step for epoch in epochs], np.int64)
     y = np.array([epoch.metrics.get(name, np.nan) for epoch in epochs], np.float64)
     add_hover(plot, draw_line(plot, x, y, ORANGE, points=True), "value", "@y{0.0000}")
-    calm(plot, y)
+    _calm(plot, y)
     return plot
 
 
@@ -133,5 +132,12 @@ def _hyper_figure(axis: StepAxis, steps: StepCurves, name: str, label: str) -> f
             _draw_band(plot, steps, low, high, color)
         line = draw_line(plot, steps.middle_step, band.mean[:, group], color, 2.5, legend=legend)
         add_hover(plot, line, "value", "@y{0.[000000]}")
-    calm(plot, band.mean)
+    _calm(plot, band.mean)
     return plot
+
+
+def _calm(plot: figure, values: Floats) -> None:
+    """A range that suits a constant: Bokeh's is ±1, which is odd around a rate of 0.06."""
+    size = float(np.nanmax(np.abs(values), initial=0.0))
+    if isinstance(plot.y_range, DataRange1d) and 0 < size < np.inf:
+        plot.y_range.default_span = 0.4 * size

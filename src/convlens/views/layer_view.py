@@ -32,7 +32,7 @@ from convlens.plots.canvas import BLUE, GREEN, NONFINITE_LABEL, ORANGE, short_co
 from convlens.records import Epoch
 from convlens.sketch import Floats
 from convlens.views.canvas import MIN_WIDTH, PALE, StepAxis, harmless, short
-from convlens.views.lines import MARGIN, Lines, Message, Series
+from convlens.views.lines import MARGIN, Lines, Message, Series, ValueRange
 from convlens.views.timeline import EMPTY, MAX_CELLS, Grid, Heat, condense, grid_of, heat_of
 
 WHITE, CLEAR = "#ffffff", "rgba(0, 0, 0, 0)"
@@ -315,10 +315,10 @@ class StatFigure:
     """
 
     def __init__(self, axis: StepAxis, title: str, height: int, *, log: bool = False) -> None:
-        self._title, self._log = title, log
-        self._range = Range1d(start=0.1 if log else 0.0, end=1.0)
+        self._title = title
+        self._range = ValueRange(log=log)
         self.plot = axis.figure(
-            title, "", height, self._range, log=log, names=False, say_steps=False
+            title, "", height, self._range.range, log=log, names=False, say_steps=False
         )
         self.plot.update(min_border_left=58, min_border_right=10, min_width=MIN_WIDTH)
         ticker = LogTicker(desired_num_ticks=3) if log else BasicTicker(desired_num_ticks=4)
@@ -359,30 +359,9 @@ class StatFigure:
             name = f"{lines[0].name} …" if len(lines) > 1 else "".join(one.name for one in lines)
             item.update(label=value(name), visible=several and bool(lines))
         values = np.concatenate([np.zeros(0), *(one.y for group in groups for one in group)])
-        seen = values[np.isfinite(values) & ((values > 0) | (not self._log))]
-        low, high = reach if reach and len(seen) else _limits(seen, log=self._log)
-        self._scale(low, high, 0.28 if several else 0.05)
+        seen = self._range.fit(values, reach, 0.28 if several else 0.06)
         self.plot.title.text = harmless(title or self._title)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-        self.message.say("" if len(seen) else nothing)
-
-    def _scale(self, low: float, high: float, room: float) -> None:
-        """Some space below, and above it room for the legend."""
-        if self._log:
-            ratio = max(high / low, 1.5)
-            self._range.update(start=low / ratio**0.05, end=high * ratio**room)
-        else:
-            self._range.update(start=low - 0.05 * (high - low), end=high + room * (high - low))
-
-
-def _limits(seen: Floats, *, log: bool) -> tuple[float, float]:
-    """The lowest and the highest value; something around it if there is one alone."""
-    if not len(seen):
-        return (0.1, 1.0) if log else (0.0, 1.0)
-    low, high = float(seen.min()), float(seen.max())
-    least = 0.1 * max(abs(low), abs(high)) or 1.0
-    if not log and high - low < least:
-        return (low + high - least) / 2, (low + high + least) / 2
-    return low, high
+        self.message.say("" if seen else nothing)
 
 
 def _heat_title(history: LayerHistory) -> str:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from bokeh.models import (
     ColumnDataSource,
-    DataRange1d,
     GlyphRenderer,
     HoverTool,
     Label,
     Legend,
     LegendItem,
     MultiLine,
+    Range1d,
     Scatter,
     VStrip,
 )
@@ -151,6 +150,54 @@ class Message:
         self._label.update(text=text, visible=bool(text))
 
 
+class ValueRange:
+    """A y range that is brought to what is drawn here, not by the browser.
+
+    Bokeh's own range complains in the browser's console while nothing is drawn, and is ±1 around a
+    constant, which is odd around a rate of 0.06.
+    """
+
+    def __init__(self, *, log: bool = False) -> None:
+        self._log = log
+        self.range = Range1d(start=0.1 if log else 0.0, end=1.0)
+
+    def fit(
+        self,
+        values: Floats,
+        reach: tuple[float, float] | None = None,
+        room: float = 0.06,
+    ) -> bool:
+        """Show all of the values that are finite, on a logarithmic axis all that are positive.
+
+        Args:
+            values: all that is drawn, of any shape.
+            reach: from where to where, in place of the lowest and the highest.
+            room: share of the height that stays free above, as for a legend.
+
+        Returns:
+            Whether there is any such value.
+        """
+        seen = values[np.isfinite(values) & ((values > 0) | (not self._log))]
+        low, high = reach if reach and len(seen) else self._limits(seen)
+        if self._log:
+            ratio = max(high / low, 1.5)
+            self.range.update(start=low / ratio**0.06, end=high * ratio**room)
+        else:
+            height = high - low
+            self.range.update(start=low - 0.06 * height, end=high + room * height)
+        return bool(len(seen))
+
+    def _limits(self, seen: Floats) -> tuple[float, float]:
+        """The lowest and the highest value; something around it if there is one alone."""
+        if not len(seen):
+            return (0.1, 1.0) if self._log else (0.0, 1.0)
+        low, high = float(seen.min()), float(seen.max())
+        least = 0.1 * max(abs(low), abs(high)) or 1.0
+        if not self._log and high - low < least:
+            return (low + high - least) / 2, (low + high + least) / 2
+        return low, high
+
+
 def legend_beside(plot: figure, entries: Sequence[tuple[str, Lines | GlyphRenderer]]) -> Legend:
     """A legend in the margin on the right, where it covers nothing."""
     items = [
@@ -168,14 +215,6 @@ def legend_beside(plot: figure, entries: Sequence[tuple[str, Lines | GlyphRender
     )
     plot.add_layout(legend, "right")
     return legend
-
-
-def calm(plot: figure, values: Any, y_range: Any = None) -> None:  # noqa: ANN401
-    """A range that suits a constant: Bokeh's is ±1, which is odd around a rate of 0.06."""
-    size = float(np.nanmax(np.abs(values), initial=0.0))
-    y_range = plot.y_range if y_range is None else y_range
-    if isinstance(y_range, DataRange1d) and 0 < size < np.inf:
-        y_range.default_span = float(0.4 * size)
 
 
 def _of(plot: figure, drawn: Lines | GlyphRenderer) -> list[GlyphRenderer]:

@@ -11,7 +11,6 @@ from bokeh.events import Tap
 from bokeh.models import (
     BoxAnnotation,
     ColorBar,
-    ColorMapper,
     ColumnDataSource,
     FixedTicker,
     HBar,
@@ -87,7 +86,8 @@ class MatrixFigure:
         """Show this matrix; what has not changed is not sent again."""
         grid, cells = condense_matrix(matrix)
         limits = limits_of(cells)
-        width = MAX_COLUMNS if self._grows and grid.n_cells else grid.n_cells
+        # An image without any cell cannot be drawn.
+        width = MAX_COLUMNS if self._grows else max(grid.n_cells, 1)
         levels, values = _no_cells(len(cells.names), width)
         levels[:, : grid.n_cells] = np.where(cells.bad, BAD, limits.levels(cells.values))
         values[:, : grid.n_cells] = cells.values
@@ -114,15 +114,11 @@ class MatrixFigure:
         plot = self.plot
         plot.ygrid.visible = False
         plot.background_fill_color = PALE
-        self._mappers: dict[Scale, ColorMapper] = {
-            "share": _mapper(cividis(TOP)),
-            "signed": _mapper(interp_palette(PRGn11, TOP)),
-            "log": _mapper(viridis(TOP)),
-        }
-        mapper = self._mappers["share"]
+        self._mapper = mapper = LinearColorMapper(
+            palette=_palette("share"), low=1, high=TOP, low_color=CLEAR, high_color=ORANGE
+        )
         cells = Image(image="image", x="x", y="bottom", dw="dw", dh=0.92, color_mapper=mapper)
         image = plot.add_glyph(self.source, cells)
-        self._image = cells
         self._hover = HoverTool(renderers=[image], tooltips=[])
         plot.add_tools(self._hover)
         axis.mark_epochs(plot, SILVER)
@@ -194,10 +190,9 @@ class MatrixFigure:
             self.plot.yaxis.major_label_overrides = labels
             self.select(self._chosen)
         self.plot.title.text = f"{self._word}: {matrix.label}"  # pyright: ignore[reportOptionalMemberAccess]
-        mapper = self._mappers[matrix.scale]
         ticks = limits.ticks()
-        self._image.color_mapper = mapper
-        self._bar.update(color_mapper=mapper, major_label_overrides=ticks)
+        self._mapper.palette = _palette(matrix.scale)
+        self._bar.major_label_overrides = dict(ticks)
         self._bar_ticks.ticks = list(ticks)
         printed = {} if matrix.scale == "share" else {"@value": "printf"}
         self._hover.update(tooltips=_tooltips(matrix, width), formatters=printed)
@@ -244,10 +239,10 @@ def _columns(shown: _Shown, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _mapper(palette: Sequence[str]) -> ColorMapper:
-    return LinearColorMapper(
-        palette=list(palette), low=1, high=TOP, low_color=CLEAR, high_color=ORANGE
-    )
+def _palette(scale: Scale) -> list[str]:
+    if scale == "signed":
+        return list(interp_palette(PRGn11, TOP))
+    return list(cividis(TOP) if scale == "share" else viridis(TOP))
 
 
 def _tooltips(matrix: Matrix, width: int) -> list[tuple[str, str]]:

@@ -11,11 +11,9 @@ from bokeh.layouts import column
 from bokeh.models import (
     BasicTicker,
     ColumnDataSource,
-    DataRange1d,
     GlyphRenderer,
     LinearAxis,
     Patch,
-    Range1d,
     UIElement,
 )
 from bokeh.plotting import figure
@@ -23,10 +21,9 @@ from bokeh.plotting import figure
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
 from convlens.records import Epoch, StepCurves
-from convlens.sketch import Floats
 from convlens.views.canvas import StepAxis, short
 from convlens.views.curves import SMOOTH, band_outline, spreads
-from convlens.views.lines import MARGIN, Lines, Message, Series, Strips, calm, legend_beside
+from convlens.views.lines import MARGIN, Lines, Message, Series, Strips, ValueRange, legend_beside
 from convlens.views.matrices import Matrix
 from convlens.views.matrix import MatrixFigure
 from convlens.views.words import metric_names
@@ -123,11 +120,12 @@ class LossFigures:
     """
 
     def __init__(self, axis: StepAxis, height: int) -> None:
-        self.linear = axis.figure("Loss", "loss", height, say_steps=False)
-        # Bokeh's own range complains in the browser's console while nothing is drawn.
-        self._log_range = Range1d(start=0.1, end=10.0)
-        self.log = axis.figure(
-            "Loss (log scale)", "loss", height, self._log_range, log=True, say_steps=False
+        self._ranges = (ValueRange(), ValueRange(log=True))
+        self.linear, self.log = (
+            axis.figure(title, "loss", height, reach.range, log=log, say_steps=False)
+            for title, reach, log in zip(
+                ("Loss", "Loss (log scale)"), self._ranges, (False, True), strict=True
+            )
         )
         self.plots = (self.linear, self.log)
         self._band = ColumnDataSource({"x": [], "y": []})
@@ -173,7 +171,8 @@ class LossFigures:
         x, y = np.array(measured, np.float64).reshape(-1, 2).T
         self._valid.draw([Series("validation loss", x, y)] if measured else [])
         self._show_entries(raw=not wide, valid=bool(measured))
-        self._reach(np.concatenate([curves.loss.low, curves.loss.high, y]))
+        for reach in self._ranges:
+            reach.fit(np.concatenate([curves.loss.low, curves.loss.high, y]))
         self._smooth_and_scale()
         self._say(curves, bool(measured), bool(known.any()))
 
@@ -201,14 +200,6 @@ class LossFigures:
         mean = smoothed_loss(curves, smooth, REACH, log=log and positive)
         self._smooth.draw([Series("training loss", curves.middle_step, mean)])
 
-    def _reach(self, values: Floats) -> None:
-        """Bring the logarithmic axis to what is positive."""
-        seen = values[(values > 0) & np.isfinite(values)]
-        if len(seen):
-            low, high = float(seen.min()), float(seen.max())
-            margin = max((high / low) ** 0.06, 1.02)
-            self._log_range.update(start=low / margin, end=high * margin)
-
     def _show_entries(self, *, raw: bool, valid: bool) -> None:
         seen = {"each batch": raw, "low to high": not raw, "smoothed": True, "validation": valid}
         for legend in self._legends:
@@ -229,7 +220,10 @@ class MetricFigure:
     """One metric of the validation, at the end of each epoch."""
 
     def __init__(self, axis: StepAxis, height: int) -> None:
-        self.plot = axis.figure("Metric", "", height, names=False, say_steps=False)
+        self._range = ValueRange()
+        self.plot = axis.figure(
+            "Metric", "", height, self._range.range, names=False, say_steps=False
+        )
         self.plot.xaxis.visible = False
         self.plot.yaxis.ticker = BasicTicker(desired_num_ticks=4)
         axis.mark_epochs(self.plot)
@@ -247,11 +241,11 @@ class MetricFigure:
         y = np.array([epoch.metrics.get(name or "", np.nan) for epoch in epochs], np.float64)
         self._lines.draw([Series(name, x, y)] if name is not None else [])
         self.plot.title.text = short(name).capitalize() if name is not None else "Metric"  # pyright: ignore[reportOptionalMemberAccess]
-        calm(self.plot, y)
+        known = self._range.fit(y)
         words = "" if name is not None else "No metric was recorded."
         if not epochs:
             words = "No epoch was finished yet."
-        elif name is not None and not np.isfinite(y).any():
+        elif name is not None and not known:
             words = "Every value was NaN or infinite."
         self._message.say(words)
 
@@ -265,13 +259,13 @@ class ScheduleFigure:
     """Learning rate, and momentum on an axis of its own; a line for each parameter group."""
 
     def __init__(self, axis: StepAxis, height: int) -> None:
-        self.plot = axis.figure("Learning rate and momentum", "", height, names=False)
-        plot = self.plot
+        self._rates, self._momenta = ValueRange(), ValueRange()
+        self.plot = plot = axis.figure(
+            "Learning rate and momentum", "", height, self._rates.range, names=False
+        )
         plot.xaxis.visible = False
         axis.mark_epochs(plot)
-        self._rate_range = plot.y_range
-        self._momentum_range = DataRange1d()
-        plot.extra_y_ranges = {"momentum": self._momentum_range}
+        plot.extra_y_ranges = {"momentum": self._momenta.range}
         right = LinearAxis(
             y_range_name="momentum",
             axis_label="momentum",
@@ -280,8 +274,6 @@ class ScheduleFigure:
         plot.add_layout(right, "right")
         self._rate = Lines([plot], BLUE, 2.0, number="0.[000000]")
         self._momentum = Lines([plot], GREEN, 2.0, dashed=True, range_name="momentum")
-        self._rate_range.renderers = self._rate.renderers  # pyright: ignore[reportAttributeAccessIssue]
-        self._momentum_range.renderers = self._momentum.renderers
         plot.yaxis[0].update(
             axis_label="rate",
             axis_label_text_color=BLUE,
@@ -292,21 +284,21 @@ class ScheduleFigure:
 
     def update(self, curves: StepCurves) -> None:
         """Show the hyperparameters up to now."""
-        rate = self._draw(self._rate, curves, "lr", "learning rate", self._rate_range)
+        rate = self._draw(self._rate, curves, "lr", "learning rate", self._rates)
         momentum = self._draw(
-            self._momentum, curves, "momentum", "momentum (β₁ for Adam)", self._momentum_range
+            self._momentum, curves, "momentum", "momentum (β₁ for Adam)", self._momenta
         )
         missing = [w for w, there in (("learning rate", rate), ("momentum", momentum)) if not there]
         self._message.say(f"No {' and no '.join(missing)} was recorded." if missing else "")
 
     def _draw(
-        self, lines: Lines, curves: StepCurves, name: str, word: str, y_range: DataRange1d
+        self, lines: Lines, curves: StepCurves, name: str, word: str, reach: ValueRange
     ) -> bool:
         band = curves.hypers.get(name)
         if band is None or not band.finite.any():
             lines.draw([])
             return False
-        groups = distinct_groups(band)
+        groups = distinct_groups(band) if band.mean.shape[1] > 1 else [0]
         lines.draw(
             [
                 Series(
@@ -317,7 +309,7 @@ class ScheduleFigure:
                 for group in groups
             ]
         )
-        calm(self.plot, band.mean, y_range)
+        reach.fit(band.mean)
         return True
 
 
