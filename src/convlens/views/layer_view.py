@@ -266,26 +266,15 @@ class LayerView:
         return int(min(low + 0.5, first[0])), int(max(high - 0.5, last[-1]))
 
     def _draw_stats(self, history: LayerHistory) -> None:
-        def series(word: str, values: Floats | NDArray[np.int64]) -> list[Series]:
-            return [Series(word, history.middle_step, values.astype(np.float64))]
-
-        feeds_relu, n = history.layer.feeds_relu, history.channels
-        self.mean.draw([series("mean", history.mean)], ALL_BAD)
-        self.std.draw([series("deviation", history.std)], ALL_BAD)
-        after = series("after ReLU", 100.0 * history.near_zero_after_relu)
-        near = [
-            series(f"|x| ≤ {history.eps:g}", 100.0 * history.near_zero),
-            after if feeds_relu else [],
-            series("exactly 0", 100.0 * history.zeros),
-        ]
-        self.near_zero.draw(near, ALL_BAD, reach=(0.0, 100.0))
+        draw_moments(self.mean, self.std, history)
+        draw_near_zero(self.near_zero, history)
+        n, feeds_relu = history.channels, history.layer.feeds_relu
         if not n:
             self.channels.draw([], NO_CHANNELS)
             return
-        dead = series("dead", history.dead_channels) if feeds_relu else []
-        silent = series("silent", history.silent_channels)
-        word = "Dead and silent" if feeds_relu else "Silent"
-        title = f"{word} channels, of {n:,}"
+        dead = _series(history, "dead", history.dead_channels) if feeds_relu else []
+        silent = _series(history, "silent", history.silent_channels)
+        title = f"{'Dead and silent' if feeds_relu else 'Silent'} channels, of {n:,}"
         self.channels.draw([dead, silent], NO_COLUMNS, title, reach=(0.0, float(n)))
 
     def _draw_parameters(
@@ -312,13 +301,22 @@ class StatFigure:
         title: until another is given.
         height: in pixels.
         log: whether the y axis is logarithmic.
+        say_steps: whether the time axis has its label.
     """
 
-    def __init__(self, axis: StepAxis, title: str, height: int, *, log: bool = False) -> None:
+    def __init__(
+        self,
+        axis: StepAxis,
+        title: str,
+        height: int,
+        *,
+        log: bool = False,
+        say_steps: bool = False,
+    ) -> None:
         self._title = title
         self._range = ValueRange(log=log)
         self.plot = axis.figure(
-            title, "", height, self._range.range, log=log, names=False, say_steps=False
+            title, "", height, self._range.range, log=log, names=False, say_steps=say_steps
         )
         self.plot.update(min_border_left=58, min_border_right=10, min_width=MIN_WIDTH)
         ticker = LogTicker(desired_num_ticks=3) if log else BasicTicker(desired_num_ticks=4)
@@ -362,6 +360,27 @@ class StatFigure:
         seen = self._range.fit(values, reach, 0.28 if several else 0.06)
         self.plot.title.text = harmless(title or self._title)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
         self.message.say("" if seen else nothing)
+
+
+def draw_moments(mean: StatFigure, std: StatFigure, history: LayerHistory) -> None:
+    """A layer's mean and standard deviation, each in its figure."""
+    mean.draw([_series(history, "mean", history.mean)], ALL_BAD)
+    std.draw([_series(history, "standard deviation", history.std)], ALL_BAD)
+
+
+def draw_near_zero(stat: StatFigure, history: LayerHistory) -> None:
+    """A layer's percentage near zero, that after its ReLU if it has one, and that of zeros."""
+    after = _series(history, "after ReLU", 100.0 * history.near_zero_after_relu)
+    lines = [
+        _series(history, f"|x| ≤ {history.eps:g}", 100.0 * history.near_zero),
+        after if history.layer.feeds_relu else [],
+        _series(history, "exactly 0", 100.0 * history.zeros),
+    ]
+    stat.draw(lines, ALL_BAD, reach=(0.0, 100.0))
+
+
+def _series(history: LayerHistory, word: str, values: Floats | NDArray[np.int64]) -> list[Series]:
+    return [Series(word, history.middle_step, values.astype(np.float64))]
 
 
 def _heat_title(history: LayerHistory) -> str:

@@ -204,7 +204,7 @@ class Limits:
         """Levels and their words, for the colour bar."""
         if self.scale == "share":
             numbers = [0.0, 0.25, 0.5, 0.75, 1.0]
-            words = [f"{number:.0%}" for number in numbers]
+            words = [f"{100 * number:.0f} %" for number in numbers]
         elif self.scale == "signed":
             numbers = [self.low, self.low / 2, 0.0, self.high / 2, self.high]
             words = [f"{number:+.2g}" if number else "0" for number in numbers]

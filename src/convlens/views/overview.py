@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -170,7 +170,15 @@ class LossFigures:
         measured = [(e.last_step, e.valid_loss) for e in epochs if e.valid_loss is not None]
         x, y = np.array(measured, np.float64).reshape(-1, 2).T
         self._valid.draw([Series("validation loss", x, y)] if measured else [])
-        self._show_entries(raw=not wide, valid=bool(measured))
+        few = len(curves) <= 2
+        self._show_entries(
+            {
+                "each batch": not wide and not few,
+                "low to high": wide,
+                "smoothed": wide or not few,
+                "validation": bool(measured),
+            }
+        )
         for reach in self._ranges:
             reach.fit(np.concatenate([curves.loss.low, curves.loss.high, y]))
         self._smooth_and_scale()
@@ -200,8 +208,7 @@ class LossFigures:
         mean = smoothed_loss(curves, smooth, REACH, log=log and positive)
         self._smooth.draw([Series("training loss", curves.middle_step, mean)])
 
-    def _show_entries(self, *, raw: bool, valid: bool) -> None:
-        seen = {"each batch": raw, "low to high": not raw, "smoothed": True, "validation": valid}
+    def _show_entries(self, seen: Mapping[str, bool]) -> None:
         for legend in self._legends:
             for item in legend.items:
                 item.visible = seen[item.name or ""]

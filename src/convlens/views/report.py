@@ -169,10 +169,10 @@ def _matrix(
 ) -> str:
     if grid is None:
         return _no_layers(record)
-    items["matrix"] = embed(layer_figures.matrix(layers, grid, record.epochs, span))
+    items["matrix"] = embed(layer_figures.matrix(layers, record.epochs, span))
     eps = f"{layers[0].eps:g}"
     hint = (
-        f"Each row is a layer, first to last; {words.grid_words(grid).lower()}. Bright is a large "
+        "Each row is a layer, first to last. Bright is a large "
         f"share of values near zero (|x| ≤ {eps}), counted after the ReLU where one follows: "
         "about half is usual there, everything is a dead layer. Click a row to see that layer."
     )
