@@ -6,7 +6,7 @@ page's own script.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -278,6 +278,18 @@ def _edges(span: tuple[int, int]) -> tuple[float, float]:
 
 def _ends(epochs: Sequence[Epoch]) -> list[float]:
     return [epoch.last_step + 0.5 for epoch in epochs] if len(epochs) <= MAX_EPOCH_LINES else []
+
+
+def retitle(plot: figure, words: str) -> None:
+    """Give a figure another title; texts of a run are safe here."""
+    title: Any = plot.title
+    title.text = harmless(words)
+
+
+def relabel(labelled: Any, ticker: FixedTicker, labels: Mapping[Any, str]) -> None:  # noqa: ANN401
+    """Give an axis or a colour bar other ticks, each with its words."""
+    ticker.ticks = list(labels)
+    labelled.major_label_overrides = dict(labels)
 
 
 def harmless(words: str) -> str:

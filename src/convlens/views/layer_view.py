@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from bokeh.core.properties import value
@@ -31,7 +32,7 @@ from convlens.histories import LayerHistory, UpdateHistory
 from convlens.plots.canvas import BLUE, GREEN, NONFINITE_LABEL, ORANGE, short_count
 from convlens.records import Epoch
 from convlens.sketch import Floats
-from convlens.views.canvas import MIN_WIDTH, PALE, StepAxis, harmless, short
+from convlens.views.canvas import MIN_WIDTH, PALE, StepAxis, relabel, retitle, short
 from convlens.views.lines import MARGIN, Lines, Message, Series, ValueRange
 from convlens.views.timeline import EMPTY, MAX_CELLS, Grid, Heat, condense, grid_of, heat_of
 
@@ -72,7 +73,7 @@ class HeatFigure:
         image = plot.add_glyph(self.source, cells)
         self._hover = HoverTool(renderers=[image], tooltips=_tips(counts, 1))
         plot.add_tools(self._hover)
-        style = {"number": None, "dots": False}
+        style: Any = {"number": None, "dots": False}
         self.quantiles = [
             Lines([plot], WHITE, 2.0, alpha=0.95, **style),
             Lines([plot], WHITE, 1.2, alpha=0.8, **style),
@@ -117,7 +118,7 @@ class HeatFigure:
         self._bad.data = {"left": [], "right": [], "top": [], "bottom": []}
         for lines in self.quantiles:
             lines.draw([])
-        self.plot.title.text = "Activations"  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        retitle(self.plot, "Activations")
         self.message.say(sentence)
 
     def _cells_for_hover(
@@ -168,14 +169,12 @@ class HeatFigure:
         }
 
     def _describe(self, heat: Heat, grid: Grid, title: str) -> None:
-        self.plot.title.text = title  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        retitle(self.plot, title)
         label = "activation"
         if heat.outside > 0.0005:
             label = f"activation ({100 * heat.outside:.1f} % lie outside)"
         self.plot.yaxis.axis_label = label
-        ticks = _count_ticks(heat.peak)
-        self._ticks.ticks = list(ticks)
-        self._bar.major_label_overrides = dict(ticks)
+        relabel(self._bar, self._ticks, _count_ticks(heat.peak))
         if self._grid is None or grid.width != self._grid.width:
             self._hover.tooltips = _tips(self._counts, grid.width)
         self._grid, self._range = grid, (heat.low, heat.high)
@@ -358,7 +357,7 @@ class StatFigure:
             item.update(label=value(name), visible=several and bool(lines))
         values = np.concatenate([np.zeros(0), *(one.y for group in groups for one in group)])
         seen = self._range.fit(values, reach, 0.28 if several else 0.06)
-        self.plot.title.text = harmless(title or self._title)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+        retitle(self.plot, title or self._title)
         self.message.say("" if seen else nothing)
 
 
@@ -386,7 +385,7 @@ def _series(history: LayerHistory, word: str, values: Floats | NDArray[np.int64]
 def _heat_title(history: LayerHistory) -> str:
     info = history.layer
     name = f"{short(info.name, 40)} ({info.kind})" if info.name else info.kind
-    return harmless(f"{name}: activations, with 1, 25, 50, 75, 99 % quantiles")
+    return f"{name}: activations, with 1, 25, 50, 75, 99 % quantiles"
 
 
 def _count_ticks(peak: float) -> dict[float, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from bokeh.models import (
@@ -73,7 +74,7 @@ class Lines:
         self._source = ColumnDataSource({"xs": [], "ys": [], "name": []})
         self._points = ColumnDataSource({"x": [], "y": []})
         self._dots = dots
-        self.renderers: list[GlyphRenderer] = []
+        self.renderers: list[GlyphRenderer[Any]] = []
         dash = [6, 4] if dashed else []
         line = MultiLine(
             xs="xs", ys="ys", line_color=color, line_width=width, line_alpha=alpha, line_dash=dash
@@ -143,7 +144,7 @@ class Message:
     @property
     def text(self) -> str:
         """What it says, empty if nothing."""
-        return self._label.text if self._label.visible else ""
+        return str(self._label.text) if self._label.visible else ""
 
     def say(self, text: str) -> None:
         """Say this; nothing if it is empty."""
@@ -163,7 +164,7 @@ class ValueRange:
 
     def fit(
         self,
-        values: Floats,
+        values: NDArray[np.floating],
         reach: tuple[float, float] | None = None,
         room: float = 0.06,
     ) -> bool:
@@ -187,7 +188,7 @@ class ValueRange:
             self.range.update(start=low - 0.06 * height, end=high + room * height)
         return bool(len(seen))
 
-    def _limits(self, seen: Floats) -> tuple[float, float]:
+    def _limits(self, seen: NDArray[np.floating]) -> tuple[float, float]:
         """The lowest and the highest value; something around it if there is one alone."""
         if not len(seen):
             return (0.1, 1.0) if self._log else (0.0, 1.0)
@@ -198,14 +199,15 @@ class ValueRange:
         return low, high
 
 
-def legend_beside(plot: figure, entries: Sequence[tuple[str, Lines | GlyphRenderer]]) -> Legend:
-    """A legend in the margin on the right, where it covers nothing."""
+def legend_beside(
+    plot: figure, entries: Sequence[tuple[str, Lines | GlyphRenderer[Any]]]
+) -> list[LegendItem]:
+    """A legend in the margin on the right, where it covers nothing; its entries."""
     items = [
         LegendItem(label=word, renderers=_of(plot, drawn), name=word) for word, drawn in entries
     ]
     legend = Legend(
-        items=items,
-        padding=0,
+        items=list(items),
         margin=4,
         glyph_width=14,
         glyph_height=14,
@@ -213,11 +215,12 @@ def legend_beside(plot: figure, entries: Sequence[tuple[str, Lines | GlyphRender
         label_text_font_size="11px",
         label_text_color=INK,
     )
+    legend.update(padding=0)
     plot.add_layout(legend, "right")
-    return legend
+    return items
 
 
-def _of(plot: figure, drawn: Lines | GlyphRenderer) -> list[GlyphRenderer]:
+def _of(plot: figure, drawn: Lines | GlyphRenderer[Any]) -> list[GlyphRenderer[Any]]:
     if isinstance(drawn, GlyphRenderer):
         return [drawn]
     return [one for one in drawn.renderers if one in plot.renderers]

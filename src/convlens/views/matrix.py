@@ -26,7 +26,7 @@ from bokeh.palettes import PRGn11, cividis, interp_palette, viridis
 from numpy.typing import NDArray
 
 from convlens.plots.canvas import ORANGE
-from convlens.views.canvas import CARD, INK, PALE, StepAxis, harmless, short
+from convlens.views.canvas import CARD, INK, PALE, StepAxis, harmless, relabel, retitle, short
 from convlens.views.lines import Message
 from convlens.views.matrices import (
     BAD,
@@ -140,7 +140,7 @@ class MatrixFigure:
         if links:
             self._link_rows()
         else:
-            plot.on_event(Tap, self._tapped)
+            plot.on_event(Tap, self._tapped)  # pyright: ignore[reportArgumentType]
 
     def _link_rows(self) -> None:
         unseen = HBar(y="middle", left="x", right="right", height=1, fill_alpha=0, line_alpha=0)
@@ -185,15 +185,12 @@ class MatrixFigure:
         if names != self._names:
             self._names = names
             self._rows.update(start=max(n, 1) - 0.5, end=-0.5)
-            self._ticker.ticks = list(range(n))
             labels = {i: harmless(short(name, self._length)) for i, name in enumerate(matrix.names)}
-            self.plot.yaxis.major_label_overrides = labels
+            relabel(self.plot.yaxis, self._ticker, labels)
             self.select(self._chosen)
-        self.plot.title.text = f"{self._word}: {matrix.label}"  # pyright: ignore[reportOptionalMemberAccess]
-        ticks = limits.ticks()
+        retitle(self.plot, f"{self._word}: {matrix.label}")
         self._mapper.palette = _palette(matrix.scale)
-        self._bar.major_label_overrides = dict(ticks)
-        self._bar_ticks.ticks = list(ticks)
+        relabel(self._bar, self._bar_ticks, limits.ticks())
         printed = {} if matrix.scale == "share" else {"@value": "printf"}
         self._hover.update(tooltips=_tooltips(matrix, width), formatters=printed)
         nothing = not (np.isfinite(matrix.values).any() or matrix.bad.any())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from bokeh.events import DoubleTap
@@ -21,7 +22,7 @@ from bokeh.plotting import figure
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
 from convlens.records import Epoch, StepCurves
-from convlens.views.canvas import StepAxis, short
+from convlens.views.canvas import StepAxis, retitle, short
 from convlens.views.curves import SMOOTH, band_outline, spreads
 from convlens.views.lines import MARGIN, Lines, Message, Series, Strips, ValueRange, legend_beside
 from convlens.views.matrices import Matrix
@@ -129,7 +130,7 @@ class LossFigures:
         )
         self.plots = (self.linear, self.log)
         self._band = ColumnDataSource({"x": [], "y": []})
-        bands: list[GlyphRenderer] = []
+        bands: list[GlyphRenderer[Any]] = []
         for plot in self.plots:
             axis.mark_epochs(plot)
             patch = Patch(x="x", y="y", fill_color=BLUE, line_color=BLUE)
@@ -139,8 +140,10 @@ class LossFigures:
         self._raw = Lines(self.plots, BLUE, 0.8, alpha=0.5, number=None, dots=False)
         self._smooth = Lines(self.plots, BLUE, 2.5, number="0.0000")
         self._valid = Lines(self.plots, ORANGE, number="0.0000", dots=True)
-        self._legends = [
-            legend_beside(
+        self._entries = [
+            item
+            for plot, band in zip(self.plots, bands, strict=True)
+            for item in legend_beside(
                 plot,
                 [
                     ("each batch", self._raw),
@@ -149,7 +152,6 @@ class LossFigures:
                     ("validation", self._valid),
                 ],
             )
-            for plot, band in zip(self.plots, bands, strict=True)
         ]
         self._messages = [Message(plot) for plot in self.plots]
         self._wanted: bool | None = None
@@ -209,9 +211,8 @@ class LossFigures:
         self._smooth.draw([Series("training loss", curves.middle_step, mean)])
 
     def _show_entries(self, seen: Mapping[str, bool]) -> None:
-        for legend in self._legends:
-            for item in legend.items:
-                item.visible = seen[item.name or ""]
+        for item in self._entries:
+            item.visible = seen[item.name or ""]
 
     def _say(self, curves: StepCurves, measured: bool, known: bool) -> None:
         words = ""
@@ -247,7 +248,7 @@ class MetricFigure:
         x = np.array([epoch.last_step for epoch in epochs], np.int64)
         y = np.array([epoch.metrics.get(name or "", np.nan) for epoch in epochs], np.float64)
         self._lines.draw([Series(name, x, y)] if name is not None else [])
-        self.plot.title.text = short(name).capitalize() if name is not None else "Metric"  # pyright: ignore[reportOptionalMemberAccess]
+        retitle(self.plot, short(name).capitalize() if name is not None else "Metric")
         known = self._range.fit(y)
         words = "" if name is not None else "No metric was recorded."
         if not epochs:
