@@ -121,6 +121,15 @@ class HeatFigure:
         retitle(self.plot, "Activations")
         self.message.say(sentence)
 
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """The lowest and the highest value drawn, None if nothing is."""
+        return None if self._grid is None else self._range
+
+    def reach(self, low: float, high: float) -> None:
+        """Let the value axis span these, so that two figures can be compared."""
+        self._values.update(start=low, end=high)
+
     def _cells_for_hover(
         self, history: LayerHistory, grid: Grid, heat: Heat
     ) -> dict[str, list[NDArray[np.generic]]]:

@@ -40,7 +40,7 @@ class Matrix:
 
     Attributes:
         label: what the numbers are.
-        unit: their unit, empty for a share or a plain number.
+        unit: their unit, or what its ends mean; empty where the label says all.
         scale: how they are coloured: ``"share"`` from 0 to 1, ``"signed"`` on either side of zero,
             ``"log"`` by magnitude.
         names: the L layers' names.

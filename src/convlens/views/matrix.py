@@ -188,7 +188,8 @@ class MatrixFigure:
             labels = {i: harmless(short(name, self._length)) for i, name in enumerate(matrix.names)}
             relabel(self.plot.yaxis, self._ticker, labels)
             self.select(self._chosen)
-        retitle(self.plot, f"{self._word}: {matrix.label}")
+        unit = f" ({matrix.unit})" if matrix.unit else ""
+        retitle(self.plot, f"{self._word}: {matrix.label}{unit}")
         self._mapper.palette = _palette(matrix.scale)
         relabel(self._bar, self._bar_ticks, limits.ticks())
         printed = {} if matrix.scale == "share" else {"@value": "printf"}
