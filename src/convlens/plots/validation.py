@@ -242,6 +242,6 @@ def _new_axes(k: int, longest: int) -> Axes:
 
     side = float(np.clip(0.46 * k, 4.2, 9.0)) if k <= FEW_CLASSES else 9.0
     names_in = longest * FONT_PT * 0.55 / 72
-    size = (side + names_in + 1.5, side + min(names_in, 1.4) + 0.6)
+    size = (side + names_in + 1.8, side + min(names_in, 1.4) + 0.6)
     _, ax = plt.subplots(figsize=size, layout="constrained")
     return ax
