@@ -226,8 +226,8 @@ class LayerHistory:
         """(K, B) finite values per bucket.
 
         Raises:
-            ArgumentError: if the columns came without them (`convlens.sketch.Outline`), here and in
-                everything that is read from buckets.
+            ArgumentError: if the columns came without them (`convlens.outlines.Outline`), here and
+                in everything that is read from buckets.
         """
         found = self.columns.counts
         if found.shape[1] != self.layout.size:

@@ -76,8 +76,9 @@ class Heads:
 def unpack_heads(payloads: Sequence[bytes], last: str) -> tuple[list[Heads], list[int]]:
     """The arrays before the array ``last`` of many packets: no more of them is inflated.
 
-    Packets whose arrays have the same types and shapes are read together, which makes many small ones several times as fast
-    as one by one. What follows those arrays is not looked at, so damage there is not found.
+    Packets whose arrays have the same types and shapes are read together, which makes many small
+    ones several times as fast as one by one. What follows those arrays is not looked at, so damage
+    there is not found.
 
     Returns:
         The arrays, and the packets whose last array is another, which are not read.
@@ -164,7 +165,7 @@ class _Place:
         return self.begin + self.size * self.dtype.itemsize
 
 
-def _places(header: Iterable[tuple[str, str, list[int]]], begin: int) -> tuple[list[_Place], int]:
+def _places(header: Iterable[tuple[str, str, list[Any]]], begin: int) -> tuple[list[_Place], int]:
     """Where the arrays of a header lie, the first at ``begin``, and where they end."""
     places: dict[str, _Place] = {}
     for name, dtype, shape in header:

@@ -11,7 +11,7 @@ Nothing here knows where the numbers came from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Self, TypeVar
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.errors import RunError
-from convlens.packets import pack, unpack, unpack_heads
+from convlens.packets import pack, unpack
 
 BUDGET_BITS = 12
 """A series keeps at most 2^12 = 4,096 columns; see `level_at`."""
@@ -152,22 +152,6 @@ class Columns:
         return type(self)(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
-@dataclass(frozen=True)
-class Outline(Columns):
-    """Columns whose bucket counts were left out: ``counts`` is (K, 0), all else is as it was.
-
-    Attributes:
-        finite: (K,) number of finite values.
-    """
-
-    finite: Ints = field(kw_only=True)
-
-    @property
-    def n_finite(self) -> Ints:
-        """(K,) number of finite values."""
-        return self.finite
-
-
 AnyColumns = TypeVar("AnyColumns", bound=Columns)
 
 
@@ -178,13 +162,6 @@ def empty_columns(n_buckets: int, n_channels: int) -> Columns:
     return Columns(
         none, none, none, counts, none, none, none, none, none, reals, reals, flags, flags
     )
-
-
-def outline(columns: Columns) -> Outline:
-    """The same without bucket counts."""
-    kept = {f.name: getattr(columns, f.name) for f in _FIELDS}
-    kept["counts"] = np.zeros((len(columns), 0), np.int64)
-    return Outline(**kept, finite=columns.n_finite)
 
 
 def concatenate(parts: Sequence[AnyColumns]) -> AnyColumns:
@@ -370,7 +347,8 @@ def finite_edges(edges: Floats) -> Floats:
 def encode(columns: Columns) -> bytes:
     """Columns as compressed bytes: only the buckets in use, in the narrowest integers, zlib.
 
-    The counts come last, and how many they are before them, so that `decode_outlines` can stop there.
+    The counts come last, and how many they are before them, so that `convlens.outlines`
+    can stop there.
     """
     used = np.flatnonzero(columns.counts.any(axis=0))
     low, high = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
@@ -386,8 +364,12 @@ def encode(columns: Columns) -> bytes:
     return pack(arrays)
 
 
-def decode(payload: bytes) -> Columns:
+def decode(payload: bytes, n_buckets: int | None = None) -> Columns:
     """The columns that `encode` wrote. Never runs anything: arrays of plain numbers only.
+
+    Args:
+        payload: the bytes.
+        n_buckets: number of buckets B that they must have.
 
     Raises:
         RunError: if the bytes are not such a chunk.
@@ -395,80 +377,39 @@ def decode(payload: bytes) -> Columns:
     arrays = unpack(payload)
     try:
         arrays.pop("finite", None)  # it follows from the counts; the first format did without
-        low, n_buckets, n_channels = (int(v) for v in arrays.pop("shape"))
-        _check_chunk(arrays, low, n_buckets, n_channels)
+        low, size, n_channels = (int(v) for v in arrays.pop("shape"))
+        check_chunk(arrays, low, size, n_channels)
+        check_buckets(size, n_buckets)
         narrow = arrays["counts"]
-        _widen(arrays, n_channels, (len(narrow),))
-        if low + narrow.shape[1] > n_buckets:
-            raise ValueError(f"its buckets from {low} on are not among {n_buckets}")
-        arrays["counts"] = np.zeros((len(narrow), n_buckets), np.int64)
+        widen(arrays, n_channels, (len(narrow),))
+        if low + narrow.shape[1] > size:
+            raise ValueError(f"its buckets from {low} on are not among {size}")
+        arrays["counts"] = np.zeros((len(narrow), size), np.int64)
         arrays["counts"][:, low : low + narrow.shape[1]] = narrow
         return Columns(**arrays)
-    except _DAMAGES as error:
-        raise _damaged(payload, error) from error
+    except DAMAGES as error:
+        raise damaged(payload, error) from error
 
 
-def decode_outlines(payloads: Sequence[bytes], n_buckets: int) -> list[Outline]:
-    """Chunks that `encode` wrote without their bucket counts, which are not even inflated.
-
-    Args:
-        payloads: any number of chunks; many at once are read several times as fast as one by one.
-        n_buckets: number of buckets B that the values were counted in.
-
-    Returns:
-        What each holds; arrays of several may share memory.
-
-    Raises:
-        RunError: if the bytes are not such chunks, as far as they are read.
-    """
-    groups, others = unpack_heads(payloads, "counts")
-    found = dict[int, Outline]()
-    for group in groups:
-        try:
-            found |= zip(group.rows, _outlines(dict(group.arrays), n_buckets), strict=True)
-        except _DAMAGES as error:
-            raise _damaged(payloads[group.rows[0]], error) from error
-    for i in others:  # of the first format
-        columns = decode(payloads[i])
-        check_buckets(columns.counts.shape[1], n_buckets)
-        found[i] = outline(columns)
-    return [found[i] for i in range(len(payloads))]
-
-
-def check_buckets(found: int, expected: int) -> None:
-    """Raise a ValueError unless a chunk has as many buckets as its run."""
-    if found != expected:
+def check_buckets(found: int, expected: int | None) -> None:
+    """Raise a ValueError unless a chunk has the buckets that are expected, if any."""
+    if expected is not None and found != expected:
         raise ValueError(f"{found} buckets where {expected} are expected")
 
 
-def _outlines(arrays: dict[str, NDArray[Any]], n_buckets: int) -> Iterator[Outline]:
-    """The chunks in arrays that have an axis more, of M chunks."""
-    shapes = arrays.pop("shape")
-    _, found, n_channels = (int(v) for v in shapes[0])
-    if (shapes[:, 1:] != shapes[:1, 1:]).any():
-        raise ValueError("its flags fit no number of channels")
-    check_buckets(found, n_buckets)
-    n = arrays["first_step"].shape[1]
-    lows = int(shapes[:, 0].min()), int(shapes[:, 0].max())
-    for low in lows:
-        _check_chunk({name: array[0] for name, array in arrays.items()}, low, found, n_channels)
-    _widen(arrays, n_channels, (len(shapes), n))
-    arrays["counts"] = np.zeros((len(shapes), n, 0), np.int64)
-    for i in range(len(shapes)):
-        yield Outline(**{name: array[i] for name, array in arrays.items()})
+DAMAGES = (ValueError, KeyError, TypeError, IndexError)
+"""What arrays that are no chunk lead to."""
 
 
-_DAMAGES = (ValueError, KeyError, TypeError, IndexError)
-
-
-def _damaged(payload: bytes, error: Exception) -> RunError:
+def damaged(payload: bytes, error: Exception) -> RunError:
+    """The sentence for a chunk that `encode` never wrote."""
     return RunError(
         f"A chunk of sketch columns ({len(payload)} bytes) cannot be decoded ({error}); "
         "the record is damaged there. Restore run.db from a copy."
     )
 
 
-def _widen(arrays: dict[str, NDArray[Any]], n_channels: int, shape: tuple[int, ...]) -> None:
+def widen(arrays: dict[str, NDArray[Any]], n_channels: int, shape: tuple[int, ...]) -> None:
     """Make of a packet's arrays those of `Columns`, but for the counts; ``shape`` is (…, K)."""
     for name in _SUMS:  # the first version of the format knew none
         arrays.setdefault(name, np.zeros((*shape, 0)))
@@ -487,9 +428,7 @@ _REALS = ("mean", "m2", *_SUMS)
 _INTEGERS = tuple(f.name for f in _FIELDS if f.name not in (*_FLAGS, *_REALS))
 
 
-def _check_chunk(
-    arrays: dict[str, NDArray[Any]], low: int, n_buckets: int, n_channels: int
-) -> None:
+def check_chunk(arrays: dict[str, NDArray[Any]], low: int, n_buckets: int, n_channels: int) -> None:
     """Raise a ValueError unless these are the arrays of one chunk, with the same K in all."""
     n = len(arrays["first_step"])
     for name, array in arrays.items():

@@ -20,7 +20,6 @@ from convlens.sketch import (
     BucketLayout,
     Columns,
     Ints,
-    check_buckets,
     coarsen,
     concatenate,
     decode,
@@ -146,21 +145,9 @@ def _columns(
     )
     return _joined(
         level,
-        (decode_chunk(payload, layout) for (payload,) in rows),
+        (decode(payload, layout.size) for (payload,) in rows),
         empty_columns(layout.size, 0),
     )
-
-
-def decode_chunk(payload: bytes, layout: BucketLayout) -> Columns:
-    """The columns of one chunk of a run.
-
-    Raises:
-        RunError: if the bytes are no such chunk.
-        ValueError: if they are of a run with other buckets.
-    """
-    columns = decode(payload)
-    check_buckets(columns.counts.shape[1], layout.size)
-    return columns
 
 
 def _joined(level: int, parts: Iterable[AnyColumns], empty: AnyColumns) -> AnyColumns:

@@ -234,7 +234,9 @@ class Run:
         """The whole run as plain numbers, all of one moment."""
         with self._reading() as database:
             histories = self._histories(database, read_layers(database, "activation"))
-            return RunRecord(read_meta(database), read_steps(database), read_epochs(database), histories)
+            return RunRecord(
+                read_meta(database), read_steps(database), read_epochs(database), histories
+            )
 
     @contextmanager
     def transaction(self) -> Generator[sqlite3.Connection]:

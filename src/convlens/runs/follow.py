@@ -1,0 +1,334 @@
+"""Following a run that grows: only what is new is read, and what was read is kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from convlens.errors import find_layer
+from convlens.histories import LayerHistory, LayerInfo, SeriesFigures, UpdateHistory
+from convlens.plots import POINTS
+from convlens.records import Epoch, StepCurves
+from convlens.runs.database import cannot_open, connect, explained
+from convlens.runs.histories import aligned, rank_files, read_layers, read_settings
+from convlens.runs.pieces import Changes, Figures, Row, Series, Source, Watch
+from convlens.runs.reader import Run, read_epochs, read_meta
+from convlens.runs.schema import DATABASE
+from convlens.runs.steps import read_curves
+from convlens.series import check_points
+from convlens.sketch import CHUNK_BITS
+
+SERIES = 8
+"""Series that are kept with their bucket counts: those asked for last."""
+
+CURVES = 4
+"""Numbers of points that curves are kept in: those asked for last."""
+
+TICK_NS = 50_000_000
+"""Two changes of a file within this time may bear the same time stamp."""
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+_FILES = re.compile(r"(run|rank-[1-9]\d*)\.db(-wal)?")
+
+
+@dataclass(frozen=True)
+class _State:
+    """What was read in one transaction; replaced by the next, never changed."""
+
+    run: tuple[Any, ...] = ()  # which one: another may come to lie in the same folder
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    epochs: Sequence[Epoch] = ()
+    levels: Mapping[Path, int] = field(default_factory=dict[Path, int])
+    steps: object = None  # equal if and only if the steps are
+    newest: Mapping[Path, tuple[int, bytes] | None] = field(
+        default_factory=dict[Path, "tuple[int, bytes] | None"]
+    )
+    rows: Mapping[tuple[Path, str], frozenset[Row]] = field(
+        default_factory=dict[tuple[Path, str], frozenset[Row]]
+    )
+    watches: Mapping[str, Watch] = field(default_factory=dict[str, Watch])
+    curves: Mapping[int, StepCurves] = field(default_factory=dict[int, StepCurves])
+    figures: Mapping[str, Figures] = field(default_factory=dict[str, Figures])
+    series: Mapping[tuple[str, int], Series] = field(default_factory=dict[tuple[str, int], Series])
+
+    @property
+    def level(self) -> int:
+        """That of the whole run."""
+        return max(self.levels.values())
+
+
+class RunFollower:
+    """A run that is read again and again, finished or growing: each time only what is new.
+
+    Everything that is asked for is of one moment, that of the last `refresh`, or of the last time
+    something was asked for that had not been asked for before, which reads the run again. What was
+    asked for once is kept up to date; of full histories the eight that were asked for last, with
+    about 4 MB each where there are 4,096 columns, and 0.3 MB for each series of `figures`.
+
+    No connection stays open between two calls, so that the writer can close its run.
+
+    Args:
+        run: what to follow.
+
+    Attributes:
+        version: grows whenever something new was read, so that several who look can tell.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.version = run, 0
+        self._state = _State()
+        self._stamp: object = None  # of the files when they were read, None if it proves nothing
+        self._seen = -1  # the version at the last refresh
+        self._quantities: dict[str, None] = {}
+        self._figures: dict[str, None] = {}
+        self._series: dict[tuple[str, int], LayerInfo] = {}
+        self._points: dict[int, int] = {}
+        self._built: dict[tuple[str, int], tuple[Series, LayerHistory]] = {}
+
+    def refresh(self) -> bool:
+        """Read what is new since the last time.
+
+        Returns:
+            Whether anything is new, also what was read in between because it was asked for.
+
+        Raises:
+            RunError: if the run cannot be read; the state stays as it was.
+        """
+        stamp = _stamp(self.run.path)
+        if stamp is None or stamp != self._stamp:
+            self._read(stamp)
+        seen, self._seen = self._seen, self.version
+        return seen != self.version
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """Facts by name; see `Run.meta`."""
+        return self._read_once().meta
+
+    @property
+    def epochs(self) -> Sequence[Epoch]:
+        """Every finished epoch."""
+        return self._read_once().epochs
+
+    def layers(self, quantity: str = "activation") -> Sequence[LayerInfo]:
+        """What was watched of a quantity (see `LayerInfo`), in order of its index."""
+        return self._watch(quantity).layers
+
+    def curves(self, points: int = POINTS) -> StepCurves:
+        """The steps' series summed up in at most ``points`` entries.
+
+        Raises:
+            ArgumentError: if ``points`` is not positive.
+        """
+        check_points(points)
+        _remember(self._points, points, points, CURVES)
+        return self._read_once(points in self._state.curves).curves[points]
+
+    def figures(self, quantity: str = "activation") -> SeriesFigures:
+        """The figures of all series of a quantity, without their histograms."""
+        self._quantities[quantity] = self._figures[quantity] = None
+        return self._read_once(quantity in self._state.figures).figures[quantity].all
+
+    def history(self, index: int, quantity: str = "activation") -> LayerHistory:
+        """The history of one series, as `Run.history` gives it.
+
+        Args:
+            index: its position among `layers` (negative from the end).
+            quantity: of another series than the activations: its position among those.
+
+        Raises:
+            LayerNotFoundError: if there is no such layer.
+        """
+        layers = self._watch(quantity).layers
+        info = layers[find_layer(index, [layer.name for layer in layers])]
+        return self._histories(info)[0]
+
+    def update_history(self, index: int) -> UpdateHistory:
+        """What the optimizer did to the parameter at this position (negative from the end).
+
+        Raises:
+            LayerNotFoundError: if there is no such parameter.
+        """
+        layers = self._watch("update").layers
+        self._watch("parameter")
+        info = layers[find_layer(index, [layer.name for layer in layers])]
+        return aligned(*self._histories(info, replace(info, quantity="parameter")))
+
+    def _watch(self, quantity: str) -> Watch:
+        self._quantities[quantity] = None
+        return self._read_once(quantity in self._state.watches).watches[quantity]
+
+    def _histories(self, *infos: LayerInfo) -> list[LayerHistory]:
+        keys = [(info.quantity, info.index) for info in infos]
+        for key, info in zip(keys, infos, strict=True):
+            _remember(self._series, key, info, SERIES)
+        state = self._read_once(all(key in self._state.series for key in keys))
+        built: dict[tuple[str, int], tuple[Series, LayerHistory]] = {}
+        for key in keys:
+            series = state.series[key]
+            before, history = self._built.get(key, (None, None))
+            if history is None or before is not series:
+                history = series.history()
+            built[key] = series, history
+        self._built = built  # only these: at full width a history has eight times the bytes
+        return [history for _, history in built.values()]
+
+    # ---- reading --------------------------------------------------------------------------------
+
+    def _read_once(self, known: bool = True) -> _State:
+        """The state, read if there is none yet or if what is asked for is not in it."""
+        if not known or not self._state.run:
+            self._read(_stamp(self.run.path))
+        return self._state
+
+    def _read(self, stamp: object) -> None:
+        self._stamp = None
+        with ExitStack() as stack:
+            main = stack.enter_context(self.run.transaction())
+            meta = read_meta(main)
+            sources = [Source(self.run.path / DATABASE, main)]
+            complete = meta.get("status") != "running"
+            for file in rank_files(self.run.path, meta.get("ranks"), complete=complete):
+                with explained(file):
+                    other = stack.enter_context(closing(connect(file)))
+                sources.append(Source(file, other))
+            new = self._next(sources, meta)
+        if not _look_same(new, self._state):
+            self.version += 1
+        self._state, self._stamp = new, stamp
+
+    def _next(self, sources: Sequence[Source], meta: Mapping[str, Any]) -> _State:
+        """The state after the present one."""
+        main, old = sources[0].database, self._state
+        run = meta.get("created"), *((str(source.file), source.inode) for source in sources)
+        if run[: len(old.run)] != old.run:
+            old = _State()
+        epochs, steps = read_epochs(main), _steps_key(sources[0])
+        newest = {source.file: source.newest() for source in sources}
+        new = _State(
+            run=run,
+            meta=meta,
+            epochs=epochs,
+            levels={source.file: source.level for source in sources},
+            steps=steps,
+            newest=newest,
+            rows={
+                (s.file, q): old.rows[s.file, q]
+                if newest[s.file] == old.newest.get(s.file) and (s.file, q) in old.rows
+                else s.rows(q)
+                for s in sources
+                for q in self._quantities
+            },
+            watches={quantity: _watch(sources[0], quantity) for quantity in self._quantities},
+            curves={
+                points: old.curves[points]
+                if steps == old.steps and points in old.curves
+                else read_curves(main, points)
+                for points in self._points
+            },
+        )
+        changes = {quantity: _changes(old, new, sources, quantity) for quantity in new.watches}
+        return replace(
+            new,
+            figures={q: _figures(old, new, sources, q, changes[q]) for q in self._figures},
+            series={
+                key: _series(old, new, sources, info, changes[info.quantity])
+                for key, info in self._series.items()
+            },
+        )
+
+
+def _stamp(folder: Path) -> tuple[Any, ...] | None:
+    """Names, sizes and times of a run's files; None if they are too young to prove anything.
+
+    The files are not opened: closing one would take the locks of a writer in the same process.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = [(e.name, e.stat()) for e in entries if _FILES.fullmatch(e.name)]
+    except OSError as error:
+        raise cannot_open(folder / DATABASE, error.strerror) from error
+    if any(stat.st_mtime_ns > time.time_ns() - TICK_NS for _, stat in found):
+        return None
+    return tuple(sorted((n, s.st_ino, s.st_size, s.st_mtime_ns) for n, s in found))
+
+
+def _steps_key(source: Source) -> object:
+    """What differs whenever the steps do: the newest chunk, and which rows there are."""
+    with explained(source.file):
+        newest = source.database.execute(
+            "SELECT chunk, payload FROM steps WHERE level = 0 ORDER BY chunk DESC LIMIT 1"
+        ).fetchone()
+        rows = source.database.execute("SELECT count(*), max(chunk) FROM steps").fetchone()
+    return newest, rows
+
+
+def _watch(source: Source, quantity: str) -> Watch:
+    with explained(source.file):
+        layers = read_layers(source.database, quantity)
+        return Watch(layers, *read_settings(source.database, quantity)) if layers else Watch()
+
+
+def _changes(old: _State, new: _State, sources: Sequence[Source], quantity: str) -> Changes:
+    """Which blocks of a quantity are not what they were.
+
+    A row is never changed: what replaces it is a new row, with a rowid of its own. Only the newest
+    row's may be given to what replaces it, so that its payload is compared.
+    """
+    if new.levels != old.levels or new.watches[quantity] != old.watches.get(quantity):
+        return None
+    found: dict[int, set[int]] = {}
+    for source in sources:
+        before = old.rows.get((source.file, quantity), frozenset[Row]())
+        now = new.rows[source.file, quantity]
+        newest = old.newest.get(source.file)
+        changed = before ^ now
+        if newest is not None and newest != new.newest[source.file]:
+            changed |= {row for row in before if row[3] == newest[0]}
+        if changed and not source.in_blocks:
+            return None
+        for layer, start, _, _ in changed:
+            found.setdefault(layer, set()).add(start >> (new.level + CHUNK_BITS))
+    return {layer: frozenset(blocks) for layer, blocks in found.items()}
+
+
+def _figures(
+    old: _State, new: _State, sources: Sequence[Source], quantity: str, changes: Changes
+) -> Figures:
+    known = old.figures.get(quantity)
+    if known is None or changes is None:
+        return Figures(new.watches[quantity], new.level).renewed(sources, None)
+    return known.renewed(sources, changes) if changes else known
+
+
+def _series(
+    old: _State, new: _State, sources: Sequence[Source], info: LayerInfo, changes: Changes
+) -> Series:
+    known, watch = old.series.get((info.quantity, info.index)), new.watches[info.quantity]
+    if known is None or changes is None:
+        info = next((layer for layer in watch.layers if layer.index == info.index), info)
+        return Series(watch, info, new.level).renewed(sources, None)
+    return known.renewed(sources, changes)
+
+
+def _look_same(one: _State, other: _State) -> bool:
+    """Whether a reader would see no difference."""
+    both = one.watches.keys() & other.watches.keys()
+    facts = [(s.run, repr(s.meta), repr(s.epochs), s.steps, s.newest) for s in (one, other)]
+    return facts[0] == facts[1] and all(one.watches[q] == other.watches[q] for q in both)
+
+
+def _remember(asked: dict[Key, Value], key: Key, value: Value, limit: int) -> None:
+    """Add what was asked for, the latest last, and forget the earliest."""
+    asked.pop(key, None)
+    asked[key] = value
+    for old in list(asked)[:-limit]:
+        del asked[old]
