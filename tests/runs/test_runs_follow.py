@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import sqlite3
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from runs_data import (
-    LAYOUT,
     SMALL,
     assert_same,
     make_columns,
     make_epoch,
     make_steps,
     put,
-    start_python,
 )
 
-import convlens.runs.follow
-from convlens.errors import ArgumentError, LayerNotFoundError, RunError
 from convlens.histories import FIGURES, LayerHistory, LayerInfo
 from convlens.records import StepCurves
-from convlens.runs import Run, RunWriter, create_run, join_run, open_run
-from convlens.runs.follow import SERIES, RunFollower
-from convlens.runs.schema import DATABASE
-from convlens.sketch import CHUNK_BITS, BucketLayout, Columns, coarsen, concatenate
+from convlens.runs import Run, create_run, join_run, open_run
+from convlens.runs.follow import RunFollower
+from convlens.sketch import CHUNK_BITS, Columns, coarsen
 from convlens.watching.ledger import Ledger, chunk_of
 
 LAYERS = [LayerInfo(0, "a", "Conv2d", True), LayerInfo(1, "b", "Linear")]
