@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 import traceback
+import webbrowser
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
     from convlens.records import Epoch
     from convlens.train import Learner
+    from convlens.views.live import Address
+
+RUNS = Path("runs")
+"""The folder that keeps the runs, where none is named."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -101,6 +107,29 @@ def list_all(arguments: argparse.Namespace) -> None:
         )
 
 
+def view(arguments: argparse.Namespace) -> None:
+    """Show runs in the browser, also while they are trained."""
+    from convlens.views.live import make_address, serve
+
+    address = make_address(
+        arguments.address, arguments.port, arguments.token, tuple(arguments.host_name)
+    )
+    for place in arguments.runs:
+        if not place.exists() and place != RUNS:
+            raise ArgumentError(
+                f"runs={str(place)!r} does not exist; give the folder that keeps the runs, or the "
+                "folder of one run."
+            )
+
+    def ready(served: Address) -> None:
+        _print(f"The page is at {served.url_with_token} (Ctrl+C ends it).")
+        if arguments.browser:
+            webbrowser.open(served.url_with_token)
+
+    with suppress(KeyboardInterrupt):
+        serve(arguments.runs or [RUNS], address, ready)
+
+
 def show_summary(arguments: argparse.Namespace) -> None:
     """Print shapes, parameters, multiplications, receptive field and memory of every layer."""
     from convlens.geometry import summary
@@ -171,6 +200,7 @@ def _parser() -> Parser:
     for run_command, name, add_arguments in (
         (train, "train", _add_train),
         (make_report, "report", _add_report),
+        (view, "view", _add_view),
         (list_all, "runs", _add_runs),
         (show_summary, "summary", _add_summary),
         (show_field, "field", _add_field),
@@ -200,7 +230,7 @@ def _add_train(command: Parser) -> None:
     add("--schedule", choices=["one-cycle", "constant"], default="one-cycle", help="schedule")
     add("--seed", type=int, default=0, help="seed of the weights and of the order of the images")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
-    add("--out", type=Path, default=Path("runs"), metavar="DIR", help="folder that keeps the runs")
+    add("--out", type=Path, default=RUNS, metavar="DIR", help="folder that keeps the runs")
     add("--watch", action=argparse.BooleanOptionalAction, default=True,
         help="watch every layer at every batch")  # fmt: skip
     add("--json", action="store_true", help="end with one line of JSON")
@@ -211,8 +241,19 @@ def _add_report(command: Parser) -> None:
     command.add_argument("--out", type=Path, metavar="FILE", help="instead of RUN/report.html")
 
 
+def _add_view(command: Parser) -> None:
+    add = command.add_argument
+    add("runs", type=Path, nargs="*", default=[RUNS], help="folders of runs, or of one run each")
+    add("--port", type=int, default=5006, help="0 for a free one")
+    add("--address", default="127.0.0.1", help="another one can be reached by other machines")
+    add("--token", help="what a browser must know; 'auto' makes one")
+    add("--host-name", action="append", default=[], metavar="NAME",
+        help="a name by which others reach this machine")  # fmt: skip
+    add("--browser", action=argparse.BooleanOptionalAction, default=True, help="open the browser")
+
+
 def _add_runs(command: Parser) -> None:
-    command.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="where to look")
+    command.add_argument("folder", type=Path, nargs="?", default=RUNS, help="where to look")
     command.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -407,25 +407,6 @@ class UpdateHistory:
         return np.divide(self.update.norm, size, out=np.full(len(self), np.nan), where=size > 0)
 
 
-@dataclass(frozen=True)
-class SeriesFigures:
-    """A few figures of all L series of one quantity over the same K columns of time.
-
-    Attributes:
-        layers: the series.
-        first_step: (K,) first step of each column.
-        last_step: (K,) last step of each column.
-        values: (L, K) float32 by name: ``"mean"``, ``"std"``, ``"near_zero"``,
-            ``"near_zero_after_relu"``, ``"dead"`` and ``"silent"`` (shares of the channels, NaN
-            without channels), ``"norm"``, ``"nonfinite"``. NaN where a series has no such column.
-    """
-
-    layers: Sequence[LayerInfo]
-    first_step: Ints
-    last_step: Ints
-    values: Mapping[str, NDArray[np.float32]]
-
-
 def _checked_share(q: float) -> float:
     if not 0 <= q <= 1:
         raise ArgumentError(f"q={q} is no share of the values; give a number from 0 to 1.")

@@ -11,14 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from snapshots_data import (
-    Element,
-    digits,
-    feature_maps,
-    field_intervals,
-    kernels_of,
-    parsed,
-)
 from torch import nn
 
 from convlens.snapshots import FeatureMaps, Kernels, Probes
@@ -28,6 +20,14 @@ from convlens.views.panels.elements import VIRIDIS, coloured, signed
 from convlens.views.panels.features import ALL_NAN, NO_MAPS
 from convlens.views.panels.kernels import NO_KERNELS, NOT_FINITE
 from convlens.views.panels.unit import NO_EFFECTIVE, NO_UNIT, PADDING_ONLY, center_of
+from snapshots_data import (
+    Element,
+    digits,
+    feature_maps,
+    field_intervals,
+    kernels_of,
+    parsed,
+)
 
 
 def pixels(image: Element, mode: str = "RGB") -> np.ndarray:

@@ -1,0 +1,40 @@
+"""Values of a command: they come from a browser, and may be anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Command = Mapping[str, Any]
+
+
+def whole(command: Command, name: str) -> int | None:
+    """A whole number of at most nine digits, None if it is something else."""
+    value = command.get(name)
+    if isinstance(value, str) and value.lstrip("-").isascii() and value.lstrip("-").isdigit():
+        value = int(value) if len(value) <= 10 else None
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**9:
+        return value
+    return None
+
+
+def share(command: Command, name: str) -> float | None:
+    """A number from 0 to 1, None if it is something else."""
+    try:
+        value = float(command.get(name, math.nan))
+    except (TypeError, ValueError):
+        return None
+    return value if 0.0 <= value <= 1.0 else None
+
+
+def place(command: Command) -> tuple[int, int] | None:
+    """``row`` and ``col``, None unless both are there."""
+    row, column = whole(command, "row"), whole(command, "col")
+    return None if row is None or column is None else (row, column)
+
+
+def word(command: Command, name: str) -> str:
+    """A text, empty if it is something else."""
+    value = command.get(name)
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,111 @@
+"""What stands before every request: the allow-lists, the token, and the headers of every answer."""
+
+from __future__ import annotations
+
+from http.cookies import CookieError
+from urllib.parse import urlsplit
+
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.web import OutputTransform, RequestHandler
+
+from convlens.views.live.address import Address
+
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self'; connect-src 'self' {socket}; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+"""No script but the server's own files, no inline script, no eval, nothing from elsewhere."""
+
+
+class Guard:
+    """Decides whether a request is answered.
+
+    Args:
+        address: where the page is served.
+        paths: every path that there is, exactly.
+    """
+
+    def __init__(self, address: Address, paths: frozenset[str]) -> None:
+        self.address, self.paths = address, paths
+
+    def refusal(self, request: HTTPServerRequest) -> tuple[int, str] | None:
+        """Status and sentence for a request that is not answered, None for one that is."""
+        if not self.address.knows_host(request.headers.get("Host")):
+            return (
+                421,
+                "This page is not served under that name; open the address that was printed.",
+            )
+        origin = request.headers.get("Origin")
+        if origin is not None and not self._is_ours(origin):
+            return 403, "Pages of other sites may not talk to this one."
+        if request.path not in self.paths:
+            return 404, "There is nothing here; the page is at /."
+        if request.method not in ("GET", "HEAD"):
+            return 405, "This page can only be read."
+        if not self.has_token(request):
+            return 403, "Open the address with its token, as it was printed when the page started."
+        return None
+
+    def has_token(self, request: HTTPServerRequest) -> bool:
+        """Whether the cookie, or on the way in the address, holds the token."""
+        if self.address.knows_token(_cookie(request, self.cookie)):
+            return True
+        given = request.query_arguments.get("token", [b""])[-1]
+        return request.path == "/" and self.address.knows_token(given.decode("utf-8", "replace"))
+
+    @property
+    def cookie(self) -> str:
+        """The cookie's name: cookies are shared by all ports of a machine."""
+        return f"convlens-token-{self.address.port}"
+
+    def _is_ours(self, origin: str) -> bool:
+        parts = urlsplit(origin)
+        return parts.scheme == "http" and self.address.knows_host(parts.netloc)
+
+
+class Refused(RequestHandler):
+    """Says no."""
+
+    def initialize(self, status: int, sentence: str) -> None:
+        """What to say."""
+        self._status, self._sentence = status, sentence
+
+    def prepare(self) -> None:
+        """Answer at once, whatever the method."""
+        self.set_status(self._status)
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(self._sentence + "\n")
+
+    def check_xsrf_cookie(self) -> None:
+        """Nothing is changed here."""
+
+
+def safe_headers(address: Address) -> type[OutputTransform]:
+    """A transform that puts the headers on every answer, also on errors and files."""
+    policy = POLICY.format(socket=f"ws://{urlsplit(address.url).netloc}")
+
+    class SafeHeaders(OutputTransform):
+        def transform_first_chunk(
+            self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
+        ) -> tuple[int, HTTPHeaders, bytes]:
+            del finishing
+            headers["Content-Security-Policy"] = policy
+            headers["X-Content-Type-Options"] = "nosniff"
+            headers["X-Frame-Options"] = "DENY"
+            headers["Referrer-Policy"] = "no-referrer"
+            headers["Cross-Origin-Resource-Policy"] = "same-origin"
+            headers["Cross-Origin-Opener-Policy"] = "same-origin"
+            if "Access-Control-Allow-Origin" in headers:
+                del headers["Access-Control-Allow-Origin"]
+            return status_code, headers, chunk
+
+    return SafeHeaders
+
+
+def _cookie(request: HTTPServerRequest, name: str) -> str:
+    try:
+        found = request.cookies.get(name)
+    except CookieError:
+        return ""
+    return "" if found is None else found.value

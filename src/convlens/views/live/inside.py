@@ -1,0 +1,90 @@
+"""Inside a layer: its feature maps, kernels, one unit of it, and what was kept of which epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from convlens.runs import Run
+from convlens.snapshots import (
+    EffectiveFieldMap,
+    FeatureMaps,
+    FieldIntervals,
+    Kernels,
+    Probes,
+)
+from convlens.views import panels as shown
+from convlens.views.live.models import Panels
+
+
+@dataclass(frozen=True)
+class Looking:
+    """What a person looks at in a layer.
+
+    Attributes:
+        layer: its name.
+        epoch: the epoch whose maps and kernels are shown, or the newest before it; None for the
+            newest of all.
+        choice: probe image, channel and unit.
+        shared: whether all channels' maps have one scale.
+    """
+
+    layer: str = ""
+    epoch: int | None = None
+    choice: shown.Choice = field(default_factory=shown.Choice)
+    shared: bool = False
+
+
+class Inside:
+    """The panels inside a layer.
+
+    Args:
+        run: where the snapshots are read.
+        panels: where they are put.
+    """
+
+    def __init__(self, run: Run, panels: Panels) -> None:
+        self._run, self._panels = run, panels
+        self._probes: Probes | None = None
+
+    def epochs(self, layer: str) -> list[int]:
+        """The epochs of which something of the layer was kept."""
+        kept = {*self._run.snapshot_epochs(FeatureMaps, layer)}
+        return sorted(kept | {*self._run.snapshot_epochs(Kernels, layer)})
+
+    def show(self, looking: Looking) -> Looking:
+        """Put every panel; what is looked at becomes what there is."""
+        run, layer = self._run, looking.layer
+        self._probes = self._probes or run.snapshot(Probes)
+        maps = run.snapshot(FeatureMaps, layer, looking.epoch)
+        kernels = run.snapshot(Kernels, layer, looking.epoch)
+        fields = run.snapshot(FieldIntervals, layer)
+        effective = run.snapshot(EffectiveFieldMap, layer, looking.epoch)
+        if maps is not None and maps.maps.size:
+            choice = shown.settle(looking.choice, maps, self._probes)
+            looking = replace(looking, choice=choice)
+        epochs = run.snapshot_epochs(FeatureMaps, layer)
+        self._put(
+            "features", shown.features(maps, self._probes, epochs, looking.choice, looking.shared)
+        )
+        self._put("unit", shown.unit(maps, self._probes, fields, effective, looking.choice))
+        self._put("window", shown.window(kernels, self._probes, maps, looking.choice))
+        epochs = run.snapshot_epochs(Kernels, layer)
+        self._put("kernels", shown.kernels(kernels, epochs, looking.choice.channel))
+        return looking
+
+    def _put(self, name: str, html: str) -> None:
+        self._panels.put(name, html)
+
+
+def neighbour(epochs: Sequence[int], epoch: int | None, step: int) -> int | None:
+    """The epoch that was kept next to one; None beyond the newest, which is then followed."""
+    if not epochs:
+        return None
+    at = (
+        len(epochs) - 1
+        if epoch is None
+        else max((i for i, kept in enumerate(epochs) if kept <= epoch), default=0)
+    )
+    at += step
+    return None if at >= len(epochs) - 1 else epochs[max(at, 0)]

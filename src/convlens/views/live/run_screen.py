@@ -1,0 +1,384 @@
+"""The screen of a run: the whole of it, a layer, a unit, and what lies beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, cast
+from urllib.parse import urlencode
+
+from bokeh.document import Document
+
+from convlens.histories import LayerHistory, UpdateHistory
+from convlens.runs.follow import RunFollower
+from convlens.views import panels as shown
+from convlens.views import words
+from convlens.views.layer_view import LayerView
+from convlens.views.live.beside import Beside
+from convlens.views.live.commands import Command, place, share, whole, word
+from convlens.views.live.inside import Inside, Looking, neighbour
+from convlens.views.live.layout import QUANTITIES, run_body
+from convlens.views.live.models import Panels, add_figure
+from convlens.views.live.store import RunStore
+from convlens.views.markup import text
+from convlens.views.matrices import Matrix, make_matrix, module_of
+from convlens.views.overview import RunView
+
+PLAY_MS = 900
+"""Playing through time shows each kept epoch for so long."""
+
+
+class RunScreen:
+    """One run, as one page shows it.
+
+    Args:
+        store: the runs.
+        key: which of them.
+        document: what the figures are drawn in.
+        panels: where HTML is put.
+        asked: the address's arguments: ``layer``, ``quantity``, ``epoch`` and ``side``.
+        dark: whether the page is dark.
+
+    Raises:
+        RunError: if the run cannot be read.
+    """
+
+    body = run_body()
+
+    def __init__(
+        self,
+        store: RunStore,
+        key: str,
+        document: Document,
+        panels: Panels,
+        asked: Mapping[str, str],
+        dark: bool,
+    ) -> None:
+        self._store, self._key, self._document, self._panels = store, key, document, panels
+        self._look = store.look(key)
+        self._run = self._look.follower.run
+        self.title = f"{self._run.name} – convlens"
+        self._quantity = asked.get("quantity", "")
+        self._quantity = self._quantity if self._quantity in QUANTITIES else "near_zero"
+        self._log: bool | None = None
+        self._smooth = 0.98
+        self._playing: Any = None
+        self._figures = RunView()
+        self._layer_view = LayerView(self._figures.axis)
+        self._inside, self._beside = Inside(self._run, panels), Beside(panels)
+        self._beside.choose(asked.get("side", ""))
+        self._looking = Looking(layer=asked.get("layer", ""), epoch=whole(asked, "epoch"))
+        self._show_all()
+        for name, root in (
+            ("curves", self._figures.curves),
+            ("matrix", self._figures.matrix),
+            ("layer", self._layer_view.root),
+        ):
+            add_figure(document, name, root, dark)
+        self._figures.on_select(self._row)
+
+    # ---- what the session calls ----------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Show what is new in the record."""
+        look = self._store.look(self._key)
+        if look.version != self._look.version:
+            self._look = look
+            self._show_all()
+        self._show_header()
+        if self._beside.side == "findings":
+            self._show_beside()
+
+    def do(self, command: Command) -> None:
+        """Carry out a command; one that there is not, or that makes no sense, does nothing."""
+        do = self._commands().get(command["do"])
+        if do is not None:
+            do(command)
+
+    def tell(self) -> dict[str, Any]:
+        """The address that leads here again, the state of the controls, and what is shown."""
+        looking, choice = self._looking, self._looking.choice
+        asked = {
+            "run": self._key,
+            "layer": looking.layer,
+            "quantity": self._quantity,
+            "side": self._beside.side,
+            **({} if looking.epoch is None else {"epoch": looking.epoch}),
+        }
+        return {
+            "address": f"/?{urlencode(asked)}",
+            "controls": {
+                "log": bool(self._figures.loss.log.visible),
+                "smooth": self._smooth,
+                "quantity": self._quantity,
+            },
+            "root": {
+                "layer": looking.layer,
+                "epoch": "newest" if looking.epoch is None else str(looking.epoch),
+                "unit": f"{choice.channel}:{choice.cell}:{choice.probe}",
+                "steps": str(len(self._look.follower.curves(1)) and self._last_step()),
+                "playing": str(self._playing is not None).lower(),
+            },
+        }
+
+    # ---- commands ------------------------------------------------------------------------------
+
+    def _commands(self) -> dict[str, Callable[[Command], None]]:
+        return {
+            "layer": lambda c: self._to_layer(word(c, "name")),
+            "next-layer": lambda _: self._by_layer(1),
+            "previous-layer": lambda _: self._by_layer(-1),
+            "quantity": lambda c: self._color_by(word(c, "value")),
+            "log": lambda c: self._set_log(bool(c.get("value"))),
+            "toggle-log": lambda _: self._set_log(not (self._figures.loss.log.visible)),
+            "smooth": lambda c: self._set_smooth(share(c, "value")),
+            "unit": self._to_unit,
+            "pixel": self._to_pixel,
+            "window": self._to_window,
+            "probe": lambda c: self._choose(probe=whole(c, "probe") or 0, cell=None, unit=None),
+            "scale": lambda c: self._look_at(shared=word(c, "value") == "shared"),
+            "epoch": lambda c: self._to_epoch(_stop_of(c)),
+            "next-epoch": lambda _: self._by_epoch(1),
+            "previous-epoch": lambda _: self._by_epoch(-1),
+            "play": lambda _: self._play(),
+            "stop": lambda _: self._stop(newest=True),
+            "confusion": self._to_pair,
+            "side": lambda c: self._to_side(word(c, "side")),
+        }
+
+    def _row(self, index: int) -> None:
+        """A row of the matrix was clicked."""
+        names = self._names()
+        if index < len(names):
+            self._to_layer(names[index])
+
+    def _to_layer(self, name: str) -> None:
+        if name in self._names():
+            self._look_at(layer=name, choice=replace(shown.Choice(), probe=self._probe))
+            self._show_layer()
+
+    def _by_layer(self, step: int) -> None:
+        names = self._names()
+        if names:
+            at = self._index() or 0
+            self._to_layer(names[min(max(at + step, 0), len(names) - 1)])
+
+    def _color_by(self, quantity: str) -> None:
+        if quantity in QUANTITIES:
+            self._quantity = quantity
+            self._figures.update_matrix(self._matrix())
+
+    def _set_log(self, log: bool) -> None:
+        self._figures.set_log(log)
+
+    def _set_smooth(self, smooth: float | None) -> None:
+        if smooth is not None:
+            self._smooth = min(smooth, 0.999)
+            self._figures.set_smooth(self._smooth)
+
+    def _to_unit(self, command: Command) -> None:
+        probe, channel = whole(command, "probe"), whole(command, "channel")
+        probe = self._probe if probe is None else probe
+        self._choose(probe=probe, channel=channel, cell=place(command), unit=None)
+
+    def _to_pixel(self, command: Command) -> None:
+        self._choose(pixel=place(command))
+
+    def _to_window(self, command: Command) -> None:
+        self._choose(unit=place(command))
+
+    def _to_epoch(self, epoch: int | None) -> None:
+        newest = self._epochs()[-1:]
+        self._look_at(epoch=None if epoch is None or [epoch] == newest else epoch)
+        self._mark_epoch()
+        self._show_beside()
+
+    def _by_epoch(self, step: int) -> None:
+        self._to_epoch(neighbour(self._epochs(), self._looking.epoch, step))
+
+    def _play(self) -> None:
+        """Go through the kept epochs one by one; again, to hold on."""
+        if self._playing is not None:
+            self._stop(newest=False)
+            return
+        epochs = self._epochs()
+        if len(epochs) > 1:
+            if self._looking.epoch is None:
+                self._to_epoch(epochs[0])
+            self._playing = self._document.add_periodic_callback(self._played, PLAY_MS)
+            self._show_time()
+
+    def _played(self) -> None:
+        self._by_epoch(1)
+        if self._looking.epoch is None:
+            self._stop(newest=False)
+
+    def _stop(self, *, newest: bool) -> None:
+        if self._playing is not None:
+            self._document.remove_periodic_callback(self._playing)
+            self._playing = None
+        if newest:
+            self._to_epoch(None)
+        self._show_time()
+
+    def _to_pair(self, command: Command) -> None:
+        at = place(command)
+        true, predicted = whole(command, "true"), whole(command, "predicted")
+        pair = at if at is not None else (true, predicted)
+        known = None not in pair and pair != self._beside.pair
+        self._beside.pair = cast("tuple[int, int]", pair) if known else None
+        self._show_beside()
+
+    def _to_side(self, side: str) -> None:
+        self._beside.choose(side)
+        self._show_beside()
+
+    # ---- what is shown -------------------------------------------------------------------------
+
+    def _show_all(self) -> None:
+        follower = self._look.follower
+        names = self._names()
+        if self._looking.layer not in names and names:
+            self._looking = replace(self._looking, layer=names[0])
+        self._figures.update(follower.curves(), follower.epochs, self._matrix())
+        self._show_header()
+        self._show_layer()
+        self._look_at()
+        self._mark_epoch()
+        self._show_beside()
+
+    def _show_header(self) -> None:
+        follower = self._look.follower
+        self._panels.put(
+            "header",
+            shown.header(
+                self._run.name,
+                follower.meta,
+                follower.epochs,
+                self._last_step() + 1,
+                None,
+                self._run.last_written,
+                datetime.now(UTC),
+            ),
+        )
+
+    def _show_layer(self) -> None:
+        """The chosen layer's figures and facts."""
+        index, follower = self._index(), self._look.follower
+        self._figures.select(index)
+        if index is None:
+            self._layer_view.show(None)
+            self._panels.put("layer", _no_layers())
+            return
+        history = follower.history(index, "activation")
+        gradients, updates = self._parameters(follower)
+        self._layer_view.update(history, gradients, updates, follower.epochs)
+        head = _layer_head(history, index, len(self._names()))
+        facts = shown.facts_of_layer(follower.meta, history.layer.name)
+        fold = f'<details class="fold"><summary>Its row of the summary</summary>{facts}</details>'
+        line = f'<p class="line">{words.layer_line(history)}</p>' if len(history) else ""
+        self._panels.put("layer", head + line + fold)
+
+    def _parameters(self, follower: RunFollower) -> tuple[list[LayerHistory], list[UpdateHistory]]:
+        """The histories of the chosen layer's gradients and updates, where they were recorded."""
+
+        def mine(quantity: str) -> list[int]:
+            infos = follower.layers(quantity)
+            name = self._looking.layer
+            return [i for i, info in enumerate(infos) if module_of(info.name) == name]
+
+        gradients = [follower.history(i, "gradient") for i in mine("gradient")]
+        return gradients, [follower.update_history(i) for i in mine("update")]
+
+    def _look_at(self, **changes: Any) -> None:  # noqa: ANN401 — fields of Looking
+        self._looking = self._inside.show(replace(self._looking, **changes))
+        self._show_time()
+
+    def _choose(self, **changes: Any) -> None:  # noqa: ANN401 — fields of Choice
+        self._look_at(choice=replace(self._looking.choice, **changes))
+
+    def _mark_epoch(self) -> None:
+        """Mark the step of the epoch that is looked at, where it is not the newest."""
+        epoch = self._looking.epoch
+        ends = {done.epoch: done.last_step for done in self._look.follower.epochs}
+        first = self._look.follower.epochs[:1]
+        begin = first[0].first_step if first else 0
+        self._figures.set_step(None if epoch is None else ends.get(epoch, begin))
+
+    def _show_time(self) -> None:
+        epochs = self._epochs()
+        playing = self._playing is not None
+        word = "Hold" if playing else "Play through time"
+        off = "" if len(epochs) > 1 else " disabled"
+        self._panels.put(
+            "time",
+            '<div class="controls"><h2>Inside the layer</h2>'
+            '<button type="button" data-do="play" data-key="play" '
+            f'aria-pressed="{str(playing).lower()}"{off}>{word}</button></div>',
+        )
+
+    def _show_beside(self) -> None:
+        found = self._store.findings(self._key) if self._beside.side == "findings" else None
+        self._beside.show(self._look.follower, self._looking.epoch, found)
+
+    # ---- what there is -------------------------------------------------------------------------
+
+    @property
+    def _probe(self) -> int:
+        return self._looking.choice.probe
+
+    def _names(self) -> list[str]:
+        return [info.name for info in self._look.follower.layers("activation")]
+
+    def _index(self) -> int | None:
+        names = self._names()
+        return names.index(self._looking.layer) if self._looking.layer in names else None
+
+    def _epochs(self) -> list[int]:
+        return self._inside.epochs(self._looking.layer)
+
+    def _last_step(self) -> int:
+        curves = self._look.follower.curves(1)
+        return int(curves.last_step[-1]) if len(curves) else -1
+
+    def _matrix(self) -> Matrix:
+        follower = self._look.follower
+        activations = follower.figures("activation")
+        if self._quantity == "gradient":
+            return make_matrix("gradient", activations, follower.figures("gradient"))
+        if self._quantity == "update":
+            pair = follower.figures("update"), follower.figures("parameter")
+            return make_matrix("update", activations, None, *pair)
+        return make_matrix(self._quantity, activations)
+
+
+def _stop_of(command: Command) -> int | None:
+    """The epoch that a slider's position means; its stops are the epochs that were kept."""
+    stops, at = word(command, "epochs").split(","), whole(command, "value")
+    if at is None or not 0 <= at < len(stops):
+        return None
+    return whole({"epoch": stops[at]}, "epoch")
+
+
+def _layer_head(history: LayerHistory, index: int, n_layers: int) -> str:
+    info = history.layer
+    return (
+        f'<div class="controls"><h2>{text(info.name or info.kind)} <span class="soft">'
+        f"{text(info.kind)}, layer {index + 1} of {n_layers}</span></h2>"
+        + _button("previous-layer", "‹ previous", index == 0)
+        + _button("next-layer", "next ›", index == n_layers - 1)
+        + "</div>"
+    )
+
+
+def _button(do: str, label: str, off: bool) -> str:
+    state = " disabled" if off else ""
+    return f'<button type="button" data-do="{do}" data-key="{do}"{state}>{label}</button>'
+
+
+def _no_layers() -> str:
+    return (
+        '<h2>No layer was watched</h2><p class="note">Train with the callback ActivationStats, or '
+        "with cl.watch around a loop of your own, to see inside.</p>"
+    )

@@ -1,0 +1,187 @@
+"""The page's server: Bokeh's, with nothing on it but the page, its files and its socket."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.resources import files
+from typing import Any, cast
+
+from bokeh.application import Application
+from bokeh.application.handlers import FunctionHandler
+from bokeh.document import Document
+from bokeh.server.server import BaseServer
+from bokeh.server.session import ServerSession
+from bokeh.server.tornado import BokehTornado
+from bokeh.server.views.doc_handler import DocHandler
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPServerRequest
+from tornado.ioloop import IOLoop
+from tornado.web import RequestHandler
+
+from convlens.errors import ArgumentError
+from convlens.views.live.address import Address
+from convlens.views.live.frame import frame, not_found
+from convlens.views.live.guard import Guard, Refused, safe_headers
+from convlens.views.live.session import Session
+from convlens.views.live.store import RunStore
+
+ASSETS = {
+    "/assets/live.js": ("live/live.js", "text/javascript; charset=utf-8"),
+    "/assets/live.css": ("live/live.css", "text/css; charset=utf-8"),
+    "/assets/panels.css": ("panels.css", "text/css; charset=utf-8"),
+}
+
+BOKEH = "/static/js/bokeh.min.js"
+
+PATHS = frozenset({"/", "/ws", "/favicon.ico", BOKEH, *ASSETS})
+"""Every path that is answered."""
+
+
+class LiveServer:
+    """Serves the page of some runs until it is stopped.
+
+    Args:
+        store: the runs.
+        address: where; a port of 0 becomes the one that the system chose.
+
+    Attributes:
+        address: where it is served.
+
+    Raises:
+        ArgumentError: if the address cannot be bound to.
+    """
+
+    def __init__(self, store: RunStore, address: Address) -> None:
+        loop = IOLoop.current()
+        try:
+            listening = _listen(address)
+        except OSError as error:
+            raise ArgumentError(
+                f"address={address.host!r} with port={address.port} cannot be served on "
+                f"({error.strerror}); give another --port, or 0 for a free one."
+            ) from error
+        self.address = replace(address, port=listening.getsockname()[1])
+        # Bokeh logs every connection; what concerns a user is printed by the command.
+        logging.getLogger("bokeh").setLevel(logging.WARNING)
+        pages = _Pages(store, self.address)
+        http = HTTPServer(pages)
+        http.add_socket(listening)
+        self._server = BaseServer(loop, pages, http)
+        self._server.start()
+
+    def run(self) -> None:
+        """Serve until `stop`, or until interrupted."""
+        self._server.io_loop.start()
+
+    def stop(self) -> None:
+        """Have `run` return; may be called from any thread."""
+        loop = self._server.io_loop
+        loop.add_callback(loop.stop)
+
+    def close(self) -> None:
+        """Answer nothing any more."""
+        self._server.stop()
+
+
+class _Pages(BokehTornado):
+    """Bokeh's application behind the guard."""
+
+    def __init__(self, store: RunStore, address: Address) -> None:
+        self.store, self.guard = store, Guard(address, PATHS)
+        origins = [f"{host}:{address.port}" for host in ("127.0.0.1", "localhost", "[::1]", "*")]
+        super().__init__(
+            Application(FunctionHandler(_session_maker(store))),
+            extra_websocket_origins=origins,  # the guard has looked at the origin before
+            extra_patterns=[(path, _Asset) for path in ASSETS],
+            use_index=False,
+            ico_path="none",
+            log_function=_silent,
+            include_headers=[],
+            include_cookies=["convlens-theme"],
+        )
+        self.add_handlers(".*", [("/", _Page, self._page_arguments())])
+        self.add_transform(safe_headers(address))
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:  # noqa: ANN401 — Tornado's delegate
+        refusal = self.guard.refusal(request)
+        if refusal is not None:
+            status, sentence = refusal
+            about = {"status": status, "sentence": sentence}
+            return self.get_handler_delegate(request, Refused, about)
+        return super().find_handler(request, **kwargs)
+
+    def _page_arguments(self) -> dict[str, Any]:
+        return {
+            "application_context": self._applications["/"],
+            "bokeh_websocket_path": "/ws",
+        }
+
+
+class _Page(DocHandler):
+    """The page itself."""
+
+    async def get(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401, ARG002 — Tornado's signature
+        pages = cast("_Pages", self.application)
+        given = self.get_query_argument("token", None)
+        if given is not None:
+            self._keep_token(pages.guard)
+            return
+        if not all(
+            pages.store.knows(key) for name in ("run", "compare") for key in self._keys(name)
+        ):
+            self.set_status(404)
+            self.write(not_found())
+            return
+        session: ServerSession = await cast(
+            "Any", self
+        ).get_session()  # Tornado's decorator hides what it gives
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.set_header("Cache-Control", "no-store")
+        self.write(frame(session.document, session.token))
+
+    def _keys(self, name: str) -> list[str]:
+        return [key for key in self.get_query_arguments(name, strip=False) if key]
+
+    def _keep_token(self, guard: Guard) -> None:
+        """Take the token out of the address, where it would be seen and kept, into a cookie."""
+        token = guard.address.token
+        if token:
+            self.set_cookie(guard.cookie, token, httponly=True, samesite="Strict", path="/")
+        rest = [
+            f"{name}={key}"
+            for name in ("run", "compare")
+            for key in self._keys(name)
+            if key.isalnum()
+        ]
+        self.redirect("/" + ("?" + "&".join(rest) if rest else ""))
+
+
+class _Asset(RequestHandler):
+    """One of the page's own files."""
+
+    def get(self) -> None:
+        name, kind = ASSETS[self.request.path]
+        self.set_header("Content-Type", kind)
+        self.set_header("Cache-Control", "no-cache")
+        self.write((files("convlens.views") / name).read_text(encoding="utf-8"))
+
+
+def _listen(address: Address) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listening = socket.create_server((address.host, address.port), family=family, backlog=128)
+    listening.setblocking(False)
+    return listening
+
+
+def _silent(_handler: RequestHandler) -> None:
+    """Requests are not logged: addresses hold names of runs, and the first one a token."""
+
+
+def _session_maker(store: RunStore) -> Callable[[Document], None]:
+    def make(document: Document) -> None:
+        Session(document, store)
+
+    return make

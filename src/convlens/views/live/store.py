@@ -1,0 +1,177 @@
+"""The runs that a page may show, by names that say nothing of where they lie."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from convlens.doctor import diagnose
+from convlens.errors import ConvlensError, RunError
+from convlens.records import Finding
+from convlens.runs import Run, RunInfo, list_runs, open_run
+from convlens.runs.follow import RunFollower
+from convlens.views.distances import Comparison, compare
+
+FRESH_S = 0.2
+"""A run is looked at once in this time, however many pages show it."""
+
+AGAIN_S = 10.0
+"""What takes long is worked out anew for a growing run after this time."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Look:
+    """A run as it was at a look.
+
+    Attributes:
+        follower: its state; the same object in every look.
+        version: another number whenever something is new.
+    """
+
+    follower: RunFollower
+    version: int
+
+
+class RunStore:
+    """The runs in some folders.
+
+    A run's key is a digest of its path: an address can name only what was found in a folder, so
+    there is nothing in it to climb out with.
+
+    Args:
+        places: folders that keep runs, and directories of runs.
+
+    Raises:
+        RunError: if one is neither.
+    """
+
+    def __init__(self, places: Sequence[Path]) -> None:
+        self._folders: list[Path] = []
+        self._single: list[Path] = []
+        for place in places:
+            self._add(place)
+        self._open: dict[str, _Followed] = {}
+        self._jobs: dict[Hashable, _Job[Any]] = {}
+        self._workers = ThreadPoolExecutor(1, "convlens view")
+
+    def _add(self, place: Path) -> None:
+        if (place / "run.db").is_file() or place.name == "run.db":
+            self._single.append(open_run(place).path)
+        elif place.is_dir() or not place.exists():
+            self._folders.append(place)
+        else:
+            raise RunError(
+                f"path={str(place)!r} is no folder; give the folder that keeps the runs, such as "
+                "runs, or the folder of one run."
+            )
+
+    def list(self) -> dict[str, RunInfo]:
+        """Every run by its key, oldest first."""
+        found = [info for folder in self._folders for info in _inside(folder)]
+        for path in self._single:
+            found += [info for info in list_runs(path.parent) if info.path.name == path.name]
+        found.sort(key=lambda info: (info.created, info.name))
+        return {key_of(info.path): info for info in found}
+
+    def knows(self, key: str) -> bool:
+        """Whether there is such a run."""
+        return key in self._open or key in self.list()
+
+    def look(self, key: str) -> Look:
+        """The run's state as of a moment ago.
+
+        Raises:
+            RunError: if there is no such run, or it cannot be read.
+        """
+        followed = self._open.get(key)
+        if followed is None:
+            info = self.list().get(key)
+            if info is None:
+                raise RunError("There is no such run any more; go back to the list of runs.")
+            followed = self._open[key] = _Followed(open_run(info.path))
+        return followed.look()
+
+    def findings(self, key: str) -> Sequence[Finding] | None:
+        """What the doctor sees in a run, None until it has looked: it reads every column."""
+        look = self.look(key)
+        return self._worked_out(("findings", key), (look.version,), partial(_diagnose, look))
+
+    def comparison(self, keys: tuple[str, str]) -> Comparison | None:
+        """How far two runs are apart, None until it is worked out."""
+        looks = self.look(keys[0]), self.look(keys[1])
+        versions = looks[0].version, looks[1].version
+        return self._worked_out(("comparison", *keys), versions, partial(_compare, *looks))
+
+    def _worked_out(self, what: Hashable, state: Hashable, work: Callable[[], T]) -> T | None:
+        """The newest result of slow work; begun anew where the runs have grown since."""
+        job: _Job[T] = self._jobs.setdefault(what, _Job())
+        if job.running is not None and job.running.done():
+            job.result, job.running = job.running.result(), None
+        due = job.state != state and time.monotonic() - job.begun > AGAIN_S
+        if job.running is None and due:
+            job.state, job.begun = state, time.monotonic()
+            job.running = self._workers.submit(work)
+        return job.result
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+
+
+@dataclass
+class _Job(Generic[T]):
+    """Slow work that is done beside the page."""
+
+    state: Hashable = None
+    begun: float = -float("inf")
+    running: Future[T] | None = None
+    result: T | None = None
+
+
+class _Followed:
+    """A run that some page shows."""
+
+    def __init__(self, run: Run) -> None:
+        self._follower = RunFollower(run)
+        self._at, self._version = -float("inf"), 0
+
+    def look(self) -> Look:
+        if time.monotonic() - self._at > FRESH_S:
+            self._version += self._follower.refresh()
+            self._at = time.monotonic()
+        return Look(self._follower, self._version)
+
+
+def key_of(path: Path) -> str:
+    """The key of a run's directory."""
+    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+
+
+def _inside(folder: Path) -> list[RunInfo]:
+    """The runs that lie in the folder itself, not those that a link leads out to."""
+    root = folder.resolve()
+    return [info for info in list_runs(folder) if info.path.resolve().parent == root]
+
+
+def _diagnose(look: Look) -> Sequence[Finding]:
+    try:
+        return diagnose(Run(look.follower.run.path).record())
+    except ConvlensError:
+        return []
+
+
+def _compare(a: Look, b: Look) -> Comparison:
+    try:
+        first, second = (Run(look.follower.run.path).record() for look in (a, b))
+    except ConvlensError as error:
+        return Comparison([], [str(error)])
+    names = a.follower.run.name, b.follower.run.name
+    return compare(first.layers, second.layers, names)
