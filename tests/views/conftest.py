@@ -27,8 +27,8 @@ def missing(what: str) -> None:
     pytest.skip(what)
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:  # not for longer: it keeps an event loop running
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         missing("Chromium is not installed (Debian: apt-get install chromium)")
