@@ -412,7 +412,8 @@ def test_of_many_confusions_the_worst_are_kept_in_bounded_memory() -> None:
         validation.add(output, y, torch.randn(50, 3, 90, 30, generator=generator))
         outputs.append(output)
         labels.append(y)
-        assert all(len(worst._held.x) <= 96 for worst in validation._small)
+        held = [len(w._held.x) for w in (validation._full, validation._top, validation._pairs)]
+        assert max(held) <= budget.N_PAIRS
     output, y = torch.cat(outputs), torch.cat(labels)
     losses, said = F.cross_entropy(output, y, reduction="none"), output.argmax(1)
     worst: dict[tuple[int, int], int] = {}
@@ -425,6 +426,9 @@ def test_of_many_confusions_the_worst_are_kept_in_bounded_memory() -> None:
     assert set(found.item.tolist()) == wanted
     assert found.images.shape == (len(wanted), 64, 21)
     assert validation.confusion(0, ()).counts.sum() == 12 * 49
+    full = validation.worst()
+    assert full.item.tolist() == losses.topk(5).indices.tolist()
+    assert full.x.shape == (5, 3, 90, 30)
 
 
 def test_sizes_of_small_images() -> None:
@@ -500,10 +504,12 @@ def test_a_compiled_model_is_followed_under_its_own_names(dls, compile_it) -> No
     model = cl.simple_cnn(1, 10, widths=(4,))
     if compile_it is None:
         model.compile(backend="eager")
-    learn = fit(dls, compile_it(model) if compile_it else model, 1)
+    model = compile_it(model) if compile_it else model
+    learn = fit(dls, model, 2, [cl.ActivationStats(), cl.Pictures()])
     run = cl.open_run(learn.run_path)
+    assert run.activation_stats["0.0"].columns.calls.tolist() == [1] * 4
     assert run.snapshot_layers(FeatureMaps) == ["0.0", "0.1", "1.0"]
-    assert run.snapshot_epochs(FeatureMaps, "0.0") == [-1, 0]
+    assert run.snapshot_epochs(FeatureMaps, "0.0") == [-1, 0, 1]
     assert run.meta["pictures"]["notes"] == []
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
-MAP_BYTES = 2 << 20
+MAP_BYTES = 4 << 20
 """Feature maps of all layers at one kept epoch."""
 
 KERNEL_BYTES = 1 << 20

@@ -81,11 +81,11 @@ class Worst:
         self._held = Judged(**{n: v[top] for n, v in _vectors(every).items()}, x=x)
         self._score = score[top]
 
-    def result(self) -> Judged | None:
+    def result(self, most: int | None = None) -> Judged | None:
         """The worst, the greatest loss first; None if there were none. This waits for a device."""
         if self._held is None:
             return None
-        kept = torch.nonzero(self._score >= 0)[:, 0] if self._per_pair else slice(None)
+        kept = torch.nonzero(self._score >= 0)[:most, 0] if self._per_pair else slice(most)
         parts = {f.name: getattr(self._held, f.name)[kept] for f in fields(Judged)}
         return Judged(**parts)
 
@@ -93,14 +93,11 @@ class Worst:
         """The loss where it is the largest of its confusion, below zero elsewhere."""
         known = (every.true >= 0) & (every.true < n_classes)
         wrong = known & (every.true != every.predicted)
-        loss, by_loss = every.loss.sort(descending=True, stable=True)
-        pairs, order = (every.true * n_classes + every.predicted)[by_loss].sort(stable=True)
-        first = torch.ones_like(pairs, dtype=torch.bool)
-        first[1:] = pairs[1:] != pairs[:-1]
-        score = torch.full_like(loss, -1.0)
-        chosen = by_loss[order]
-        score[chosen] = torch.where(first & wrong[chosen], every.loss[chosen], score)
-        return score
+        pair = torch.where(wrong, every.true * n_classes + every.predicted, 0)
+        score = torch.where(wrong, every.loss, -1.0)
+        best = score.new_full((n_classes * n_classes,), -1.0)
+        best.scatter_reduce_(0, pair, score, "amax")
+        return torch.where(score == best[pair], score, -1.0)
 
 
 class Confusions:
@@ -134,10 +131,10 @@ class Validation:
     """
 
     def __init__(self, n_worst: int) -> None:
-        self._n_seen, self._n_classes = 0, 0
-        self.worst = Worst(n_worst)
-        self._small = [Worst(budget.N_WORST, self._shrink)]
-        self._small.append(Worst(budget.N_PAIRS, self._shrink, per_pair=True))
+        self._n_seen, self._n_classes, self._n_worst = 0, 0, n_worst
+        self._top = Worst(max(n_worst, budget.N_WORST), self._shrink)
+        self._pairs = Worst(budget.N_PAIRS, self._shrink, per_pair=True)
+        self._full: Worst | None = None  # of images that are made smaller for the others
         self._confusions: Confusions | None = None
         self._shape: tuple[int, int] | None = None
 
@@ -146,13 +143,26 @@ class Validation:
         batch = judge(output, y, x, self._n_seen)
         self._n_seen += len(y)
         self._n_classes = output.shape[1]
-        if self._confusions is None and self._n_classes <= budget.MOST_CLASSES:
-            self._confusions = Confusions(self._n_classes, output.device)
-        if self._confusions is not None:
+        if self._n_classes <= budget.MOST_CLASSES:
+            self._confusions = self._confusions or Confusions(self._n_classes, output.device)
             self._confusions.add(batch)
         if x.ndim == 4:
-            for worst in (self.worst, *self._small):
-                worst.add(batch, self._n_classes)
+            self._add_images(batch)
+
+    def _add_images(self, batch: Judged) -> None:
+        if self._shape is None:
+            height, width = batch.x.shape[2:]
+            self._shape = small_size(height, width)
+            self._full = None if self._shape == (height, width) else Worst(self._n_worst)
+        self._top.add(batch, self._n_classes)
+        if self._full is not None:
+            self._full.add(batch, self._n_classes)
+        if self._confusions is not None:
+            self._pairs.add(batch, self._n_classes)
+
+    def worst(self) -> Judged | None:
+        """The worst of all at their full size, the greatest loss first; None without images."""
+        return (self._full or self._top).result(self._n_worst)
 
     @property
     def n_classes(self) -> int:
@@ -178,7 +188,8 @@ class Validation:
             classes: the classes' names.
             to_uint8: makes pictures of images as the network gets them.
         """
-        found = [part for worst in self._small if (part := worst.result()) is not None]
+        found = [self._top.result(budget.N_WORST), self._pairs.result()]
+        found = [part for part in found if part is not None]
         if not found:
             return None
         every = _joined(*found)
@@ -200,8 +211,7 @@ class Validation:
 
     def _shrink(self, x: Tensor) -> Tensor:
         """Images of at most 64 pixels a side; all of one validation have the first one's size."""
-        if self._shape is None:
-            self._shape = small_size(x.shape[2], x.shape[3])
+        assert self._shape is not None
         return x if x.shape[2:] == self._shape else F.adaptive_avg_pool2d(x.float(), self._shape)
 
 

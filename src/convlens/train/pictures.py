@@ -34,7 +34,7 @@ class Pictures(Callback):
     A model is run on the probes in evaluation and left as it was, so that training is the same to
     the last bit as without. What cannot be followed is left out, and the run's meta says so under
     ``"pictures"``. How much is kept is a function of the sizes, see `convlens.train.budget`: before
-    compression at most 2 MiB of feature maps and 1 MiB of kernels at a kept epoch, 8 MiB of
+    compression at most 4 MiB of feature maps and 1 MiB of kernels at a kept epoch, 8 MiB of
     effective fields and 16 MiB of mistakes in all (or 1.2 MiB at a kept epoch), besides the images.
 
     ``pictures`` holds the newest `Picture` of each name, ``snapshots`` the newest snapshot of each
@@ -182,7 +182,7 @@ class Pictures(Callback):
         return learn.n_epochs * n_bytes <= budget.MISTAKE_BYTES or learn.epoch in self._kept
 
     def _keep_worst(self, learn: Learner, validation: Validation) -> None:
-        found = validation.worst.result()
+        found = validation.worst()
         if found is None:
             return
         rows = zip(
