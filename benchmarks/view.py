@@ -8,11 +8,7 @@ whose width and mean drift, with the noise of counting, so that they compress as
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import resource
-import sqlite3
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,8 +22,9 @@ from convlens.records import Epoch, StepSeries
 from convlens.runs import RunWriter, create_run, open_run
 from convlens.runs.follow import RunFollower
 from convlens.sketch import CHUNK_BITS, BucketLayout, Columns, level_at
+from convlens.views.timeline import condense, grid_of, heat_of
 from convlens.watching.ledger import Ledger, Series, chunk_of
-from pairs import machine
+from pairs import finish, machine
 
 LAYOUT = BucketLayout()
 EPS = 0.05
@@ -35,6 +32,10 @@ CHANNELS = 64
 PER_CALL = 200_000  # values of a layer in one step
 N_SHAPES = 64  # distributions of a layer, from the first step to the last
 CHUNK = 1 << CHUNK_BITS
+STEPS_A_SECOND = 500
+POLLS_A_SECOND = 2
+
+Result = dict[str, object]
 
 
 class MadeUp:
@@ -58,12 +59,13 @@ class MadeUp:
             ]
         self.infos = infos
         self.rng = np.random.default_rng(0)
+        self.noise = self.rng.standard_normal((1 << 12, LAYOUT.size), np.float32)
         normal = np.sort(np.random.default_rng(1).standard_normal(200_000))
         widths = 2.0 ** np.linspace(-1, 3, N_SHAPES)
         edges = (LAYOUT.edges[None] - 0.1) / widths[:, None]
         shares = np.diff(np.searchsorted(normal, edges) / len(normal), axis=1)
         self.means = (shares * PER_CALL).astype(np.float32)
-        self.noise = np.sqrt(self.means)
+        self.spread = np.sqrt(self.means)
         self.widths = widths
         self.ledger.declare(infos)
 
@@ -80,8 +82,12 @@ class MadeUp:
             else:
                 self.ledger.show(level, chunk, columns)
             step = end
-        self.writer.write_steps(self._steps(first, min(step, stop)))
         self.ledger.wait()
+        self.writer.flush()
+
+    def write_steps(self, first: int, stop: int) -> None:
+        """The losses and hyperparameters of these steps."""
+        self.writer.write_steps(self._steps(first, stop))
         self.writer.flush()
 
     def close(self) -> None:
@@ -104,10 +110,11 @@ class MadeUp:
         time_ = first / max(self.n_steps, 1) * (N_SHAPES - 1)
         shape = (time_.astype(np.int64) + info.index) % N_SHAPES
         calls = last - first + 1
-        noise = self.rng.standard_normal((len(first), LAYOUT.size), np.float32)
-        counts = self.means[shape] * calls[:, None]
-        counts += noise * self.noise[shape] * np.sqrt(calls)[:, None].astype(np.float32)
-        counts = np.maximum(counts, 0).astype(np.int64)
+        at = int(self.rng.integers(0, len(self.noise) - CHUNK))
+        counts = self.noise[at : at + len(first)] * self.spread[shape]
+        counts *= np.sqrt(calls)[:, None].astype(np.float32)
+        counts += self.means[shape] * calls[:, None].astype(np.float32)
+        counts = np.maximum(counts, 0, out=counts).astype(np.int64)
         n = counts.sum(axis=1)
         none = np.zeros(len(first), np.int64)
         channels = 0 if info.quantity in ("update", "parameter") else CHANNELS
@@ -133,9 +140,179 @@ class MadeUp:
 
 def make_run(path: Path, n_steps: int = 100_000, n_layers: int = 50) -> Path:
     """Write a finished run; its folder."""
+    made_up = begin_run(path, n_steps, n_layers)
+    made_up.close()
+    return path
+
+
+def begin_run(path: Path, n_steps: int, n_layers: int) -> MadeUp:
+    """Write a run that may still grow."""
     made_up = MadeUp(create_run(directory=path), n_steps, n_layers)
     block = 1 << 13
     for first in range(0, n_steps, block):
-        made_up.grow(first, min(first + block, n_steps))
+        stop = min(first + block, n_steps)
+        made_up.grow(first, stop)
+        made_up.write_steps(first, stop)
+    made_up.writer.flush(wait=True)
+    return made_up
+
+
+def train(path: Path, n_steps: int, n_layers: int, ready: Event, over: Event) -> None:
+    """Write a run, then let it grow as a training does, until told that it is over.
+
+    Steps are written by 64, as `Recorder` does; what is watched every second, as `Sketchbook` does.
+    """
+    made_up = begin_run(path, n_steps, n_layers)
+    ready.set()
+    start, shown, step = time.perf_counter(), n_steps, n_steps
+    while not over.is_set():
+        made_up.write_steps(step, step + CHUNK)
+        step += CHUNK
+        if step - shown >= STEPS_A_SECOND:
+            made_up.grow(shown, step)
+            shown = step
+        over.wait(max(0.0, start + (step - n_steps) / STEPS_A_SECOND - time.perf_counter()))
     made_up.close()
-    return path
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def times_of(action: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of each call."""
+    found: list[float] = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        action()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def first_figures(path: Path, rounds: int) -> list[float]:
+    """The figures of all layers, by a follower that has read nothing yet."""
+    return times_of(lambda: RunFollower(open_run(path)).figures(), rounds)
+
+
+def first_history(path: Path, rounds: int) -> list[float]:
+    """One layer with its bucket counts, by a follower that has read nothing yet."""
+    return times_of(lambda: RunFollower(open_run(path)).history(-2), rounds)
+
+
+def first_curves(path: Path, rounds: int) -> list[float]:
+    """The losses of all steps, by a follower that has read nothing yet."""
+    return times_of(lambda: RunFollower(open_run(path)).curves(), rounds)
+
+
+def heat_map(path: Path, rounds: int) -> list[float]:
+    """What is drawn of a layer that has been read."""
+    history = RunFollower(open_run(path)).history(-2)
+
+    def draw() -> None:
+        grid = grid_of([history])
+        assert grid is not None
+        heat_of(condense(history, grid), grid)
+
+    return times_of(draw, rounds)
+
+
+def keep_up(path: Path, seconds: float) -> tuple[list[float], list[float], float]:
+    """Follow a run that grows, as a page that shows the matrix, one layer and the curves.
+
+    Returns:
+        The seconds of each refresh that found something new, of asking for everything afterwards,
+        and the share of a core that it took.
+    """
+    follower = RunFollower(open_run(path))
+
+    def ask() -> None:
+        follower.figures()
+        follower.history(-2)
+        follower.curves()
+
+    ask()
+    follower.refresh()
+    refreshes: list[float] = []
+    answers: list[float] = []
+    start, used = time.perf_counter(), time.process_time()
+    for turn in range(1, int(seconds * POLLS_A_SECOND) + 1):
+        time.sleep(max(0.0, start + turn / POLLS_A_SECOND - time.perf_counter()))
+        began = time.perf_counter()
+        if follower.refresh():
+            refreshes.append(time.perf_counter() - began)
+            answers += times_of(ask, 1)
+    share = (time.process_time() - used) / (time.perf_counter() - start)
+    return refreshes, answers, share
+
+
+# ---- the report ---------------------------------------------------------------------------------
+
+
+def say(title: str, times: list[float], target_s: float | None = None) -> Result:
+    """Print the median of some times and their quartiles, and whether a target is met."""
+    low, middle, high = np.percentile(times, [25, 50, 75])
+    line = f"  {title:<44} {middle * 1e3:8.1f} ms (quartiles {low * 1e3:.1f} to {high * 1e3:.1f}"
+    line += f", longest {max(times) * 1e3:.1f}; {len(times)} times)"
+    result: Result = {"title": title, "median_s": float(middle), "longest_s": max(times)}
+    if target_s is not None:
+        line += f", target {target_s * 1e3:g} ms: {'met' if middle <= target_s else 'missed'}"
+        result["target_s"] = target_s
+    print(line)
+    return result
+
+
+def measure_reading(path: Path, rounds: int) -> list[Result]:
+    """What a page waits for when it is opened."""
+    return [
+        say("first figures of all layers", first_figures(path, rounds), 0.4),
+        say("first history of one layer", first_history(path, rounds), 0.1),
+        say("first curves", first_curves(path, rounds)),
+        say("heat map of a layer that was read", heat_map(path, rounds), 0.03),
+    ]
+
+
+def measure_following(path: Path, seconds: float) -> list[Result]:
+    """What a page costs while it is open."""
+    refreshes, answers, share = keep_up(path, seconds)
+    print(f"  polled {POLLS_A_SECOND} times a second for {seconds:g} s: {share:.2%} of a core")
+    return [
+        say("refresh that found something new", refreshes, 0.015),
+        say("figures, a history and curves after it", answers),
+        {"title": "share of a core", "share": share, "target": 0.05},
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--layers", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of following a growing run")
+    arguments = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    ready, over = context.Event(), context.Event()
+    with tempfile.TemporaryDirectory() as base:
+        path = Path(base) / "run"
+        training = context.Process(
+            target=train, args=(path, arguments.steps, arguments.layers, ready, over)
+        )
+        start = time.perf_counter()
+        training.start()
+        try:
+            while not ready.wait(1.0):
+                if not training.is_alive():
+                    raise SystemExit("The run could not be written; see above.")
+            print(
+                f"{arguments.steps:,} steps of {arguments.layers} layers, written in "
+                f"{time.perf_counter() - start:.0f} s, growing by {STEPS_A_SECOND} steps a second; "
+                f"{machine()}"
+            )
+            results = measure_following(path, arguments.seconds)
+        finally:
+            over.set()
+            training.join()
+        results += measure_reading(path, arguments.rounds)
+    finish(results)
+
+
+if __name__ == "__main__":
+    main()
