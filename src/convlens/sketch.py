@@ -221,7 +221,7 @@ def merge_runs(columns: AnyColumns, starts: Ints) -> AnyColumns:
         if f.name not in merged:
             array = getattr(columns, f.name)
             wide = array.dtype if f.name in _SUMS else np.int64  # counts may lie in fewer bits
-            add = _add_wide if f.name == "counts" else np.add.reduceat
+            add = _add_wide if f.name == "counts" and array.shape[1] else np.add.reduceat
             merged[f.name] = add(array, starts, axis=0, dtype=wide)
     return type(columns)(**merged)
 
