@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from runs_data import (
+    LAYOUT,
     SMALL,
     assert_same,
     make_columns,
     make_epoch,
     make_steps,
     put,
+    start_python,
 )
 
+from convlens.errors import ArgumentError, LayerNotFoundError, RunError
 from convlens.histories import FIGURES, LayerHistory, LayerInfo
+from convlens.outlines import outline
 from convlens.records import StepCurves
-from convlens.runs import Run, create_run, join_run, open_run
-from convlens.runs.follow import RunFollower
+from convlens.runs import Run, RunWriter, create_run, join_run, open_run
+from convlens.runs.follow import SERIES, RunFollower
+from convlens.runs.pieces import Source
+from convlens.runs.schema import DATABASE
 from convlens.sketch import CHUNK_BITS, Columns, coarsen
 from convlens.watching.ledger import Ledger, chunk_of
 
@@ -199,3 +209,276 @@ def test_chunks_may_be_written_in_any_order(tmp_path: Path, seed: int) -> None:
         writer.close()
     follower.refresh()
     assert_follows(follower, run)
+
+
+# ---- what is read, and when ---------------------------------------------------------------------
+
+
+def write(writer: RunWriter, first: int, stop: int, layer: int = 0) -> None:
+    put(writer, layer, 0, at_steps(layer, first, stop))
+    writer.flush(wait=True)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[RunWriter]:
+    with create_run("follow", tmp_path) as made:
+        made.write_layers(LAYERS, SMALL, 0.05)
+        made.flush(wait=True)
+        yield made
+
+
+def spy_on_payloads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many chunks each call of `Source.payloads` gave."""
+    found: list[int] = []
+    whole = Source.payloads
+
+    def counted(self: Source, *arguments: object) -> Iterator[bytes]:
+        payloads = list(whole(self, *arguments))
+        found.append(len(payloads))
+        return iter(payloads)
+
+    monkeypatch.setattr(Source, "payloads", counted)
+    return found
+
+
+def test_only_what_has_changed_is_read(writer: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    for layer in range(2):
+        write(writer, 0, 1000, layer)
+    follower = RunFollower(open_run(writer.path))
+    follower.figures()
+    follower.history(0)
+    read = spy_on_payloads(monkeypatch)
+    write(writer, 960, 1010, 0)
+    assert follower.refresh()
+    assert read == [1, 1], "one chunk, for the figures and for the history"
+    read.clear()
+    write(writer, 1010, 1100, 1)
+    assert follower.refresh()
+    assert sum(read) == 3, "the open one and two more, for the figures"
+    read.clear()
+    writer.write_steps(make_steps(0, 5))
+    writer.flush(wait=True)
+    assert follower.refresh()
+    assert read == []
+    assert_follows(follower, open_run(writer.path))
+
+
+def test_nothing_new_is_false_also_when_files_change(writer: RunWriter) -> None:
+    write(writer, 0, 100)
+    follower = RunFollower(open_run(writer.path))
+    assert follower.refresh()
+    follower.figures()
+    assert not follower.refresh()
+    (writer.path / "run.db-wal").touch()
+    assert not follower.refresh()
+    version = follower.version
+    writer.write_epoch(make_epoch(0))
+    writer.flush(wait=True)
+    assert len(follower.epochs) == 0, "what was read last, until it is read again"
+    assert follower.refresh()
+    assert follower.version == version + 1
+    assert len(follower.epochs) == 1
+
+
+def test_files_that_did_not_change_are_not_opened(
+    writer: RunWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(writer, 0, 100)
+    writer.close()
+    for file in writer.path.iterdir():
+        os.utime(file, (1e9, 1e9))
+    follower = RunFollower(open_run(writer.path))
+    assert follower.refresh()
+    monkeypatch.setattr(Run, "transaction", lambda self: pytest.fail("it was opened"))
+    assert not follower.refresh()
+
+
+def test_what_was_read_in_between_is_news_for_the_next_refresh(writer: RunWriter) -> None:
+    follower = RunFollower(open_run(writer.path))
+    follower.refresh()
+    write(writer, 0, 10)
+    assert len(follower.history(0)) == 10
+    assert follower.refresh()
+
+
+def test_a_history_stays_what_it_was_when_more_is_read(writer: RunWriter) -> None:
+    write(writer, 0, 70)
+    follower = RunFollower(open_run(writer.path))
+    history, figures = follower.history(0), follower.figures()
+    before = history.counts.copy(), figures.values["mean"].copy()
+    put(writer, 0, 0, at_steps(7, 0, 70))
+    writer.flush(wait=True)
+    assert follower.refresh()
+    np.testing.assert_array_equal(history.counts, before[0])
+    np.testing.assert_array_equal(figures.values["mean"], before[1])
+    assert not np.array_equal(follower.history(0).counts, before[0])
+
+
+def test_the_newest_row_written_again_is_seen_though_its_rowid_is_the_same(
+    writer: RunWriter,
+) -> None:
+    run = open_run(writer.path)
+    follower = RunFollower(run)
+    for stop in (3, 4, 5):
+        write(writer, 0, stop)
+        assert follower.refresh()
+        assert_same(follower.history(0).columns, run.history(0).columns)
+        with closing(sqlite3.connect(run.path / DATABASE)) as database:
+            assert database.execute("SELECT rowid FROM columns").fetchall() == [(1,)]
+
+
+def test_updates_and_gradients(writer: RunWriter) -> None:
+    for quantity in ("gradient", "update", "parameter"):
+        writer.write_layers([LayerInfo(0, "w", "Parameter", quantity=quantity)], SMALL, 0.05)
+        put(writer, 0, 0, at_steps(len(quantity), 0, 80, channels=0), quantity)
+    writer.flush(wait=True)
+    run = open_run(writer.path)
+    follower = RunFollower(run)
+    np.testing.assert_array_equal(follower.update_history(0).ratio, run.update_history(0).ratio)
+    for quantity in ("gradient", "update", "parameter"):
+        assert_figures(follower, run, quantity)
+        assert np.isnan(follower.figures(quantity).values["dead"]).all()
+    assert_same(follower.history(-1, "gradient").columns, run.history(0, "gradient").columns)
+
+
+def test_a_run_without_anything_has_nothing(tmp_path: Path) -> None:
+    with create_run("empty", tmp_path) as writer:
+        follower = RunFollower(open_run(writer.path))
+        assert follower.refresh()
+        assert (len(follower.epochs), len(follower.layers()), len(follower.curves(5))) == (0, 0, 0)
+        figures = follower.figures()
+        assert (len(figures), len(figures.layers)) == (0, 0)
+        assert {values.shape for values in figures.values.values()} == {(0, 0)}
+        with pytest.raises(LayerNotFoundError):
+            follower.history(0)
+        with pytest.raises(ArgumentError, match="points=0 leaves nothing"):
+            follower.curves(0)
+
+
+def test_another_run_in_the_same_folder_is_read_from_its_beginning(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    follower = None
+    for seed in range(3):
+        with create_run(directory=folder) as writer:
+            writer.write_layers(LAYERS, SMALL, 0.05)
+            put(writer, 0, 0, at_steps(seed, 0, 100 - seed))
+        run = open_run(folder)
+        follower = follower or RunFollower(run)
+        follower.refresh()
+        assert_follows(follower, run)
+        kept = folder / DATABASE
+        kept.rename(tmp_path / f"kept-{seed}.db")  # its number in the file system stays taken
+
+
+def test_a_run_that_is_gone_is_a_sentence_and_what_was_read_stays(writer: RunWriter) -> None:
+    write(writer, 0, 10)
+    follower = RunFollower(open_run(writer.path))
+    follower.figures()
+    writer.close()
+    file = writer.path / DATABASE
+    file.rename(file.with_name("elsewhere.db"))
+    with pytest.raises(RunError, match=r"run\.db' cannot be opened"):
+        follower.refresh()
+    assert len(follower.figures()) == 10
+    file.with_name("elsewhere.db").rename(file)
+    assert follower.refresh(), "its writer has closed it"
+    assert len(follower.figures()) == 10
+
+
+def test_a_run_of_the_first_version_is_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "old-0001"
+    folder.mkdir()
+    dump = (Path(__file__).parent / "schema_1.sql").read_text(encoding="utf-8")
+    with closing(sqlite3.connect(folder / DATABASE)) as database:
+        database.executescript(dump)
+    run = open_run(folder)
+    follower = RunFollower(run)
+    assert_follows(follower, run)
+
+
+def test_a_writer_can_be_killed_and_can_close(tmp_path: Path) -> None:
+    source = (
+        "import sys; from runs_data import *; from convlens.runs import create_run\n"
+        "from convlens.histories import LayerInfo\n"
+        "writer = create_run(directory=sys.argv[1])\n"
+        "writer.write_layers([LayerInfo(0, 'a', 'Conv2d')], LAYOUT, 0.05)\n"
+        "for line in sys.stdin:\n"
+        "    put(writer, 0, 0, make_columns(0, int(line))); writer.flush(wait=True)\n"
+        "    print(flush=True)\n"
+        "writer.close()\n"
+    )
+    for kill in (True, False):
+        folder = tmp_path / f"run-{kill}"
+        process = start_python(source, str(folder))
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        follower = None
+        for n in (10, 100, 200):
+            print(n, file=process.stdin, flush=True)
+            process.stdout.readline()
+            run = open_run(folder)
+            follower = follower or RunFollower(run)
+            follower.refresh()
+            assert len(follower.history(0)) == n
+        process.kill() if kill else process.stdin.close()
+        process.wait()
+        follower.refresh()
+        assert_follows(follower, open_run(folder))
+        if not kill:
+            assert sorted(p.name for p in folder.iterdir()) == [DATABASE], "closed into one file"
+        process.stdin.close()
+        process.stdout.close()
+        process.stderr.close()
+
+
+# ---- memory -------------------------------------------------------------------------------------
+
+
+def kept_bytes(value: object, seen: set[int]) -> int:
+    """Bytes of the arrays that an object holds."""
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(kept_bytes(part, seen) for part in value.values())
+    if isinstance(value, (list, tuple)):
+        return sum(kept_bytes(part, seen) for part in value)
+    return kept_bytes(vars(value), seen) if hasattr(value, "__dict__") else 0
+
+
+def test_what_is_kept_of_4096_columns_is_bounded(tmp_path: Path) -> None:
+    n_layers = SERIES + 2
+    infos = [LayerInfo(i, str(i), "Conv2d") for i in range(n_layers)]
+    with create_run("long", tmp_path) as writer:
+        writer.write_layers(infos, LAYOUT, 0.05)
+        for info in infos:
+            put(writer, info.index, 0, make_columns(0, 4096, channels=64))
+        writer.flush(wait=True)
+        follower = RunFollower(open_run(writer.path))
+        follower.figures()
+        assert kept_bytes(follower._state.figures, set()) < n_layers * 0.4e6
+        for info in infos:
+            follower.history(info.index)
+        assert list(follower._state.series) == [("activation", i) for i in range(2, n_layers)]
+        assert kept_bytes(follower._state.series, set()) < SERIES * 4e6
+        assert len(follower._built) == 1, "only one of them at its full width of 25 MB"
+
+
+def test_columns_without_counts_say_so() -> None:
+    history = LayerHistory(LAYERS[0], outline(make_columns(0, 5)), LAYOUT)
+    assert np.isfinite(history.std).all()
+    expected = r"The history of 'a' came without its bucket counts.* ask the run for"
+    for ask in (
+        lambda: history.counts,
+        lambda: history.zeros,
+        lambda: history.nonpositive,
+        lambda: history.quantile(0.5),
+        lambda: history.rebin([0, 1]),
+        lambda: history.share_below(1.0),
+        lambda: history.min_bucket,
+    ):
+        with pytest.raises(ArgumentError, match=expected):
+            ask()

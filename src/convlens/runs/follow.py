@@ -291,7 +291,7 @@ def _changes(old: _State, new: _State, sources: Sequence[Source], quantity: str)
         now = new.rows[source.file, quantity]
         newest = old.newest.get(source.file)
         changed = before ^ now
-        if newest is not None and newest != new.newest[source.file]:
+        if newest is not None and not source.holds(*newest):
             changed |= {row for row in before if row[3] == newest[0]}
         if changed and not source.in_blocks:
             return None

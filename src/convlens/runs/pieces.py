@@ -110,6 +110,12 @@ class Source:
                 "SELECT rowid, payload FROM columns ORDER BY rowid DESC LIMIT 1"
             ).fetchone()
 
+    def holds(self, rowid: int, payload: bytes) -> bool:
+        """Whether the row of this rowid has this payload."""
+        with explained(self.file):
+            found = self.database.execute("SELECT payload FROM columns WHERE rowid = ?", (rowid,))
+            return found.fetchone() == (payload,)
+
     def payloads(
         self, info: LayerInfo, blocks: frozenset[int] | None, level: int
     ) -> Iterator[bytes]:
