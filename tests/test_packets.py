@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from convlens.errors import RunError
-from convlens.packets import pack, unpack
+from convlens.packets import pack, unpack, unpack_heads
 
 PLAIN = st.sampled_from(["?", "i1", "u1", "<i2", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"])
 
@@ -91,3 +92,67 @@ def test_what_is_no_packet_is_a_sentence(payload: bytes, words: str) -> None:
     assert words in text
     assert text.startswith(f"A packet of arrays ({len(payload)} bytes) cannot be decoded (")
     assert text.endswith("; the record is damaged there. Restore run.db from a copy.")
+
+
+# ---- many at once, but for their last array -----------------------------------------------------
+
+
+def heads_of(payloads: list[bytes]) -> tuple[dict[int, dict[str, np.ndarray]], list[int]]:
+    """The arrays of each packet, and those without."""
+    groups, others = unpack_heads(payloads, "last")
+    found = {
+        row: {name: array[i] for name, array in group.arrays.items()}
+        for group in groups
+        for i, row in enumerate(group.rows)
+    }
+    return found, others
+
+
+def test_the_first_arrays_of_many_packets_are_those_of_each() -> None:
+    rng = np.random.default_rng(0)
+    packets = [
+        {
+            "floats": rng.normal(size=(3, width)),
+            "none": np.zeros((0, 2), np.int16),
+            "flags": rng.random(7) < 0.5,
+            "last": rng.integers(0, 99, (int(rng.integers(0, 9)), 3)),
+        }
+        for width in (2, 0, 2, 700, 2)
+    ]
+    packets.insert(1, {"last": np.zeros(3)})
+    packets.insert(3, {"last": np.zeros(3), "more": np.zeros(2)})
+    payloads = [pack(packet) for packet in packets]
+    assert len(unpack_heads(payloads, "last")[0]) == 3, "as many as there are widths"
+    found, others = heads_of(payloads)
+    assert others == [1, 3], "one with nothing before the last, one with another last"
+    assert sorted(found) == [0, 2, 4, 5, 6]
+    for row, arrays in found.items():
+        assert [*arrays, "last"] == list(packets[row])
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, packets[row][name])
+            assert array.dtype == packets[row][name].dtype
+    assert heads_of([]) == ({}, [])
+
+
+def test_what_follows_the_first_arrays_is_not_inflated() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, 10**6, np.uint8)
+    whole = pack({"x": np.arange(5), "last": noise})
+    found, _ = heads_of([whole[:40_000]])
+    assert found[0]["x"].tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("payload", "words"),
+    [
+        (b"", "unpack_from requires"),
+        (b"nonsense", "incorrect header check"),
+        (pack({"x": np.arange(9), "last": np.zeros(2)})[:45], "it is cut off"),
+        (raw_packet([["x", "|O", [1]], ["last", "|u1", [0]]]), "x holds |O, not plain numbers"),
+        (raw_packet([["x", "<i8", [-1]], ["last", "|u1", [0]]]), "x of shape [-1] cannot be"),
+        (raw_packet([["x", "<i8", [9]], ["last", "|u1", [0]]]), "it is cut off"),
+    ],
+)
+def test_damaged_first_arrays_are_a_sentence(payload: bytes, words: str) -> None:
+    expected = re.escape(f"A packet of arrays ({len(payload)} bytes) cannot be decoded (")
+    with pytest.raises(RunError, match=expected + ".*" + re.escape(words)):
+        unpack_heads([payload], "last")

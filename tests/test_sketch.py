@@ -386,3 +386,12 @@ def test_packets_that_are_no_chunk(changes: dict[str, np.ndarray | None], words:
         match=rf"A chunk of sketch columns \(.* cannot be decoded \(.*{words}.*Restore run",
     ):
         decode(payload)
+
+
+def test_a_group_of_one_is_that_column_whatever_is_merged_beside_it() -> None:
+    values = [[0.1, 0.7, 1 / 3], [1e-3, 5.0], [2.0], [0.3, 0.1]]
+    columns = replace(sketches(values), first_step=np.array([0, 1, 2, 4]))
+    merged = coarsen(columns, 1)
+    assert merged.first_step.tolist() == [0, 2, 4]
+    for name in ("mean", "m2", "counts"):
+        np.testing.assert_array_equal(getattr(merged, name)[1:], getattr(columns, name)[2:])
