@@ -262,7 +262,13 @@ META = {
     "model": {"n_parameters": 52_768},
     "summary": {
         "rows": [
-            {"name": "0.0", "kind": "Conv2d", "output_shape": [8, 14, 14], "problem": None},
+            {
+                "name": "0.0",
+                "kind": "Conv2d",
+                "output_shape": [8, 14, 14],
+                "depth": 2,
+                "stride": None,
+            },
             {"name": "1.0", "kind": "Conv2d"},
         ]
     },
@@ -355,7 +361,11 @@ def evil_panels(live: bool) -> str:
         info(EVIL, EVIL, EVIL, 2, **{EVIL: 0.5}),
         RunInfo(Path("x"), EVIL, "", "unreadable", 0, problem=EVIL),
     ]
-    meta = {"status": EVIL, "error": EVIL, "summary": {"rows": [{"name": EVIL, EVIL: EVIL}]}}
+    meta = {
+        "status": EVIL,
+        "error": EVIL,
+        "summary": {"rows": [{"name": EVIL, "kind": EVIL, EVIL: EVIL}]},
+    }
     epochs = [Epoch(0, 0, 1, 0.1, 0.1, {EVIL: 0.5}, 1.0)]
     finding = Finding(EVIL, EVIL, EVIL, EVIL, 3)
     return "".join(

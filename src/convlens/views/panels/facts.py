@@ -10,6 +10,7 @@ from convlens.records import Epoch, Finding
 from convlens.views import words
 from convlens.views.markup import duration, label, plain, text
 from convlens.views.panels.elements import button, figures, note, panel
+from convlens.views.tables import FIRST
 
 QUIET_S = 60.0
 """A run that is not closed and was not written to for so long may have been cut off."""
@@ -77,12 +78,13 @@ def state_of(
 
 
 def facts_of_layer(meta: Mapping[str, Any], layer: str) -> str:
-    """The chosen layer's row of the model's summary."""
+    """The chosen layer's row of the model's summary: what the table has first."""
     summary = meta.get("summary")
     rows = summary.get("rows") if isinstance(summary, dict) else None
     for row in rows if isinstance(rows, list) else []:
         if isinstance(row, dict) and row.get("name") == layer:
-            told = ((label(k), plain(v)) for k, v in row.items() if v not in (None, "", []))
+            keys = [key for key in FIRST if row.get(key) not in (None, "", [])]
+            told = ((label(key), plain(row[key])) for key in keys)
             return panel("layer-facts", figures(told, "small"))
     return panel("layer-facts", note(NO_ROW))
 

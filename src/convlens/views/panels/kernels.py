@@ -28,8 +28,8 @@ NOT_FINITE = "These kernels hold NaN or infinite values: the network had diverge
 
 MOST_TILES = 64
 
-MOST_COLUMNS = 16
-"""Up to so many planes of an output channel are a row."""
+IN_A_ROW = 8
+"""So many planes of an output channel are a row; of fewer, all of them."""
 
 
 def kernels(
@@ -85,7 +85,9 @@ def _planes(kept: Kernels, reach: float, channel: int | None) -> tuple[str, str]
         reads = o // per_group * kept.shape[1] + i
         shot = picture(_plane(kept, o, i, reach), f"kernel from channel {reads} to channel {o}")
         made.append(tile(shot, f"out <b>{o}</b>, in <b>{reads}</b>", _chosen(o, channel)))
-    columns = n_in if 1 < n_in <= MOST_COLUMNS else 0
+    columns = n_in if 1 < n_in < IN_A_ROW else 0
+    if n_in % IN_A_ROW == 0:
+        columns = IN_A_ROW
     return tiles(made, "small", columns), _rest(n_out * n_in, len(places))
 
 

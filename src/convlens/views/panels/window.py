@@ -37,7 +37,10 @@ MOST_CHANNELS = 3
 FLOAT32 = 1e-5
 """The network's own rounding, as a share of the products' size."""
 
-NO_KERNELS = "The kernels of this layer were not kept, so its products cannot be worked out."
+NO_KERNELS = (
+    "The sliding window needs a convolution's kernels, its feature maps and the probe images, and "
+    "not all of them were kept of this layer."
+)
 NOT_FIRST = (
     "The sliding window is shown where a convolution reads the network's own input; this layer "
     "reads the output of another one."
