@@ -1,50 +1,68 @@
-"""Makes the pictures of the README and the docs from a real run: `python docs/pictures.py RUN`.
+"""Makes every picture of the README and the docs from real runs: `python docs/pictures.py [RUN]`.
 
-Needs Chromium and the package's extra `test`. RUN is a run of `make demo`.
+RUN is the folder of a run of `make demo`; without it the demo is trained first. `--only` names
+what to make. Needs Chromium and the package's extra `test`; takes about two minutes on two cores.
 """
 
 from __future__ import annotations
 
-import shutil
+import argparse
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+import picture_files as files
+import pictures_before_training
+import pictures_while_training
+from playwright.sync_api import Page
 
 import convlens as cl
 
-IMAGES = Path(__file__).parent / "images"
-QUIET = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+DEMO = "train mnist --epochs 5 --lr 0.1 --batch-size 512 --norm batch --json"
+PARTS = ("before-training", "while-training", "report")
 
 
-def shoot(page: Page, first: str, last: str, out: Path) -> None:
-    """A picture from the top of one element to the bottom of another."""
-    top, bottom = (page.locator(name).bounding_box() for name in (first, last))
-    assert top is not None
-    assert bottom is not None
-    height = bottom["y"] + bottom["height"] - top["y"]
-    page.screenshot(
-        path=out,
-        full_page=True,
-        clip={"x": top["x"], "y": top["y"], "width": top["width"], "height": height},
-    )
+def demo(folder: Path) -> Path:
+    """Train what `make demo` trains; the run's folder."""
+    command = [sys.executable, "-m", "convlens", *DEMO.split(), "--out", str(folder)]
+    subprocess.run(command, check=True)
+    return next(folder.iterdir())
 
 
-def main() -> None:
-    """Draw the report of a run."""
-    report = cl.report(sys.argv[1]).resolve()
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
-        page = browser.new_page(viewport={"width": 1280, "height": 14000})
-        page.goto(report.as_uri())
+def shoot_report(run: Path) -> None:
+    """Part of the report, for the README."""
+
+    def wait(page: Page) -> None:
         for plot in page.locator("#layers .plot, #layer-0 .plot").all():
             plot.locator("canvas").first.wait_for()
         page.wait_for_function("!document.querySelector('#layer-0 .bk-loading')")
-        shoot(page, "#layers", "#layer-0", IMAGES / "report.png")
-        browser.close()
+
+    with tempfile.TemporaryDirectory() as folder, files.chromium() as browser:
+        page = cl.report(run, Path(folder) / "report.html")
+        files.screenshot(
+            browser, page.as_uri(), "report",
+            size=(1280, 14000), prepare=wait, first="#layers", last="#layer-0",
+        )  # fmt: skip
+
+
+def main() -> None:
+    """Draw all that was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, nargs="?", help="a run of make demo")
+    parser.add_argument("--only", choices=PARTS, action="append", help="what to make")
+    arguments = parser.parse_args()
+    parts = arguments.only or PARTS
+    if "before-training" in parts:
+        pictures_before_training.draw()
+    if set(parts) == {"before-training"}:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run = arguments.run or demo(Path(folder))
+        if "while-training" in parts:
+            pictures_while_training.draw(cl.open_run(run))
+        if "report" in parts:
+            shoot_report(run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes the pictures of docs/before-training.md: `python docs/pictures_before_training.py`.
+"""The pictures of docs/before-training.md; see docs/pictures.py.
 
 Trains two small networks on the embedded MNIST, which takes about a minute on two cores. The
 photograph is that of Grace Hopper which comes with matplotlib (U. S. Navy, public domain).
@@ -6,33 +6,22 @@ photograph is that of Grace Hopper which comes with matplotlib (U. S. Navy, publ
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import matplotlib as mpl
+import matplotlib.pyplot as plt
+import picture_files
 import torch
+from matplotlib.axes import Axes
+from matplotlib.cbook import get_sample_data
+from matplotlib.figure import Figure
 from torch import nn
 
 import convlens as cl
 from convlens.geometry import kernels
 from convlens.plots import show_tiles
 
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.cbook import get_sample_data
-from matplotlib.figure import Figure
-
-IMAGES = Path(__file__).parent / "images" / "before-training"
-
 
 def save(drawn: Axes | list[Axes] | Figure, name: str) -> None:
     """Write a picture and close its figure."""
-    if isinstance(drawn, list):
-        drawn = drawn[0]
-    figure = drawn if isinstance(drawn, Figure) else drawn.figure
-    figure.savefig(IMAGES / f"{name}.png", dpi=130, bbox_inches="tight", pad_inches=0.08)
-    plt.close(figure)
+    picture_files.save(drawn, f"before-training/{name}")
 
 
 def photograph(size: tuple[int, int] | None = None) -> torch.Tensor:
@@ -127,9 +116,8 @@ def draw_network() -> None:
     save(cl.show_features(model, x[y == 7][0], "0.1", columns=8), "features")
 
 
-def main() -> None:
-    """Draw all of them."""
-    IMAGES.mkdir(parents=True, exist_ok=True)
+def draw() -> None:
+    """All of them."""
     draw_kernels()
     draw_positions()
     save(cl.show_planes(photograph()), "planes")
@@ -138,7 +126,3 @@ def main() -> None:
     draw_field()
     draw_network()
     draw_effective()
-
-
-if __name__ == "__main__":
-    main()

@@ -4,14 +4,20 @@ import doctest
 import re
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import pytest
+
 DOCS = Path(__file__).parents[1] / "docs"
-STATEMENTS = {*range(1, 10), *range(13, 20), 21, 22}
+PAGES = {  # the chapter's statements that each page shows
+    "before-training.md": {*range(1, 10), *range(13, 20), 21, 22},
+    "while-training.md": {11, 20, *range(23, 28), 29, 30, *range(33, 41)},
+}
+FEWEST_LINES = {"before-training.md": 60, "while-training.md": 50}
 
 
-def test_the_page_on_what_is_true_before_training_gives_what_it_says():
-    import matplotlib.pyplot as plt
-
-    text = (DOCS / "before-training.md").read_text("utf-8")
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_gives_what_it_says(page):
+    text = (DOCS / page).read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}  # the blocks go on from one another
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.REPORT_NDIFF)
@@ -22,17 +28,18 @@ def test_the_page_on_what_is_true_before_training_gives_what_it_says():
         names = test.globs
         plt.close("all")
     assert runner.failures == 0, "".join(said)
-    assert runner.tries > 60
+    assert runner.tries > FEWEST_LINES[page]
 
 
-def test_every_statement_has_an_example_on_the_page():
-    text = (DOCS / "before-training.md").read_text("utf-8")
+@pytest.mark.parametrize("page", PAGES)
+def test_every_statement_has_an_example_on_its_page(page):
+    text = (DOCS / page).read_text("utf-8")
     parts = re.split(r"<!-- statements ([\d, ]+) -->", text)[1:]
     shown = set()
     for numbers, part in zip(parts[::2], parts[1::2], strict=True):
         assert ">>> " in part
         shown |= {int(number) for number in numbers.split(",")}
-    assert shown == STATEMENTS
+    assert shown == PAGES[page]
 
 
 def test_every_picture_of_the_docs_is_there():

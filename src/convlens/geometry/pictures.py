@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from convlens.errors import ArgumentError, LayerNotFoundError, find_layer
 from convlens.geometry import arithmetic, shapes
 from convlens.geometry.effective import evaluation
-from convlens.geometry.fields import receptive_field
+from convlens.geometry.fields import ReceptiveFields, receptive_field
 from convlens.geometry.kernels import CHANNEL_NAMES
 from convlens.geometry.training_memory import check_count
-from convlens.plots import show_places, show_rectangle, show_tiles
+from convlens.plots import show_mosaics, show_places, show_rectangle, show_tiles
+from convlens.plots.grids import MOST_LAYERS, panel_axes, say_left_out
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -91,7 +92,7 @@ def show_kernels(
 def show_features(
     model: nn.Module,
     image: Tensor,
-    layer: str | int,
+    layer: str | int | None = None,
     *,
     most: int = 32,
     columns: int | None = None,
@@ -105,18 +106,24 @@ def show_features(
     Args:
         model: any module that takes one tensor (N, C, H, W).
         image: (C, H, W), or (1, C, H, W), as the model gets it (normalized, that is).
-        layer: a module's name, or an index among the modules that run.
-        most: maps to draw at most, the first.
-        columns: maps in a row; None for a grid about twice as wide as high.
+        layer: a module's name, or an index among the modules that run; None draws all modules
+            without children that give feature maps, a panel for each, with a scale of its own.
+        most: maps to draw at most, the first of each layer.
+        columns: maps in a row, or panels; None for a grid about twice as wide as high.
         figure: where to draw; a new one if None.
 
+    Returns:
+        The maps' axes, or the layers' in the order in which they run.
+
     Raises:
-        LayerNotFoundError: if no module that runs has this name or index.
+        LayerNotFoundError: if no module that runs has this name or index, or none gives maps.
         ArgumentError: if the layer's output is not (N, C, H, W), the image is not one, or ``most``
             is below 1.
     """
     check_count("most", most, 1)
     outputs = _outputs(model, _batch_of_one(image))
+    if layer is None:
+        return _show_all_features(model, outputs, most, columns, figure)
     name = list(outputs)[find_layer(layer, list(outputs))]
     maps = outputs[name]
     if maps.dim() != 4:
@@ -135,34 +142,110 @@ def show_features(
     )
 
 
+def _show_all_features(
+    model: nn.Module,
+    outputs: Mapping[str, Tensor],
+    most: int,
+    columns: int | None,
+    figure: Figure | None,
+) -> list[Axes]:
+    leaves = _leaves(model)
+    maps = {
+        f"{name}, {shapes.times(tuple(output.shape[1:]))}": output[0, :most].float().cpu().numpy()
+        for name, output in outputs.items()
+        if name in leaves and output.dim() == 4
+    }
+    if not maps:
+        raise LayerNotFoundError("model has no layer that gives feature maps (N, C, H, W).")
+    return show_mosaics(maps, columns=columns, figure=figure)
+
+
+@overload
 def show_field(
     model: nn.Module,
     image: Tensor,
     layer: str | int,
-    unit: Sequence[int],
+    unit: Sequence[int] | None = None,
     ax: Axes | None = None,
-) -> Axes:
+) -> Axes: ...
+
+
+@overload
+def show_field(
+    model: nn.Module,
+    image: Tensor,
+    layer: None = None,
+    unit: None = None,
+    ax: None = None,
+    *,
+    figure: Figure | None = None,
+) -> list[Axes]: ...
+
+
+def show_field(
+    model: nn.Module,
+    image: Tensor,
+    layer: str | int | None = None,
+    unit: Sequence[int] | None = None,
+    ax: Axes | None = None,
+    *,
+    figure: Figure | None = None,
+) -> Axes | list[Axes]:
     """Draw the part of an image that a unit sees.
 
     Args:
         model: any module that takes one tensor (N, C, H, W).
         image: (1, H, W) or (3, H, W), from 0 to 1; its size is the input's. A grey one does for a
             model of colour images, and the other way round.
-        layer: a module's name, or an index among the modules that run.
-        unit: (row, column) on the layer's grid.
-        ax: where to draw; a new figure if None.
+        layer: a module's name, or an index among the modules that run; None draws a panel for each
+            layer where the field or the grid changes.
+        unit: (row, column) on the layer's grid; None for the middle one.
+        ax: where to draw one layer; a new figure if None.
+        figure: where to draw all layers; a new one if None.
+
+    Returns:
+        The axes of one layer, or a list with those of each, in the order in which they run.
 
     Raises:
         LayerNotFoundError: if there is no such layer, with the closest names.
-        ArgumentError: if the image does not fit, the field is unknown, or the unit lies outside.
+        ArgumentError: if the image does not fit, the field is unknown, the unit lies outside, or
+            ``unit`` or ``ax`` is given without a layer.
     """
     picture = _picture(image)
     shapes.check_model(model)
-    place = tuple(unit) if isinstance(unit, Sequence) else (unit,)  # pyright: ignore[reportUnnecessaryIsInstance]
     n_in = _input_channels(model, len(image))
     fields = receptive_field(model, (1, n_in, *image.shape[1:]))
-    rectangle = fields.rectangle(layer, *place)
+    if layer is not None:
+        return _draw_field(picture, fields, layer, unit, ax)
+    if unit is not None or ax is not None:
+        raise ArgumentError(
+            "unit and ax are for one layer; name it, or give figure= for a panel of each."
+        )
+    chosen = _growing(model, fields)
+    if not chosen:
+        raise LayerNotFoundError("model has no layer with a receptive field in two dimensions.")
+    shown = chosen[:MOST_LAYERS]
+    grid = panel_axes(len(shown), image.shape[1] / image.shape[2], figure)
+    say_left_out(grid, len(chosen))
+    for panel, name in zip(grid, shown, strict=True):
+        _draw_field(picture, fields, name, None, panel)
+        panel.set_title(panel.get_title(), fontsize=7)
+        panel.set_axis_off()
+    return grid
+
+
+def _draw_field(
+    picture: NDArray[np.floating],
+    fields: ReceptiveFields,
+    layer: str | int,
+    unit: Sequence[int] | None,
+    ax: Axes | None,
+) -> Axes:
     field = fields[layer]
+    if unit is None:
+        unit = tuple(n // 2 for n in field.grid)
+    place = tuple(unit) if isinstance(unit, Sequence) else (unit,)  # pyright: ignore[reportUnnecessaryIsInstance]
+    rectangle = fields.rectangle(layer, *place)
     if rectangle is None:
         seen = "sees padding only"
     else:
@@ -175,6 +258,26 @@ def show_field(
     box = None if rectangle is None else (rectangle[0], rectangle[1])
     where = f"unit {', '.join(map(str, place))} of {shapes.times(field.grid)}"
     return show_rectangle(picture, box, f"{field.name or 'the model'}, {where}\n{seen}", ax)
+
+
+def _growing(model: nn.Module, fields: ReceptiveFields) -> list[str]:
+    """The layers whose units see something else than those of the layer before."""
+    leaves = _leaves(model)
+    chosen: list[str] = []
+    before: object = None
+    for name, field in fields.items():
+        if name not in leaves or len(field.grid) != 2 or field.unknown:
+            continue
+        if (now := (field.size, field.grid)) != before:
+            chosen.append(name)
+        before = now
+    return chosen
+
+
+def _leaves(model: nn.Module) -> set[str]:
+    """The names of the modules without children."""
+    inner = getattr(model, "_orig_mod", model)
+    return {name for name, module in inner.named_modules() if not any(module.children())}
 
 
 def show_positions(

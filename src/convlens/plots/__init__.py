@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from convlens.plots.curves import POINTS, plot_loss, plot_sched
 from convlens.plots.geometry import show_effective_field, show_matrix
-from convlens.plots.grids import show_places, show_rectangle, show_tiles
+from convlens.plots.grids import show_mosaics, show_places, show_rectangle, show_tiles
 from convlens.plots.layers import color_dim, plot_layer_stats
 from convlens.plots.multiples import color_dim_all, plot_layer_stats_all
 from convlens.plots.pictures import show_images
@@ -38,6 +38,7 @@ __all__ = [
     "show_effective_field",
     "show_images",
     "show_matrix",
+    "show_mosaics",
     "show_places",
     "show_rectangle",
     "show_tiles",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,10 @@ Array = NDArray[np.floating]
 TILE_IN = 1.15  # width of a tile in a new figure, inches
 FEW_PIXELS = 16  # up to so many, a kernel's numbers are written into it
 CAPTION_PT = 8.0
+PANEL_IN = 2.3  # width of a panel that shows a whole layer, inches
+
+MOST_LAYERS = 60
+"""So many panels one figure holds at most: with more, none of them could be read."""
 
 
 def show_tiles(
@@ -87,6 +91,83 @@ def show_tiles(
     if title:
         figure.suptitle(title, fontsize=CAPTION_PT + 3, parse_math=False)
     return axes[:n] or axes[:1]
+
+
+def show_mosaics(
+    layers: Mapping[str, Array], *, columns: int | None = None, figure: Figure | None = None
+) -> list[Axes]:
+    """Draw several stacks of tiles, a panel for each: all feature maps of all layers.
+
+    Red is above 0, blue below, white 0; each panel has its own scale, since layers differ. Tiles
+    are parted by grey lines. Of more than 60 panels the first are drawn.
+
+    Args:
+        layers: by title, (N, H, W) each.
+        columns: panels in a row; None for a grid about twice as wide as high.
+        figure: where to draw; a new one if None.
+
+    Raises:
+        ArgumentError: if there is nothing to draw.
+    """
+    if not layers:
+        raise ArgumentError("layers is empty; give the maps of one layer at least.")
+    shown = list(layers.items())[:MOST_LAYERS]
+    axes = panel_axes(len(shown), 1.0, figure, columns)
+    for ax, (title, maps) in zip(axes, shown, strict=True):
+        low, high = _limits(maps, signed=True)
+        ax.imshow(_mosaic(maps), cmap="RdBu_r", vmin=low, vmax=high, interpolation="nearest")
+        ax.set_facecolor(GREY)
+        ax.set_title(title, fontsize=CAPTION_PT, pad=3, parse_math=False)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    say_left_out(axes, len(layers))
+    return axes
+
+
+def say_left_out(axes: Sequence[Axes], n_layers: int) -> None:
+    """Above all panels, that there are more layers than panels, if there are."""
+    figure = axes[0].get_figure(root=True)
+    if figure is not None and n_layers > len(axes):
+        text = f"the first {len(axes)} of {n_layers} layers; name a layer to see it"
+        figure.suptitle(text, fontsize=CAPTION_PT + 2)
+
+
+def _mosaic(maps: Array) -> Array:
+    """(N, H, W) as one picture, row by row, with a line of NaN between them."""
+    n, height, width = maps.shape
+    across = max(1, math.ceil(math.sqrt(n * height / width)))
+    down = math.ceil(n / across)
+    gap = max(1, round(width / 24))
+    picture = np.full((down * (height + gap) - gap, across * (width + gap) - gap), np.nan)
+    for i, tile in enumerate(maps):
+        row, column = divmod(i, across)
+        top, left = row * (height + gap), column * (width + gap)
+        picture[top : top + height, left : left + width] = tile
+    return picture
+
+
+def panel_axes(
+    n: int, aspect: float, figure: Figure | None, columns: int | None = None
+) -> list[Axes]:
+    """``n`` axes in a grid about twice as wide as high, of a new figure if there is none.
+
+    Args:
+        n: how many, at least 1.
+        aspect: height of a panel by its width.
+        figure: where to make them.
+        columns: panels in a row.
+    """
+    import matplotlib.pyplot as plt
+
+    columns = min(n, columns or math.ceil(math.sqrt(2.0 * n * aspect)))
+    rows = math.ceil(n / columns)
+    if figure is None:
+        size = (columns * PANEL_IN, rows * (PANEL_IN * aspect + 0.35) + 0.2)
+        figure = plt.figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for ax in axes[n:]:
+        ax.remove()
+    return axes[:n]
 
 
 def show_rectangle(

@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from matplotlib.collections import QuadMesh
     from matplotlib.figure import Figure
 
-MOST_LAYERS = 60
-"""So many layers one figure holds at most: with more, none of them could be read."""
-
 MOST_COLUMNS = 512
 """A small panel is no wider than so many pixels; columns beyond are merged before drawing."""
 

@@ -107,7 +107,7 @@ def _caption(mistakes: Mistakes, i: int) -> str:
     true, said = int(mistakes.true[i]), int(mistakes.predicted[i])
     return (
         f"{mistakes.classes[true]}, predicted {mistakes.classes[said]} "
-        f"({100 * mistakes.probability[i]:.1f} %), loss {mistakes.loss[i]:.2f}"
+        f"({100 * mistakes.probability[i]:.1f}\N{NO-BREAK SPACE}%), loss {mistakes.loss[i]:.2f}"
     )
 
 
