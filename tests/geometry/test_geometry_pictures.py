@@ -209,3 +209,55 @@ def test_tiles_with_a_scale_each_and_none_at_all():
 def test_what_cannot_work_gets_a_sentence(call, error, words):
     with pytest.raises(error, match=re.escape(words)):
         call()
+
+
+def test_features_without_a_layer_are_those_of_all_layers():
+    model = simple_cnn(1, 10, norm="batch").eval()
+    image = torch.randn(1, 28, 28)
+    axes = show_features(model, image, most=4)
+    titles = [ax.get_title() for ax in axes]
+    assert titles[:4] == ["0.0, 8×14×14", "0.1, 8×14×14", "0.2, 8×14×14", "1.0, 16×7×7"]
+    assert len(titles) == 14, "nn.Flatten gives no maps, and blocks are not drawn twice"
+    first = model[0][0](image[None])[0, :4].detach().numpy()
+    drawn = pictures(axes)[0]
+    assert drawn.shape == (29, 29)  # two rows of two maps, a line between them
+    assert np.array_equal(drawn[:14, 15:], first[1])
+    assert np.array_equal(drawn[15:, :14], first[2])
+    assert np.isnan(drawn[14]).all()
+    limits = axes[0].get_images()[0].get_clim()
+    assert limits == (-np.abs(first).max(), np.abs(first).max())
+    figure = plt.figure()
+    assert show_features(model, image, figure=figure)[0].figure is figure
+    with pytest.raises(LayerNotFoundError, match="model has no layer that gives feature maps"):
+        show_features(nn.Sequential(nn.Flatten(), nn.Linear(9, 2)), torch.zeros(1, 3, 3))
+
+
+def test_small_maps_are_enlarged_so_that_the_lines_between_them_stay_thin():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3))
+    (ax,) = show_features(model, torch.randn(1, 3, 3))
+    assert pictures([ax])[0].shape == (12, 25)
+
+
+def test_more_layers_than_a_figure_holds_are_said():
+    model = nn.Sequential(*[nn.Conv2d(1, 1, 3, padding=1) for _ in range(62)])
+    for axes in (
+        show_features(model, torch.randn(1, 5, 5)),
+        show_field(model, torch.rand(1, 5, 5)),
+    ):
+        assert len(axes) == 60
+        said = axes[0].figure.get_suptitle()
+        assert said == "the first 60 of 62 layers; name a layer to see it"
+
+
+def test_fields_without_a_layer_are_those_of_the_middle_units_where_they_grow():
+    model = simple_cnn(1, 10, norm="batch")
+    axes = show_field(model, torch.rand(1, 28, 28))
+    assert [ax.get_title() for ax in axes] == [
+        "0.0\n5×5", "1.0\n9×9", "2.0\n17×17", "3.0\n28×28 of 33×33", "4.0\n28×28 of 65×65"
+    ]  # fmt: skip
+    (top, _), (left, _) = receptive_field(model, (1, 1, 28, 28)).rectangle("1.0", 3, 3)
+    assert axes[1].patches[-1].get_xy() == (left - 0.5, top - 0.5)
+    middle = show_field(model, torch.rand(1, 28, 28), "1.0")
+    assert middle.get_title().startswith("1.0, unit 3, 3 of 7×7")
+    with pytest.raises(ArgumentError, match="unit and ax are for one layer; name it, or give figu"):
+        show_field(model, torch.rand(1, 28, 28), unit=(0, 0))

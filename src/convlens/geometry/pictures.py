@@ -229,7 +229,8 @@ def show_field(
     say_left_out(grid, len(chosen))
     for panel, name in zip(grid, shown, strict=True):
         _draw_field(picture, fields, name, None, panel)
-        panel.set_title(panel.get_title(), fontsize=7)
+        seen = panel.get_title().rpartition(": ")[2]  # its size, or that it sees padding only
+        panel.set_title(f"{name}\n{seen}", fontsize=8, parse_math=False)
         panel.set_axis_off()
     return grid
 

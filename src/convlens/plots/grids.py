@@ -133,7 +133,12 @@ def say_left_out(axes: Sequence[Axes], n_layers: int) -> None:
 
 
 def _mosaic(maps: Array) -> Array:
-    """(N, H, W) as one picture, row by row, with a line of NaN between them."""
+    """(N, H, W) as one picture, row by row, with a line of NaN between them.
+
+    Small tiles are enlarged, pixel by pixel, so that the line is thin beside them.
+    """
+    times = max(1, math.ceil(12 / maps.shape[2]))
+    maps = maps.repeat(times, axis=1).repeat(times, axis=2)
     n, height, width = maps.shape
     across = max(1, math.ceil(math.sqrt(n * height / width)))
     down = math.ceil(n / across)
