@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint benchmarks clean
+.PHONY: demo test slow lint benchmarks pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/convlens train mnist --epochs 5 --lr 0.1 --batch-size 512 --norm batch
@@ -27,6 +27,10 @@ benchmarks: $(VENV)/.installed
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/watch.py
 	$(BIN)/python benchmarks/story.py
+	$(BIN)/python benchmarks/view.py
+
+pictures: $(VENV)/.installed-test
+	$(BIN)/python docs/pictures.py
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -19,7 +19,13 @@ from typing import Any, Self
 from convlens.errors import RunError, find_layer
 from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
 from convlens.packets import unpack
-from convlens.plots import POINTS, LayerHistories, TrainingCurves, UpdateHistories
+from convlens.plots import (
+    POINTS,
+    Interpretation,
+    LayerHistories,
+    TrainingCurves,
+    UpdateHistories,
+)
 from convlens.records import Epoch, Picture, RunRecord, StepCurves, StepSeries
 from convlens.runs.database import cannot_open, reading
 from convlens.runs.histories import aligned, rank_files, read_histories, read_layers
@@ -56,7 +62,7 @@ def open_run(path: str | Path) -> Run:
     return run
 
 
-class Run:
+class Run(Interpretation):
     """A recorded run, read from its directory; make one with `open_run`.
 
     Attributes:

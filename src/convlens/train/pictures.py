@@ -9,8 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from convlens.errors import ArgumentError
+from convlens.plots import Interpretation
 from convlens.records import Picture
-from convlens.snapshots import BEFORE, Probes, Snapshot
+from convlens.snapshots import BEFORE, Probes, S, Snapshot
 from convlens.train import budget
 from convlens.train.callbacks import Callback
 from convlens.train.following import Follower
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from convlens.train.learner import Learner
 
 
-class Pictures(Callback):
+class Pictures(Callback, Interpretation):
     """Records images, and what the network makes of them, within a fixed budget.
 
     A batch of training images as the network gets them. After every validation of a classifier
@@ -83,6 +84,15 @@ class Pictures(Callback):
         self._notes: list[str] = []
         self._kept: tuple[int, ...] = ()
         self._looked_at = BEFORE
+
+    def snapshot(self, kind: type[S], layer: str = "", epoch: int | None = None) -> S | None:
+        """The newest snapshot of a kind, None if there is none or it is of a later epoch.
+
+        Those of earlier epochs are in the run.
+        """
+        kept = self.snapshots.get((kind.KIND, layer))
+        is_later = kept is not None and epoch is not None and kept.epoch > epoch
+        return kept if isinstance(kept, kind) and not is_later else None
 
     def before_fit(self, learn: Learner) -> None:
         """Forget the last fit, choose probes and look at them before anything is trained."""
