@@ -327,7 +327,11 @@ class ActivationWatch(LayerHistories):
     # ---- the hooks ------------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._held or not module.training:
+        if self._held:
+            return
+        if not module.training:
+            if not torch.compiler.is_compiling():
+                self._inside = False  # a compiled forward that was counted has left it on
             return
         if torch.compiler.is_compiling():
             self._compiled.enter(args)
