@@ -172,6 +172,8 @@ def concatenate(parts: Sequence[AnyColumns]) -> AnyColumns:
     """
     if not parts:
         raise ValueError("parts is empty")
+    if len(parts) == 1:
+        return parts[0]
     joined: dict[str, Any] = {}
     for f in fields(parts[0]):
         arrays = [getattr(part, f.name) for part in parts]
@@ -383,22 +385,24 @@ def decode(payload: bytes, n_buckets: int | None = None) -> Columns:
 
     Raises:
         RunError: if the bytes are not such a chunk.
+        ValueError: if it is one of other buckets.
     """
     arrays = unpack(payload)
     try:
         arrays.pop("finite", None)  # it follows from the counts; the first format did without
         low, size, n_channels = (int(v) for v in arrays.pop("shape"))
         check_chunk(arrays, low, size, n_channels)
-        check_buckets(size, n_buckets)
         narrow = arrays["counts"]
         widen(arrays, n_channels, (len(narrow),))
         if low + narrow.shape[1] > size:
             raise ValueError(f"its buckets from {low} on are not among {size}")
         arrays["counts"] = np.zeros((len(narrow), size), np.int64)
         arrays["counts"][:, low : low + narrow.shape[1]] = narrow
-        return Columns(**arrays)
+        columns = Columns(**arrays)
     except DAMAGES as error:
         raise damaged(payload, error) from error
+    check_buckets(size, n_buckets)
+    return columns
 
 
 def check_buckets(found: int, expected: int | None) -> None:

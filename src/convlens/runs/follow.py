@@ -286,6 +286,7 @@ def _changes(old: _State, new: _State, sources: Sequence[Source], quantity: str)
     if new.levels != old.levels or new.watches[quantity] != old.watches.get(quantity):
         return None
     found: dict[int, set[int]] = {}
+    bits = new.level + CHUNK_BITS
     for source in sources:
         before = old.rows.get((source.file, quantity), frozenset[Row]())
         now = new.rows[source.file, quantity]
@@ -296,7 +297,7 @@ def _changes(old: _State, new: _State, sources: Sequence[Source], quantity: str)
         if changed and not source.in_blocks:
             return None
         for layer, start, _, _ in changed:
-            found.setdefault(layer, set()).add(start >> (new.level + CHUNK_BITS))
+            found.setdefault(layer, set()).add(start >> bits)
     return {layer: frozenset(blocks) for layer, blocks in found.items()}
 
 

@@ -330,7 +330,8 @@ class Series:
         files: list[tuple[int, list[Columns]]] = []
         for source in sources:
             payloads = source.payloads(self.info, again, self.level)
-            files.append((source.level, [decode(p, layout.size) for p in payloads]))
+            with explained(source.file):
+                files.append((source.level, [decode(p, layout.size) for p in payloads]))
         columns = add_up(files, empty_columns(layout.size, 0))
         blocks = {} if again is None else {b: k for b, k in self.blocks.items() if b not in again}
         blocks |= {b: Block.of(columns[rows]) for b, rows in _by_block(columns, self.level)}
