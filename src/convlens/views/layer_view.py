@@ -212,10 +212,10 @@ class LayerView:
         self.heat = HeatFigure(axis, heights.heat)
         self.heat.plot.update(min_border_right=MARGIN)
         height = heights.stats
-        self.mean = StatFigure(axis, "Mean", height)
-        self.std = StatFigure(axis, "Standard deviation", height)
+        self.mean = StatFigure(axis, "Mean", height, colors=(BLUE,))
+        self.std = StatFigure(axis, "Standard deviation", height, colors=(BLUE,))
         self.near_zero = StatFigure(axis, "% near zero", height)
-        self.channels = StatFigure(axis, "Dead and silent channels", height)
+        self.channels = StatFigure(axis, "Dead and silent channels", height, colors=(BLUE, GREEN))
         self.gradients = StatFigure(axis, "Gradient size ‖g‖", height, log=True)
         self.updates = StatFigure(axis, "Update ratio ‖Δw‖ / ‖w‖", height, log=True)
         stats = [
@@ -308,6 +308,7 @@ class StatFigure:
         axis: the time axis.
         title: until another is given.
         height: in pixels.
+        colors: at most three; the second one's lines are dashed.
         log: whether the y axis is logarithmic.
         say_steps: whether the time axis has its label.
     """
@@ -318,6 +319,7 @@ class StatFigure:
         title: str,
         height: int,
         *,
+        colors: Sequence[str] = (BLUE, GREEN, ORANGE),
         log: bool = False,
         say_steps: bool = False,
     ) -> None:
@@ -330,11 +332,7 @@ class StatFigure:
         ticker = LogTicker(desired_num_ticks=3) if log else BasicTicker(desired_num_ticks=4)
         self.plot.yaxis.ticker = ticker
         axis.mark_epochs(self.plot)
-        self.slots = [
-            Lines([self.plot], BLUE),
-            Lines([self.plot], GREEN, dashed=True),
-            Lines([self.plot], ORANGE),
-        ]
+        self.slots = [Lines([self.plot], color, dashed=i == 1) for i, color in enumerate(colors)]
         self._items = [LegendItem(label="", renderers=slot.renderers[:1]) for slot in self.slots]
         legend = Legend(
             items=self._items, orientation="horizontal", location="top_right", margin=2, spacing=10

@@ -8,6 +8,7 @@ from bokeh.layouts import column
 from bokeh.models import UIElement
 
 from convlens.histories import LayerHistory
+from convlens.plots.canvas import BLUE
 from convlens.records import Epoch
 from convlens.views.canvas import StepAxis, side_by_side
 from convlens.views.layer_view import HeatFigure, StatFigure, draw_moments, draw_near_zero
@@ -40,10 +41,11 @@ def layer(
     axis = StepAxis(span, epochs)
     heat = HeatFigure(axis, HEAT_HEIGHT, counts=False)
     heat.update(history, grid, "Activations of every batch, with 1, 25, 50, 75, 99 % quantiles")
-    mean, std, near_zero = (
-        StatFigure(axis, title, STATS_HEIGHT, say_steps=True)
-        for title in ("Mean", "Standard deviation", "% near zero")
+    mean, std = (
+        StatFigure(axis, title, STATS_HEIGHT, colors=(BLUE,), say_steps=True)
+        for title in ("Mean", "Standard deviation")
     )
+    near_zero = StatFigure(axis, "% near zero", STATS_HEIGHT, say_steps=True)
     draw_moments(mean, std, history)
     draw_near_zero(near_zero, history)
     stats = [mean.plot, std.plot, near_zero.plot]
