@@ -13,7 +13,7 @@ from convlens.plots.canvas import BLUE, ORANGE
 from convlens.records import Epoch, StepCurves, empty_steps
 from convlens.series import sum_up
 from convlens.views import canvas
-from convlens.views.canvas import DARK, StepAxis, dark_theme, darken
+from convlens.views.canvas import DARK, StepAxis, dark_theme, darken, short_names
 from convlens.views.curves import loss_figure
 from convlens.views.matrices import BAD, MAX_COLUMNS, NONE, make_matrix
 from convlens.views.matrix import MatrixFigure
@@ -250,6 +250,19 @@ def test_any_number_of_layers(n_layers):
     assert all(len(name) <= 14 for name in names)
     if n_layers:
         assert matrix.source.data["name"][0] == "x" * 77 + "000 (Conv2d)"
+
+
+def test_names_that_do_not_fit_lose_what_all_of_them_share():
+    long = [f"backbone.stage{i}.a_very_long_name.conv" for i in range(3)]
+
+    assert short_names(long, 14) == ["stage0…e.conv", "stage1…e.conv", "stage2…e.conv"]
+    assert short_names(["a.b.c", "a.b.d"], 14) == ["a.b.c", "a.b.d"]
+    assert short_names(["x" * 80], 11) == ["xxxxx…xxxxx"]
+    assert short_names(["a." + "b" * 20, "a." + "b" * 20 + ".c"], 11) == [
+        "bbbbb…bbbbb",
+        "bbbbb…bbb.c",
+    ]
+    assert short_names([], 14) == []
 
 
 def test_the_axis_follows_unless_one_has_zoomed():

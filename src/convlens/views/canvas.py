@@ -310,6 +310,17 @@ def short(name: str, length: int = 26) -> str:
     return f"{name[:half]}…{name[-half:]}"
 
 
+def short_names(names: Sequence[str], length: int) -> list[str]:
+    """Names of layers that fit: what all of them begin with says nothing, and goes first."""
+    parts = [name.split(".") for name in names]
+    shared = 0
+    if len(names) > 1 and max(map(len, names)) > length:
+        least = min(map(len, parts)) - 1
+        while shared < least and len({part[shared] for part in parts}) == 1:
+            shared += 1
+    return [short(".".join(part[shared:]), length) for part in parts]
+
+
 def whole_numbers(plot: figure) -> None:
     """Steps are whole: no ticks between them, none written as 1e5."""
     plot.xaxis.ticker.min_interval = 1  # pyright: ignore[reportAttributeAccessIssue]

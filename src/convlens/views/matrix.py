@@ -26,7 +26,7 @@ from bokeh.palettes import PRGn11, cividis, interp_palette, viridis
 from numpy.typing import NDArray
 
 from convlens.plots.canvas import ORANGE
-from convlens.views.canvas import CARD, INK, PALE, StepAxis, harmless, relabel, retitle, short
+from convlens.views.canvas import CARD, INK, PALE, StepAxis, harmless, relabel, retitle, short_names
 from convlens.views.lines import Message
 from convlens.views.matrices import (
     BAD,
@@ -125,6 +125,7 @@ class MatrixFigure:
         self._ticker = FixedTicker()
         plot.yaxis.ticker = self._ticker
         plot.yaxis.major_label_policy = NoOverlap()
+        plot.yaxis.major_tick_line_color = None  # of hundreds of rows they are a black bar
         # A bright line within a dark one, or the reverse: seen on every colour of the maps.
         self._outlines = [
             BoxAnnotation(
@@ -185,8 +186,8 @@ class MatrixFigure:
         if names != self._names:
             self._names = names
             self._rows.update(start=max(n, 1) - 0.5, end=-0.5)
-            labels = {i: harmless(short(name, self._length)) for i, name in enumerate(matrix.names)}
-            relabel(self.plot.yaxis, self._ticker, labels)
+            labels = map(harmless, short_names(matrix.names, self._length))
+            relabel(self.plot.yaxis, self._ticker, dict(enumerate(labels)))
             self.select(self._chosen)
         unit = f" ({matrix.unit})" if matrix.unit else ""
         retitle(self.plot, f"{self._word}: {matrix.label}{unit}")

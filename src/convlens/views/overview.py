@@ -29,7 +29,7 @@ from convlens.views.matrices import Matrix
 from convlens.views.matrix import MatrixFigure
 from convlens.views.words import metric_names
 
-LEFT = 108
+LEFT = 114
 """Pixels on the left of figures that stand above one another, for names of layers and numbers."""
 
 REACH = 20.0
