@@ -106,7 +106,7 @@ def test_statistics_are_the_histories(view):
     channels = lines_of(view.channels)
     np.testing.assert_array_equal(channels["dead"], np.full(100, 3))
     np.testing.assert_array_equal(channels["silent"], of.silent_channels)
-    assert view.channels.plot.title.text == "Dead and silent channels, of 8"
+    assert view.channels.plot.title.text == "Dead, silent channels of 8"
 
 
 def test_a_layer_without_relu_or_channels(view):

@@ -215,7 +215,7 @@ class LayerView:
         self.mean = StatFigure(axis, "Mean", height, colors=(BLUE,))
         self.std = StatFigure(axis, "Standard deviation", height, colors=(BLUE,))
         self.near_zero = StatFigure(axis, "% near zero", height)
-        self.channels = StatFigure(axis, "Dead and silent channels", height, colors=(BLUE, GREEN))
+        self.channels = StatFigure(axis, "Dead, silent channels", height, colors=(BLUE, GREEN))
         self.gradients = StatFigure(axis, "Gradient size ‖g‖", height, log=True)
         self.updates = StatFigure(axis, "Update ratio ‖Δw‖ / ‖w‖", height, log=True)
         stats = [
@@ -282,7 +282,7 @@ class LayerView:
             return
         dead = _series(history, "dead", history.dead_channels) if feeds_relu else []
         silent = _series(history, "silent", history.silent_channels)
-        title = f"{'Dead and silent' if feeds_relu else 'Silent'} channels, of {n:,}"
+        title = f"{'Dead, silent' if feeds_relu else 'Silent'} channels of {n:,}"
         self.channels.draw([dead, silent], NO_COLUMNS, title, reach=(0.0, float(n)))
 
     def _draw_parameters(

@@ -61,7 +61,7 @@ class Beside:
             matrix = run.snapshot(Confusion, epoch=epoch)
             kept = run.snapshot(Mistakes, epoch=epoch)
             table = shown.confusion(matrix, run.snapshot_epochs(Confusion), self.pair)
-            return f'<div class="zoom">{table}{shown.mistakes(kept, self.pair, matrix)}</div>'
+            return f'<div class="halves">{table}{shown.mistakes(kept, self.pair, matrix)}</div>'
         if self.side == "findings":
             if findings is None:
                 return say(LOOKING)

@@ -63,32 +63,27 @@ def list_body() -> str:
 
 def run_body() -> str:
     """A run, a layer of it, a unit of that."""
-    return f"""{bar(keys=True)}<main class="run">
-<div class="zoom">
+    return f"""{bar(keys=True)}<main><div class="screen"><div class="column">
 <section class="card" aria-label="The run"><div class="controls"><h2>The run</h2>
 {_check("log", "log loss")}{_slider("smooth", "smoothing", 0, 0.99, 0.01)}</div>
 {place("root", "curves")}
 <div class="controls"><h2>Layers by steps</h2>{_select("quantity", "coloured by", QUANTITIES)}</div>
-{place("root", "matrix")}{place("panel", "matrix")}</section>
-<section class="card" aria-label="A layer">{place("panel", "layer")}{place("root", "layer")}
-{place("panel", "kernels")}</section>
-</div>
-<div class="zoom inside">
+{place("root", "matrix")}</section>
 <section class="card" aria-label="Inside the layer">{place("panel", "time")}
-{place("panel", "features")}</section>
-<section class="card" aria-label="A unit">{place("panel", "unit")}
-{place("panel", "window")}</section>
-</div>
+{place("panel", "features")}{place("panel", "kernels")}</section>
+</div><div class="column second">
+<section class="card" aria-label="A layer">{place("panel", "layer")}{place("root", "layer")}</section>
+<section class="card" aria-label="A unit">{place("panel", "unit")}{place("panel", "window")}</section>
+</div></div>
 <section class="card below" aria-label="Beside it">{place("panel", "tabs")}
-{place("panel", "beside")}</section>
-</main>"""
+{place("panel", "beside")}</section></main>"""
 
 
 def compare_body() -> str:
     """Two runs on one axis."""
     return f"""{bar(keys=True)}<main>
 {place("panel", "parting", more=' class="card"')}
-<div class="zoom below">
+<div class="screen below">
 <section class="card" aria-label="Both runs"><div class="controls"><h2>Both runs</h2>
 {_check("log", "log loss")}</div>{place("root", "overview")}</section>
 <section class="card" aria-label="A layer"><div class="controls"><h2>One layer of both</h2>

@@ -23,7 +23,7 @@ from convlens.views.live.models import Panels, add_figure
 from convlens.views.live.store import RunStore
 from convlens.views.markup import text
 from convlens.views.matrices import Matrix, make_matrix, module_of
-from convlens.views.overview import RunView
+from convlens.views.overview import Heights, RunView
 
 PLAY_MS = 900
 """Playing through time shows each kept epoch for so long."""
@@ -64,7 +64,9 @@ class RunScreen:
         self._log: bool | None = None
         self._smooth = 0.98
         self._playing: Any = None
-        self._figures = RunView()
+        n_layers = len(self._look.follower.layers())
+        matrix = min(max(250, 110 + 9 * n_layers), 560)
+        self._figures = RunView(heights=Heights(loss=165, metric=85, schedule=95, matrix=matrix))
         self._layer_view = LayerView(self._figures.axis)
         self._inside, self._beside = Inside(self._run, panels), Beside(panels)
         self._beside.choose(asked.get("side", ""))

@@ -141,13 +141,13 @@ class _Followed:
 
     def __init__(self, run: Run) -> None:
         self._follower = RunFollower(run)
-        self._at, self._version = -float("inf"), 0
+        self._at = -float("inf")
 
     def look(self) -> Look:
         if time.monotonic() - self._at > FRESH_S:
-            self._version += self._follower.refresh()
+            self._follower.refresh()
             self._at = time.monotonic()
-        return Look(self._follower, self._version)
+        return Look(self._follower, self._follower.version)
 
 
 def key_of(path: Path) -> str:
