@@ -72,8 +72,10 @@ def run_body() -> str:
 <section class="card" aria-label="Inside the layer">{place("panel", "time")}
 {place("panel", "features")}{place("panel", "kernels")}</section>
 </div><div class="column second">
-<section class="card" aria-label="A layer">{place("panel", "layer")}{place("root", "layer")}</section>
-<section class="card" aria-label="A unit">{place("panel", "unit")}{place("panel", "window")}</section>
+<section class="card" aria-label="A layer">{place("panel", "layer")}
+{place("root", "layer")}</section>
+<section class="card" aria-label="A unit">{place("panel", "unit")}
+{place("panel", "window")}</section>
 </div></div>
 <section class="card below" aria-label="Beside it">{place("panel", "tabs")}
 {place("panel", "beside")}</section></main>"""
