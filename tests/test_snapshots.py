@@ -9,7 +9,7 @@ import pytest
 
 from convlens.errors import RunError
 from convlens.snapshots import FeatureMaps, Snapshot, decode, encode
-from snapshots_data import assert_same, every_kind, make_maps
+from snapshot_samples import assert_same, every_kind, make_maps
 
 
 def test_every_kind_has_a_name_of_its_own_and_is_tested() -> None:

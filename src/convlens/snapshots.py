@@ -143,6 +143,7 @@ class EffectiveFieldMap(Snapshot):
     Attributes:
         share: (h, w) float32, share of the gradient's magnitude on each pixel; sums to 1.
         corner: (row, column) of the image's pixel that ``share[0, 0]`` is.
+        center: (row, column) of the middle of that unit's field, which may lie between two pixels.
         unit: (row, column) of the centre unit on the layer's grid.
         radius: by percentage ("50", "90", "99"), half the side of the square around the field's
             centre that holds so much, in pixels.
@@ -152,6 +153,7 @@ class EffectiveFieldMap(Snapshot):
 
     share: Reals
     corner: tuple[int, int]
+    center: tuple[float, float]
     unit: tuple[int, int]
     radius: Mapping[str, float]
 

@@ -13,7 +13,7 @@ from convlens.errors import ArgumentError, RunError
 from convlens.runs import Run, RunWriter, create_run, open_run
 from convlens.runs.schema import DATABASE
 from convlens.snapshots import Confusion, FeatureMaps, Kernels, Mistakes, Probes
-from snapshots_data import assert_same, every_kind, make_maps
+from snapshot_samples import assert_same, every_kind, make_maps
 
 
 @pytest.fixture

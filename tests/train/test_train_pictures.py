@@ -246,8 +246,8 @@ def test_quantizing_what_is_not_finite() -> None:
     values[0, 3] = [-3e38, 0, 3e38]
     maps, low, high = quantize(values)
     assert maps[0, :, 0].tolist() == [[0, 64, 255], [0, 0, 255], [0, 0, 0], [0, 128, 255]]
-    np.testing.assert_array_equal(low, np.float32([-1, 2, 0, -3e38]))
-    np.testing.assert_array_equal(high, np.float32([3, 2, 0, 3e38]))
+    np.testing.assert_array_equal(low, np.float32([-1, 2, np.nan, -3e38]))
+    np.testing.assert_array_equal(high, np.float32([3, 2, np.nan, 3e38]))
 
 
 def test_kernels_are_the_weights(dls) -> None:

@@ -136,6 +136,7 @@ def effective_field(model: nn.Module, x: Tensor, layer: str, epoch: int) -> Effe
         layer,
         share=found.share.astype(np.float32),
         corner=(0, 0),
+        center=(found.center[0], found.center[1]),
         unit=at,
         radius={str(key): float(value) for key, value in found.radius.items()},
     )

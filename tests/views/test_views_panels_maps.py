@@ -19,7 +19,7 @@ from convlens.views.panels.choice import cell_of_unit, field_of_units, units_of_
 from convlens.views.panels.elements import VIRIDIS, coloured, signed
 from convlens.views.panels.features import ALL_NAN, NO_MAPS
 from convlens.views.panels.kernels import NO_KERNELS, NOT_FINITE
-from convlens.views.panels.unit import NO_EFFECTIVE, NO_UNIT, PADDING_ONLY, center_of
+from convlens.views.panels.unit import NO_EFFECTIVE, NO_UNIT, PADDING_ONLY
 from snapshots_data import (
     Element,
     digits,
@@ -301,15 +301,6 @@ def test_a_unit_that_sees_padding_only():
     blind = replace(fields, first_row=first, last_row=last)
     html = unit(kept.maps["1.0"][-1], kept.probes, blind, None, Choice(cell=(0, 0)))
     assert PADDING_ONLY in html
-
-
-def test_the_centre_of_a_field_before_it_is_clipped():
-    """Unit i of a 3 × 3 after a 5 × 5, both of stride 2 and padded by half: pixel 4 i."""
-    fields = digits().fields["1.0"]
-    assert [center_of(fields, (i, 6 - i)) for i in range(7)] == [
-        (4 * i, 4 * (6 - i)) for i in range(7)
-    ]
-    assert center_of(digits().fields["4.0"], (0, 0)) is None
 
 
 def test_the_effective_field_is_said_to_be_the_centre_units():

@@ -280,6 +280,7 @@ class Follower:
             name,
             share=rounded(share / share.sum()),
             corner=(top, left),
+            center=(effective.center[0], effective.center[1]),
             unit=(unit[0], unit[1]),
             radius={str(percent): radius for percent, radius in effective.radius.items()},
         )
@@ -308,14 +309,14 @@ def quantize(
     """Values (N, C, h, w) in 256 steps from each channel's lowest to its highest finite value.
 
     Returns:
-        The steps, the lowest values (C,) and the highest (C,). NaN becomes the lowest, as does
-        everything in a channel of one value or none.
+        The steps, the lowest values (C,) and the highest (C,), NaN in a channel without a finite
+        value. NaN becomes the lowest, as does everything in a channel of one value or none.
     """
     exact = values.astype(np.float64)
     finite = np.isfinite(exact)
     low = np.where(finite, exact, np.inf).min(axis=(0, 2, 3))
     high = np.where(finite, exact, -np.inf).max(axis=(0, 2, 3))
-    low, high = np.where(low > high, 0.0, low), np.where(low > high, 0.0, high)
+    low, high = np.where(low > high, np.nan, low), np.where(low > high, np.nan, high)
     span = np.where(high > low, high - low, 1.0)
     with np.errstate(invalid="ignore"):  # an infinity less an infinity
         steps = (exact - low[:, None, None]) * (255.0 / span)[:, None, None]

@@ -67,7 +67,7 @@ class Comparison:
             values[row, np.searchsorted(first, distance.first_step)] = distance.values
         return Matrix(
             "distance of the two runs",
-            "total variation: 0 % the same, 100 % nothing in common",
+            "total variation",
             "share",
             [distance.name or distance.kind for distance in self.distances],
             [distance.kind for distance in self.distances],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -175,9 +177,8 @@ def _heat(
         at_row, at_column = effective.unit
         theirs = field_of_units(fields, (at_row, at_row), (at_column, at_column))
         shapes += [] if theirs is None else [rectangle(*theirs)]
-        center = center_of(fields, effective.unit)
-        if center is not None:
-            shapes += [_square(center, radius) for radius in effective.radius.values()]
+    squares = (_square(effective.center, radius) for radius in effective.radius.values())
+    shapes += [square for square in squares if square]
     alt = f"effective receptive field of the centre unit {effective.unit} of {maps.layer}"
     shot = picture(_heated(image, effective), alt, marks(height, width, *shapes))
     caption = "what really moves the <em>centre</em> unit"
@@ -197,31 +198,10 @@ def _heated(image: Bytes, effective: EffectiveFieldMap) -> Bytes:
 
 
 def _square(center: tuple[float, float], radius: float) -> str:
+    if not math.isfinite(radius):
+        return ""
     rows, columns = ((c + 0.5 - radius, c - 0.5 + radius) for c in center)
     return rectangle(rows, columns, "radius")
-
-
-def center_of(fields: FieldIntervals, unit: Place) -> tuple[float, float] | None:
-    """The middle of a unit's field before it was clipped; None where the intervals do not tell.
-
-    Clipping only takes away: an interval as long as the whole field is not clipped, and the
-    others lie in line with two of those.
-    """
-    found: list[float] = []
-    for axis, (first, last) in enumerate(
-        ((fields.first_row, fields.last_row), (fields.first_column, fields.last_column))
-    ):
-        whole = np.flatnonzero(last - first + 1 == fields.size[axis]) if fields.size[axis] else []
-        at = unit[axis]
-        if at in whole:
-            found.append((int(first[at]) + int(last[at])) / 2)
-        elif len(whole) > 1:
-            middles = (first[whole] + last[whole]) / 2
-            slope, start = np.polyfit(whole, middles, 1)
-            found.append(round(2 * float(start + slope * at)) / 2)
-        else:
-            return None
-    return found[0], found[1]
 
 
 def _facts(
@@ -278,20 +258,18 @@ def _notes(
         )
     if live:
         said.append("Click the map for another unit, the image for the units that see a pixel.")
-    return note(" ".join(said)) + _effective_words(effective, fields)
+    return note(" ".join(said)) + _effective_words(effective)
 
 
-def _effective_words(effective: EffectiveFieldMap | None, fields: FieldIntervals | None) -> str:
+def _effective_words(effective: EffectiveFieldMap | None) -> str:
     if effective is None or not effective.share.size:
         return ""
     radii = ", ".join(f"{key} % within {r:.1f}" for key, r in effective.radius.items())
     row, column = effective.unit
-    known = fields is not None and center_of(fields, effective.unit) is not None
-    drawn = " (the thin squares)" if known else ""
     top = float(effective.share.max())
     words = (
         f"Share of each pixel in what moves the layer's centre unit (row {row}, column {column}), "
         "whichever unit is chosen, as a mean over the probe images; the opacity is the share's "
-        f"square root. Distance from the field's centre, in pixels: {radii}{drawn}."
+        f"square root. Distance from the field's centre, in pixels: {radii} (the thin squares)."
     )
     return legend("heat", ["0", f"{100 * top:.2g} %"], words)

@@ -48,7 +48,9 @@ def every_kind() -> list[Snapshot]:
         Kernels(3, "0.0", reals(4, 1, 3, 3), none, (8, 1, 3, 3), (2, 1), (1, 0), (1, 2), 1, True,
                 False),
         FieldIntervals(-1, "0.0", (4, 2), line, line + 2, line[:2], line[:2] - 1, (3, None)),
-        EffectiveFieldMap(2, "0.0", reals(3, 3), (5, -1), (2, 2), {"50": 1.5, "90": float("inf")}),
+        EffectiveFieldMap(
+            2, "0.0", reals(3, 3), (5, -1), (6.5, 0.5), (2, 2), {"50": 1.5, "90": float("inf")}
+        ),
         Confusion(0, "", np.arange(9).reshape(3, 3), ("a", "b", "c")),
         Mistakes(0, "", grey(2, 6, 6), line[:2], line[1:3], reals(2), reals(2) * 9, line[2:],
                  ("a", "b", "c")),
