@@ -14,13 +14,14 @@ from pathlib import Path
 
 import picture_files as files
 import pictures_before_training
+import pictures_page
 import pictures_while_training
 from playwright.sync_api import Page
 
 import convlens as cl
 
-DEMO = "train mnist --epochs 5 --lr 0.1 --batch-size 512 --norm batch --json"
-PARTS = ("before-training", "while-training", "report")
+DEMO = "train mnist --epochs 5 --lr 0.1 --batch-size 512 --norm batch --gradients --updates --json"
+PARTS = ("before-training", "while-training", "report", "page")
 
 
 def demo(folder: Path) -> Path:
@@ -63,6 +64,8 @@ def main() -> None:
             pictures_while_training.draw(cl.open_run(run))
         if "report" in parts:
             shoot_report(run)
+        if "page" in parts:
+            pictures_page.draw(run)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 import traceback
-import webbrowser
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -122,6 +121,8 @@ def view(arguments: argparse.Namespace) -> None:
             )
 
     def ready(served: Address) -> None:
+        import webbrowser
+
         _print(f"The page is at {served.url_with_token} (Ctrl+C ends it).")
         if arguments.browser:
             webbrowser.open(served.url_with_token)
@@ -233,6 +234,8 @@ def _add_train(command: Parser) -> None:
     add("--out", type=Path, default=RUNS, metavar="DIR", help="folder that keeps the runs")
     add("--watch", action=argparse.BooleanOptionalAction, default=True,
         help="watch every layer at every batch")  # fmt: skip
+    add("--gradients", action="store_true", help="watch every parameter's gradient too")
+    add("--updates", action="store_true", help="and what each step adds to it")
     add("--json", action="store_true", help="end with one line of JSON")
 
 
@@ -360,7 +363,12 @@ def _learner(arguments: argparse.Namespace) -> Learner:
         dls,
         simple_cnn(1, len(dls.classes), norm=norm),
         metrics=[train.accuracy],
-        callbacks=[train.Pictures(), *([train.ActivationStats()] if arguments.watch else [])],
+        callbacks=[
+            train.Pictures(),
+            *([train.ActivationStats()] if arguments.watch else []),
+            *([train.GradientStats()] if arguments.gradients else []),
+            *([train.UpdateStats()] if arguments.updates else []),
+        ],
         seed=arguments.seed,
         base=arguments.out,
     )
@@ -382,6 +390,7 @@ def _finish(learn: Learner, as_json: bool) -> None:
     _print(f"accuracy  {accuracy:.2%}")
     _print(f"run       {learn.run_path}")
     _print(f"report    {page}")
+    _print(f"page      convlens view {learn.run_path}")
     if as_json:
         facts = [_epoch_facts(epoch) for epoch in epochs]
         result = {"accuracy": accuracy, "epochs": facts, "run": str(learn.run_path)}
