@@ -111,6 +111,7 @@ def screenshot(
     if first is None:
         data = page.screenshot()
     else:
+        page.evaluate("window.scrollTo({ top: 0, behavior: 'instant' })")
         top, bottom = (page.locator(place).bounding_box() for place in (first, last or first))
         assert top is not None
         assert bottom is not None

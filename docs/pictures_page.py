@@ -39,7 +39,7 @@ def choose_unit(page: Page) -> None:
     """A unit in the middle of the third channel, and a pixel."""
     page.locator('#panel-features [data-do="unit"]').nth(2).click()
     page.locator('#panel-unit [data-do="pixel"]').first.click(position={"x": 50, "y": 45})
-    page.wait_for_function("document.getElementById('panel-unit').innerText.includes('see pixel')")
+    page.wait_for_function("() => document.getElementById('panel-unit').innerText.includes('see pixel')")
 
 
 def draw(run: Path) -> None:
@@ -48,7 +48,7 @@ def draw(run: Path) -> None:
         page = browser.new_page()
         page.goto(address)
         page.wait_for_selector(DRAWN, state="attached")
-        page.wait_for_function("location.search.includes('run=')")
+        page.wait_for_function("() => location.search.includes('run=')")
         start = page.url.partition("&")[0]
         page.close()
         for name, end, dark in (("page", "1.0", False), ("page/dark", "0.0", True)):
