@@ -24,7 +24,7 @@ import convlens as cl
 from convlens.sketch import BucketLayout
 from convlens.watching import kernels
 
-EDGES = BucketLayout().edges
+EDGES, ZERO = BucketLayout().edges, BucketLayout().zero
 
 
 def check(stats, outputs):
@@ -34,7 +34,8 @@ def check(stats, outputs):
     for column, values in zip(history.counts, x, strict=True):
         above = np.searchsorted(EDGES, values, side="right") - 1
         below = np.searchsorted(EDGES, values, side="left") - 1
-        expected = np.bincount(np.where(values > 0, above, below), minlength=len(EDGES) - 1)
+        buckets = np.where(values > 0, above, np.where(values < 0, below, ZERO))
+        expected = np.bincount(buckets, minlength=len(EDGES) - 1)
         np.testing.assert_array_equal(column, expected)
     np.testing.assert_array_equal(history.columns.near_zero, (abs(x) <= np.float32(0.05)).sum(1))
     np.testing.assert_allclose(history.mean, x.mean(1, dtype=np.float64), rtol=1e-9)
