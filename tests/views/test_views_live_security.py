@@ -115,6 +115,9 @@ def test_our_own_names_are_answered(address: Address, host: str) -> None:
         "https://127.0.0.1:{port}",
         "http://127.0.0.1:1",
         "http://localhost.evil.example:{port}",
+        "http://user@127.0.0.1:{port}",
+        "http://[",
+        "http://127.0.0.1:" + "1" * 5_000,
     ],
 )
 def test_a_foreign_origin_is_refused(address: Address, origin: str) -> None:
@@ -223,6 +226,13 @@ def test_a_run_outside_the_folder_has_no_key(base: Path, address: Address) -> No
         assert "leads-out" not in get(address)[2]
     finally:
         link.unlink()
+
+
+@pytest.mark.parametrize("asked", ["epoch=--5", "epoch=x", "quantity=x", "side=x", "layer=x"])
+def test_an_address_that_makes_no_sense_shows_the_run(address: Address, asked: str) -> None:
+    status, _, body = get(address, f"/?{asked}")
+    assert status == 200
+    assert "healthy" in body
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import re
 import secrets
 import socket
 from dataclasses import dataclass, field
@@ -113,7 +114,7 @@ def _split(header: str) -> tuple[str, int]:
     name, colon, port = header.strip().lower().rpartition(":")
     if not colon or port.endswith("]"):
         return header.strip().lower(), 80
-    return name, int(port) if port.isascii() and port.isdigit() else -1
+    return name, int(port) if re.fullmatch("[0-9]{1,5}", port) else -1
 
 
 def _is_plain(token: str) -> bool:

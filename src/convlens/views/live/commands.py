@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 Command = Mapping[str, Any]
 
+_WHOLE = re.compile(r"-?[0-9]{1,9}")
+
 
 def whole(command: Command, name: str) -> int | None:
     """A whole number of at most nine digits, None if it is something else."""
     value = command.get(name)
-    if isinstance(value, str) and value.lstrip("-").isascii() and value.lstrip("-").isdigit():
-        value = int(value) if len(value) <= 10 else None
+    if isinstance(value, str):
+        value = int(value) if _WHOLE.fullmatch(value) else None
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**9:
         return value
     return None
@@ -23,7 +26,7 @@ def share(command: Command, name: str) -> float | None:
     """A number from 0 to 1, None if it is something else."""
     try:
         value = float(command.get(name, math.nan))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return value if 0.0 <= value <= 1.0 else None
 

@@ -60,7 +60,10 @@ class Guard:
         return f"convlens-token-{self.address.port}"
 
     def _is_ours(self, origin: str) -> bool:
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # such as a bracket that is not closed
+            return False
         return parts.scheme == "http" and self.address.knows_host(parts.netloc)
 
 

@@ -51,7 +51,7 @@ class Commands:
     def _came(self, _name: str, _old: object, new: dict[str, Any]) -> None:
         try:
             command = json.loads(new["json"][0])
-        except (KeyError, IndexError, TypeError, ValueError):
+        except (KeyError, IndexError, TypeError, ValueError, RecursionError):
             return  # not from our script
         if isinstance(command, dict) and isinstance(command.get("do"), str):
             self._do(command)
