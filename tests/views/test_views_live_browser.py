@@ -200,6 +200,24 @@ def test_the_matrix_is_coloured_by_what_is_chosen(
     visit.close()
 
 
+def test_the_pointer_tells_batch_and_value_of_every_line(
+    browser: Any, served: Address, key: str, shots: Path
+) -> None:
+    visit = visit_run(browser, served, key)
+    told = {"curves": ("training loss: ", "validation loss: "), "layer": ("mean: ",)}
+    for place, names in told.items():
+        figure = visit.page.locator(f"#root-{place}")
+        figure.scroll_into_view_if_needed()
+        box = figure.bounding_box()
+        right, down = (0.6, 90) if place == "curves" else (0.25, 360)
+        visit.page.mouse.move(box["x"] + right * box["width"], box["y"] + down)
+        for name in names:
+            visit.page.get_by_text(re.compile(rf"^{name}[-−]?\d")).first.wait_for()
+        assert visit.page.get_by_text("@").count() == 0
+        visit.keep(f"pointer-{place}", shots)
+    visit.close()
+
+
 def test_the_loss_has_a_logarithmic_axis_and_smoothing(
     browser: Any, served: Address, key: str
 ) -> None:

@@ -85,8 +85,8 @@ class Lines:
             dotted = plot.add_glyph(self._points, point, y_range_name=range_name)
             self.renderers += [drawn, dotted]
             if number is not None:
-                value = ("@name", f"$snap_y{{{number}}}")
-                tips = [("batch", "$snap_x{0,0}"), value]
+                # In a label Bokeh would show the placeholder itself.
+                tips = [("batch", "$snap_x{0,0}"), ("", f"@name: $snap_y{{{number}}}")]
                 plot.add_tools(HoverTool(renderers=[drawn], tooltips=tips, mode="vline"))
 
     def draw(self, series: Sequence[Series]) -> None:

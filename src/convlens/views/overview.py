@@ -14,6 +14,7 @@ from bokeh.models import (
     ColumnDataSource,
     GlyphRenderer,
     LinearAxis,
+    NoOverlap,
     Patch,
     UIElement,
 )
@@ -234,6 +235,7 @@ class MetricFigure:
         )
         self.plot.xaxis.visible = False
         self.plot.yaxis.ticker = BasicTicker(desired_num_ticks=4)
+        self.plot.yaxis.major_label_policy = NoOverlap()
         axis.mark_epochs(self.plot)
         self._lines = Lines([self.plot], ORANGE, 2.0, number="0.0000", dots=True)
         self._message = Message(self.plot)
@@ -286,6 +288,7 @@ class ScheduleFigure:
             axis_label="rate",
             axis_label_text_color=BLUE,
             ticker=BasicTicker(desired_num_ticks=4),
+            major_label_policy=NoOverlap(),
         )
         right.axis_label_text_color = GREEN
         self._message = Message(plot)
