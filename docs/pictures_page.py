@@ -39,7 +39,9 @@ def choose_unit(page: Page) -> None:
     """A unit in the middle of the third channel, and a pixel."""
     page.locator('#panel-features [data-do="unit"]').nth(2).click()
     page.locator('#panel-unit [data-do="pixel"]').first.click(position={"x": 50, "y": 45})
-    page.wait_for_function("() => document.getElementById('panel-unit').innerText.includes('see pixel')")
+    page.wait_for_function(
+        "() => document.getElementById('panel-unit').innerText.includes('see pixel')"
+    )
 
 
 def draw(run: Path) -> None:

@@ -15,7 +15,7 @@ from convlens.views.matrices import (
     Limits,
     Matrix,
     condense_matrix,
-    figures_of,
+    joined_figures,
     limits_of,
     make_matrix,
 )
@@ -141,7 +141,7 @@ def test_figures_of_histories_are_on_the_union_of_their_columns():
     late = normal_columns(np.ones(2), np.ones(2), 1000, 0, first_step=2)
     histories = [LayerHistory(LAYERS[0], early, LAYOUT), LayerHistory(LAYERS[1], late, LAYOUT)]
 
-    of = figures_of(histories)
+    of = joined_figures(histories)
 
     np.testing.assert_array_equal(of.first_step, [0, 1, 2, 3])
     np.testing.assert_array_equal(of.values["mean"][1], [np.nan, np.nan, 1, 1])
@@ -186,7 +186,7 @@ def test_a_growing_run_keeps_its_cells_until_they_are_too_many():
 
 def test_columns_of_many_steps_are_as_wide_as_they_are():
     columns = coarsen(normal_columns(np.zeros(64), np.ones(64), 1000, 4), 3)
-    of = figures_of([LayerHistory(LAYERS[0], columns, LAYOUT)])
+    of = joined_figures([LayerHistory(LAYERS[0], columns, LAYOUT)])
 
     grid, _ = condense_matrix(make_matrix("std", of))
 

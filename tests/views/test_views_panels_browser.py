@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from snapshots_data import digits
 from test_views_browser import browser  # noqa: F401 - a fixture
 from test_views_panels_lists import EPOCHS, INFOS, META, NOW
 
@@ -30,7 +31,6 @@ from convlens.views.panels import (
     unit,
     window,
 )
-from snapshots_data import digits
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from snapshots_data import digits, parsed
 
 from convlens.records import Epoch, Finding
 from convlens.runs.folder import RunInfo
@@ -32,7 +33,6 @@ from convlens.views.panels.facts import NO_ROW, state_of
 from convlens.views.panels.mistakes import NO_MISTAKES, NONE_AT_ALL
 from convlens.views.panels.runs import NO_RUNS
 from convlens.views.words import NO_FINDINGS
-from snapshots_data import digits, parsed
 
 NOW = datetime(2026, 11, 25, 12)
 

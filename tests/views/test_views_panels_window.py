@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from snapshots_data import digits, feature_maps, kernels_of, parsed
 from torch import nn
 
 from convlens.snapshots import FeatureMaps, Kernels, Probes
 from convlens.views.panels import Choice, window
 from convlens.views.panels.window import NO_KERNELS, NOT_FIRST, slide
-from snapshots_data import digits, feature_maps, kernels_of, parsed
 
 CONVOLUTIONS = {
     "plain": {"kernel_size": 3},

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from views_data import LAYOUT, layer_infos, normal_columns
@@ -14,7 +12,6 @@ from convlens.views.timeline import (
     condense,
     grid_of,
     heat_of,
-    near_zero_cells,
 )
 
 
@@ -72,25 +69,6 @@ def test_condense_keeps_columns_that_have_their_own_cell():
 
     np.testing.assert_array_equal(condense(whole, Grid(0, 1, 20)).mean, whole.mean)
     assert len(condense(history(columns(0)), Grid(0, 1, 20))) == 0
-
-
-def test_near_zero_cells_are_nan_where_nothing_was_recorded():
-    late = history(columns(5, first_step=10))
-
-    cells = near_zero_cells(late, Grid(0, 1, 15))
-
-    assert np.isnan(cells[:10]).all()
-    assert late.layer.feeds_relu
-    np.testing.assert_allclose(cells[10:], late.near_zero_after_relu, rtol=1e-6)
-
-
-def test_near_zero_cells_of_a_layer_that_no_relu_follows():
-    late = history(columns(5))
-    plain = replace(late, layer=replace(late.layer, feeds_relu=False))
-
-    cells = near_zero_cells(plain, Grid(0, 1, 5))
-
-    np.testing.assert_allclose(cells, late.near_zero, rtol=1e-6)
 
 
 def test_heat_is_the_logarithm_of_the_counts():

@@ -12,7 +12,7 @@ from convlens.plots.canvas import BLUE
 from convlens.records import Epoch
 from convlens.views.canvas import StepAxis, side_by_side
 from convlens.views.layer_view import HeatFigure, StatFigure, draw_moments, draw_near_zero
-from convlens.views.matrices import figures_of, make_matrix
+from convlens.views.matrices import joined_figures, make_matrix
 from convlens.views.matrix import MatrixFigure
 from convlens.views.timeline import Grid
 
@@ -30,7 +30,7 @@ def matrix(
     """Layers × steps coloured by the share of values near zero; a row leads to its layer."""
     axis = StepAxis(span, epochs)
     shown = MatrixFigure(axis, matrix_height(len(layers)), links=True, grows=False)
-    shown.update(make_matrix("near_zero", figures_of(layers)))
+    shown.update(make_matrix("near_zero", joined_figures(layers)))
     return shown.plot
 
 

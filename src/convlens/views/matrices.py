@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.errors import ArgumentError
-from convlens.histories import LayerHistory, LayerInfo, SeriesFigures
+from convlens.histories import FIGURES, LayerHistory, LayerInfo, SeriesFigures, figures_of
 from convlens.plots.canvas import short_count
 from convlens.sketch import Flags, Floats, Ints
 from convlens.views.timeline import Grid
@@ -129,28 +129,17 @@ def make_matrix(
     return _update_matrix(layers, updates, parameters)
 
 
-def figures_of(layers: Sequence[LayerHistory]) -> SeriesFigures:
+def joined_figures(layers: Sequence[LayerHistory]) -> SeriesFigures:
     """The figures of whole histories, on the union of their columns."""
-    parts = [(history.first_step, history.last_step) for history in layers]
     none = np.zeros(0, np.int64)
-    first, where = np.unique(
-        np.concatenate([none, *(first for first, _ in parts)]), return_index=True
-    )
-    last = np.concatenate([none, *(last for _, last in parts)])[where]
-    names = ("mean", "std", "near_zero", "near_zero_after_relu", "norm", "nonfinite")
-    values = {
-        name: np.full((len(layers), len(first)), np.nan, np.float32)
-        for name in (*names, "dead", "silent")
-    }
+    firsts = np.concatenate([none, *(history.first_step for history in layers)])
+    first, where = np.unique(firsts, return_index=True)
+    last = np.concatenate([none, *(history.last_step for history in layers)])[where]
+    values = np.full((len(FIGURES), len(layers), len(first)), np.nan, np.float32)
     for i, history in enumerate(layers):
-        at = np.searchsorted(first, history.first_step)
-        for name in names:
-            with np.errstate(over="ignore"):  # beyond float32 is infinite
-                values[name][i, at] = getattr(history, name)
-        if history.channels:
-            values["dead"][i, at] = history.dead_channels / history.channels
-            values["silent"][i, at] = history.silent_channels / history.channels
-    return SeriesFigures([history.layer for history in layers], first, last, values)
+        values[:, i, np.searchsorted(first, history.first_step)] = figures_of(history)
+    infos = [history.layer for history in layers]
+    return SeriesFigures(infos, first, last, dict(zip(FIGURES, values, strict=True)))
 
 
 def condense_matrix(matrix: Matrix, max_cells: int = MAX_COLUMNS) -> tuple[Grid, Matrix]:
@@ -347,9 +336,9 @@ def _added(values: NDArray[np.floating], owners: Ints, n_layers: int) -> Floats:
     added = np.full((n_layers, values.shape[1]), np.nan)
     for row, owner in enumerate(owners.tolist()):
         if owner >= 0:
-            mine = added[owner]
-            known = np.isnan(mine)
-            added[owner] = np.where(known, values[row], mine + np.nan_to_num(values[row], nan=0.0))
+            so_far, more = added[owner], values[row]
+            both = so_far + np.nan_to_num(more, nan=0.0)
+            added[owner] = np.where(np.isnan(so_far), more, both)
     return added
 
 

@@ -69,15 +69,6 @@ def condense(history: LayerHistory, grid: Grid) -> LayerHistory:
     return replace(history, columns=merge_runs(history.columns, starts))
 
 
-def near_zero_cells(history: LayerHistory, grid: Grid) -> NDArray[np.float32]:
-    """(cells,) share of values near zero, NaN where nothing was recorded."""
-    cells = np.full(grid.n_cells, np.nan, np.float32)
-    feeds_relu = history.layer.feeds_relu
-    share = history.near_zero_after_relu if feeds_relu else history.near_zero
-    cells[grid.cells(history)] = share
-    return cells
-
-
 @dataclass(frozen=True)
 class Heat:
     """The histograms of a layer's columns as an image.
