@@ -24,7 +24,11 @@ FRESH_S = 0.2
 AGAIN_S = 10.0
 """What takes long is worked out anew for a growing run after this time."""
 
+KEEP_S = 60.0
+"""What no page has asked for in this time is let go: a run may hold hundreds of megabytes."""
+
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,7 @@ class RunStore:
 
     def list(self) -> dict[str, RunInfo]:
         """Every run by its key, oldest first."""
+        self._let_go()
         found = [info for folder in self._folders for info in _inside(folder)]
         for path in self._single:
             found += [info for info in list_runs(path.parent) if info.path.name == path.name]
@@ -97,6 +102,8 @@ class RunStore:
             if info is None:
                 raise RunError("There is no such run any more; go back to the list of runs.")
             followed = self._open[key] = _Followed(open_run(info.path))
+        followed.asked = time.monotonic()
+        self._let_go()
         return followed.look()
 
     def findings(self, key: str) -> Sequence[Finding] | None:
@@ -113,13 +120,21 @@ class RunStore:
     def _worked_out(self, what: Hashable, state: Hashable, work: Callable[[], T]) -> T | None:
         """The newest result of slow work; begun anew where the runs have grown since."""
         job: _Job[T] = self._jobs.setdefault(what, _Job())
+        job.asked = time.monotonic()
         if job.running is not None and job.running.done():
-            job.result, job.running = job.running.result(), None
+            done, job.running = job.running, None
+            if done.exception() is not None:
+                job.state = None  # to be tried again
+            job.result = done.result()
         due = job.state != state and time.monotonic() - job.begun > AGAIN_S
         if job.running is None and due:
             job.state, job.begun = state, time.monotonic()
             job.running = self._workers.submit(work)
         return job.result
+
+    def _let_go(self) -> None:
+        """Forget what no open page shows: each of them asks several times a second."""
+        self._open, self._jobs = _asked_lately(self._open), _asked_lately(self._jobs)
 
     def close(self) -> None:
         """Let go of everything."""
@@ -131,6 +146,7 @@ class _Job(Generic[T]):
     """Slow work that is done beside the page."""
 
     state: Hashable = None
+    asked: float = -float("inf")
     begun: float = -float("inf")
     running: Future[T] | None = None
     result: T | None = None
@@ -141,13 +157,21 @@ class _Followed:
 
     def __init__(self, run: Run) -> None:
         self._follower = RunFollower(run)
-        self._at = -float("inf")
+        self.asked = self._at = -float("inf")
 
     def look(self) -> Look:
         if time.monotonic() - self._at > FRESH_S:
             self._follower.refresh()
             self._at = time.monotonic()
         return Look(self._follower, self._follower.version)
+
+
+Kept = TypeVar("Kept", _Followed, _Job[Any])
+
+
+def _asked_lately(kept: dict[K, Kept]) -> dict[K, Kept]:
+    now = time.monotonic()
+    return {key: one for key, one in kept.items() if now - one.asked <= KEEP_S}
 
 
 def key_of(path: Path) -> str:
