@@ -8,7 +8,7 @@ from bokeh.document import Document
 from bokeh.events import DoubleTap
 from views_data import LAYOUT, PER_EPOCH, epochs_of, healthy_loss, normal_columns, step_series
 
-from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
+from convlens.histories import LayerHistory, LayerInfo
 from convlens.views.canvas import StepAxis
 from convlens.views.layer_view import (
     ALL_BAD,
@@ -21,6 +21,7 @@ from convlens.views.layer_view import (
     HeatFigure,
     LayerView,
 )
+from convlens.views.lines import Series
 from convlens.views.timeline import EMPTY, MAX_CELLS, Grid
 
 
@@ -28,11 +29,6 @@ def history(n: int = 100, name: str = "0.0", channels: int = 8, **facts) -> Laye
     """Growing deviations, so that quantiles and limits differ from column to column."""
     columns = normal_columns(np.full(n, 0.5), np.linspace(0.5, 2, n), 10_000, channels, **facts)
     return LayerHistory(LayerInfo(0, name, "Conv2d", feeds_relu=True), columns, LAYOUT)
-
-
-def parameter(name: str, scale: float = 1.0) -> LayerHistory:
-    columns = normal_columns(np.zeros(100), np.full(100, scale), 100, 0)
-    return LayerHistory(LayerInfo(0, name, "Parameter", quantity="gradient"), columns, LAYOUT)
 
 
 @pytest.fixture
@@ -126,19 +122,19 @@ def test_gradients_and_updates_or_a_sentence(view):
     view.update(history(), [], [])
     assert view.gradients.message.text == view.updates.message.text == NO_PARAMETERS
 
-    gradients = [parameter("0.0.weight", 2.0), parameter("0.0.bias", 0.1)]
-    updates = [UpdateHistory(parameter("0.0.weight", 0.01), parameter("0.0.weight", 2.0))]
-    view.update(history(), gradients, updates)
+    x, ones = np.arange(100), np.ones(100)
+    gradients = [Series("weight", x, 2.0 * ones), Series("bias", x, 0.1 * ones)]
+    view.update(history(), gradients, [Series("weight", x, 0.005 * ones)])
     assert view.gradients.message.text == view.updates.message.text == ""
     sizes = lines_of(view.gradients)
     assert list(sizes) == ["weight", "bias"]
-    np.testing.assert_allclose(sizes["weight"], gradients[0].norm, rtol=1e-6)
+    np.testing.assert_allclose(sizes["weight"], gradients[0].y, rtol=1e-6)
     np.testing.assert_allclose(lines_of(view.updates)["weight"], 0.005, rtol=1e-3)
     assert 0 < view.updates.plot.y_range.start < 0.005 < view.updates.plot.y_range.end
 
 
 def test_another_layer_changes_data_and_no_models(view):
-    view.update(history(name="first", channels=4), [parameter("first.weight")])
+    view.update(history(name="first", channels=4), [Series("weight", np.arange(3), np.ones(3))])
     doc, events = Document(), []
     doc.add_root(view.root)
     doc.on_change(events.append)

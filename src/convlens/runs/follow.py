@@ -86,6 +86,7 @@ class RunFollower:
         self.run, self.version = run, 0
         self._state = _State()
         self._stamp: object = None  # of the files when they were read, None if it proves nothing
+        self._stamp_of_curves: object = None  # of the last time that anything of them was read
         self._seen = -1  # the version at the last refresh
         self._quantities: dict[str, None] = {}
         self._figures: dict[str, None] = {}
@@ -93,8 +94,12 @@ class RunFollower:
         self._points: dict[int, int] = {}
         self._built: dict[tuple[str, int], tuple[Series, LayerHistory]] = {}
 
-    def refresh(self) -> bool:
+    def refresh(self, *, layers: bool = True) -> bool:
         """Read what is new since the last time.
+
+        Args:
+            layers: whether also what was watched, which costs several times as much as meta,
+                epochs and curves; else histories and figures stay as they are.
 
         Returns:
             Whether anything is new, also what was read in between because it was asked for.
@@ -103,8 +108,9 @@ class RunFollower:
             RunError: if the run cannot be read; the state stays as it was.
         """
         stamp = _stamp(self.run.path)
-        if stamp is None or stamp != self._stamp:
-            self._read(stamp)
+        known = self._stamp if layers else self._stamp_of_curves
+        if stamp is None or stamp != known:
+            self._read(stamp, layers=layers)
         seen, self._seen = self._seen, self.version
         return seen != self.version
 
@@ -147,9 +153,16 @@ class RunFollower:
         Raises:
             LayerNotFoundError: if there is no such layer.
         """
-        layers = self._watch(quantity).layers
-        info = layers[find_layer(index, [layer.name for layer in layers])]
-        return self._histories(info)[0]
+        return self._histories(self._info(index, quantity))[0]
+
+    def series(self, index: int, quantity: str = "activation") -> Series:
+        """What `history` makes its history of, which tells what has changed since an older one.
+
+        Raises:
+            LayerNotFoundError: if there is no such layer.
+        """
+        info = self._info(index, quantity)
+        return self._kept(info).series[info.quantity, info.index]
 
     def update_history(self, index: int) -> UpdateHistory:
         """What the optimizer did to the parameter at this position (negative from the end).
@@ -157,20 +170,28 @@ class RunFollower:
         Raises:
             LayerNotFoundError: if there is no such parameter.
         """
-        layers = self._watch("update").layers
+        info = self._info(index, "update")
         self._watch("parameter")
-        info = layers[find_layer(index, [layer.name for layer in layers])]
         return aligned(*self._histories(info, replace(info, quantity="parameter")))
 
     def _watch(self, quantity: str) -> Watch:
         self._quantities[quantity] = None
         return self._read_once(quantity in self._state.watches).watches[quantity]
 
-    def _histories(self, *infos: LayerInfo) -> list[LayerHistory]:
+    def _info(self, index: int, quantity: str) -> LayerInfo:
+        layers = self._watch(quantity).layers
+        return layers[find_layer(index, [layer.name for layer in layers])]
+
+    def _kept(self, *infos: LayerInfo) -> _State:
+        """The state, with these series in it."""
         keys = [(info.quantity, info.index) for info in infos]
         for key, info in zip(keys, infos, strict=True):
             _remember(self._series, key, info, SERIES)
-        state = self._read_once(all(key in self._state.series for key in keys))
+        return self._read_once(all(key in self._state.series for key in keys))
+
+    def _histories(self, *infos: LayerInfo) -> list[LayerHistory]:
+        keys = [(info.quantity, info.index) for info in infos]
+        state = self._kept(*infos)
         built: dict[tuple[str, int], tuple[Series, LayerHistory]] = {}
         for key in keys:
             series = state.series[key]
@@ -189,8 +210,8 @@ class RunFollower:
             self._read(_stamp(self.run.path))
         return self._state
 
-    def _read(self, stamp: object) -> None:
-        self._stamp = None
+    def _read(self, stamp: object, *, layers: bool = True) -> None:
+        self._stamp = self._stamp_of_curves = None
         with ExitStack() as stack:
             main = stack.enter_context(self.run.transaction())
             meta = read_meta(main)
@@ -200,25 +221,35 @@ class RunFollower:
                 with explained(file):
                     other = stack.enter_context(closing(connect(file)))
                 sources.append(Source(file, other))
-            new = self._next(sources, meta)
+            new = self._next(sources, meta, layers=layers)
         if not _look_same(new, self._state):
             self.version += 1
-        self._state, self._stamp = new, stamp
+        self._state, self._stamp_of_curves = new, stamp
+        self._stamp = stamp if layers else None
 
-    def _next(self, sources: Sequence[Source], meta: Mapping[str, Any]) -> _State:
+    def _next(self, sources: Sequence[Source], meta: Mapping[str, Any], *, layers: bool) -> _State:
         """The state after the present one."""
         main, old = sources[0].database, self._state
         run = meta.get("created"), *((str(source.file), source.inode) for source in sources)
         if run[: len(old.run)] != old.run:
             old = _State()
+            layers = True
         epochs, steps = read_epochs(main), _steps_key(sources[0])
+        curves = {
+            points: old.curves[points]
+            if steps == old.steps and points in old.curves
+            else read_curves(main, points)
+            for points in self._points
+        }
+        new = replace(old, run=run, meta=meta, epochs=epochs, steps=steps, curves=curves)
+        return self._with_layers(old, new, sources) if layers else new
+
+    def _with_layers(self, old: _State, new: _State, sources: Sequence[Source]) -> _State:
+        """The new state with what was watched, as it is now."""
         newest = {source.file: source.newest() for source in sources}
-        new = _State(
-            run=run,
-            meta=meta,
-            epochs=epochs,
+        new = replace(
+            new,
             levels={source.file: source.level for source in sources},
-            steps=steps,
             newest=newest,
             rows={
                 (s.file, q): old.rows[s.file, q]
@@ -228,12 +259,6 @@ class RunFollower:
                 for q in self._quantities
             },
             watches={quantity: _watch(sources[0], quantity) for quantity in self._quantities},
-            curves={
-                points: old.curves[points]
-                if steps == old.steps and points in old.curves
-                else read_curves(main, points)
-                for points in self._points
-            },
         )
         changes = {quantity: _changes(old, new, sources, quantity) for quantity in new.watches}
         return replace(

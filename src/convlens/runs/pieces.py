@@ -337,10 +337,38 @@ class Series:
         blocks |= {b: Block.of(columns[rows]) for b, rows in _by_block(columns, self.level)}
         return Series(self.watch, self.info, self.level, blocks)
 
-    def history(self) -> LayerHistory:
-        """All of it, at full width."""
+    @property
+    def first_step(self) -> Ints:
+        """(K,) first step of each column."""
+        return self._steps[0]
+
+    @property
+    def last_step(self) -> Ints:
+        """(K,) last step of each column."""
+        return self._steps[1]
+
+    @cached_property
+    def _steps(self) -> tuple[Ints, Ints]:
+        none = np.zeros(0, np.int64)
+        outlines = [self.blocks[block].outline for block in sorted(self.blocks)]
+        first = np.concatenate([none, *(outline.first_step for outline in outlines)])
+        last = np.concatenate([none, *(outline.last_step for outline in outlines)])
+        return first, last
+
+    def changed_since(self, older: Series) -> int | None:
+        """The step from which on it may differ from what it was, None if nothing is comparable."""
+        if (older.watch, older.info, older.level) != (self.watch, self.info, self.level):
+            return None
+        both = sorted(older.blocks.keys() | self.blocks.keys())
+        new = (b for b in both if older.blocks.get(b) is not self.blocks.get(b))
+        return next(new, both[-1] + 1 if both else 0) << (self.level + CHUNK_BITS)
+
+    def history(self, since: int | None = None) -> LayerHistory:
+        """All of it at full width, or the columns that begin at a step or after it."""
         n_buckets = self.watch.layout.size
-        blocks = [self.blocks[block] for block in sorted(self.blocks)]
+        bits = self.level + CHUNK_BITS
+        chosen = [b for b in sorted(self.blocks) if since is None or b >= since >> bits]
+        blocks = [self.blocks[block] for block in chosen]
         if not blocks:
             return self.watch.history(self.info, empty_columns(n_buckets, 0))
         whole = concatenate([block.outline for block in blocks])
@@ -352,4 +380,7 @@ class Series:
             row += n
         arrays: dict[str, Any] = {f.name: getattr(whole, f.name) for f in fields(Columns)}
         arrays["counts"] = counts
-        return self.watch.history(self.info, Columns(**arrays))
+        columns = Columns(**arrays)
+        if since is not None and columns.first_step[0] < since:
+            columns = columns[int(np.searchsorted(columns.first_step, since)) :]
+        return self.watch.history(self.info, columns)

@@ -288,8 +288,9 @@ def retitle(plot: figure, words: str) -> None:
 
 def relabel(labelled: Any, ticker: FixedTicker, labels: Mapping[Any, str]) -> None:  # noqa: ANN401
     """Give an axis or a colour bar other ticks, each with its words."""
-    ticker.ticks = list(labels)
-    labelled.major_label_overrides = dict(labels)
+    if ticker.ticks != list(labels) or labelled.major_label_overrides != labels:
+        ticker.ticks = list(labels)
+        labelled.major_label_overrides = dict(labels)
 
 
 def harmless(words: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,18 +28,17 @@ from bokeh.models import (
 from bokeh.palettes import viridis
 from numpy.typing import NDArray
 
-from convlens.histories import LayerHistory, UpdateHistory
+from convlens.histories import LayerHistory
 from convlens.plots.canvas import BLUE, GREEN, NONFINITE_LABEL, ORANGE, short_count
 from convlens.records import Epoch
+from convlens.runs.pieces import Series as Recorded
 from convlens.sketch import Floats
 from convlens.views.canvas import MIN_WIDTH, PALE, StepAxis, relabel, retitle, short
-from convlens.views.lines import MARGIN, Lines, Message, Series, ValueRange
-from convlens.views.timeline import EMPTY, MAX_CELLS, Grid, Heat, condense, grid_of, heat_of
+from convlens.views.cells import QUANTILES, LayerCells
+from convlens.views.lines import MARGIN, Lines, Message, Series, ValueRange, put
+from convlens.views.timeline import EMPTY, Grid, Heat, heat_of
 
 WHITE, CLEAR = "#ffffff", "rgba(0, 0, 0, 0)"
-
-QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
-"""The shares below the lines that are drawn over a layer's histograms."""
 
 CHOOSE = "Choose a layer: click a row of the matrix."
 NO_COLUMNS = "Nothing of this layer was recorded: it took part in no batch yet."
@@ -94,22 +93,49 @@ class HeatFigure:
 
     def update(self, history: LayerHistory, grid: Grid, title: str) -> None:
         """Show a condensed history on these cells."""
-        heat = heat_of(history, grid)
+        self._show(history, grid, heat_of(history, grid))
+        self._draw_quantiles(history.middle_step, [history.quantile(q) for q in QUANTILES])
+        self._describe(grid, title)
+        self.message.say("" if len(history) else NO_COLUMNS)
+
+    def draw(self, cells: LayerCells, since: int, title: str) -> None:
+        """Show a layer that has been worked out; cells before ``since`` are shown already."""
+        history, grid, heat = cells.history, cells.grid, cells.heat
+        if since and (grid, (heat.low, heat.high)) == (self._grid, self._range):
+            self._patch(history, grid, heat, since)
+        else:
+            self._show(history, grid, heat)
+        known = history.columns.n_finite.any()
+        self._draw_quantiles(history.middle_step, cells.quantiles if known else [])
+        self._describe(grid, title)
+        self.message.say("" if len(history) else NO_COLUMNS)
+
+    def _show(self, history: LayerHistory, grid: Grid, heat: Heat) -> None:
+        """All cells, sent whole."""
         data: dict[str, object] = {
-            "image": [heat.cells],
+            "image": [heat.cells.copy()],  # what is shown is brought up to date in place
             "x": [grid.first - 0.5],
             "y": [heat.low],
             "dw": [float(grid.n_cells * grid.width)],
             "dh": [heat.high - heat.low],
         }
         if self._counts:
-            data |= self._cells_for_hover(history, grid, heat)
+            data |= self._cells_for_hover(grid, heat)
         self.source.data.update(data)
         self._values.update(start=heat.low, end=heat.high)
-        self._draw_quantiles(history)
-        self._draw_bad(history, grid, heat)
-        self._describe(heat, grid, title)
-        self.message.say("" if len(history) else NO_COLUMNS)
+        self._say_counts(history, grid, heat)
+
+    def _patch(self, history: LayerHistory, grid: Grid, heat: Heat, since: int) -> None:
+        """The cells from one on, sent alone."""
+        part = slice(since, int(grid.cells(history)[-1]) + 1)
+        if part.start >= part.stop:
+            return
+        where = (0, slice(0, len(heat.cells)), part)
+        patches: dict[str, Any] = {"image": [(where, heat.cells[:, part].ravel())]}
+        if self._counts:
+            patches["count"] = [(where, heat.counts[:, part].ravel())]
+        self.source.patch(patches)
+        self._say_counts(history, grid, heat)
 
     def clear(self, sentence: str) -> None:
         """Show nothing but a sentence."""
@@ -130,17 +156,12 @@ class HeatFigure:
         """Let the value axis span these, so that two figures can be compared."""
         self._values.update(start=low, end=high)
 
-    def _cells_for_hover(
-        self, history: LayerHistory, grid: Grid, heat: Heat
-    ) -> dict[str, list[NDArray[np.generic]]]:
+    def _cells_for_hover(self, grid: Grid, heat: Heat) -> dict[str, list[NDArray[np.generic]]]:
         """What the tooltip says of each cell; what is as before is not sent again."""
         rows, shape = heat.cells.shape[0], heat.cells.shape
-        edges = np.linspace(heat.low, heat.high, rows + 1)
-        counts = np.zeros(shape, np.float32)
-        per_batch = history.rebin(edges) / np.maximum(history.calls, 1)[:, None]
-        counts[:, grid.cells(history)] = per_batch.T
-        found: dict[str, list[NDArray[np.generic]]] = {"count": [counts]}
+        found: dict[str, list[NDArray[np.generic]]] = {"count": [heat.counts.copy()]}
         if (heat.low, heat.high) != self._range or grid != self._grid:
+            edges = np.linspace(heat.low, heat.high, rows + 1)
             low, high = edges[:-1, None].astype(np.float32), edges[1:, None].astype(np.float32)
             found |= {"low": [_filled(low, shape)], "high": [_filled(high, shape)]}
         if grid != self._grid:
@@ -149,11 +170,9 @@ class HeatFigure:
             found |= {"first": [_filled(first, shape)], "last": [_filled(last, shape)]}
         return found
 
-    def _draw_quantiles(self, history: LayerHistory) -> None:
-        x = history.middle_step
-        lines = [Series(f"{q:.0%}", x, history.quantile(q)) for q in QUANTILES]
-        if not history.columns.n_finite.any():
-            lines = []
+    def _draw_quantiles(self, x: Floats, values: Sequence[Floats] | Floats) -> None:
+        pairs = zip(QUANTILES, values, strict=False)
+        lines = [Series(f"{q:.0%}", x, y) for q, y in pairs if np.isfinite(y).any()]
         median, quarters, tails = self.quantiles
         median.draw(lines[2:3])
         quarters.draw([*lines[1:2], *lines[3:4]])
@@ -170,23 +189,24 @@ class HeatFigure:
         """An orange band along the top where values are NaN or infinite."""
         left = grid.first - 0.5 + grid.cells(history)[history.nonfinite > 0] * grid.width
         bottom = heat.high - 0.04 * (heat.high - heat.low)
-        self._bad.data = {
-            "left": left,
-            "right": left + grid.width,
-            "top": np.full(len(left), heat.high),
-            "bottom": np.full(len(left), bottom),
-        }
+        top, low = np.full(len(left), heat.high), np.full(len(left), bottom)
+        put(self._bad, {"left": left, "right": left + grid.width, "top": top, "bottom": low})
 
-    def _describe(self, heat: Heat, grid: Grid, title: str) -> None:
-        retitle(self.plot, title)
+    def _say_counts(self, history: LayerHistory, grid: Grid, heat: Heat) -> None:
+        """The colour bar, and what is not among the colours."""
+        self._draw_bad(history, grid, heat)
         label = "activation"
         if heat.outside > 0.0005:
             label = f"activation ({100 * heat.outside:.1f} % lie outside)"
         self.plot.yaxis.axis_label = label
         relabel(self._bar, self._ticks, _count_ticks(heat.peak))
+        self._range = heat.low, heat.high
+
+    def _describe(self, grid: Grid, title: str) -> None:
+        retitle(self.plot, title)
         if self._grid is None or grid.width != self._grid.width:
             self._hover.tooltips = _tips(self._counts, grid.width)
-        self._grid, self._range = grid, (heat.low, heat.high)
+        self._grid = grid
 
 
 @dataclass(frozen=True)
@@ -224,6 +244,7 @@ class LayerView:
             [self.gradients, self.updates],
         ]
         rows = [row(*(s.plot for s in pair), sizing_mode="stretch_width") for pair in stats]
+        self._cells: LayerCells | None = None
         self.root: UIElement = column(self.heat.plot, *rows, sizing_mode="stretch_width")
         for plot in (self.heat.plot, *(s.plot for pair in stats for s in pair)):
             plot.on_event(DoubleTap, lambda: axis.follow(True))
@@ -231,9 +252,9 @@ class LayerView:
 
     def update(
         self,
-        history: LayerHistory,
-        gradients: Sequence[LayerHistory] | None = None,
-        updates: Sequence[UpdateHistory] | None = None,
+        layer: LayerHistory | Recorded,
+        gradients: Sequence[Series] | None = None,
+        updates: Sequence[Series] | None = None,
         epochs: Sequence[Epoch] = (),
     ) -> None:
         """Show a layer as it is now, the same as before or another.
@@ -242,34 +263,38 @@ class LayerView:
         beyond it or ``epochs`` are given.
 
         Args:
-            history: the layer's.
-            gradients: those of its parameters; None if the run has none of any layer.
-            updates: those of its parameters; None if the run has none of any layer.
+            layer: its history; or what a follower keeps of it, of which only what has changed is
+                worked out and sent.
+            gradients: the sizes of its parameters' gradients, none if it has no parameters; None
+                if the run has them of no layer.
+            updates: the ratios of its parameters' updates; likewise.
             epochs: the finished epochs.
         """
         if epochs:
-            self.axis.update(self._span(history), epochs)
-        grid = grid_of([history], MAX_CELLS)
-        if grid is None:
-            grid = Grid(0, 1, 1)
-        small = condense(history, grid)
-        # Room for what is to come, so that the time axis seldom has to be sent again.
-        self.heat.update(small, replace(grid, n_cells=MAX_CELLS), _heat_title(history))
-        self._draw_stats(small)
+            self.axis.update(self._span(layer), epochs)
+        since = None
+        if self._cells is not None and isinstance(layer, Recorded):
+            since = self._cells.grow(layer)
+        if self._cells is None or since is None:
+            self._cells, since = LayerCells(layer), 0
+        history = self._cells.history
+        self.heat.draw(self._cells, since, _heat_title(history))
+        self._draw_stats(history)
         self._draw_parameters(gradients, updates)
 
     def show(self, sentence: str | None = None) -> None:
         """Show no layer, and this sentence; None asks to choose one."""
+        self._cells = None
         self.heat.clear(CHOOSE if sentence is None else sentence)
         for stat in (self.mean, self.std, self.near_zero, self.channels):
             stat.draw([], "")
         self.gradients.draw([], "")
         self.updates.draw([], "")
 
-    def _span(self, history: LayerHistory) -> tuple[int, int]:
+    def _span(self, layer: LayerHistory | Recorded) -> tuple[int, int]:
         low, high = self.axis.whole
-        first, last = history.first_step, history.last_step
-        if not len(history):
+        first, last = layer.first_step, layer.last_step
+        if not len(first):
             return int(low + 0.5), int(high - 0.5)
         return int(min(low + 0.5, first[0])), int(max(high - 0.5, last[-1]))
 
@@ -286,19 +311,12 @@ class LayerView:
         self.channels.draw([dead, silent], NO_COLUMNS, title, reach=(0.0, float(n)))
 
     def _draw_parameters(
-        self, gradients: Sequence[LayerHistory] | None, updates: Sequence[UpdateHistory] | None
+        self, gradients: Sequence[Series] | None, updates: Sequence[Series] | None
     ) -> None:
-        sizes = [
-            Series(short(_last(g.layer.name), 20), g.middle_step, g.norm) for g in gradients or ()
-        ]
         missing = NO_GRADIENTS if gradients is None else NO_PARAMETERS
-        self.gradients.draw(_by_slot(sizes), missing)
-        ratios = [
-            Series(short(_last(u.update.layer.name), 20), u.update.middle_step, u.ratio)
-            for u in updates or ()
-        ]
+        self.gradients.draw(_by_slot(gradients or ()), missing)
         missing = NO_UPDATES if updates is None else NO_PARAMETERS
-        self.updates.draw(_by_slot(ratios), missing)
+        self.updates.draw(_by_slot(updates or ()), missing)
 
 
 class StatFigure:
@@ -423,7 +441,3 @@ def _filled(part: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.gen
 def _by_slot(series: Sequence[Series]) -> list[list[Series]]:
     """The first line in the first colour, the second in the next, and all others in the last."""
     return [list(series[:1]), list(series[1:2]), list(series[2:])]
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,16 +94,33 @@ class Lines:
         xs = [one.x.astype(np.float32) for one in series]
         with np.errstate(over="ignore"):  # what float32 cannot hold is drawn as a gap
             ys = [one.y.astype(np.float32) for one in series]
-        self._source.data = {"xs": xs, "ys": ys, "name": [one.name for one in series]}
+        put(self._source, {"xs": xs, "ys": ys, "name": [one.name for one in series]})
         few = [i for i, y in enumerate(ys) if self._dotted(y)]
         none = np.zeros(0, np.float32)
-        self._points.data = {
-            "x": np.concatenate([none, *(xs[i] for i in few)]),
-            "y": np.concatenate([none, *(ys[i] for i in few)]),
-        }
+        x = np.concatenate([none, *(xs[i] for i in few)])
+        y = np.concatenate([none, *(ys[i] for i in few)])
+        put(self._points, {"x": x, "y": y})
 
     def _dotted(self, y: NDArray[np.float32]) -> bool:
         return bool(np.isfinite(y).sum() <= FEW) if self._dots is None else self._dots
+
+
+def put(source: ColumnDataSource, data: Mapping[str, Any]) -> None:
+    """Give a source its data, unless it has them: what has not changed is not sent again."""
+    old: Any = source.data
+    if old.keys() != data.keys() or any(not _same(old[name], data[name]) for name in data):
+        source.data = dict(data)
+
+
+def _same(old: Sequence[Any], new: Sequence[Any]) -> bool:
+    if len(old) != len(new):
+        return False
+    if isinstance(new, np.ndarray):
+        return np.array_equal(np.asarray(old), new, equal_nan=True)
+    return all(
+        a == b if isinstance(b, str) else np.array_equal(a, b, equal_nan=True)
+        for a, b in zip(old, new, strict=True)
+    )
 
 
 class Strips:
@@ -121,7 +138,7 @@ class Strips:
         """Mark the columns that are bad; neighbours become one strip."""
         begins = np.flatnonzero(bad & ~np.append(False, bad[:-1]))
         ends = np.flatnonzero(bad & ~np.append(bad[1:], False))
-        self._source.data = {"left": first[begins] - 0.5, "right": last[ends] + 0.5}
+        put(self._source, {"left": first[begins] - 0.5, "right": last[ends] + 0.5})
 
 
 class Message:

@@ -226,7 +226,7 @@ def limits_of(matrix: Matrix) -> Limits:
     if matrix.scale == "signed":
         # A thousandth of the cells may go beyond: one spike must not pale all others.
         size = float(np.quantile(np.abs(known), 0.999)) if len(known) else 0.0
-        high = _round_up(size) if size > 0 else 1.0
+        high = round_up(size) if size > 0 else 1.0
         return Limits("signed", -high, high)
     known = known[known > 0]
     if not len(known):
@@ -367,7 +367,7 @@ def _merge(matrix: Matrix, starts: Ints) -> Values:
     return merged.astype(np.float32)
 
 
-def _round_up(size: float) -> float:
+def round_up(size: float) -> float:
     """The next of … 0.1, 0.2, 0.5, 1, 2, 5 …."""
     decade = 10.0 ** np.floor(np.log10(size))
     return float(next(m * decade for m in (1, 2, 5, 10) if m * decade >= size * (1 - 1e-9)))

@@ -76,6 +76,7 @@ class MatrixFigure:
         self._names: Sequence[str] = ()
         self._chosen: int | None = None
         self._heard: list[Callable[[int], None]] = []
+        self._said: object = None
         self._shown = _Shown(Grid(0, 1, 0), Limits("share", 0.0, 1.0), *_no_cells(0, 0))
         self.source = ColumnDataSource(_columns(self._shown, ()))
         self.plot = axis.figure(word, "", height, self._rows, names=False)
@@ -189,12 +190,15 @@ class MatrixFigure:
             labels = map(harmless, short_names(matrix.names, self._length))
             relabel(self.plot.yaxis, self._ticker, dict(enumerate(labels)))
             self.select(self._chosen)
-        unit = f" ({matrix.unit})" if matrix.unit else ""
-        retitle(self.plot, f"{self._word}: {matrix.label}{unit}")
-        self._mapper.palette = _palette(matrix.scale)
-        relabel(self._bar, self._bar_ticks, limits.ticks())
-        printed = {} if matrix.scale == "share" else {"@value": "printf"}
-        self._hover.update(tooltips=_tooltips(matrix, width), formatters=printed)
+        said = (matrix.label, matrix.unit, matrix.scale, limits, width)
+        if said != self._said:
+            self._said = said
+            unit = f" ({matrix.unit})" if matrix.unit else ""
+            retitle(self.plot, f"{self._word}: {matrix.label}{unit}")
+            self._mapper.palette = _palette(matrix.scale)
+            relabel(self._bar, self._bar_ticks, limits.ticks())
+            printed = {} if matrix.scale == "share" else {"@value": "printf"}
+            self._hover.update(tooltips=_tooltips(matrix, width), formatters=printed)
         nothing = not (np.isfinite(matrix.values).any() or matrix.bad.any())
         self.message.say(_sentence(matrix.missing) if nothing else "")
 

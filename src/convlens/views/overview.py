@@ -25,7 +25,16 @@ from convlens.plots.curves import distinct_groups, smoothed_loss
 from convlens.records import Epoch, StepCurves
 from convlens.views.canvas import StepAxis, retitle, short
 from convlens.views.curves import SMOOTH, band_outline, spreads
-from convlens.views.lines import MARGIN, Lines, Message, Series, Strips, ValueRange, legend_beside
+from convlens.views.lines import (
+    MARGIN,
+    Lines,
+    Message,
+    Series,
+    Strips,
+    ValueRange,
+    legend_beside,
+    put,
+)
 from convlens.views.matrices import Matrix
 from convlens.views.matrix import MatrixFigure
 from convlens.views.words import metric_names
@@ -68,16 +77,25 @@ class RunView:
         for plot in (*plots, self.matrix_figure.plot):
             align(plot)
             plot.on_event(DoubleTap, self._show_all)
+        self._matrix: Matrix | None = None
         self.curves: UIElement = column(*plots, sizing_mode="stretch_width")
         self.matrix: UIElement = self.matrix_figure.plot
 
-    def update(self, curves: StepCurves, epochs: Sequence[Epoch], matrix: Matrix) -> None:
-        """Show the run as it is now; models stay, only what they show changes."""
-        self.axis.update(_span(curves, epochs, matrix), epochs)
+    def update(self, curves: StepCurves, epochs: Sequence[Epoch], matrix: Matrix | None) -> None:
+        """Show the run as it is now; models stay, only what they show changes.
+
+        Args:
+            curves: losses and hyperparameters.
+            epochs: the finished epochs.
+            matrix: the layers; None leaves them as they are shown.
+        """
+        self._matrix = self._matrix if matrix is None else matrix
+        self.axis.update(_span(curves, epochs, self._matrix), epochs)
         self.loss.update(curves, epochs)
         self.metric.update(epochs)
         self.schedule.update(curves)
-        self.matrix_figure.update(matrix)
+        if matrix is not None:
+            self.matrix_figure.update(matrix)
 
     def update_matrix(self, matrix: Matrix) -> None:
         """Show another quantity of the same run."""
@@ -166,7 +184,7 @@ class LossFigures:
         known = curves.loss.finite > 0
         wide = curves.width > 1
         band = (curves.loss.low, curves.loss.high) if wide and known.any() else None
-        self._band.data = band_outline(curves, *band) if band else {"x": [], "y": []}
+        put(self._band, band_outline(curves, *band) if band else {"x": [], "y": []})
         raw = Series("training loss", curves.first_step, curves.loss.mean)
         self._raw.draw([raw] if known.any() and not wide and len(curves) > 2 else [])
         self._strips.draw(curves.first_step, curves.last_step, curves.loss.finite < curves.n)
@@ -329,9 +347,10 @@ def align(plot: figure) -> None:
     plot.update(min_border_left=LEFT, min_border_right=MARGIN, min_border_top=2)
 
 
-def _span(curves: StepCurves, epochs: Sequence[Epoch], matrix: Matrix) -> tuple[int, int]:
-    firsts = [a[0] for a in (curves.first_step, matrix.first_step) if len(a)]
-    lasts = [a[-1] for a in (curves.last_step, matrix.last_step) if len(a)]
+def _span(curves: StepCurves, epochs: Sequence[Epoch], matrix: Matrix | None) -> tuple[int, int]:
+    parts = [part for part in (curves, matrix) if part is not None and len(part.first_step)]
+    firsts = [part.first_step[0] for part in parts]
+    lasts = [part.last_step[-1] for part in parts]
     firsts += [epoch.first_step for epoch in epochs[:1]]
     lasts += [epoch.last_step for epoch in epochs[-1:]]
     return int(min(firsts, default=0)), int(max(lasts, default=0))

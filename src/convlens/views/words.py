@@ -10,6 +10,7 @@ import numpy as np
 
 from convlens.histories import LayerHistory
 from convlens.records import Epoch, Finding, RunRecord, StepSeries
+from convlens.sketch import Flags, Ints
 from convlens.views.markup import NONE, duration, loss, metric, number, percent, plural, text
 from convlens.views.timeline import Grid
 
@@ -90,6 +91,11 @@ def loss_notes(steps: StepSeries) -> list[str]:
 
 def layer_line(history: LayerHistory) -> str:
     """The newest state of a layer that has columns, in one line of HTML."""
+    return newest_line(history) + nonfinite_line(history.first_step, history.nonfinite > 0)
+
+
+def newest_line(history: LayerHistory) -> str:
+    """The state of a layer in its last column."""
     parts = [
         f"mean {number(float(history.mean[-1]))}",
         f"standard deviation {number(float(history.std[-1]))}",
@@ -104,7 +110,7 @@ def layer_line(history: LayerHistory) -> str:
             word, dead = "dead", int(history.dead_channels[-1])
         parts.append(f"{dead} of {plural(history.channels, 'channel')} {word}")
     line = f"In the end (step {int(history.last_step[-1]):,}): " + " · ".join(parts) + "."
-    return text(line) + _nonfinite_words(history)
+    return text(line)
 
 
 def grid_words(grid: Grid) -> str:
@@ -134,13 +140,13 @@ def _finding(finding: Finding, names: Sequence[str]) -> str:
     return f'<li class="{kind}">{badge}<span>{text(finding.text)}{place}</span></li>'
 
 
-def _nonfinite_words(history: LayerHistory) -> str:
-    bad = np.flatnonzero(history.nonfinite > 0)
-    if not len(bad):
+def nonfinite_line(first_step: Ints, bad: Flags) -> str:
+    """How many of a layer's columns have values that are NaN or infinite, empty if none."""
+    where = np.flatnonzero(bad)
+    if not len(where):
         return ""
-    columns = plural(len(history), "column")
-    first = int(history.first_step[bad[0]])
-    share = f"{len(bad):,} of {columns} of this layer, first at step {first:,}"
+    first = int(first_step[where[0]])
+    share = f"{len(where):,} of {plural(len(bad), 'column')} of this layer, first at step {first:,}"
     return f" <strong>NaN or infinite values in {share}.</strong>"
 
 

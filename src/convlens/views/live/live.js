@@ -110,6 +110,8 @@
     command.data = { json: [JSON.stringify({ ...what, count })] };
   }
 
+  document.addEventListener("visibilitychange", () => send({ do: "visible", value: !document.hidden }));
+
   // The cell of a grid under the pointer; with the keyboard, the one that was chosen last.
   function cell(element, event) {
     const [rows, columns] = element.dataset.grid.split(",").map(Number);

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 from urllib.parse import urlencode
 
+import numpy as np
 from bokeh.document import Document
 
-from convlens.histories import LayerHistory, UpdateHistory
-from convlens.runs.follow import RunFollower
+from convlens.histories import LayerInfo, SeriesFigures
+from convlens.runs.pieces import Series as Recorded
 from convlens.views import panels as shown
 from convlens.views import words
+from convlens.views.canvas import short
 from convlens.views.layer_view import LayerView
+from convlens.views.lines import Series
 from convlens.views.live.beside import Beside
 from convlens.views.live.commands import Command, place, share, whole, word
 from convlens.views.live.inside import Inside, Looking, neighbour
 from convlens.views.live.layout import QUANTITIES, run_body
 from convlens.views.live.models import Panels, add_figure
+from convlens.views.live.pace import Pace
 from convlens.views.live.store import RunStore
 from convlens.views.markup import text
 from convlens.views.matrices import Matrix, make_matrix, module_of
 from convlens.views.overview import Heights, RunView
+from convlens.views.timeline import Grid, grid_of, root_mean_square
+
+POINTS = 1_500
+"""Entries of the curves: more than the figures have pixels."""
+
+AGO_S = 1.0
+"""While nothing is new, the page says so often when the run was last written to."""
 
 PLAY_MS = 900
 """Playing through time shows each kept epoch for so long."""
@@ -64,6 +76,8 @@ class RunScreen:
         self._log: bool | None = None
         self._smooth = 0.98
         self._playing: Any = None
+        self._shown: object = None
+        self._told = 0.0
         n_layers = len(self._look.follower.layers())
         matrix = min(max(250, 110 + 9 * n_layers), 560)
         self._figures = RunView(heights=Heights(loss=165, metric=85, schedule=95, matrix=matrix))
@@ -79,16 +93,23 @@ class RunScreen:
         ):
             add_figure(document, name, root, dark)
         self._figures.on_select(self._row)
+        self._pace = Pace()
 
     # ---- what the session calls ----------------------------------------------------------------
 
     def tick(self) -> None:
         """Show what is new in the record."""
-        look = self._store.look(self._key)
+        layers = self._pace.due()
+        look = self._store.look(self._key, layers=layers)
         if look.version != self._look.version:
             self._look = look
-            self._show_all()
-        self._show_header()
+            if self._landmarks() == self._shown:
+                self._show_growth(layers=layers)
+            else:
+                self._look = self._store.look(self._key)
+                self._show_all()
+        elif time.monotonic() - self._told > AGO_S:
+            self._show_header()
         if self._beside.side == "findings":
             self._show_beside()
 
@@ -119,7 +140,7 @@ class RunScreen:
                 "layer": looking.layer,
                 "epoch": "newest" if looking.epoch is None else str(looking.epoch),
                 "unit": f"{choice.channel}:{choice.cell}:{choice.probe}",
-                "steps": str(len(self._look.follower.curves(1)) and self._last_step()),
+                "steps": str(max(self._last_step(), 0)),
                 "playing": str(self._playing is not None).lower(),
             },
         }
@@ -239,19 +260,31 @@ class RunScreen:
     # ---- what is shown -------------------------------------------------------------------------
 
     def _show_all(self) -> None:
-        follower = self._look.follower
+        self._shown = self._landmarks()
         names = self._names()
         if self._looking.layer not in names and names:
             self._looking = replace(self._looking, layer=names[0])
-        self._figures.update(follower.curves(), follower.epochs, self._matrix())
-        self._show_header()
-        self._show_layer()
+        self._show_growth()
         self._look_at()
         self._mark_epoch()
         self._show_beside()
 
-    def _show_header(self) -> None:
+    def _landmarks(self) -> object:
+        """What changes seldom; as long as it does not, no snapshot can be new."""
         follower = self._look.follower
+        return self._names(), list(follower.epochs), dict(follower.meta)
+
+    def _show_growth(self, *, layers: bool = True) -> None:
+        """What grows with every step; the layers, which cost most, not each time."""
+        follower = self._look.follower
+        matrix = self._matrix() if layers else None
+        self._figures.update(follower.curves(POINTS), follower.epochs, matrix)
+        self._show_header()
+        if layers:
+            self._show_layer()
+
+    def _show_header(self) -> None:
+        follower, self._told = self._look.follower, time.monotonic()
         self._panels.put(
             "header",
             shown.header(
@@ -273,25 +306,37 @@ class RunScreen:
             self._layer_view.show(None)
             self._panels.put("layer", _no_layers())
             return
-        history = follower.history(index, "activation")
-        gradients, updates = self._parameters(follower)
-        self._layer_view.update(history, gradients, updates, follower.epochs)
-        head = _layer_head(history, index, len(self._names()))
-        facts = shown.facts_of_layer(follower.meta, history.layer.name)
+        series = follower.series(index)
+        gradients, updates = self._parameters(grid_of([series]) or Grid(0, 1, 1))
+        self._layer_view.update(series, gradients, updates, follower.epochs)
+        head = _layer_head(series.info, index, len(self._names()))
+        facts = shown.facts_of_layer(follower.meta, series.info.name)
         fold = f'<details class="fold"><summary>Its row of the summary</summary>{facts}</details>'
-        line = f'<p class="line">{words.layer_line(history)}</p>' if len(history) else ""
+        line = f'<p class="line">{self._layer_line(series)}</p>' if len(series.first_step) else ""
         self._panels.put("layer", head + line + fold)
 
-    def _parameters(self, follower: RunFollower) -> tuple[list[LayerHistory], list[UpdateHistory]]:
-        """The histories of the chosen layer's gradients and updates, where they were recorded."""
+    def _layer_line(self, series: Recorded) -> str:
+        figures = self._look.follower.figures()
+        row = [info.index for info in figures.layers].index(series.info.index)
+        known = np.isfinite(figures.values["nonfinite"][row])
+        bad = figures.values["nonfinite"][row, known] > 0
+        newest = series.history(int(series.first_step[-1]))
+        return words.newest_line(newest) + words.nonfinite_line(figures.first_step[known], bad)
 
-        def mine(quantity: str) -> list[int]:
-            infos = follower.layers(quantity)
-            name = self._looking.layer
-            return [i for i, info in enumerate(infos) if module_of(info.name) == name]
+    def _parameters(self, grid: Grid) -> tuple[list[Series], list[Series]]:
+        """The sizes of the chosen layer's gradients and updates, where they were recorded."""
+        follower, name = self._look.follower, self._looking.layer
 
-        gradients = [follower.history(i, "gradient") for i in mine("gradient")]
-        return gradients, [follower.update_history(i) for i in mine("update")]
+        def rows(figures: SeriesFigures) -> list[int]:
+            return [i for i, info in enumerate(figures.layers) if module_of(info.name) == name]
+
+        gradients, updates, parameters = (
+            follower.figures(quantity) for quantity in ("gradient", "update", "parameter")
+        )
+        return (
+            _sizes(gradients, rows(gradients), grid),
+            _ratios(updates, parameters, rows(updates), grid),
+        )
 
     def _look_at(self, **changes: Any) -> None:  # noqa: ANN401 — fields of Looking
         self._looking = self._inside.show(replace(self._looking, **changes))
@@ -341,7 +386,7 @@ class RunScreen:
         return self._inside.epochs(self._looking.layer)
 
     def _last_step(self) -> int:
-        curves = self._look.follower.curves(1)
+        curves = self._look.follower.curves(POINTS)
         return int(curves.last_step[-1]) if len(curves) else -1
 
     def _matrix(self) -> Matrix:
@@ -363,8 +408,33 @@ def _stop_of(command: Command) -> int | None:
     return whole({"epoch": stops[at]}, "epoch")
 
 
-def _layer_head(history: LayerHistory, index: int, n_layers: int) -> str:
-    info = history.layer
+def _sizes(figures: SeriesFigures, rows: Sequence[int], grid: Grid) -> list[Series]:
+    x, sizes = root_mean_square(figures, figures.values["norm"][rows], grid)
+    names = [_last(figures.layers[row].name) for row in rows]
+    return [Series(name, x, size) for name, size in zip(names, sizes, strict=True)]
+
+
+def _ratios(
+    updates: SeriesFigures, parameters: SeriesFigures, rows: Sequence[int], grid: Grid
+) -> list[Series]:
+    """How large the steps are, measured by what they change, on the cells that both have."""
+    whose = {info.name: row for row, info in enumerate(parameters.layers)}
+    rows = [row for row in rows if updates.layers[row].name in whose]
+    of = [whose[updates.layers[row].name] for row in rows]
+    x, steps = root_mean_square(updates, updates.values["norm"][rows], grid)
+    its_x, sizes = root_mean_square(parameters, parameters.values["norm"][of], grid)
+    _, mine, its = np.intersect1d(x, its_x, assume_unique=True, return_indices=True)
+    steps, sizes = steps[:, mine], sizes[:, its]
+    ratios = np.divide(steps, sizes, out=np.full(steps.shape, np.nan), where=sizes > 0)
+    names = [_last(updates.layers[row].name) for row in rows]
+    return [Series(name, x[mine], ratio) for name, ratio in zip(names, ratios, strict=True)]
+
+
+def _last(parameter: str) -> str:
+    return short(parameter.rpartition(".")[2], 20)
+
+
+def _layer_head(info: LayerInfo, index: int, n_layers: int) -> str:
     return (
         f'<div class="controls"><h2>{text(info.name or info.kind)} <span class="soft">'
         f"{text(info.kind)}, layer {index + 1} of {n_layers}</span></h2>"

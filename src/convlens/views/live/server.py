@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import replace
 from importlib.resources import files
 from typing import Any, cast
@@ -12,10 +12,15 @@ from typing import Any, cast
 from bokeh.application import Application
 from bokeh.application.handlers import FunctionHandler
 from bokeh.document import Document
+from bokeh.document.events import DocumentPatchedEvent
+from bokeh.protocol import Protocol
+from bokeh.server.connection import ServerConnection
+from bokeh.server.contexts import ApplicationContext
 from bokeh.server.server import BaseServer
 from bokeh.server.session import ServerSession
 from bokeh.server.tornado import BokehTornado
 from bokeh.server.views.doc_handler import DocHandler
+from bokeh.server.views.ws import WSHandler
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop
@@ -113,11 +118,55 @@ class _Pages(BokehTornado):
             return self.get_handler_delegate(request, Refused, about)
         return super().find_handler(request, **kwargs)
 
+    def new_connection(
+        self,
+        protocol: Protocol,
+        socket: WSHandler,
+        application_context: ApplicationContext,
+        session: ServerSession,
+    ) -> ServerConnection:
+        """A page's socket was opened."""
+        connection = _Connection(protocol, socket, application_context, session)
+        self._clients.add(connection)
+        return connection
+
     def _page_arguments(self) -> dict[str, Any]:
         return {
             "application_context": self._applications["/"],
             "bokeh_websocket_path": "/ws",
         }
+
+
+class _Connection(ServerConnection):
+    """Sends all that one callback changed in one message.
+
+    Bokeh makes a message of every change, each of which lists all models anew, and after each of
+    which the browser draws.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 — Bokeh's
+        super().__init__(*args, **kwargs)
+        self._changes: list[DocumentPatchedEvent] = []
+
+    def send_patch_document(self, event: DocumentPatchedEvent) -> Awaitable[None]:
+        """The session waits for what this returns once its callback is over."""
+        self._changes.append(event)
+        return _Sent(self._send_changes)
+
+    async def _send_changes(self) -> None:
+        changes, self._changes = self._changes, []
+        if changes:
+            await self._socket.send_message(self.protocol.create("PATCH-DOC", changes))
+
+
+class _Sent:
+    """Begins only when it is waited for; a server that stops need not wait."""
+
+    def __init__(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._send = send
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._send().__await__()
 
 
 class _Page(DocHandler):

@@ -18,7 +18,7 @@ from convlens.runs import Run, RunInfo, list_runs, open_run
 from convlens.runs.follow import RunFollower
 from convlens.views.distances import Comparison, compare
 
-FRESH_S = 0.2
+FRESH_S = 0.1
 """A run is looked at once in this time, however many pages show it."""
 
 AGAIN_S = 10.0
@@ -90,8 +90,12 @@ class RunStore:
         """Whether there is such a run."""
         return key in self._open or key in self.list()
 
-    def look(self, key: str) -> Look:
+    def look(self, key: str, *, layers: bool = True) -> Look:
         """The run's state as of a moment ago.
+
+        Args:
+            key: the run's.
+            layers: whether what was watched is looked at too; see `RunFollower.refresh`.
 
         Raises:
             RunError: if there is no such run, or it cannot be read.
@@ -104,7 +108,7 @@ class RunStore:
             followed = self._open[key] = _Followed(open_run(info.path))
         followed.asked = time.monotonic()
         self._let_go()
-        return followed.look()
+        return followed.look(layers=layers)
 
     def findings(self, key: str) -> Sequence[Finding] | None:
         """What the doctor sees in a run, None until it has looked: it reads every column."""
@@ -157,12 +161,13 @@ class _Followed:
 
     def __init__(self, run: Run) -> None:
         self._follower = RunFollower(run)
-        self.asked = self._at = -float("inf")
+        self.asked = -float("inf")
+        self._at = {True: -float("inf"), False: -float("inf")}
 
-    def look(self) -> Look:
-        if time.monotonic() - self._at > FRESH_S:
-            self._follower.refresh()
-            self._at = time.monotonic()
+    def look(self, *, layers: bool) -> Look:
+        if time.monotonic() - max(self._at[True], self._at[layers]) > FRESH_S:
+            self._follower.refresh(layers=layers)
+            self._at[layers] = time.monotonic()
         return Look(self._follower, self._follower.version)
 
 

@@ -1,0 +1,125 @@
+"""A layer's history on the cells of a screen, kept up to date as the run grows. No drawing.
+
+Only the cells that have changed are worked out anew: what comes of a cell depends on its columns
+alone, and on limits that are rounded, so that they seldom change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convlens.histories import LayerHistory
+from convlens.plots.layers import TAIL
+from convlens.runs.pieces import Series
+from convlens.sketch import Floats, concatenate, finite_edges, quantile_bounds
+from convlens.views.matrices import round_up
+from convlens.views.timeline import (
+    EMPTY,
+    MAX_CELLS,
+    ROWS,
+    Grid,
+    Heat,
+    condense,
+    grid_of,
+    heat_levels,
+)
+
+QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
+"""The shares below the lines that are drawn over a layer's histograms."""
+
+
+class LayerCells:
+    """A layer on its cells.
+
+    The images have room for as many cells as a run may get, and a growing run fills them.
+
+    Args:
+        source: the layer's history, or what a follower keeps of it.
+
+    Attributes:
+        grid: the cells, with room for more.
+        history: a column for each cell that has any, in order of time.
+        heat: the histograms of the cells as an image.
+        quantiles: (5, K) the `QUANTILES` of the history's columns.
+    """
+
+    def __init__(self, source: LayerHistory | Series) -> None:
+        self._series = source if isinstance(source, Series) else None
+        self.grid = _grid(source)
+        whole = source.history() if isinstance(source, Series) else source
+        self.history = condense(whole, self.grid)
+        self._limits = steady_range(self.history)
+        shape = ROWS, self.grid.n_cells
+        self._counts = np.zeros(shape, np.float32)
+        self._image = np.full(shape, EMPTY, np.uint8)
+        self._peak = 0.0
+        self.quantiles: Floats = np.zeros((len(QUANTILES), 0))
+        self._work_out(0)
+
+    def grow(self, series: Series) -> int | None:
+        """Take up what is new of the same layer.
+
+        Returns:
+            The first cell that may have changed; None if all is to be worked out anew.
+        """
+        older, self._series = self._series, series
+        since = None if older is None else series.changed_since(older)
+        if since is None or not len(self.history) or _grid(series) != self.grid:
+            return None
+        cell = max(0, (since - self.grid.first) // self.grid.width)
+        begin = self.grid.first + cell * self.grid.width
+        kept = int(np.searchsorted(self.history.first_step, begin))
+        new = condense(series.history(begin), self.grid)
+        columns = concatenate([self.history.columns[:kept], new.columns])
+        self.history = replace(self.history, columns=columns)
+        if steady_range(self.history) != self._limits:
+            return None
+        return cell if self._work_out(kept) else 0
+
+    @property
+    def heat(self) -> Heat:
+        """The image."""
+        inside = float((self._counts[:, self._at].sum(axis=0) * self.history.calls).sum())
+        n_finite = float(self.history.columns.n_finite.sum())
+        outside = max(1.0 - inside / n_finite, 0.0) if n_finite else 0.0
+        return Heat(self._image, self._counts, *self._limits, self._peak, outside)
+
+    @property
+    def _at(self) -> NDArray[np.int64]:
+        return self.grid.cells(self.history)
+
+    def _work_out(self, first: int) -> bool:
+        """Image and quantiles from a column on; False if the colours of all others changed too."""
+        columns = self.history.columns[first:]
+        new, at = replace(self.history, columns=columns), self._at
+        binned = new.rebin(np.linspace(*self._limits, ROWS + 1))
+        self._counts[:, at[first:]] = (binned / np.maximum(new.calls, 1)[:, None]).T
+        found = [new.quantile(q) for q in QUANTILES]
+        self.quantiles = np.concatenate([self.quantiles[:, :first], found], axis=1)
+        peak = round_up(max(float(self._counts.max(initial=0.0)), 1.0))
+        same, self._peak = peak == self._peak, peak
+        start = first if same else 0
+        seen = self.history.columns.n_finite[start:] > 0
+        self._image[:, at[start:]] = heat_levels(self._counts[:, at[start:]], peak, seen)
+        return same
+
+
+def steady_range(history: LayerHistory) -> tuple[float, float]:
+    """From which to which activation a layer's image reaches: `value_range` out to whole buckets.
+
+    So that it seldom changes while a run grows.
+    """
+    total = history.counts.sum(axis=0, keepdims=True)
+    edges = finite_edges(history.bucket_edges)
+    low = float(np.fmin(quantile_bounds(total, edges, TAIL)[0, 0], 0.0))
+    high = float(np.fmax(quantile_bounds(total, edges, 1 - TAIL)[0, 1], 0.0))
+    return (low, high) if high > low else (-1.0, 1.0)
+
+
+def _grid(source: LayerHistory | Series) -> Grid:
+    grid = grid_of([source], MAX_CELLS)
+    # Room for what is to come, so that the time axis seldom has to be sent again.
+    return Grid(0, 1, MAX_CELLS) if grid is None else replace(grid, n_cells=MAX_CELLS)

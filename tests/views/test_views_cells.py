@@ -1,0 +1,107 @@
+"""A layer's cells grow to what they would be if they were worked out anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from views_data import LAYOUT, layer_infos, normal_columns, write_columns
+
+from convlens.runs import create_run, open_run
+from convlens.runs.follow import RunFollower
+from convlens.runs.pieces import Series
+from convlens.sketch import Columns
+from convlens.views.canvas import StepAxis
+from convlens.views.cells import LayerCells
+from convlens.views.layer_view import LayerView
+
+
+def columns(n: int = 900, outlier: int = 880) -> Columns:
+    std = np.linspace(0.5, 0.9, n)
+    std[outlier] = 60.0  # another range of values
+    nan = np.where(np.arange(n) % 211 == 5, 3, 0)
+    return normal_columns(np.full(n, 0.1), std, 10_000, 8, nan=nan)
+
+
+def growing(path: Path, stops: list[int]) -> list[Series]:
+    """The layer as a follower has it after each of these steps."""
+    writer, whole = create_run(directory=path), columns()
+    writer.write_layers(layer_infos()[:1], LAYOUT, 0.05)
+    found: list[Series] = []
+    follower: RunFollower | None = None
+    for first, stop in zip([0, *stops], stops, strict=False):
+        write_columns(writer, 0, whole[(first >> 6) << 6 : stop])
+        writer.flush(wait=True)
+        follower = follower or RunFollower(open_run(path))
+        follower.refresh()
+        found.append(follower.series(0))
+    writer.close()
+    return found
+
+
+# Within a chunk, over its end, at its end, nothing new, wider cells (more than 600), another range.
+STOPS = [3, 40, 64, 64, 130, 131, 599, 600, 601, 640, 700, 879, 890, 900]
+
+
+def test_only_what_changed_is_worked_out_and_all_is_as_if_it_were_anew(tmp_path: Path) -> None:
+    stages = growing(tmp_path / "run", STOPS)
+    cells, since = LayerCells(stages[0]), list[int | None]()
+    for series in stages[1:]:
+        since.append(cells.grow(series))
+        if since[-1] is None:
+            cells = LayerCells(series)
+        anew = LayerCells(series.history())
+        assert cells.grid == anew.grid
+        for name in ("first_step", "counts", "n", "nan", "calls"):
+            mine, its = (getattr(c.history.columns, name) for c in (cells, anew))
+            np.testing.assert_array_equal(mine, its)
+        np.testing.assert_array_equal(cells.quantiles, anew.quantiles)
+        np.testing.assert_allclose(cells.heat.counts, anew.heat.counts, rtol=1e-6)
+        np.testing.assert_array_equal(cells.heat.cells, anew.heat.cells)
+        assert (cells.heat.low, cells.heat.peak) == (anew.heat.low, anew.heat.peak)
+    assert None in since[STOPS.index(601) - 1 :]
+    assert since[STOPS.index(131) - 1] == 128  # the block that is open then begins there
+    assert sum(s is None for s in since) < len(since) / 2
+
+
+def test_figures_show_what_a_view_that_never_saw_less_shows(tmp_path: Path) -> None:
+    view = LayerView(StepAxis((0, 899)))
+    for series in growing(tmp_path / "run", STOPS):
+        view.update(series)
+    fresh = LayerView(StepAxis((0, 899)))
+    fresh.update(series)
+    mine, its = view.heat.source.data, fresh.heat.source.data
+    for name in its:
+        np.testing.assert_allclose(mine[name][0], its[name][0], rtol=1e-6)
+    for one, other in zip(view.heat.quantiles, fresh.heat.quantiles, strict=True):
+        np.testing.assert_array_equal(one._source.data["ys"], other._source.data["ys"])
+    np.testing.assert_array_equal(view.heat._bad.data["left"], fresh.heat._bad.data["left"])
+
+
+def test_columns_since_a_step_are_the_end_of_the_history(tmp_path: Path) -> None:
+    (series,) = growing(tmp_path / "run", [300])
+    whole = series.history()
+    for since in (0, 63, 64, 200, 299):
+        part = series.history(since)
+        np.testing.assert_array_equal(part.first_step, whole.first_step[since:])
+        np.testing.assert_array_equal(part.counts, whole.counts[since:])
+    assert series.changed_since(series) == pytest.approx(320)
+
+
+def test_a_quick_refresh_leaves_the_layers_as_they_are(tmp_path: Path) -> None:
+    writer, whole = create_run(directory=tmp_path / "run"), columns()
+    writer.write_layers(layer_infos()[:1], LAYOUT, 0.05)
+    write_columns(writer, 0, whole[:40])
+    writer.flush(wait=True)
+    follower = RunFollower(open_run(tmp_path / "run"))
+    assert len(follower.history(0)) == 40
+    write_columns(writer, 0, whole[:50])
+    writer.write_meta({"n_epochs": 3})
+    writer.flush(wait=True)
+    assert follower.refresh(layers=False)
+    assert follower.meta["n_epochs"] == 3
+    assert len(follower.history(0)) == 40
+    follower.refresh()
+    assert len(follower.history(0)) == 50
+    writer.close()
