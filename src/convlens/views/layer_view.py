@@ -28,7 +28,7 @@ from bokeh.models import (
 from bokeh.palettes import viridis
 from numpy.typing import NDArray
 
-from convlens.histories import LayerHistory
+from convlens.histories import LayerHistory, UpdateHistory
 from convlens.plots.canvas import BLUE, GREEN, NONFINITE_LABEL, ORANGE, short_count
 from convlens.records import Epoch
 from convlens.runs.pieces import Series as Recorded
@@ -36,6 +36,7 @@ from convlens.sketch import Floats
 from convlens.views.canvas import MIN_WIDTH, PALE, StepAxis, relabel, retitle, short
 from convlens.views.cells import QUANTILES, LayerCells
 from convlens.views.lines import MARGIN, Lines, Message, Series, ValueRange, put
+from convlens.views.matrices import name_in_module
 from convlens.views.timeline import EMPTY, Grid, Heat, heat_of
 
 WHITE, CLEAR = "#ffffff", "rgba(0, 0, 0, 0)"
@@ -301,14 +302,7 @@ class LayerView:
     def _draw_stats(self, history: LayerHistory) -> None:
         draw_moments(self.mean, self.std, history)
         draw_near_zero(self.near_zero, history)
-        n, feeds_relu = history.channels, history.layer.feeds_relu
-        if not n:
-            self.channels.draw([], NO_CHANNELS)
-            return
-        dead = _series(history, "dead", history.dead_channels) if feeds_relu else []
-        silent = _series(history, "silent", history.silent_channels)
-        title = f"{'Dead, silent' if feeds_relu else 'Silent'} channels of {n:,}"
-        self.channels.draw([dead, silent], NO_COLUMNS, title, reach=(0.0, float(n)))
+        draw_channels(self.channels, history)
 
     def _draw_parameters(
         self, gradients: Sequence[Series] | None, updates: Sequence[Series] | None
@@ -401,6 +395,36 @@ def draw_near_zero(stat: StatFigure, history: LayerHistory) -> None:
         _series(history, "exactly 0", 100.0 * history.zeros),
     ]
     stat.draw(lines, ALL_BAD, reach=(0.0, 100.0))
+
+
+def draw_channels(stat: StatFigure, history: LayerHistory) -> None:
+    """How many of a layer's channels are dead, where a ReLU follows, and how many silent."""
+    n, feeds_relu = history.channels, history.layer.feeds_relu
+    if not n:
+        stat.draw([], NO_CHANNELS)
+        return
+    dead = _series(history, "dead", history.dead_channels) if feeds_relu else []
+    silent = _series(history, "silent", history.silent_channels)
+    title = f"{'Dead, silent' if feeds_relu else 'Silent'} channels of {n:,}"
+    stat.draw([dead, silent], NO_COLUMNS, title, reach=(0.0, float(n)))
+
+
+def draw_gradients(stat: StatFigure, gradients: Sequence[LayerHistory] | None) -> None:
+    """The sizes of the gradients of a layer's parameters; None if the run has none of any layer."""
+    sizes = [
+        Series(short(name_in_module(g.layer.name), 20), g.middle_step, g.norm)
+        for g in gradients or ()
+    ]
+    stat.draw(_by_slot(sizes), NO_GRADIENTS if gradients is None else NO_PARAMETERS)
+
+
+def draw_updates(stat: StatFigure, updates: Sequence[UpdateHistory] | None) -> None:
+    """The update ratios of a layer's parameters; None if the run has none of any layer."""
+    ratios = [
+        Series(short(name_in_module(u.update.layer.name), 20), u.update.middle_step, u.ratio)
+        for u in updates or ()
+    ]
+    stat.draw(_by_slot(ratios), NO_UPDATES if updates is None else NO_PARAMETERS)
 
 
 def _series(history: LayerHistory, word: str, values: Floats | NDArray[np.int64]) -> list[Series]:

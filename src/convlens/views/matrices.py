@@ -318,6 +318,11 @@ def module_of(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
+def name_in_module(parameter: str) -> str:
+    """The name that a parameter has in its module: the last part."""
+    return parameter.rpartition(".")[2]
+
+
 def _owners(layers: Sequence[LayerInfo], parameters: Sequence[LayerInfo]) -> Ints:
     """(P,) the row of the layer that each parameter belongs to, -1 if it is not watched."""
     rows = {info.name: row for row, info in enumerate(layers)}

@@ -66,6 +66,7 @@ def page(title: str, top: str, sections: Sequence[Section], items: Mapping[str, 
 <title>{text(title)} – convlens report</title>
 <style>
 {_asset("report.css")}
+{_asset("panels.css")}
 </style>
 </head>
 <body>

@@ -1,6 +1,7 @@
 "use strict";
-// Draws each figure when it comes near the window, links their time axes, and follows the page
-// between light and dark. The figures lie as JSON in script elements of this page.
+// Draws each figure when it comes near the window, links their time axes, follows the page between
+// light and dark, and makes still pictures of the figures for paper. The figures lie as JSON in
+// script elements of this page.
 (() => {
   const NEAR = "900px";
   // Of so many figures all are drawn in idle time; of more, layers far away are taken down again.
@@ -38,8 +39,13 @@
     return queue;
   }
 
+  // What is not chosen to be seen has no width to be drawn in.
+  function isHidden(place) {
+    return place.closest("[hidden]") !== null;
+  }
+
   async function drawNow(place) {
-    if (drawn.has(place)) return;
+    if (drawn.has(place) || isHidden(place)) return;
     try {
       await Bokeh.embed.embed_item(item(place), place.id);
     } catch (error) {
@@ -110,6 +116,32 @@
     button.parentNode.prepend(select);
   }
 
+  // One of several figures at a time: what the matrix of all layers is coloured by.
+  function offerQuantities() {
+    const select = document.getElementById("quantity");
+    select?.addEventListener("change", () => {
+      for (const choice of document.querySelectorAll(".choice")) {
+        choice.hidden = choice.id !== select.value;
+        const place = choice.querySelector(".plot");
+        if (choice.hidden && drawn.has(place)) erase(place);
+        if (!choice.hidden) draw(place);
+      }
+    });
+  }
+
+  // Paper is narrower than the window, and nothing can be drawn anew while a page is printed.
+  function makeStill() {
+    for (const [place, doc] of drawn) {
+      const still = Bokeh.index.find_one(doc.roots()[0]).export("auto").canvas;
+      still.className = "still";
+      place.after(still);
+    }
+  }
+
+  function removeStill() {
+    for (const still of document.querySelectorAll("canvas.still")) still.remove();
+  }
+
   function watch() {
     const observer = new IntersectionObserver((entries) => {
       for (const entry of entries) if (entry.isIntersecting) draw(entry.target);
@@ -118,7 +150,7 @@
   }
 
   async function drawTheRest() {
-    if (places.length > KEEP) return;
+    if (places.filter((place) => !isHidden(place)).length > KEEP) return;
     for (const place of places) {
       await new Promise((resume) => window.requestIdleCallback(resume, { timeout: 500 }));
       await draw(place);
@@ -126,7 +158,9 @@
   }
 
   async function begin() {
-    const visible = places.filter((p) => p.getBoundingClientRect().top < window.innerHeight);
+    const visible = places.filter(
+      (p) => !isHidden(p) && p.getBoundingClientRect().top < window.innerHeight,
+    );
     for (const place of visible) await draw(place);
     tell("drawn", "first");
     watch();
@@ -141,6 +175,9 @@
   dark.addEventListener("change", () => {
     queue = queue.then(redraw);
   });
+  window.addEventListener("beforeprint", makeStill);
+  window.addEventListener("afterprint", removeStill);
   offerLayers();
+  offerQuantities();
   begin();
 })();

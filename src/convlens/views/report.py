@@ -13,16 +13,16 @@ import numpy as np
 
 from convlens.doctor import diagnose
 from convlens.errors import RunError
-from convlens.histories import LayerHistory
 from convlens.records import Finding, Picture, RunRecord, StepCurves
 from convlens.runs import Run
-from convlens.views import curves, tables, words
-from convlens.views import layers as layer_figures
+from convlens.snapshots import Confusion, Mistakes
+from convlens.views import curves, panels, tables, words
+from convlens.views.album import Album, read_album
 from convlens.views.canvas import embed
 from convlens.views.gallery import gallery
-from convlens.views.markup import plural, say, text
+from convlens.views.markup import say, text
 from convlens.views.page import Section, page, place
-from convlens.views.timeline import Grid, condense, grid_of
+from convlens.views.watched import Watched, layer_sections, matrix_section, read_watched
 
 HYPERS = {"lr": "learning rate", "momentum": "momentum (β₁ for Adam)"}
 
@@ -58,8 +58,13 @@ class Contents:
         record: its numbers.
         curves: its steps, as many as can be drawn.
         findings: what the doctor saw in them.
+        watched: its layers and parameters, brought down to what is drawn.
+        album: the pictures inside its layers.
         batch: images of a training batch, None if none were kept.
         worst: the worst predictions of the newest epoch, None if none were kept.
+        confusion: which class was taken for which in the newest epoch, None if not kept.
+        confusion_epochs: of which that was kept.
+        mistakes: what the network was most wrong about, None if not kept.
         last_written: when the record last grew, UTC.
     """
 
@@ -67,8 +72,13 @@ class Contents:
     record: RunRecord
     curves: StepCurves
     findings: Sequence[Finding]
+    watched: Watched
+    album: Album
     batch: Picture | None
     worst: Picture | None
+    confusion: Confusion | None
+    confusion_epochs: Sequence[int]
+    mistakes: Mistakes | None
     last_written: datetime
 
 
@@ -76,16 +86,19 @@ def render(contents: Contents) -> str:
     """The whole page."""
     record = contents.record
     items: dict[str, str] = {}
-    grid = grid_of(record.layers)
-    layers = [condense(history, grid) for history in record.layers] if grid else []
-    span = _span(record)
+    watched, span = contents.watched, _span(record)
     sections = [
         Section("curves", "Losses and metrics", _curves(contents, span, items)),
         Section("schedule", "Schedule", _schedule(contents, span, items)),
-        Section("layers", "All layers at a glance", _matrix(record, layers, grid, span, items)),
-        Section("each-layer", "Every layer", _layers(record, layers, grid, span, items)),
+        Section("mistakes", "What it gets wrong", _mistakes(contents)),
+        Section("images", "Training images", _images(contents)),
+        Section("layers", "All layers at a glance", matrix_section(record, watched, span, items)),
         Section("summary", "Summary of the model", tables.summary(record.meta.get("summary"))),
-        Section("images", "Images", _images(contents)),
+        Section(
+            "each-layer",
+            "Every layer",
+            layer_sections(record, watched, contents.album, span, items),
+        ),
         Section("run", "About this run", tables.meta(record.meta)),
     ]
     return page(contents.name, _top(contents), sections, items)
@@ -99,8 +112,13 @@ def _read(run: Run) -> Contents:
         record,
         run.curves(),
         diagnose(record),
+        read_watched(run, record),
+        read_album(run),
         batch[-1] if batch else None,
         worst[-1] if worst else None,
+        run.snapshot(Confusion),
+        run.snapshot_epochs(Confusion),
+        run.snapshot(Mistakes),
         run.last_written,
     )
 
@@ -160,71 +178,19 @@ def _schedule(contents: Contents, span: tuple[int, int], items: dict[str, str]) 
     return place("schedule", curves.SCHEDULE_HEIGHT, "Schedule by step") + note
 
 
-def _matrix(
-    record: RunRecord,
-    layers: Sequence[LayerHistory],
-    grid: Grid | None,
-    span: tuple[int, int],
-    items: dict[str, str],
-) -> str:
-    if grid is None:
-        return _no_layers(record)
-    items["matrix"] = embed(layer_figures.matrix(layers, record.epochs, span))
-    eps = f"{layers[0].eps:g}"
-    hint = (
-        "Each row is a layer, first to last. Bright is a large "
-        f"share of values near zero (|x| ≤ {eps}), counted after the ReLU where one follows: "
-        "about half is usual there, everything is a dead layer. Click a row to see that layer."
-    )
-    height = layer_figures.matrix_height(len(layers))
-    return say(hint) + place("matrix", height, "Share near zero by layer and step")
-
-
-def _layers(
-    record: RunRecord,
-    layers: Sequence[LayerHistory],
-    grid: Grid | None,
-    span: tuple[int, int],
-    items: dict[str, str],
-) -> str:
-    if grid is None:
-        return _no_layers(record)
-    hint = (
-        f"{words.grid_words(grid)}: the histogram of that layer's activations, bright where "
-        "many values lie. The count's colour is logarithmic."
-    )
-    parts = [say(hint)]
-    for i, history in enumerate(layers):
-        parts.append(f'<section class="layer" id="layer-{i}"><h3>{_layer_title(history)}</h3>')
-        if len(history):
-            items[f"layer-{i}"] = embed(layer_figures.layer(history, grid, record.epochs, span))
-            parts.append(f'<p class="line">{words.layer_line(record.layers[i])}</p>')
-            height = layer_figures.HEAT_HEIGHT + layer_figures.STATS_HEIGHT
-            parts.append(place(f"layer-{i}", height, f"Layer {history.layer.name}"))
-        else:
-            parts.append(say("Nothing of this layer was recorded: it took part in no batch."))
-        parts.append("</section>")
-    return "".join(parts)
-
-
-def _layer_title(history: LayerHistory) -> str:
-    info = history.layer
-    return f"{text(info.name)} <span>{text(info.kind)}</span>" if info.name else text(info.kind)
-
-
-def _no_layers(record: RunRecord) -> str:
-    n = len(record.layers)
-    return say(words.NO_COLUMNS.format(layers=plural(n, "layer")) if n else words.NO_LAYERS)
+def _mistakes(contents: Contents) -> str:
+    """The confusion of classes, and the images that the network was most wrong about."""
+    matrix, kept, worst = contents.confusion, contents.mistakes, contents.worst
+    first = panels.confusion(matrix, contents.confusion_epochs, live=False)
+    if kept is not None or worst is None:
+        return first + panels.mistakes(kept, None, matrix)
+    title = f"<h3>The worst predictions, after epoch {worst.epoch + 1}</h3>"
+    return f'{first}<div class="inside">{title}{gallery(worst)}</div>'
 
 
 def _images(contents: Contents) -> str:
-    batch, worst = contents.batch, contents.worst
-    first = "<h3>A batch of training images</h3>"
-    first += gallery(batch) if batch else say("No training images were kept in this run.")
-    when = f", after epoch {worst.epoch + 1}" if worst else ""
-    second = f"<h3>The worst predictions{when}</h3>"
-    second += gallery(worst) if worst else say("No predictions were kept in this run.")
-    return first + second
+    batch = contents.batch
+    return gallery(batch) if batch else say("No training images were kept in this run.")
 
 
 def _write(out: Path, html: str) -> None:

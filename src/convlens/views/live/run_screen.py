@@ -27,7 +27,7 @@ from convlens.views.live.models import Panels, add_figure
 from convlens.views.live.pace import Pace
 from convlens.views.live.store import RunStore
 from convlens.views.markup import text
-from convlens.views.matrices import Matrix, make_matrix, module_of
+from convlens.views.matrices import Matrix, make_matrix, module_of, name_in_module
 from convlens.views.overview import Heights, RunView
 from convlens.views.timeline import Grid, grid_of, root_mean_square
 
@@ -101,7 +101,7 @@ class RunScreen:
         """Show what is new in the record."""
         layers = self._pace.due()
         look = self._store.look(self._key, layers=layers)
-        if look.version != self._look.version:
+        if look != self._look:
             self._look = look
             if self._landmarks() == self._shown:
                 self._show_growth(layers=layers)
@@ -410,7 +410,7 @@ def _stop_of(command: Command) -> int | None:
 
 def _sizes(figures: SeriesFigures, rows: Sequence[int], grid: Grid) -> list[Series]:
     x, sizes = root_mean_square(figures, figures.values["norm"][rows], grid)
-    names = [_last(figures.layers[row].name) for row in rows]
+    names = [short(name_in_module(figures.layers[row].name), 20) for row in rows]
     return [Series(name, x, size) for name, size in zip(names, sizes, strict=True)]
 
 
@@ -426,12 +426,8 @@ def _ratios(
     _, mine, its = np.intersect1d(x, its_x, assume_unique=True, return_indices=True)
     steps, sizes = steps[:, mine], sizes[:, its]
     ratios = np.divide(steps, sizes, out=np.full(steps.shape, np.nan), where=sizes > 0)
-    names = [_last(updates.layers[row].name) for row in rows]
+    names = [short(name_in_module(updates.layers[row].name), 20) for row in rows]
     return [Series(name, x[mine], ratio) for name, ratio in zip(names, ratios, strict=True)]
-
-
-def _last(parameter: str) -> str:
-    return short(parameter.rpartition(".")[2], 20)
 
 
 def _layer_head(info: LayerInfo, index: int, n_layers: int) -> str:
