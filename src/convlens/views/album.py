@@ -47,6 +47,8 @@ class Inside:
         fields: the receptive field of every unit, None if it is not shown.
         effective: the newest effective field, None if there is none.
         with_field: whether the receptive field is shown.
+        finds: whether it has kernels, or looks further than the layer before it; what another
+            layer only passes on is folded away.
     """
 
     maps: Sequence[FeatureMaps]
@@ -56,6 +58,7 @@ class Inside:
     fields: FieldIntervals | None = None
     effective: EffectiveFieldMap | None = None
     with_field: bool = False
+    finds: bool = True
 
 
 @dataclass(frozen=True)
@@ -126,25 +129,40 @@ def inside(album: Album, name: str) -> str:
     one = album.layers.get(name)
     if one is None:
         return ""
-    probes, newest = album.probes, one.maps[-1] if one.maps else None
-    parts = list[str]()
+    newest = one.maps[-1] if one.maps else None
+    first = ""
     if one.kernels is not None:
         shown = panels.kernels(one.kernels, one.kernel_epochs, live=False)
-        parts.append(_titled("Kernels", shown))
-    if newest is not None:
-        small = None if probes is None else _small(probes)
-        shown = panels.features(newest, small, one.map_epochs, live=False)
-        parts.append(_titled("Feature maps of the probe images", shown))
-    if len(one.maps) > 1:
-        shown = panels.through_time(one.maps, probes)
-        parts.append(_titled("One probe image through the epochs", shown))
+        first = _titled("Kernels", shown)
     if one.with_field:
-        shown = panels.unit(newest, probes, one.fields, one.effective, live=False)
-        parts.append(_titled(_unit_words(newest, probes), shown))
-    if one.kernels is not None and one.kernels.reads_input and probes is not None:
-        shown = panels.window(one.kernels, probes, newest, live=False)
+        shown = panels.unit(newest, album.probes, one.fields, one.effective, live=False)
+        first += _titled(_unit_words(newest, album.probes), shown)
+    parts = [_pair(first), _maps(one, album.probes)]
+    if one.kernels is not None and one.kernels.reads_input and album.probes is not None:
+        shown = panels.window(one.kernels, album.probes, newest, live=False)
         parts.append(_titled("The sliding window: how that unit's value comes about", shown))
     return "".join(parts)
+
+
+def _maps(one: Inside, probes: Probes | None) -> str:
+    """All probe images at the newest epoch, and beside them one through all epochs."""
+    if not one.maps:
+        return ""
+    small = None if probes is None else _small(probes)
+    shown = panels.features(one.maps[-1], small, one.map_epochs, live=False)
+    if not one.finds:
+        title = "Feature maps of the probe images"
+        return f'<details class="inside"><summary>{title}</summary>{shown}</details>'
+    parts = _titled("Feature maps of the probe images", shown)
+    if len(one.maps) > 1:
+        shown = panels.through_time(one.maps, probes)
+        parts += _titled("One probe image through the epochs", shown)
+    return _pair(parts)
+
+
+def _pair(parts: str) -> str:
+    """Side by side where there is room."""
+    return f'<div class="pair">{parts}</div>' if parts else ""
 
 
 def _titled(title: str, shown: str) -> str:
@@ -237,6 +255,7 @@ def _inside(
         kept.fields if with_field else None,
         run.snapshot(EffectiveFieldMap, name) if with_field else None,
         with_field,
+        kept.finds,
     )
 
 

@@ -23,11 +23,13 @@ class Section:
         key: its place in the page, for links.
         title: its heading.
         body: its HTML.
+        link: a shorter heading for the bar of links.
     """
 
     key: str
     title: str
     body: str
+    link: str
 
 
 def place(key: str, height: int, what: str) -> str:
@@ -48,7 +50,7 @@ def page(title: str, top: str, sections: Sequence[Section], items: Mapping[str, 
         items: figures as JSON by the key of their place; see `canvas.embed`.
     """
     scripts = [_bokeh_js(), _asset("report.js")]
-    links = "".join(f'<a href="#{s.key}">{text(s.title)}</a>' for s in sections)
+    links = "".join(f'<a href="#{s.key}">{text(s.link)}</a>' for s in sections)
     body = "".join(
         f'<section id="{s.key}"><h2>{text(s.title)}</h2>{s.body}</section>' for s in sections
     )

@@ -55,6 +55,10 @@
     }
     const doc = Bokeh.documents.at(-1);
     drawn.set(place, doc);
+    if (isHidden(place)) { // since the drawing began
+      erase(place);
+      return;
+    }
     const range = doc.get_model_by_name("steps");
     if (wanted) range.setv(wanted);
     range.properties.start.change.connect(() => follow(range));
@@ -131,6 +135,10 @@
 
   // Paper is narrower than the window, and nothing can be drawn anew while a page is printed.
   function makeStill() {
+    for (const fold of document.querySelectorAll("details:not([open])")) {
+      fold.open = true;
+      fold.dataset.folded = "";
+    }
     for (const [place, doc] of drawn) {
       const still = Bokeh.index.find_one(doc.roots()[0]).export("auto").canvas;
       still.className = "still";
@@ -140,6 +148,10 @@
 
   function removeStill() {
     for (const still of document.querySelectorAll("canvas.still")) still.remove();
+    for (const fold of document.querySelectorAll("details[data-folded]")) {
+      fold.open = false;
+      delete fold.dataset.folded;
+    }
   }
 
   function watch() {

@@ -87,19 +87,18 @@ def render(contents: Contents) -> str:
     record = contents.record
     items: dict[str, str] = {}
     watched, span = contents.watched, _span(record)
+    summary = tables.summary(record.meta.get("summary"))
+    matrix = matrix_section(record, watched, span, items)
+    each = layer_sections(record, watched, contents.album, span, items)
     sections = [
-        Section("curves", "Losses and metrics", _curves(contents, span, items)),
-        Section("schedule", "Schedule", _schedule(contents, span, items)),
-        Section("mistakes", "What it gets wrong", _mistakes(contents)),
-        Section("images", "Training images", _images(contents)),
-        Section("layers", "All layers at a glance", matrix_section(record, watched, span, items)),
-        Section("summary", "Summary of the model", tables.summary(record.meta.get("summary"))),
-        Section(
-            "each-layer",
-            "Every layer",
-            layer_sections(record, watched, contents.album, span, items),
-        ),
-        Section("run", "About this run", tables.meta(record.meta)),
+        Section("curves", "Losses and metrics", _curves(contents, span, items), "Losses"),
+        Section("schedule", "Schedule", _schedule(contents, span, items), "Schedule"),
+        Section("mistakes", "What it gets wrong", _mistakes(contents), "Mistakes"),
+        Section("images", "Training images", _images(contents), "Images"),
+        Section("layers", "All layers at a glance", matrix, "All layers"),
+        Section("summary", "Summary of the model", summary, "Summary"),
+        Section("each-layer", "Every layer", each, "Every layer"),
+        Section("run", "About this run", tables.meta(record.meta), "Run"),
     ]
     return page(contents.name, _top(contents), sections, items)
 

@@ -162,7 +162,7 @@ def layer_sections(
     for k, name in enumerate(names):
         at = positions.get(name)
         if at is None:
-            parts.append(_pictured(k, name, inside(album, name)))
+            parts.append(_pictured(k, name, _kind_of(record, name), inside(album, name)))
         elif watched.grid is not None:
             body = _figures(record, watched, at, span, items if at in chosen else None)
             parts.append(_section(f"layer-{at}", _title(record.layers[at]), body, album, name))
@@ -197,9 +197,21 @@ def _section(key: str, title: str, body: str, album: Album, name: str) -> str:
     )
 
 
-def _pictured(k: int, name: str, shown: str) -> str:
+def _pictured(k: int, name: str, kind: str, shown: str) -> str:
+    """A layer of which there are pictures and no numbers."""
     note = say("The values of this layer were not watched; its output was kept as pictures.")
-    return f'<section class="layer" id="pictures-{k}"><h3>{text(name)}</h3>{note}{shown}</section>'
+    title = f"{text(name)} <span>{text(kind)}</span>"
+    return f'<section class="layer" id="pictures-{k}"><h3>{title}</h3>{note}{shown}</section>'
+
+
+def _kind_of(record: RunRecord, name: str) -> str:
+    """A module's class, from the model's summary."""
+    summary = record.meta.get("summary")
+    rows = summary.get("rows") if isinstance(summary, dict) else None
+    for row in rows if isinstance(rows, list) else []:
+        if isinstance(row, dict) and row.get("name") == name:
+            return str(row.get("kind", ""))
+    return ""
 
 
 def _figures(
