@@ -6,15 +6,13 @@ The screenshots are kept in the tests' temporary folder, to be looked at.
 from __future__ import annotations
 
 import io
-import os
-import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from mnist_runs import part, train
 from PIL import Image
 from test_views_report import EVIL, HEADINGS, write_evil
 from views_data import (
@@ -35,39 +33,7 @@ from views_data import (
 from convlens.histories import LayerInfo
 from convlens.views import write_report
 
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 ALL_DRAWN = "html[data-drawn=all]"
-
-
-def missing(what: str) -> None:
-    if os.environ.get("CONVLENS_NO_SKIP"):
-        pytest.fail(f"{what}, and CONVLENS_NO_SKIP is set")
-    pytest.skip(what)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    if program is None:
-        missing("Chromium is not installed (Debian: apt-get install chromium)")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        missing("playwright is not installed (pip install playwright)")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
 
 
 class Visit:
@@ -142,6 +108,10 @@ def part_of(picture: np.ndarray, box: dict[str, float]) -> np.ndarray:
     return picture[top : top + int(box["height"]), left : left + int(box["width"])]
 
 
+def shot_of(element: Any) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(element.screenshot())).convert("RGB"))
+
+
 def n_colours(picture: np.ndarray) -> int:
     packed = picture.astype(np.int64) @ np.array([65536, 256, 1])
     return len(np.unique(packed))
@@ -158,16 +128,98 @@ def test_everything_is_drawn(browser, healthy, tmp_path, scheme, width):
     page = visit.wait()
 
     assert page.locator("h2").all_text_contents() == HEADINGS
-    # Loss, accuracy, two of the schedule, the matrix, four for each of nine layers.
-    assert page.locator(".bk-Figure").count() == 2 + 2 + 1 + 9 * 4
+    # Loss, accuracy, two of the schedule, one matrix, five for each of nine layers.
+    assert page.locator(".bk-Figure").count() == 2 + 2 + 1 + 9 * 5
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     picture = visit.picture(f"healthy-{scheme}-{width}", tmp_path)
     # The page behind, and the many colours of nine heat maps upon it.
     assert (picture[2, 2] < 40).all() if scheme == "dark" else (picture[2, 2] > 200).all()
-    places = page.locator(".plot").all()
+    places = page.locator(".plot:visible").all()
     assert len(places) == 12
     for place in places:
         assert n_colours(part_of(picture, place.bounding_box())) > 20
+    visit.close()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    """The report of a short training with everything on."""
+    run = train(tmp_path_factory.mktemp("runs"), part(1000, 300), 2)
+    return write_report(open_run(run))
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 700), ("dark", 1280)])
+def test_a_real_training_is_shown_whole(browser, demo, tmp_path, scheme, width):
+    visit = Visit(browser, demo, scheme, width)
+    page = visit.wait()
+
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert page.locator("#layer-0 .kernels img:visible").count() == 8
+    assert page.locator("#mistakes .matrix:visible").count() == 1
+    # Nothing of a panel lies beyond its section, but for what can be scrolled to.
+    beyond = page.evaluate(
+        """() => [...document.querySelectorAll('.panel *')].filter(e => {
+            if (e.closest('.scroll, .hidden, svg')) return false;
+            const box = e.getBoundingClientRect();
+            return box.width && box.right > e.closest('main > section').getBoundingClientRect().right;
+        }).map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert beyond == []
+    broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+    assert page.evaluate(broken) == 0
+    visit.picture(f"demo-{scheme}-{width}", tmp_path)
+    visit.close()
+
+
+def test_the_matrix_shows_what_is_chosen(browser, demo):
+    visit = Visit(browser, demo)
+    page = visit.wait()
+    page.locator("#layers").scroll_into_view_if_needed()
+    before = shot_of(page.locator("#layers .plot:visible"))
+    whole = visit.range("plot-matrix-near_zero")
+
+    for key, label in (("update", "update ratio"), ("dead", "share of channels dead")):
+        page.locator("#quantity").select_option(value=f"choice-{key}")
+        page.locator(f"#plot-matrix-{key} .bk-Figure").wait_for(timeout=20_000)
+        assert page.locator("#layers .plot:visible").count() == 1
+        assert label in page.locator("#quantity option:checked").text_content()
+        assert visit.range(f"plot-matrix-{key}") == whole
+        after = shot_of(page.locator("#layers .plot:visible"))
+        assert after.shape == before.shape
+        assert (after != before).any(axis=2).mean() > 0.2
+    page.locator("#quantity").select_option(value="choice-near_zero")
+    page.locator("#plot-matrix-near_zero .bk-Figure").wait_for(timeout=20_000)
+    assert page.locator("#plot-matrix-dead .bk-Figure").count() == 0
+    visit.close()
+
+
+def test_on_paper_nothing_is_cut_or_left_out(browser, demo, tmp_path):
+    visit = Visit(browser, demo, width=1280)
+    page = visit.wait()
+    n_figures = page.locator(".plot:visible").count()
+    folded = page.locator("details:not([open])").count()
+    pdf = page.pdf(path=tmp_path / "report.pdf", format="A4")
+    assert pdf.startswith(b"%PDF")
+    assert page.locator("canvas.still").count() == 0
+    assert page.locator("details:not([open])").count() == folded > 0
+
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 1000})  # A4 between its margins
+    stills = page.locator("canvas.still:visible")
+    assert stills.count() == n_figures
+    assert page.locator(".plot:visible, nav:visible, details:not([open])").count() == 0
+    assert all(n_colours(shot_of(still)) > 20 for still in stills.all()[:3])
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    for box in page.locator("table:visible").evaluate_all(
+        "all => all.map(t => [t.getBoundingClientRect().right, t.parentNode.scrollHeight - "
+        "t.parentNode.clientHeight])"
+    ):
+        assert box[0] <= 703
+        assert box[1] <= 1
+    visit.picture("print", tmp_path)
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("canvas.still").count() == 0
     visit.close()
 
 
@@ -189,7 +241,8 @@ def test_a_collapse_is_seen(browser, tmp_path):
     page = visit.wait()
 
     picture = np.asarray(
-        Image.open(io.BytesIO(page.locator("#plot-matrix").screenshot())).convert("RGB"), np.int64
+        Image.open(io.BytesIO(page.locator("#plot-matrix-near_zero").screenshot())).convert("RGB"),
+        np.int64,
     )
     # Cividis: dark blue is alive, yellow is all near zero; the last third of the matrix is that.
     yellow = (picture[..., 0] > 230) & (picture[..., 1] > 200) & (picture[..., 2] < 120)
@@ -217,7 +270,7 @@ def test_zooming_one_zooms_all_and_goes_back(browser, healthy):
     zoomed = visit.range("plot-curves")
 
     assert 90 < zoomed[1] - zoomed[0] < 200
-    assert visit.range("plot-matrix") == zoomed
+    assert visit.range("plot-matrix-near_zero") == zoomed
     assert visit.range("plot-layer-8") == zoomed
     page.click("#show-all")
     assert visit.range("plot-layer-8") == whole
@@ -229,7 +282,7 @@ def test_a_row_of_the_matrix_leads_to_its_layer(browser, healthy):
     visit = Visit(browser, healthy)
     page = visit.wait()
 
-    matrix = page.locator("#plot-matrix")
+    matrix = page.locator("#plot-matrix-near_zero")
     matrix.scroll_into_view_if_needed()
     # Between title and axis lie nine rows of 26 pixels or so; the fifth is in the middle.
     matrix.click(position={"x": 400, "y": 55 + 4.5 * 26})
@@ -272,7 +325,7 @@ def test_names_that_are_programs_do_not_run(browser, tmp_path):
 
     assert EVIL.replace("/", "⁄") in page.locator("h1").text_content()
     assert EVIL in page.locator("h3").first.text_content()
-    matrix = page.locator("#plot-matrix")
+    matrix = page.locator("#plot-matrix-near_zero")
     matrix.scroll_into_view_if_needed()
     matrix.hover(position={"x": 500, "y": 75})
     tip = page.locator(".bk-tooltip-row-value").first
@@ -300,7 +353,7 @@ def test_a_run_that_has_hardly_begun_is_no_blank(browser, tmp_path, n_steps):
     for section in page.locator("main > section").all():
         assert section.locator(".plot").count() or len(section.inner_text()) > 50
     picture = visit.picture(f"steps-{n_steps}", tmp_path)
-    for place in page.locator(".plot").all():
+    for place in page.locator(".plot:visible").all():
         assert n_colours(part_of(picture, place.bounding_box())) > 20
     visit.close()
     writer.close()
@@ -314,11 +367,11 @@ def test_many_layers_are_drawn_only_where_one_looks(browser, tmp_path):
     visit = Visit(browser, write_report(run))
     page = visit.wait()
 
-    assert page.locator(".bk-Figure").count() < 20
+    assert page.locator(".bk-Figure").count() < 30
     for i in range(0, n_layers, 3):
         page.evaluate("i => document.getElementById(`layer-${i}`).scrollIntoView()", i)
         page.locator(f"#plot-layer-{i} .bk-Figure").first.wait_for(timeout=20_000)
-    assert page.locator(".bk-Figure").count() <= 24 * 4 + 1
+    assert page.locator(".bk-Figure").count() <= 24 * 5 + 1
     page.evaluate("document.getElementById('layer-0').scrollIntoView()")
     page.locator("#plot-layer-0 .bk-Figure").first.wait_for(timeout=20_000)
     visit.picture("deep", tmp_path)

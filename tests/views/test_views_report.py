@@ -42,12 +42,15 @@ HEADINGS = [
     "Findings",
     "Losses and metrics",
     "Schedule",
+    "What it gets wrong",
+    "Training images",
     "All layers at a glance",
-    "Every layer",
     "Summary of the model",
-    "Images",
+    "Every layer",
     "About this run",
 ]
+
+MATRICES = ["matrix-near_zero", "matrix-mean", "matrix-std", "matrix-dead"]
 
 EVIL = "<script>alert(1)</script>"
 
@@ -65,7 +68,7 @@ def page(healthy) -> str:
 def report(run: Run) -> str:
     """The page without its scripts, which are Bokeh's for the most part."""
     html = write_report(run).read_text(encoding="utf-8")
-    return re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
+    return re.sub(r"<(script|style)>.*?</\1>", "", html, flags=re.DOTALL)
 
 
 def items(html: str) -> dict[str, str]:
@@ -92,7 +95,7 @@ def test_everything_stands_in_its_order(page):
 
 
 def test_figures_are_where_they_are_announced(page):
-    expected = ["curves", "schedule", "matrix", *(f"layer-{i}" for i in range(9))]
+    expected = ["curves", "schedule", *MATRICES, *(f"layer-{i}" for i in range(9))]
 
     assert sorted(items(page)) == sorted(expected)
     for key, item in items(page).items():
@@ -189,7 +192,8 @@ def test_a_run_with_no_step_says_so(tmp_path):
     assert NO_SUMMARY in html
     assert "No learning rate and no momentum was recorded." in html
     assert "No training images were kept in this run." in html
-    assert "No predictions were kept in this run." in html
+    assert "No confusion matrix was kept" in html
+    assert "No mistakes were kept" in html
     assert "This run was never closed" in html
     assert "running, or crashed" in html
     assert not items(html)
@@ -223,7 +227,7 @@ def test_a_run_with_one_step_says_so(tmp_path):
     html = report(open_run(writer.path))
 
     assert words.ONE_STEP in html
-    assert set(items(html)) == {"curves", "schedule", "matrix", "layer-0"}
+    assert set(items(html)) == {"curves", "schedule", *MATRICES[:3], "layer-0"}
     writer.close()
 
 
@@ -372,7 +376,7 @@ def test_a_million_steps_make_a_small_report_of_bands(tmp_path):
     drawn = items(html)["curves"]
     assert "training, lowest to highest of 256 batches" in drawn
     assert "training, each batch" not in drawn
-    assert set(items(html)) == {"curves", "schedule", "matrix", *(f"layer-{i}" for i in range(10))}
+    assert set(items(html)) == {"curves", "schedule", *MATRICES, *(f"layer-{i}" for i in range(10))}
 
 
 def test_a_band_has_gaps_where_no_loss_is_finite():

@@ -19,7 +19,7 @@ from convlens.snapshots import EffectiveFieldMap, FeatureMaps, FieldIntervals, K
 from convlens.views import panels
 from convlens.views.markup import plural, text
 
-MAP_BYTES = 1_600_000
+MAP_BYTES = 2_400_000
 """Feature maps and kernels of all layers, as they lie in the file."""
 
 FIELD_BYTES = 1_200_000
@@ -47,8 +47,8 @@ class Inside:
         fields: the receptive field of every unit, None if it is not shown.
         effective: the newest effective field, None if there is none.
         with_field: whether the receptive field is shown.
-        finds: whether it has kernels, or looks further than the layer before it; what another
-            layer only passes on is folded away.
+        finds: whether it has kernels, or not the field of the layer before it; what another layer
+            only passes on is folded away.
     """
 
     maps: Sequence[FeatureMaps]
@@ -87,7 +87,7 @@ class _Kept:
     fields: FieldIntervals | None
     epochs: Sequence[int]
     finds: bool
-    """Whether it finds something new: has kernels, or looks further than the layer before it."""
+    """Whether it finds something new: has kernels, or not the field of the layer before it."""
 
 
 def read_album(run: Run) -> Album:
@@ -189,7 +189,7 @@ def _kept(run: Run) -> dict[str, _Kept]:
         maps, fields = run.snapshot(FeatureMaps, name), run.snapshot(FieldIntervals, name)
         kernels = run.snapshot(Kernels, name) if name in with_kernels else None
         reach = None if fields is None else (fields.size, fields.grid)
-        finds = kernels is not None or reach != before
+        finds = kernels is not None or reach is None or reach != before
         before = reach
         epochs = run.snapshot_epochs(FeatureMaps, name)
         found[name] = _Kept(maps, kernels, fields, epochs, finds)
