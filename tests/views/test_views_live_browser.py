@@ -453,3 +453,42 @@ def test_the_page_goes_on_when_a_run_is_deleted(browser: Any, tmp_path: Path) ->
         visit.page.click("a.home")
         visit.page.wait_for_selector("#panel-runs tbody tr")
         visit.close()
+
+
+def start_command(base: Path, port: int = 0) -> tuple[subprocess.Popen[str], Address]:
+    """The command itself, and where it says that the page is."""
+    command = [sys.executable, "-m", "convlens", "view", str(base), "--no-browser"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], stdout=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert process.stdout is not None
+    found = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
+    assert found is not None
+    return process, Address(port=int(found[1]))
+
+
+def test_a_server_that_ends_is_told_and_found_again(
+    browser: Any, tmp_path: Path, shots: Path
+) -> None:
+    run = write_healthy(tmp_path)
+    first, address = start_command(tmp_path)
+    with first:
+        visit = Visit(browser, address, f"?run={key_of(run.path)}")
+        visit.page.keyboard.press("j")
+        visit.wait("layer", "0.2")
+        first.kill()
+    visit.wait("drawn", "lost")
+    assert "connection to the server is lost" in visit.text("trouble")
+    visit.keep("lost", shots)
+    visit.page.keyboard.press("j")  # nobody is there to hear it
+    second, _ = start_command(tmp_path, address.port)
+    with second:
+        visit.wait("drawn", "all")
+        assert visit.says("layer") == "0.2"
+        assert visit.text("trouble") == ""
+        visit.page.keyboard.press("j")
+        visit.wait("layer", "1.0")
+        # Chromium itself reports every request that finds no server.
+        visit.said = [said for said in visit.said if "ERR_CONNECTION_REFUSED" not in said]
+        visit.close()
+        second.kill()

@@ -89,23 +89,43 @@
     const values = JSON.parse(first(data, "json"));
     for (const [name, value] of Object.entries(values.root ?? {})) root.dataset[name] = value;
     if (values.address !== undefined) window.history.replaceState(null, "", values.address);
-    if (values.title !== undefined) document.title = values.title;
     for (const [name, value] of Object.entries(values.controls ?? {})) {
       const control = document.querySelector(`[data-control="${CSS.escape(name)}"]`);
       if (!control || control === document.activeElement) continue;
       if (control.type === "checkbox") control.checked = value;
       else control.value = value;
     }
-    if (values.go !== undefined && values.go !== window.location.href) window.location.assign(values.go);
   }
   follow(state.data);
   onData(state, follow);
+
+  // ---- a server that ended, or was out of reach: the session is gone, the address leads back ----
+
+  const LOST = "The connection to the server is lost. As soon as it answers again, this page goes on.";
+
+  async function comeBack() {
+    try {
+      await window.fetch("/assets/live.css", { cache: "no-store" });
+    } catch {
+      window.setTimeout(comeBack, 1000);
+      return;
+    }
+    window.location.reload();
+  }
+
+  doc.on_event("connection_lost", () => {
+    if (root.dataset.drawn === "lost") return;
+    root.dataset.drawn = "lost";
+    put("panel-trouble", `<p class="state" role="alert">${LOST}</p>`);
+    window.setTimeout(comeBack, 1000);
+  });
 
   // ---- commands ----
 
   const command = doc.get_model_by_name("command");
   let count = 0;
   function send(what) {
+    if (root.dataset.drawn === "lost") return;
     count += 1;
     command.data = { json: [JSON.stringify({ ...what, count })] };
   }

@@ -231,6 +231,9 @@ def _silent(_handler: RequestHandler) -> None:
 
 def _session_maker(store: RunStore) -> Callable[[Document], None]:
     def make(document: Document) -> None:
+        # A session that comes back is another one, with models of its own: the page's script loads
+        # the page anew instead, and says so.
+        document.config.update(reconnect_session=False, notify_connection_status=False)
         Session(document, store)
 
     return make
