@@ -1,4 +1,4 @@
-"""What it costs to look at a run: reading it at first, keeping up with it while it grows.
+"""What it costs to look at a run: reading it, keeping up with it, its page (`page.py`).
 
 The run is made up, but written as a training writes it: through `Ledger` and `RunWriter`, chunk by
 chunk, levels rising, merging in its own thread. Its columns are histograms of normal distributions
@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+import page
 from convlens.histories import LayerInfo
 from convlens.records import Epoch, StepSeries
 from convlens.runs import RunWriter, create_run, open_run
@@ -34,6 +36,9 @@ N_SHAPES = 64  # distributions of a layer, from the first step to the last
 CHUNK = 1 << CHUNK_BITS
 STEPS_A_SECOND = 500
 POLLS_A_SECOND = 2
+
+Started = Any
+"""Of `multiprocessing`: the second in which a run began to grow."""
 
 Result = dict[str, object]
 
@@ -157,21 +162,24 @@ def begin_run(path: Path, n_steps: int, n_layers: int) -> MadeUp:
     return made_up
 
 
-def train(path: Path, n_steps: int, n_layers: int, ready: Event, over: Event) -> None:
+def train(
+    path: Path, n_steps: int, n_layers: int, ready: Event, over: Event, began: Started
+) -> None:
     """Write a run, then let it grow as a training does, until told that it is over.
 
-    Steps are written by 64, as `Recorder` does; what is watched every second, as `Sketchbook` does.
+    Steps are written by 64, what is watched every half second, as a `Recorder` hands them over.
     """
     made_up = begin_run(path, n_steps, n_layers)
+    began.value = time.time()
     ready.set()
     start, shown, step = time.perf_counter(), n_steps, n_steps
     while not over.is_set():
+        over.wait(max(0.0, start + (step + CHUNK - n_steps) / STEPS_A_SECOND - time.perf_counter()))
         made_up.write_steps(step, step + CHUNK)
         step += CHUNK
-        if step - shown >= STEPS_A_SECOND:
+        if step - shown >= STEPS_A_SECOND // 2:
             made_up.grow(shown, step)
             shown = step
-        over.wait(max(0.0, start + (step - n_steps) / STEPS_A_SECOND - time.perf_counter()))
     made_up.close()
 
 
@@ -281,37 +289,99 @@ def measure_following(path: Path, seconds: float) -> list[Result]:
     ]
 
 
+def measure_page(path: Path, rounds: int) -> list[Result]:
+    """What a person waits for."""
+    results = [
+        say(f"first complete drawing, {kind}", times, 1.5)
+        for kind, times in page.first_drawings(path, rounds).items()
+    ]
+    told, drawn = page.layers_opened(path, 3 * rounds)
+    say("a layer opened, until the page has it", told)
+    return [*results, say("a layer opened, until it is drawn", drawn, 0.3)]
+
+
+def measure_live(path: Path, seconds: float, n_steps: int, began: float) -> list[Result]:
+    """What a page costs its server, and how far it is behind."""
+    shares = page.followed(path, seconds, began, n_steps, STEPS_A_SECOND)
+    print(f"  the server with a page open: {shares[0]:.2%} of a core, with none: {shares[1]:.2%}")
+    result = say("from a batch until the page shows it", shares[2].tolist(), 1.0)
+    late = float((shares[2] > 1.0).mean())
+    print(f"    ({late:.2%} of the batches were shown after more than a second)")
+    cost: Result = {"title": "server", "share": shares[0], "without": shares[1], "target": 0.05}
+    return [cost, result | {"late": late}]
+
+
+def measure_slowing(base: Path, rounds: int, *, drawn: bool) -> Result:
+    """What being looked at costs a training."""
+    times = page.slowed(base, rounds, 0.6, drawn=drawn)
+    rng = np.random.default_rng(0)
+    where = "drawn by a browser on these cores" if drawn else "drawn elsewhere"
+    step_ms = 1e3 * np.median(times[:, 1])
+    print(f"  the chapter's network, its page {where}: {rounds} rounds, {step_ms:.2f} ms a step")
+    result: Result = {"title": f"training with its page open, {where}"}
+    for name, side in (("followed", 0), ("A/A", 2)):
+        ratios = times[:, side] / times[:, 1]
+        resampled = rng.choice(ratios, (2000, len(ratios)))
+        low, high = np.percentile(np.median(resampled, axis=1), [2.5, 97.5])
+        middle = float(np.median(ratios))
+        print(f"    {name:<10} ratio {middle:.4f} (95 % interval {low:.4f} to {high:.4f})")
+        result[name] = {"ratio": middle, "low": float(low), "high": float(high)}
+    return result
+
+
+PARTS = ("reading", "page", "live", "slowing")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--layers", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=20.0, help="of following a growing run")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--run", type=Path, help="a run made before, for reading and page")
     arguments = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    ready, over = context.Event(), context.Event()
+    results: list[Result] = []
     with tempfile.TemporaryDirectory() as base:
-        path = Path(base) / "run"
-        training = context.Process(
-            target=train, args=(path, arguments.steps, arguments.layers, ready, over)
-        )
-        start = time.perf_counter()
-        training.start()
-        try:
-            while not ready.wait(1.0):
-                if not training.is_alive():
-                    raise SystemExit("The run could not be written; see above.")
-            print(
-                f"{arguments.steps:,} steps of {arguments.layers} layers, written in "
-                f"{time.perf_counter() - start:.0f} s, growing by {STEPS_A_SECOND} steps a second; "
-                f"{machine()}"
-            )
-            results = measure_following(path, arguments.seconds)
-        finally:
-            over.set()
-            training.join()
-        results += measure_reading(path, arguments.rounds)
+        path = arguments.run or Path(base) / "run"
+        if arguments.run is None and {"reading", "page", "live"} & set(arguments.parts):
+            results += measure_growing(arguments, path)
+        print(machine())
+        if "reading" in arguments.parts:
+            results += measure_reading(path, arguments.rounds)
+        if "page" in arguments.parts:
+            results += measure_page(path, max(arguments.rounds // 3, 3))
+        if "slowing" in arguments.parts:
+            results.append(measure_slowing(Path(base) / "a", 2 * arguments.rounds, drawn=False))
+            results.append(measure_slowing(Path(base) / "b", 5, drawn=True))
     finish(results)
+
+
+def measure_growing(arguments: argparse.Namespace, path: Path) -> list[Result]:
+    """Make a run in another process, and follow it while it grows."""
+    context = multiprocessing.get_context("spawn")
+    ready, over, began = context.Event(), context.Event(), context.Value("d", 0.0)
+    steps, layers = arguments.steps, arguments.layers
+    training = context.Process(target=train, args=(path, steps, layers, ready, over, began))
+    start = time.perf_counter()
+    training.start()
+    try:
+        while not ready.wait(1.0):
+            if not training.is_alive():
+                raise SystemExit("The run could not be written; see above.")
+        print(
+            f"{steps:,} steps of {layers} layers, written in {time.perf_counter() - start:.0f} s, "
+            f"growing by {STEPS_A_SECOND} steps a second"
+        )
+        found: list[Result] = []
+        if "reading" in arguments.parts:
+            found += measure_following(path, arguments.seconds)
+        if "live" in arguments.parts:
+            found += measure_live(path, arguments.seconds, steps, began.value)
+        return found
+    finally:
+        over.set()
+        training.join()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,290 @@
+"""What the live page takes in a real browser, and what following a run costs who trains it.
+
+The server is the real one, `convlens view` in a process of its own; its processor time is what the
+kernel counted. The browser draws in software on the same cores, and is not the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import convlens as cl
+
+ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+DRAWN = "html[data-drawn=all]"
+
+Tab = Any
+"""Of Playwright, which has no types that a type checker may ask for: a browser, or a page of it."""
+
+OPEN_LAYER = """async () => {
+  const root = document.documentElement, before = root.dataset.layer, doc = Bokeh.documents.at(-1);
+  const frame = () => new Promise(requestAnimationFrame);
+  const start = performance.now();
+  document.querySelector('[data-do="next-layer"]').click();
+  while (root.dataset.layer === before) await new Promise((go) => setTimeout(go, 0));
+  const told = performance.now();
+  while (!doc.is_idle) await frame();
+  await frame(); await frame();
+  return [told - start, performance.now() - start];
+}"""
+
+WATCH_STEPS = """() => {
+  const root = document.documentElement;
+  window.seen = [[Number(root.dataset.steps), Date.now()]];
+  new MutationObserver(() => window.seen.push([Number(root.dataset.steps), Date.now()]))
+    .observe(root, { attributes: true, attributeFilter: ["data-steps"] });
+}"""
+
+
+class Server:
+    """A page server in a process of its own.
+
+    Attributes:
+        url: where it is.
+        pid: its process.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], url: str) -> None:
+        self.process, self.url, self.pid = process, url, process.pid
+
+    def cpu_s(self) -> float:
+        """Processor time that it has taken, in user and system mode."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def serving(place: Path) -> Iterator[Server]:
+    """Have a run, or a folder of runs, served."""
+    command = [sys.executable, "-m", "convlens", "view", str(place), "--port", "0", "--no-browser"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    try:
+        found = (re.search(r"http://[\w.:]+/?\S*", line) for line in process.stdout)
+        url = next(match.group() for match in found if match)
+        yield Server(process, url.rstrip(".,"))
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.terminate()
+        process.wait()
+
+
+@contextmanager
+def browsing() -> Generator[Tab]:
+    """A Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+def opened(browser: Tab, url: str) -> Tab:
+    """A page that is drawn, in a context of its own: nothing is cached."""
+    page = browser.new_context(viewport={"width": 1366, "height": 768}).new_page()
+    return visit(page, url)
+
+
+def visit(page: Tab, url: str) -> Tab:
+    """Go there, and wait until all is drawn."""
+    page.goto(url)
+    page.wait_for_selector(DRAWN, state="attached", timeout=60_000)
+    return page
+
+
+def drawn_s(page: Tab) -> float:
+    """Seconds from the request of the page until everything in it was drawn."""
+    return page.evaluate("Number(document.documentElement.dataset.drawnMs)") / 1e3
+
+
+def first_drawings(path: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds until all is drawn: by a server just started, without a cache, and with one."""
+    found: dict[str, list[float]] = {"just started": [], "nothing cached": [], "cached": []}
+    with browsing() as browser:
+        for _ in range(rounds):
+            with serving(path) as server:
+                for kind in ("just started", "nothing cached"):
+                    page = opened(browser, server.url)
+                    found[kind].append(drawn_s(page))
+                    if kind == "nothing cached":
+                        found["cached"].append(drawn_s(visit(page, server.url)))
+                    page.context.close()
+    return found
+
+
+def layers_opened(path: Path, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds from a click until the page was told of the next layer, and until it was drawn."""
+    with serving(path) as server, browsing() as browser:
+        page = opened(browser, server.url)
+        times = [page.evaluate(OPEN_LAYER) for _ in range(rounds)]
+    return [told / 1e3 for told, _ in times], [drawn / 1e3 for _, drawn in times]
+
+
+def followed(
+    path: Path, seconds: float, started: float, first: int, steps_a_second: float
+) -> tuple[float, float, np.ndarray]:
+    """Watch a run that grows.
+
+    Args:
+        path: the run.
+        seconds: for how long, with a page and again without any.
+        started: when it began to grow, in seconds of `time.time`.
+        first: the step that it began with.
+        steps_a_second: how fast it grows.
+
+    Returns:
+        The server's share of a core with a page open, that without, and for each batch the seconds
+        from when it was trained on until the page showed it.
+    """
+    with serving(path) as server, browsing() as browser:
+        page = opened(browser, server.url)
+        time.sleep(2.0)  # until what came of opening is over
+        page.evaluate(WATCH_STEPS)
+        with_page = _share(server, seconds)
+        seen = np.array(page.evaluate("window.seen"), np.float64)
+        page.context.close()
+        time.sleep(1.0)
+        without = _share(server, seconds / 3)
+    step = np.arange(seen[0, 0] + 1, seen[-1, 0] + 1)
+    shown_at = seen[np.searchsorted(seen[:, 0], step), 1] / 1e3
+    return with_page, without, shown_at - (started + (step - first + 1) / steps_a_second)
+
+
+def _share(server: Server, seconds: float) -> float:
+    begin, used = time.perf_counter(), server.cpu_s()
+    time.sleep(seconds)
+    return (server.cpu_s() - used) / (time.perf_counter() - begin)
+
+
+class Blocks(cl.Callback):
+    """Times a training's steps in blocks, with the server let go or held in each.
+
+    Args:
+        server: who follows the training.
+        rounds: of one block each: followed, alone, and alone again.
+        block_s: seconds of a block.
+    """
+
+    def __init__(self, server: Server, rounds: int, block_s: float) -> None:
+        self._server, self._block_s = server, block_s
+        rng = np.random.default_rng(0)
+        self._plan = [int(k) for _ in range(rounds) for k in rng.permutation(3)]
+        self.steps: list[tuple[int, list[float]]] = []
+        self._until = self._last = 0.0
+
+    def before_epoch(self, learn: cl.Learner) -> None:
+        """The next step comes after something else, and is not timed."""
+        del learn
+        self._last = 0.0
+
+    def after_step(self, learn: cl.Learner) -> None:
+        """A step is over."""
+        del learn
+        now = time.perf_counter()
+        if self.steps and self._last:
+            self.steps[-1][1].append(now - self._last)
+        if now > self._until:
+            if len(self.steps) == len(self._plan):
+                raise cl.CancelFitError
+            side = self._plan[len(self.steps)]
+            os.kill(self._server.pid, signal.SIGCONT if side == 0 else signal.SIGSTOP)
+            self.steps.append((side, []))
+            self._until = time.perf_counter() + self._block_s
+        self._last = time.perf_counter()
+
+    def means(self) -> np.ndarray:
+        """(rounds, 3) seconds a step, the mean of each block: followed, alone, alone again."""
+        found = np.empty((len(self.steps) // 3, 3))
+        for i, (side, times) in enumerate(self.steps):
+            found[i // 3, side] = np.mean(times[1:])
+        return found
+
+
+def slowed(base: Path, rounds: int, block_s: float, *, drawn: bool) -> np.ndarray:
+    """The steps of the chapter's network on MNIST, with its page open; see `Blocks.means`.
+
+    Args:
+        base: where the run is put.
+        rounds: see `Blocks`.
+        block_s: see `Blocks`.
+        drawn: whether the page is drawn by a browser on this machine, which takes a core or more of
+            it; else it is read and dropped, as if the browser were elsewhere.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    base.mkdir(exist_ok=True)
+    with serving(base) as server, ExitStack() as stack:
+        show = partial(opened, stack.enter_context(browsing())) if drawn else _listening(stack)
+        blocks = Blocks(server, rounds, block_s)
+        learn = cl.Learner(
+            cl.mnist(batch_size=64),
+            cl.simple_cnn(1, 10, norm="batch"),
+            callbacks=[cl.ActivationStats(), _Opens(show, server), blocks],
+            base=base,
+            progress=False,
+        )
+        learn.fit(100, 0.01)
+    return blocks.means()
+
+
+class _Opens(cl.Callback):
+    """Opens the page of the run once it has begun."""
+
+    def __init__(self, show: Callable[[str], object], server: Server) -> None:
+        self._show, self._server, self._page = show, server, None
+
+    def after_step(self, learn: cl.Learner) -> None:
+        """The page shows the run's first steps."""
+        if self._page is None and learn.step > 100:  # something of it lies on the disk
+            self._page = self._show(self._server.url)
+
+
+def _listening(stack: ExitStack) -> Callable[[str], object]:
+    """Opens a page that draws nothing, in a process of its own."""
+
+    def show(url: str) -> object:
+        process = multiprocessing.get_context("spawn").Process(target=listen, args=(url,))
+        process.start()
+        stack.callback(process.terminate)
+        return process
+
+    return show
+
+
+def listen(url: str) -> None:
+    """Ask for a page, and read and drop what its session sends."""
+    from tornado.websocket import websocket_connect
+
+    with urllib.request.urlopen(url) as answer:
+        found = re.search(r'id="session">(.*?)</script>', answer.read().decode())
+    assert found is not None
+    token = json.loads(found[1])[0]["token"]
+
+    async def read() -> None:
+        address = url.rstrip("/").replace("http:", "ws:") + "/ws"
+        socket = await websocket_connect(address, subprotocols=["bokeh", token])
+        while await socket.read_message() is not None:
+            pass
+
+    asyncio.run(read())
