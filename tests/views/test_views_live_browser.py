@@ -189,6 +189,34 @@ def test_keys_go_through_the_layers(browser: Any, served: Address, key: str) -> 
     visit.close()
 
 
+def test_the_list_of_keys_goes_away_again(browser: Any, served: Address, key: str) -> None:
+    visit = visit_run(browser, served, key, "&epoch=0")
+    opened = visit.page.locator("#keys[open]")
+    away = (
+        lambda: visit.page.keyboard.press("Escape"),
+        lambda: visit.page.keyboard.press("?"),
+        visit.page.locator("h2").first.click,
+        visit.page.locator("#keys summary").click,
+    )
+    for put_away in away:
+        visit.page.keyboard.press("?")
+        opened.wait_for()
+        put_away()
+        opened.wait_for(state="detached")
+    assert visit.says("epoch") == "0"  # that Escape was for the list
+    visit.close()
+
+
+def test_a_line_says_what_it_is(browser: Any, served: Address, key: str) -> None:
+    visit = visit_run(browser, served, key)
+    box = visit.page.locator("#root-curves").bounding_box()
+    visit.page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 90)
+    told = visit.page.get_by_text("(training loss)")
+    told.wait_for()
+    assert "@" not in told.inner_text()
+    visit.close()
+
+
 def test_the_matrix_is_coloured_by_what_is_chosen(
     browser: Any, served: Address, key: str, shots: Path
 ) -> None:

@@ -156,7 +156,10 @@
 
   const isField = (element) => element.matches("input, select, textarea");
 
+  // The list of keys covers the page: a click beside it or Escape puts it away.
+  const keys = document.getElementById("keys");
   document.addEventListener("click", (event) => {
+    if (keys?.open && !keys.contains(event.target)) keys.open = false;
     const element = event.target.closest("[data-do]");
     if (!element || isField(element)) return;
     event.preventDefault();
@@ -197,6 +200,10 @@
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const element = event.target.closest?.("[data-do]");
+    if (event.key === "Escape" && keys?.open) {
+      keys.open = false;
+      return;
+    }
     if (event.target.closest?.("input, select, textarea")) return;
     if (element?.dataset.grid && event.key in ARROWS) {
       event.preventDefault();
@@ -209,12 +216,12 @@
       act(element, event);
       return;
     }
-    if (event.key in KEYS && document.getElementById("keys")) {
+    if (event.key in KEYS && keys) {
       if (event.target.closest?.("[data-scroll]") && event.key in ARROWS) return;
       event.preventDefault();
       send(KEYS[event.key]);
     }
-    if (event.key === "?") document.getElementById("keys")?.toggleAttribute("open");
+    if (event.key === "?") keys?.toggleAttribute("open");
   });
 
   // ---- when everything is drawn, for whoever drives this page by a program ----
