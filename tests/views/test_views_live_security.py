@@ -259,6 +259,8 @@ def test_others_can_reach_it_only_with_a_token() -> None:
         make_address("0.0.0.0")
     with pytest.raises(ArgumentError, match="at least 16"):
         make_address("0.0.0.0", token="short")
+    with pytest.raises(ArgumentError, match=r"letters \(a to z\), digits, - or _ only"):
+        make_address("0.0.0.0", token="long enough, but with blanks")
     assert len(make_address("0.0.0.0", token="auto").token) >= 32
     assert make_address("::1").loopback
     assert make_address("127.0.0.53").loopback

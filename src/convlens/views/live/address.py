@@ -95,7 +95,12 @@ def make_address(
         raise ArgumentError(f"port={port} is no port; give a number from 0 to 65535.")
     if token == "auto":
         token = secrets.token_urlsafe(24)
-    if token is not None and (len(token) < MIN_TOKEN or not _is_plain(token)):
+    if token is not None and not _is_plain(token):
+        raise ArgumentError(
+            "token has a sign that an address cannot hold as it is; give letters (a to z), digits, "
+            "- or _ only, or 'auto' to have one made."
+        )
+    if token is not None and len(token) < MIN_TOKEN:
         raise ArgumentError(
             f"token has {len(token)} characters; give at least {MIN_TOKEN} letters, digits, - or "
             "_, or 'auto' to have one made."

@@ -71,6 +71,8 @@ class LiveServer:
         self.address = replace(address, port=listening.getsockname()[1])
         # Bokeh logs every connection; what concerns a user is printed by the command.
         logging.getLogger("bokeh").setLevel(logging.WARNING)
+        # A tab that is closed while something is on its way to it is nothing to warn of.
+        logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)
         pages = _Pages(store, self.address)
         http = HTTPServer(pages)
         http.add_socket(listening)
