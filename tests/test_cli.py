@@ -304,6 +304,15 @@ def test_help_lists_the_commands(convlens):
         assert command in text
 
 
+def test_help_says_what_an_option_is_by_default(convlens):
+    train, view = convlens("train", "--help").stdout, convlens("view", "--help").stdout
+    assert "(default: 0)" in train
+    assert "(default: False)" not in train + view
+    assert "one run each (default: runs)" in " ".join(view.split())
+    assert "Posix" not in view
+    assert "[]" not in view
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -35,8 +35,11 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
     """Says of each option what it is by default, where that says something."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        nothing = action.default is None or action.default == ()
-        return action.help if nothing else super()._get_help_string(action)
+        if action.default in (None, (), []) or action.default is False:  # 0 does say something
+            return action.help
+        if action.default == [RUNS]:
+            return f"{action.help} (default: {RUNS})"
+        return super()._get_help_string(action)
 
 
 def main() -> NoReturn:
