@@ -74,7 +74,8 @@ def run_body() -> str:
 </div><div class="column second">
 <section class="card" aria-label="A layer">{place("panel", "layer")}
 {place("root", "layer")}</section>
-<section class="card" aria-label="A unit">{place("panel", "unit")}
+<section class="card" aria-label="A unit"><div class="controls"><h2>A unit of the layer</h2></div>
+{place("panel", "unit")}
 {place("panel", "window")}</section>
 </div></div>
 <section class="card below" aria-label="Beside it">{place("panel", "tabs")}

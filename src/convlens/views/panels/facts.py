@@ -43,7 +43,7 @@ def header(
     shown = [pair for pair in words.figures(meta, epochs, n_steps, wall_s) if pair[0] != "status"]
     badge = f'<span class="status {kind}">{text(_short(status, kind))}</span>'
     title = f"<h1>{text(name)} {badge}</h1>"
-    line = f'<p class="state-line">{text(state)}</p>'
+    line = f'<p class="state-line" title="{text(state)}">{text(state)}</p>'
     return panel("facts-top", title, line, figures(shown))
 
 
