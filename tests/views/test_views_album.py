@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mnist_runs import part, train
+from snapshots_data import Element, digits, parsed
 from test_views_report import EVIL, headings, items, report
 from views_data import META, Run, create_run, open_run
 
@@ -16,7 +17,6 @@ from convlens.snapshots import FeatureMaps, FieldIntervals, Kernels, Probes, Sna
 from convlens.views import write_report
 from convlens.views.album import FIELD_BYTES, MAP_BYTES, inside, read_album, spread
 from convlens.views.watched import merged
-from snapshots_data import Element, digits, parsed
 
 
 @pytest.fixture(scope="module")
