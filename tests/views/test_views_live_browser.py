@@ -369,10 +369,9 @@ def test_two_runs_side_by_side(browser: Any, served: Address, base: Path, shots:
         visit.changes("runs", visit.page.locator('[data-do="compare"]').nth(box).click)
     visit.page.locator("#panel-runs a.go").click()
     visit.wait("compared", "true")
-    told = visit.text("parting")
-    assert "mnist-0001" in told
-    assert "mnist-0002" in told
-    assert re.search(r"step \d+", told)
+    assert re.search(r"mnist-000[12] beside mnist-000[12]", visit.text("header"))
+    assert re.search(r"part at step \d+", visit.text("parting"))
+    assert "batch size" in visit.text("differences")
     visit.keep("compare", shots)
     visit.redraws("layer", lambda: visit.click_in("overview", 0.5, 0.7))
     visit.close()

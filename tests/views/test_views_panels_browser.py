@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 from snapshots_data import digits
-from test_views_browser import browser  # noqa: F401 - a fixture
 from test_views_panels_lists import EPOCHS, INFOS, META, NOW
 
 from convlens.snapshots import Confusion
@@ -36,7 +35,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 @contextmanager
-def opened(browser: Any, body: str, width: int = 1366, scheme: str = "light") -> Iterator[Any]:  # noqa: F811
+def opened(browser: Any, body: str, width: int = 1366, scheme: str = "light") -> Iterator[Any]:
     styles = "".join(
         (files("convlens.views") / name).read_text("utf-8") for name in ("report.css", "panels.css")
     )
@@ -86,7 +85,7 @@ def many_classes(n: int = 100) -> Confusion:
 @pytest.mark.parametrize("width", [420, 950, 1366, 1920])
 @pytest.mark.parametrize("live", [True, False])
 def test_nothing_is_wider_than_the_page(
-    browser: Any,  # noqa: F811
+    browser: Any,
     tmp_path: Path,
     width: int,
     scheme: str,
@@ -102,7 +101,7 @@ def test_nothing_is_wider_than_the_page(
         assert page.evaluate(narrow) == 0
 
 
-def test_the_mark_lies_on_the_chosen_cell(browser: Any):  # noqa: F811
+def test_the_mark_lies_on_the_chosen_cell(browser: Any):
     kept = digits()
     html = features(kept.maps["1.0"][-1], kept.probes, [1], Choice(channel=3, cell=(2, 4)))
     with opened(browser, html) as page:
@@ -115,7 +114,7 @@ def test_the_mark_lies_on_the_chosen_cell(browser: Any):  # noqa: F811
 
 
 @pytest.mark.parametrize("n", [21, 60, 100])
-def test_each_name_stands_beside_its_row(browser: Any, n: int):  # noqa: F811
+def test_each_name_stands_beside_its_row(browser: Any, n: int):
     with opened(browser, confusion(many_classes(n))) as page:
         image = page.locator(".many img").bounding_box()
         names = page.locator(".many .names > span")
@@ -125,7 +124,7 @@ def test_each_name_stands_beside_its_row(browser: Any, n: int):  # noqa: F811
             assert middle * n == pytest.approx(i + 0.5, abs=0.3)
 
 
-def test_what_has_the_focus_is_seen(browser: Any):  # noqa: F811
+def test_what_has_the_focus_is_seen(browser: Any):
     with opened(browser, all_panels(live=True)) as page:
         for kind in ("unit", "pixel", "probe", "epoch", "window", "confusion", "sort", "compare"):
             one = page.locator(f"[data-do={kind}]").first
@@ -137,7 +136,7 @@ def test_what_has_the_focus_is_seen(browser: Any):  # noqa: F811
             assert outline == "solid3px", kind
 
 
-def test_nothing_that_is_written_is_faint(browser: Any):  # noqa: F811
+def test_nothing_that_is_written_is_faint(browser: Any):
     """Contrast of text by WCAG 2.2: at least 4.5, with the colour of the cell that it stands on."""
     for scheme in ("light", "dark"):
         with opened(browser, all_panels(live=True), scheme=scheme) as page:

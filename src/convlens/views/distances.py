@@ -211,8 +211,10 @@ def first_parting(distances: Sequence[Distance], threshold: float = THRESHOLD) -
         words += f" No layer ever has {rule}."
         return Parting(words, step, distance.name, None)
     there = f"{_when(*far)}, in layer {far[0].name or far[0].kind}"
+    at_once = (far[0].name, far[1]) == (distance.name, column)
+    further = f"It is {rule} at once." if at_once else f"The first with {rule} is {there}."
     return Parting(
-        f"{words} The first with {rule} is {there}.",
+        f"{words} {further}",
         step,
         distance.name,
         int(far[0].first_step[far[1]]),

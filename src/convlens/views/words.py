@@ -109,7 +109,7 @@ def newest_line(history: LayerHistory) -> str:
         if history.layer.feeds_relu:
             word, dead = "dead", int(history.dead_channels[-1])
         parts.append(f"{dead} of {plural(history.channels, 'channel')} {word}")
-    line = f"In the end (step {int(history.last_step[-1]):,}): " + " · ".join(parts) + "."
+    line = f"At step {int(history.last_step[-1]):,}: " + " · ".join(parts) + "."
     return text(line)
 
 

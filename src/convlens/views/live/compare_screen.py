@@ -16,6 +16,7 @@ from convlens.views.live.layout import compare_body
 from convlens.views.live.models import Panels, add_figure
 from convlens.views.live.store import Look, RunStore
 from convlens.views.markup import say, text
+from convlens.views.panels import differences
 
 WORKING = "The distances are being worked out: every histogram of both runs is read."
 
@@ -50,7 +51,8 @@ class CompareScreen:
         self._layer, self._log = asked.get("layer", ""), False
         self._looks: tuple[Look, Look] | None = None
         self._comparison: Comparison | None = None
-        self._names = tuple(store.look(key).follower.run.name for key in keys)
+        first, second = (store.look(key).follower.run.name for key in keys)
+        self._names = (first, second)
         self.title = f"{self._names[0]} and {self._names[1]} – convlens"
         self._figures = CompareView()
         panels.put("header", f"<h1>{text(self._names[0])} beside {text(self._names[1])}</h1>")
@@ -69,6 +71,8 @@ class CompareScreen:
         shown = comparison or Comparison([], [])
         self._figures.update(self._side(looks[0]), self._side(looks[1]), shown)
         self._panels.put("parting", self._words())
+        a, b = (look.follower.meta for look in looks)
+        self._panels.put("differences", differences(a, b, self._names))
         self._show_layer()
 
     def do(self, command: Command) -> None:
@@ -100,10 +104,7 @@ class CompareScreen:
             return say(WORKING)
         parting = first_parting(self._comparison.distances)
         remarks = "".join(say(remark) for remark in self._comparison.remarks)
-        names = f"{text(self._names[0])} and {text(self._names[1])}: "
-        return (
-            f'<p class="parting">{names}{text(parting.sentence)}</p>{say(TOTAL_VARIATION)}{remarks}'
-        )
+        return f'<p class="parting">{text(parting.sentence)}</p>{say(TOTAL_VARIATION)}{remarks}'
 
     def _layers(self) -> list[str]:
         return [one.name for one in self._comparison.distances] if self._comparison else []

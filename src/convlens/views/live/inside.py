@@ -61,7 +61,10 @@ class Inside:
         fields = run.snapshot(FieldIntervals, layer)
         effective = run.snapshot(EffectiveFieldMap, layer, looking.epoch)
         if maps is not None and maps.maps.size:
-            choice = shown.settle(looking.choice, maps, self._probes)
+            choice = looking.choice
+            if choice.unit is not None:  # the map follows the sliding window
+                choice = replace(choice, cell=shown.cell_of_unit(maps, choice.unit))
+            choice = shown.settle(choice, maps, self._probes)
             looking = replace(looking, choice=choice)
         epochs = run.snapshot_epochs(FeatureMaps, layer)
         self._put(

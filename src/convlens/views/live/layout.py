@@ -27,12 +27,20 @@ SIDES: Mapping[str, str] = {
 }
 """What may be shown below the screen."""
 
-KEYS = """<details id="keys"><summary>Keys</summary><div>
-<p><kbd>j</kbd> <kbd>k</kbd> or <kbd>↓</kbd> <kbd>↑</kbd> next, previous layer</p>
+_KEYS = '<details id="keys"><summary>Keys</summary><div>{}</div></details>'
+
+RUN_KEYS = _KEYS.format(
+    """<p><kbd>j</kbd> <kbd>k</kbd> or <kbd>↓</kbd> <kbd>↑</kbd> next, previous layer</p>
 <p><kbd>→</kbd> <kbd>←</kbd> next, previous epoch kept</p>
 <p><kbd>space</kbd> play through time, <kbd>Esc</kbd> back to the newest</p>
 <p><kbd>l</kbd> logarithmic loss, <kbd>?</kbd> these keys</p>
-<p>In a picture: arrows move the chosen place</p></div></details>"""
+<p>In a picture: arrows move the chosen place</p>"""
+)
+
+COMPARE_KEYS = _KEYS.format(
+    """<p><kbd>j</kbd> <kbd>k</kbd> or <kbd>↓</kbd> <kbd>↑</kbd> next, previous layer</p>
+<p><kbd>l</kbd> logarithmic loss, <kbd>?</kbd> these keys</p>"""
+)
 
 THEME = """<label>Theme <select id="theme"><option value="auto">as the system</option>
 <option value="light">light</option><option value="dark">dark</option></select></label>"""
@@ -46,24 +54,24 @@ def place(kind: str, name: str, *, of: str = "div", more: str = "") -> str:
     return f'<{of} id="{key}"{style}{more}>{inside}</{of}>'
 
 
-def bar(*, keys: bool) -> str:
+def bar(*, keys: str = "") -> str:
     """What stands on top of every screen."""
     return (
         '<header class="topbar"><a class="home" href="/?list=1"><span>conv</span>lens</a>'
         f"{place('panel', 'header')}"
-        f'<div class="tools">{KEYS if keys else ""}{THEME}</div></header>'
+        f'<div class="tools">{keys}{THEME}</div></header>'
         f"{place('panel', 'trouble')}"
     )
 
 
 def list_body() -> str:
     """The list of runs."""
-    return f"{bar(keys=False)}<main>{place('panel', 'runs', more=' class=card')}</main>"
+    return f"{bar()}<main>{place('panel', 'runs', more=' class=card')}</main>"
 
 
 def run_body() -> str:
     """A run, a layer of it, a unit of that."""
-    return f"""{bar(keys=True)}<main><div class="screen"><div class="column">
+    return f"""{bar(keys=RUN_KEYS)}<main><div class="screen"><div class="column">
 <section class="card" aria-label="The run"><div class="controls"><h2>The run</h2>
 {_check("log", "log loss")}{_slider("smooth", "smoothing", 0, 0.99, 0.01)}</div>
 {place("root", "curves")}
@@ -84,8 +92,8 @@ def run_body() -> str:
 
 def compare_body() -> str:
     """Two runs on one axis."""
-    return f"""{bar(keys=True)}<main>
-{place("panel", "parting", more=' class="card"')}
+    return f"""{bar(keys=COMPARE_KEYS)}<main>
+<section class="card">{place("panel", "parting")}{place("panel", "differences")}</section>
 <div class="screen below">
 <section class="card" aria-label="Both runs"><div class="controls"><h2>Both runs</h2>
 {_check("log", "log loss")}</div>{place("root", "overview")}</section>

@@ -37,6 +37,11 @@ POINTS = 1_500
 AGO_S = 1.0
 """While nothing is new, the page says so often when the run was last written to."""
 
+SIZE_AND_COST = "Size and cost of this layer"
+
+SMOOTH = 0.9
+"""How much the loss is smoothed until somebody moves the slider: the first steps can be seen."""
+
 PLAY_MS = 900
 """Playing through time shows each kept epoch for so long."""
 
@@ -74,13 +79,14 @@ class RunScreen:
         self._quantity = asked.get("quantity", "")
         self._quantity = self._quantity if self._quantity in QUANTITIES else "near_zero"
         self._log: bool | None = None
-        self._smooth = 0.98
+        self._smooth = SMOOTH
         self._playing: Any = None
         self._shown: object = None
         self._told = 0.0
         n_layers = len(self._look.follower.layers())
         matrix = min(max(250, 110 + 9 * n_layers), 560)
         self._figures = RunView(heights=Heights(loss=165, metric=85, schedule=95, matrix=matrix))
+        self._figures.set_smooth(SMOOTH)
         self._layer_view = LayerView(self._figures.axis)
         self._inside, self._beside = Inside(self._run, panels), Beside(panels)
         self._beside.choose(asked.get("side", ""))
@@ -292,7 +298,7 @@ class RunScreen:
                 follower.meta,
                 follower.epochs,
                 self._last_step() + 1,
-                None,
+                self._wall_s(),
                 self._run.last_written,
                 datetime.now(UTC),
             ),
@@ -302,6 +308,7 @@ class RunScreen:
         """The chosen layer's figures and facts."""
         index, follower = self._index(), self._look.follower
         self._figures.select(index)
+        self._layer_view.root.visible = index is not None
         if index is None:
             self._layer_view.show(None)
             self._panels.put("layer", _no_layers())
@@ -311,7 +318,9 @@ class RunScreen:
         self._layer_view.update(series, gradients, updates, follower.epochs)
         head = _layer_head(series.info, index, len(self._names()))
         facts = shown.facts_of_layer(follower.meta, series.info.name)
-        fold = f'<details class="fold"><summary>Its row of the summary</summary>{facts}</details>'
+        fold = (
+            f'<details class="fold"><summary>Size and cost of this layer</summary>{facts}</details>'
+        )
         line = f'<p class="line">{self._layer_line(series)}</p>' if len(series.first_step) else ""
         self._panels.put("layer", head + line + fold)
 
@@ -323,8 +332,8 @@ class RunScreen:
         newest = series.history(int(series.first_step[-1]))
         return words.newest_line(newest) + words.nonfinite_line(figures.first_step[known], bad)
 
-    def _parameters(self, grid: Grid) -> tuple[list[Series], list[Series]]:
-        """The sizes of the chosen layer's gradients and updates, where they were recorded."""
+    def _parameters(self, grid: Grid) -> tuple[list[Series] | None, list[Series] | None]:
+        """The sizes of the chosen layer's gradients and updates; None where none were recorded."""
         follower, name = self._look.follower, self._looking.layer
 
         def rows(figures: SeriesFigures) -> list[int]:
@@ -334,8 +343,8 @@ class RunScreen:
             follower.figures(quantity) for quantity in ("gradient", "update", "parameter")
         )
         return (
-            _sizes(gradients, rows(gradients), grid),
-            _ratios(updates, parameters, rows(updates), grid),
+            _sizes(gradients, rows(gradients), grid) if gradients.layers else None,
+            _ratios(updates, parameters, rows(updates), grid) if updates.layers else None,
         )
 
     def _look_at(self, **changes: Any) -> None:  # noqa: ANN401 — fields of Looking
@@ -386,8 +395,16 @@ class RunScreen:
         return self._inside.epochs(self._looking.layer)
 
     def _last_step(self) -> int:
+        """The newest step of anything that was recorded: a watched loop records no loss."""
+        follower = self._look.follower
+        curves, watched = follower.curves(POINTS), follower.figures("activation")
+        ends = [series.last_step[-1] for series in (curves, watched) if len(series.last_step)]
+        return int(max(ends, default=-1))
+
+    def _wall_s(self) -> float | None:
+        """Seconds since training began, as of the newest step; None without any."""
         curves = self._look.follower.curves(POINTS)
-        return int(curves.last_step[-1]) if len(curves) else -1
+        return float(curves.wall_s[-1]) if len(curves) else None
 
     def _matrix(self) -> Matrix:
         follower = self._look.follower

@@ -56,7 +56,7 @@ class SorryScreen:
     """
 
     title = "Not readable – convlens"
-    body = f'{bar(keys=False)}<main class="alone">{place("panel", "sorry")}</main>'
+    body = f'{bar()}<main class="alone">{place("panel", "sorry")}</main>'
 
     def __init__(self, panels: Panels, why: str) -> None:
         panels.put("header", "")

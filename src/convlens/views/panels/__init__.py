@@ -8,8 +8,9 @@ to be clicked, and what a click would show is laid out as far as it helps. The s
 
 from __future__ import annotations
 
-from convlens.views.panels.choice import Choice, settle
+from convlens.views.panels.choice import Choice, cell_of_unit, settle
 from convlens.views.panels.confusion import confusion
+from convlens.views.panels.differences import differences
 from convlens.views.panels.facts import facts_of_layer, findings, header
 from convlens.views.panels.features import features, through_time
 from convlens.views.panels.kernels import kernels
@@ -20,7 +21,9 @@ from convlens.views.panels.window import window
 
 __all__ = [
     "Choice",
+    "cell_of_unit",
     "confusion",
+    "differences",
     "facts_of_layer",
     "features",
     "findings",

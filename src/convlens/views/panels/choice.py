@@ -96,6 +96,15 @@ def units_of_cell(maps: FeatureMaps, cell: Place) -> tuple[Place, Place]:
     return rows, columns
 
 
+def cell_of_unit(maps: FeatureMaps, unit: Place) -> Place:
+    """A cell that covers a unit; for a unit that there is not, one that there is not either."""
+    rows, columns = (
+        min(i * cells // n, cells - 1)
+        for i, n, cells in zip(unit, maps.grid, maps.maps.shape[2:], strict=True)
+    )
+    return rows, columns
+
+
 def field_of_units(
     fields: FieldIntervals, rows: Place, columns: Place
 ) -> tuple[Place, Place] | None:
