@@ -13,7 +13,7 @@ from convlens.plots.canvas import BLUE, ORANGE
 from convlens.records import Epoch, StepCurves, empty_steps
 from convlens.series import sum_up
 from convlens.views import canvas
-from convlens.views.canvas import DARK, StepAxis, dark_theme, darken, short_names
+from convlens.views.canvas import DARK, StepAxis, dark_theme, darken, short_names, with_room
 from convlens.views.curves import loss_figure
 from convlens.views.matrices import BAD, MAX_COLUMNS, NONE, make_matrix
 from convlens.views.matrix import MatrixFigure
@@ -422,3 +422,11 @@ def test_a_reports_loss_is_darkened_too():
     darken(plot)
 
     assert {color_of(renderer.glyph) for renderer in drawn(plot, Line)} == {DARK[BLUE]}
+
+
+def test_the_axis_of_a_growing_run_has_room_and_moves_seldom():
+    for last in (0, 1, 30, 63, 64, 999, 100_000):
+        first, end = with_room((0, last))
+        assert first == 0
+        assert last <= end <= last + (last + 1) / 32
+    assert len({with_room((7, last)) for last in range(100_000, 108_000)}) <= 5

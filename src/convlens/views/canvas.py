@@ -276,6 +276,16 @@ def _edges(span: tuple[int, int]) -> tuple[float, float]:
     return span[0] - 0.5, span[1] + 0.5
 
 
+def with_room(span: tuple[int, int]) -> tuple[int, int]:
+    """A span of steps with room for a few more, of a 32nd of it at most.
+
+    So that the axis of a growing run moves seldom: whenever it does, every figure is drawn anew.
+    """
+    first, last = span
+    unit = 1 << max((last - first + 1).bit_length() - 6, 0)
+    return first, first - 1 + -(-(last - first + 1) // unit) * unit
+
+
 def _ends(epochs: Sequence[Epoch]) -> list[float]:
     return [epoch.last_step + 0.5 for epoch in epochs] if len(epochs) <= MAX_EPOCH_LINES else []
 

@@ -23,7 +23,7 @@ from bokeh.plotting import figure
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
 from convlens.records import Epoch, StepCurves
-from convlens.views.canvas import StepAxis, retitle, short
+from convlens.views.canvas import StepAxis, retitle, short, with_room
 from convlens.views.curves import SMOOTH, band_outline, spreads
 from convlens.views.lines import (
     MARGIN,
@@ -81,16 +81,25 @@ class RunView:
         self.curves: UIElement = column(*plots, sizing_mode="stretch_width")
         self.matrix: UIElement = self.matrix_figure.plot
 
-    def update(self, curves: StepCurves, epochs: Sequence[Epoch], matrix: Matrix | None) -> None:
+    def update(
+        self,
+        curves: StepCurves,
+        epochs: Sequence[Epoch],
+        matrix: Matrix | None,
+        *,
+        growing: bool = False,
+    ) -> None:
         """Show the run as it is now; models stay, only what they show changes.
 
         Args:
             curves: losses and hyperparameters.
             epochs: the finished epochs.
             matrix: the layers; None leaves them as they are shown.
+            growing: whether the time axis has room for steps to come.
         """
         self._matrix = self._matrix if matrix is None else matrix
-        self.axis.update(_span(curves, epochs, self._matrix), epochs)
+        span = _span(curves, epochs, self._matrix)
+        self.axis.update(with_room(span) if growing else span, epochs)
         self.loss.update(curves, epochs)
         self.metric.update(epochs)
         self.schedule.update(curves)

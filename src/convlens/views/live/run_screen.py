@@ -284,7 +284,9 @@ class RunScreen:
         """What grows with every step; the layers, which cost most, not each time."""
         follower = self._look.follower
         matrix = self._matrix() if layers else None
-        self._figures.update(follower.curves(POINTS), follower.epochs, matrix)
+        growing = follower.meta.get("status") == "running"
+        curves = follower.curves(POINTS)
+        self._figures.update(curves, follower.epochs, matrix, growing=growing)
         self._show_header()
         if layers:
             self._show_layer()

@@ -21,8 +21,8 @@ from convlens.views.markup import text
 if TYPE_CHECKING:
     from bokeh.server.contexts import BokehSessionContext
 
-POLL_MS = 150
-"""A page looks for news so often, which costs next to nothing where there are none.
+POLL_MS = 350
+"""A page looks for news so often.
 
 Training hands over what it has every half second; so what was trained on is seen within a second.
 """
