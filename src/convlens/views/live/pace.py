@@ -7,7 +7,7 @@ import time
 SHARE = 0.04
 """Of a core, for all pages together."""
 
-LONGEST_S = 2.0
+LONGEST_S = 3.0
 """What costs much is put off so long at most."""
 
 

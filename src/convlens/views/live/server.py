@@ -78,9 +78,7 @@ class LiveServer:
         http.add_socket(listening)
         self._server = BaseServer(loop, pages, http)
         self._server.start()
-        # While the browser starts, a page that nobody sees reads the run and warms Bokeh up, which
-        # halves the time of the first one.
-        loop.add_callback(lambda: Session(Document(), store))
+        loop.add_callback(store.read_ahead)  # while the browser starts
 
     def run(self) -> None:
         """Serve until `stop`, or until interrupted."""

@@ -21,7 +21,7 @@ from convlens.views.markup import text
 if TYPE_CHECKING:
     from bokeh.server.contexts import BokehSessionContext
 
-POLL_MS = 350
+POLL_MS = 400
 """A page looks for news so often.
 
 Training hands over what it has every half second; so what was trained on is seen within a second.

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -109,6 +110,15 @@ class RunStore:
         followed.asked = time.monotonic()
         self._let_go()
         return followed.look(layers=layers)
+
+    def read_ahead(self) -> None:
+        """Read the figures of the run that the first page will show, if there is only one."""
+        runs = list(self.list())
+        if len(runs) == 1:
+            with suppress(ConvlensError):  # the page will say so
+                follower = self.look(runs[0]).follower
+                for quantity in ("activation", "gradient", "update", "parameter"):
+                    follower.figures(quantity)
 
     def findings(self, key: str) -> Sequence[Finding] | None:
         """What the doctor sees in a run, None until it has looked: it reads every column."""
