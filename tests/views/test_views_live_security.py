@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from views_data import write_healthy
 from convlens.errors import ArgumentError
 from convlens.views.live import serve
 from convlens.views.live.address import Address, make_address
+from convlens.views.live.server import MOST_BYTES
 from convlens.views.live.store import key_of
 
 TOKEN = "t0ken-of-24-characters-x"
@@ -42,25 +45,38 @@ def guarded(base: Path) -> Iterator[Address]:
         yield address
 
 
-def connect(address: Address, **headers: str) -> str:
-    """What the page's socket says first, asked as a browser would; raises if it is refused."""
+def connect(
+    address: Address, session: str | None = None, message: str | None = None, **headers: str
+) -> str:
+    """What the page's socket says first, asked as a browser would; raises if it is refused.
+
+    With a message, what it says after that.
+    """
     cookie = {"Cookie": headers["Cookie"]} if "Cookie" in headers else {}
     _, _, page = get(address, "/", cookie)
     token = re.findall(r'"token":"([^"]+)"', page) or ["none"]
     request = HTTPRequest(
         f"ws://127.0.0.1:{address.port}/ws",
-        headers={"Sec-WebSocket-Protocol": f"bokeh, {token[0]}", **headers},
+        headers={"Sec-WebSocket-Protocol": f"bokeh, {session or token[0]}", **headers},
     )
 
     async def go() -> str:
         connection = await websocket_connect(request)
         said = await connection.read_message()
+        if message is not None:
+            while said is not None and "ACK" not in str(said):
+                said = await connection.read_message()
+            for _ in range(2):  # the rest of the greeting
+                await connection.read_message()
+            await connection.write_message(message)
+            said = await connection.read_message()
         connection.close()
-        while await connection.read_message() is not None:
-            pass
+        last = said
+        while last is not None:
+            last = await connection.read_message()
         return str(said)
 
-    return asyncio.run(go())
+    return asyncio.run(asyncio.wait_for(go(), 20))
 
 
 def test_the_page_is_served_with_every_header_that_keeps_others_out(address: Address) -> None:
@@ -132,6 +148,20 @@ def test_our_own_origin_may_connect(address: Address) -> None:
     assert "ACK" in connect(address, Origin=f"http://127.0.0.1:{address.port}")
 
 
+def test_a_session_that_the_server_did_not_make_is_refused(address: Address) -> None:
+    payload = {"session_id": "mine", "session_expiry": 4_000_000_000}
+    forged = base64.urlsafe_b64encode(json.dumps(payload).encode()).decode().rstrip("=")
+    origin = f"http://127.0.0.1:{address.port}"
+    assert connect(address, forged, Origin=origin) == "None"
+    assert connect(address, f"{forged}.{forged}", Origin=origin) == "None"
+
+
+def test_a_message_without_end_is_refused(address: Address) -> None:
+    origin = f"http://127.0.0.1:{address.port}"
+    assert connect(address, message=" " * (MOST_BYTES + 1), Origin=origin) == "None"
+    assert connect(address, Origin=origin) != "None"  # others go on
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -162,7 +192,7 @@ def test_the_token_moves_from_the_address_into_a_cookie(guarded: Address) -> Non
     cookie = headers["Set-Cookie"]
     assert f"convlens-token-{guarded.port}={TOKEN}" in cookie
     assert "HttpOnly" in cookie
-    assert "SameSite=Strict" in cookie
+    assert "SameSite=Lax" in cookie
     name = cookie.partition(";")[0]
     status, _, body = get(guarded, "/", {"Cookie": name})
     assert status == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import replace
@@ -40,6 +41,9 @@ ASSETS = {
 }
 
 BOKEH = "/static/js/bokeh.min.js"
+
+MOST_BYTES = 1 << 20
+"""A message from a browser is no larger: it says what was clicked, or how a figure is zoomed."""
 
 PATHS = frozenset({"/", "/ws", "/favicon.ico", BOKEH, *ASSETS})
 """Every path that is answered."""
@@ -104,6 +108,9 @@ class _Pages(BokehTornado):
             Application(FunctionHandler(_session_maker(store))),
             extra_websocket_origins=origins,  # the guard has looked at the origin before
             extra_patterns=[(path, _Asset) for path in ASSETS],
+            sign_sessions=True,  # what a session was asked for comes from this server alone
+            secret_key=secrets.token_bytes(32),
+            websocket_max_message_size_bytes=MOST_BYTES,
             use_index=False,
             ico_path="none",
             log_function=_silent,
@@ -198,10 +205,15 @@ class _Page(DocHandler):
         return [key for key in self.get_query_arguments(name, strip=False) if key]
 
     def _keep_token(self, guard: Guard) -> None:
-        """Take the token out of the address, where it would be seen and kept, into a cookie."""
+        """Take the token out of the address, where it would be seen and kept, into a cookie.
+
+        Lax, not strict: the address may be clicked on a page of another site, such as a terminal
+        in the browser, and a strict cookie would not go with the redirect. Requests that other
+        sites' pages make by themselves carry neither, and nothing here changes anything.
+        """
         token = guard.address.token
         if token:
-            self.set_cookie(guard.cookie, token, httponly=True, samesite="Strict", path="/")
+            self.set_cookie(guard.cookie, token, httponly=True, samesite="Lax", path="/")
         rest = [
             f"{name}={key}"
             for name in ("run", "compare")
