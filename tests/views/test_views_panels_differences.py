@@ -17,8 +17,8 @@ META = {
 
 
 def cells(html: str) -> list[list[str]]:
-    rows = parsed(html).iter("tr")
-    return [["".join(cell.itertext()) for cell in row] for row in rows]
+    rows = parsed(html).all("tr")
+    return [[cell.text for cell in (*row.all("th"), *row.all("td"))] for row in rows]
 
 
 def test_only_what_differs_is_told() -> None:
