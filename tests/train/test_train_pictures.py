@@ -431,6 +431,50 @@ def test_of_many_confusions_the_worst_are_kept_in_bounded_memory() -> None:
     assert full.x.shape == (5, 3, 90, 30)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_outputs_of_any_floating_type_are_judged(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    output, y, x = torch.randn(20, 4).to(dtype), torch.randint(0, 4, (20,)), torch.rand(20, 1, 6, 6)
+    validation = Validation(3)
+    validation.add(output, y, x)
+    kept = validation.mistakes(0, tuple("abcd"), to_bytes)
+    assert kept is not None
+    losses = F.cross_entropy(output.double(), y, reduction="none")
+    expected = losses.sort(descending=True).values
+    np.testing.assert_allclose(kept.loss, expected[: len(kept.loss)], rtol=1e-5)
+
+
+def test_images_without_a_class_are_no_mistakes() -> None:
+    output, y, x = torch.randn(6, 4), torch.tensor([0, -100, 1, -100, 2, 3]), torch.rand(6, 1, 6, 6)
+    validation = Validation(6)
+    validation.add(output, y, x)
+    kept, worst = validation.mistakes(0, tuple("abcd"), to_bytes), validation.worst()
+    assert kept is not None
+    assert worst is not None
+    assert sorted(kept.true.tolist()) == sorted(worst.true.tolist()) == [0, 1, 2, 3]
+    assert validation.confusion(0, tuple("abcd")).counts.sum() == 4
+
+
+def test_a_validation_without_any_class_has_no_mistakes() -> None:
+    validation = Validation(3)
+    validation.add(torch.randn(2, 4), torch.tensor([-100, -100]), torch.rand(2, 1, 6, 6))
+    assert validation.mistakes(0, tuple("abcd"), to_bytes) is None
+    assert validation.worst() is None
+
+
+def test_losses_that_are_nan_are_kept() -> None:
+    validation = Validation(3)
+    validation.add(torch.full((2, 4), torch.nan), torch.tensor([0, 1]), torch.rand(2, 1, 6, 6))
+    kept = validation.mistakes(0, tuple("abcd"), to_bytes)
+    assert kept is not None
+    assert np.isnan(kept.loss).all()
+    assert len(kept.loss) == 2
+
+
+def to_bytes(x: Tensor) -> np.ndarray:
+    return (x[:, 0] * 255).to(torch.uint8).numpy()
+
+
 def test_sizes_of_small_images() -> None:
     assert [small_size(28, 28), small_size(64, 64), small_size(224, 112), small_size(9, 999)] == [
         (28, 28), (64, 64), (64, 32), (1, 64),

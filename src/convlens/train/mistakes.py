@@ -35,12 +35,14 @@ def judge(output: Tensor, y: Tensor, x: Tensor, first: int) -> Judged:
     """What a batch of a validation has come to.
 
     Args:
-        output: (B, K), before the softmax.
-        y: (B,) true classes.
+        output: (B, K), before the softmax, of any floating type.
+        y: (B,) true classes; one that is none, such as the -100 that a loss ignores, is no mistake.
         x: (B, C, H, W).
         first: how many images of the validation came before.
     """
     output = output.detach()
+    if output.dtype in (torch.float16, torch.bfloat16):
+        output = output.float()
     losses = F.cross_entropy(output, y, reduction="none")
     probability, predicted = output.softmax(dim=1).max(dim=1)
     item = torch.arange(first, first + len(y), device=y.device)
@@ -71,7 +73,7 @@ class Worst:
         """Take in a batch."""
         held = self._held
         every = new if held is None else _joined(held, new)
-        score = self._pair_scores(every, n_classes) if self._per_pair else every.loss
+        score = self._scores(every, n_classes)
         top = score.topk(min(self._size, len(score))).indices
         n_held = 0 if held is None else len(held.loss)
         x = self._shrink(new.x[(top - n_held).clamp(min=0)])
@@ -85,13 +87,20 @@ class Worst:
         """The worst, the greatest loss first; None if there were none. This waits for a device."""
         if self._held is None:
             return None
-        kept = torch.nonzero(self._score >= 0)[:most, 0] if self._per_pair else slice(most)
+        kept = torch.nonzero(~(self._score < 0))[:most, 0]  # a loss that is NaN is kept
+        if not len(kept):
+            return None
         parts = {f.name: getattr(self._held, f.name)[kept] for f in fields(Judged)}
         return Judged(**parts)
 
-    def _pair_scores(self, every: Judged, n_classes: int) -> Tensor:
-        """The loss where it is the largest of its confusion, below zero elsewhere."""
+    def _scores(self, every: Judged, n_classes: int) -> Tensor:
+        """The loss, below zero where an image is not to be kept.
+
+        That is where it has no class, and per pair where its confusion has a larger one.
+        """
         known = (every.true >= 0) & (every.true < n_classes)
+        if not self._per_pair:
+            return torch.where(known, every.loss, -1.0)
         wrong = known & (every.true != every.predicted)
         pair = torch.where(wrong, every.true * n_classes + every.predicted, 0)
         score = torch.where(wrong, every.loss, -1.0)
