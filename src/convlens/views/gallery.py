@@ -40,8 +40,13 @@ def data_uri(image: NDArray[np.uint8]) -> str:
     """An image (H, W) or (H, W, 3) as a PNG data URI, its longer side at most ``MAX_SIDE``."""
     picture = Image.fromarray(image)
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return png_uri(picture, optimize=True)
+
+
+def png_uri(picture: Image.Image, **options: int) -> str:
+    """A picture as a PNG data URI; ``options`` are those of Pillow's PNG writer."""
     file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
+    picture.save(file, "PNG", **options)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from convlens.snapshots import BEFORE, Bytes, Probes
+from convlens.views.gallery import png_uri
 from convlens.views.markup import number, text
 
 PLUS, MINUS = (214, 57, 64), (48, 122, 196)
@@ -43,20 +42,14 @@ def png(pixels: Bytes) -> str:
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     if max(picture.size) > MAX_PICTURE:
         picture.thumbnail((MAX_PICTURE, MAX_PICTURE), Image.Resampling.LANCZOS)
-    return _encoded(picture)
+    return png_uri(picture)
 
 
 def png_of_levels(levels: Bytes) -> str:
     """(H, W) of 1 to 255 as viridis, 0 as nothing; a third of the bytes of `png`."""
     picture = Image.fromarray(np.ascontiguousarray(levels))
     picture.putpalette(VIRIDIS.tobytes())
-    return _encoded(picture, transparency=0)
-
-
-def _encoded(picture: Image.Image, **options: int) -> str:
-    file = io.BytesIO()
-    picture.save(file, "PNG", **options)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return png_uri(picture, transparency=0)
 
 
 def picture(pixels: Bytes, alt: str, marks: str = "") -> str:
