@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from bokeh.document import Document
 from bokeh.events import DoubleTap
+from bokeh.models import Legend, NoOverlap
 from views_data import LAYOUT, PER_EPOCH, epochs_of, healthy_loss, normal_columns, step_series
 
 from convlens.histories import LayerHistory, LayerInfo
@@ -97,12 +98,37 @@ def test_statistics_are_the_histories(view):
     np.testing.assert_allclose(lines_of(view.mean)["mean"], of.mean, rtol=1e-6)
     np.testing.assert_allclose(lines_of(view.std)["standard deviation"], of.std, rtol=1e-6)
     near = lines_of(view.near_zero)
-    assert list(near) == ["|x| ≤ 0.05", "after ReLU", "exactly 0"]
+    assert list(near) == ["output", "after ReLU", "exactly 0"]
     np.testing.assert_allclose(near["after ReLU"], 100 * of.near_zero_after_relu, rtol=1e-6)
     channels = lines_of(view.channels)
     np.testing.assert_array_equal(channels["dead"], np.full(100, 3))
     np.testing.assert_array_equal(channels["silent"], of.silent_channels)
     assert view.channels.plot.title.text == "Dead, silent channels of 8"
+    assert view.near_zero.plot.title.text == "% near zero (|x| ≤ 0.05)"
+
+
+def test_an_axis_of_counts_ends_at_their_number_and_no_legend_lies_in_it(view):
+    view.update(history(dead=3))
+
+    ranges = [stat.plot.y_range for stat in (view.channels, view.near_zero)]
+    ends = [(round(reach.start, 2), round(reach.end, 2)) for reach in ranges]
+    assert ends == [(-0.48, 8.48), (-6.0, 106.0)]
+    assert not any(isinstance(one, Legend) for one in view.channels.plot.center)
+    assert sum(isinstance(one, Legend) for one in view.channels.plot.above) == 1
+
+
+def test_powers_of_ten_do_not_overlap(view):
+    for stat in (view.gradients, view.updates):
+        assert isinstance(stat.plot.yaxis[0].major_label_policy, NoOverlap)
+
+
+def test_a_title_of_a_layer_fits_its_figure(view):
+    view.update(history(name="layer4.0.conv1"))
+    whole = "layer4.0.conv1: activations, quantiles 1, 25, 50, 75, 99 %"
+    assert view.heat.plot.title.text == whole
+
+    view.update(history(name="backbone.layer4.0.conv1"))
+    assert len(view.heat.plot.title.text) <= len(whole) + 1
 
 
 def test_a_layer_without_relu_or_channels(view):
@@ -110,7 +136,7 @@ def test_a_layer_without_relu_or_channels(view):
     of = replace(of, layer=replace(of.layer, feeds_relu=False))
     view.update(of)
 
-    assert list(lines_of(view.near_zero)) == ["|x| ≤ 0.05", "exactly 0"]
+    assert list(lines_of(view.near_zero)) == ["output", "exactly 0"]
     assert view.channels.message.text == NO_CHANNELS
 
 
@@ -143,7 +169,7 @@ def test_another_layer_changes_data_and_no_models(view):
     view.update(history(name="second"), None)
 
     assert {model.id for model in view.root.references()} == before
-    assert view.heat.plot.title.text.startswith("second (Conv2d): activations")
+    assert view.heat.plot.title.text.startswith("second: activations, quantiles")
     # The batches of each cell are the same and are not sent again.
     sent = [set(e.cols) for e in events if getattr(e, "cols", None) and "image" in e.cols]
     assert sent == [{"image", "x", "y", "dw", "dh", "count"}]

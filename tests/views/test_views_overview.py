@@ -369,6 +369,35 @@ def test_a_metric_is_chosen_and_missing_values_are_said():
     assert view.metric._message.text == "No metric was recorded."
 
 
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ((0.9, 1.0), (0.894, 1.0)),
+        ((1.0, 1.0), (0.944, 1.0)),
+        ((0.0, 0.0), (0.0, 0.56)),
+        ((0.5, 0.7), (0.488, 0.712)),
+        ((90.0, 100.0), (89.4, 100.6)),
+        ((-0.5, 0.5), (-0.56, 0.56)),
+    ],
+)
+def test_the_axis_of_a_share_ends_where_shares_do(values, ends):
+    view = RunView()
+    view.update(
+        curves(2 * PER_EPOCH), epochs_of(step_series(healthy_loss(2 * PER_EPOCH)), values), None
+    )
+
+    reach = view.metric.plot.y_range
+    assert (reach.start, reach.end) == pytest.approx(ends)
+
+
+def test_values_pointed_at_do_not_lie_on_each_other():
+    view = shown()
+
+    for plot in (view.loss.linear, view.loss.log, view.schedule.plot):
+        tips = [tool.attachment for tool in plot.tools if getattr(tool, "mode", "") == "vline"]
+        assert tips == ["above", "below"]
+
+
 def test_parameter_groups_that_differ_have_a_line_each():
     steps = step_series(healthy_loss(50))
     rate = steps.hypers["lr"] * np.array([[1.0, 1.0, 0.1]])

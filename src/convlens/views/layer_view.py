@@ -21,6 +21,7 @@ from bokeh.models import (
     LegendItem,
     LinearColorMapper,
     LogTicker,
+    NoOverlap,
     Quad,
     Range1d,
     UIElement,
@@ -40,6 +41,9 @@ from convlens.views.matrices import name_in_module
 from convlens.views.timeline import EMPTY, Grid, Heat, heat_of
 
 WHITE, CLEAR = "#ffffff", "rgba(0, 0, 0, 0)"
+
+TIPS = ("above", "below", "horizontal")
+"""Where the values of each colour's lines stand."""
 
 CHOOSE = "Choose a layer: click a row of the matrix."
 NO_COLUMNS = "Nothing of this layer was recorded: it took part in no batch yet."
@@ -343,14 +347,18 @@ class StatFigure:
         self.plot.update(min_border_left=58, min_border_right=10, min_width=MIN_WIDTH)
         ticker = LogTicker(desired_num_ticks=3) if log else BasicTicker(desired_num_ticks=4)
         self.plot.yaxis.ticker = ticker
+        self.plot.yaxis.major_label_policy = NoOverlap()
         axis.mark_epochs(self.plot)
-        self.slots = [Lines([self.plot], color, dashed=i == 1) for i, color in enumerate(colors)]
+        self.slots = [
+            Lines([self.plot], color, dashed=i == 1, tip=tip)
+            for i, (color, tip) in enumerate(zip(colors, TIPS, strict=False))
+        ]
         self._items = [LegendItem(label="", renderers=slot.renderers[:1]) for slot in self.slots]
         legend = Legend(
             items=self._items, orientation="horizontal", location="top_right", margin=2, spacing=10
         )
         legend.update(label_text_font_size="11px", glyph_width=14, glyph_height=12, padding=0)
-        self.plot.add_layout(legend)
+        self.plot.add_layout(legend, "above")  # inside it would need free room in every axis
         self.message = Message(self.plot)
 
     def draw(
@@ -375,7 +383,7 @@ class StatFigure:
             name = f"{lines[0].name} …" if len(lines) > 1 else "".join(one.name for one in lines)
             item.update(label=value(name), visible=several and bool(lines))
         values = np.concatenate([np.zeros(0), *(one.y for group in groups for one in group)])
-        seen = self._range.fit(values, reach, 0.28 if several else 0.06)
+        seen = self._range.fit(values, reach)
         retitle(self.plot, title or self._title)
         self.message.say("" if seen else nothing)
 
@@ -390,11 +398,11 @@ def draw_near_zero(stat: StatFigure, history: LayerHistory) -> None:
     """A layer's percentage near zero, that after its ReLU if it has one, and that of zeros."""
     after = _series(history, "after ReLU", 100.0 * history.near_zero_after_relu)
     lines = [
-        _series(history, f"|x| ≤ {history.eps:g}", 100.0 * history.near_zero),
+        _series(history, "output", 100.0 * history.near_zero),
         after if history.layer.feeds_relu else [],
         _series(history, "exactly 0", 100.0 * history.zeros),
     ]
-    stat.draw(lines, ALL_BAD, reach=(0.0, 100.0))
+    stat.draw(lines, ALL_BAD, f"% near zero (|x| ≤ {history.eps:g})", reach=(0.0, 100.0))
 
 
 def draw_channels(stat: StatFigure, history: LayerHistory) -> None:
@@ -433,8 +441,7 @@ def _series(history: LayerHistory, word: str, values: Floats | NDArray[np.int64]
 
 def _heat_title(history: LayerHistory) -> str:
     info = history.layer
-    name = f"{short(info.name, 40)} ({info.kind})" if info.name else info.kind
-    return f"{name}: activations, with 1, 25, 50, 75, 99 % quantiles"
+    return f"{short(info.name or info.kind, 16)}: activations, quantiles 1, 25, 50, 75, 99 %"
 
 
 def _count_ticks(peak: float) -> dict[float, str]:

@@ -29,6 +29,9 @@ from convlens.views.canvas import FONT, INK, SOFT
 MARGIN = 92
 """Pixels on the right of figures that stand above one another, for legends and colour bars."""
 
+ROOM = 0.06
+"""Share of the height that an axis reaches beyond what is drawn, above and below."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -57,6 +60,8 @@ class Lines:
         number: how a value is written, as Bokeh's tooltips write numbers; None says nothing.
         dots: whether the points are always seen, which else are seen where they are few.
         range_name: the y range they belong to.
+        tip: on which side of a point its value stands, as of several lines in one figure they must
+            not lie on each other: one that Bokeh's tooltips know.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Lines:
         number: str | None = "0.[0000]",
         dots: bool | None = None,
         range_name: str = "default",
+        tip: str = "horizontal",
     ) -> None:
         self._source = ColumnDataSource({"xs": [], "ys": [], "name": []})
         self._points = ColumnDataSource({"x": [], "y": []})
@@ -87,7 +93,9 @@ class Lines:
             if number is not None:
                 # In a label Bokeh would show the placeholder itself.
                 tips = [("batch", "$snap_x{0,0}"), ("", f"@name: $snap_y{{{number}}}")]
-                plot.add_tools(HoverTool(renderers=[drawn], tooltips=tips, mode="vline"))
+                hover = HoverTool(renderers=[drawn], tooltips=tips, mode="vline")
+                hover.update(attachment=tip)
+                plot.add_tools(hover)
 
     def draw(self, series: Sequence[Series]) -> None:
         """Show these instead of whatever was shown."""
@@ -183,14 +191,14 @@ class ValueRange:
         self,
         values: NDArray[np.floating],
         reach: tuple[float, float] | None = None,
-        room: float = 0.06,
+        ends: tuple[float, float] | None = None,
     ) -> bool:
         """Show all of the values that are finite, on a logarithmic axis all that are positive.
 
         Args:
             values: all that is drawn, of any shape.
             reach: from where to where, in place of the lowest and the highest.
-            room: share of the height that stays free above, as for a legend.
+            ends: which the axis does not go beyond, as there are no values there.
 
         Returns:
             Whether there is any such value.
@@ -199,10 +207,12 @@ class ValueRange:
         low, high = reach if reach and len(seen) else self._limits(seen)
         if self._log:
             ratio = max(high / low, 1.5)
-            self.range.update(start=low / ratio**0.06, end=high * ratio**room)
+            start, end = low / ratio**ROOM, high * ratio**ROOM
         else:
-            height = high - low
-            self.range.update(start=low - 0.06 * height, end=high + room * height)
+            start, end = low - ROOM * (high - low), high + ROOM * (high - low)
+        if ends is not None:
+            start, end = max(start, ends[0]), min(end, ends[1])
+        self.range.update(start=start, end=end)
         return bool(len(seen))
 
     def _limits(self, seen: NDArray[np.floating]) -> tuple[float, float]:

@@ -166,8 +166,8 @@ class LossFigures:
             bands.append(plot.add_glyph(self._band, patch))
         self._strips = Strips(self.plots, "loss NaN or infinite")
         self._raw = Lines(self.plots, BLUE, 0.8, alpha=0.5, number=None, dots=False)
-        self._smooth = Lines(self.plots, BLUE, 2.5, number="0.0000")
-        self._valid = Lines(self.plots, ORANGE, number="0.0000", dots=True)
+        self._smooth = Lines(self.plots, BLUE, 2.5, number="0.0000", tip="above")
+        self._valid = Lines(self.plots, ORANGE, number="0.0000", dots=True, tip="below")
         self._entries = [
             item
             for plot, band in zip(self.plots, bands, strict=True)
@@ -278,7 +278,9 @@ class MetricFigure:
         y = np.array([epoch.metrics.get(name or "", np.nan) for epoch in epochs], np.float64)
         self._lines.draw([Series(name, x, y)] if name is not None else [])
         retitle(self.plot, short(name).capitalize() if name is not None else "Metric")
-        known = self._range.fit(y)
+        seen = y[np.isfinite(y)]
+        is_share = bool(((seen >= 0) & (seen <= 1)).all())  # as an accuracy is
+        known = self._range.fit(y, ends=(0.0, 1.0) if is_share else None)
         words = "" if name is not None else "No metric was recorded."
         if not epochs:
             words = "No epoch was finished yet."
@@ -305,12 +307,12 @@ class ScheduleFigure:
         plot.extra_y_ranges = {"momentum": self._momenta.range}
         right = LinearAxis(
             y_range_name="momentum",
-            axis_label="momentum",
+            axis_label="mom.",  # the whole word is longer than the axis
             ticker=BasicTicker(desired_num_ticks=4),
         )
         plot.add_layout(right, "right")
-        self._rate = Lines([plot], BLUE, 2.0, number="0.[000000]")
-        self._momentum = Lines([plot], GREEN, 2.0, dashed=True, range_name="momentum")
+        self._rate = Lines([plot], BLUE, 2.0, number="0.[000000]", tip="above")
+        self._momentum = Lines([plot], GREEN, 2.0, dashed=True, range_name="momentum", tip="below")
         plot.yaxis[0].update(
             axis_label="rate",
             axis_label_text_color=BLUE,
