@@ -58,6 +58,25 @@ def test_every_count_is_in_its_place():
         assert int(cell.text) == kept.counts[at]
 
 
+@pytest.mark.parametrize(
+    ("classes", "kind"),
+    [
+        (tuple("0123456789"), "matrix"),
+        (("shirt", "dress", "boots"), "matrix"),
+        (
+            ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship")
+            + ("truck",),
+            "matrix upright",
+        ),
+        (tuple(f"class {i}" for i in range(12)), "matrix upright"),
+        (tuple(map(str, range(20))), "matrix"),
+    ],
+)
+def test_names_that_are_wide_together_stand_upright(classes, kind):
+    kept = Confusion(1, "", np.eye(len(classes), dtype=np.int64), classes)
+    assert parsed(confusion(kept)).one("table").attributes["class"] == kind
+
+
 def test_recall_stands_beside_each_class():
     root = parsed(confusion(three(COUNTS)))
     sides = [row.all("td")[-1].text for row in root.one("tbody").all("tr")]

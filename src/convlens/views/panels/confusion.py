@@ -30,8 +30,8 @@ EMPTY = "This validation held no image."
 MOST_NUMBERS = 20
 """Up to so many classes are shown as numbers."""
 
-MOST_ACROSS = 10
-"""Long names of more classes stand upright above their columns."""
+MOST_ACROSS = 50
+"""Letters in a row: names that take more, above columns of five at least, stand upright."""
 
 MOST_NAMES = 100
 """Up to so many have their names at the side."""
@@ -124,7 +124,8 @@ def _table(kept: Confusion, pair: Pair | None, live: bool) -> str:
         side = f'<td class="side">{_bar(float(recall[row]))}</td>'
         lines.append(f'<tr><th scope="row">{text(name)}</th>{cells}{side}</tr>')
     inner = f"<thead>{top}</thead><tbody>{''.join(lines)}</tbody>"
-    long = max(map(len, kept.classes)) > 3 and len(kept.classes) > MOST_ACROSS
+    across = sum(max(len(name), 5) for name in kept.classes)
+    long = max(map(len, kept.classes)) > 3 and across > MOST_ACROSS
     kind = "matrix upright" if long else "matrix"
     return f'<div class="scroll" tabindex="0"><table class="{kind}">{inner}</table></div>'
 
