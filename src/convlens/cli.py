@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from contextlib import suppress
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from convlens.records import Epoch
     from convlens.train import Learner
     from convlens.views.live import Address
+
+NICE = 10
+"""How far the page's server stands back behind what else runs on the machine."""
 
 RUNS = Path("runs")
 """The folder that keeps the runs, where none is named."""
@@ -130,6 +134,8 @@ def view(arguments: argparse.Namespace) -> None:
         if arguments.browser:
             webbrowser.open(served.url_with_token)
 
+    with suppress(AttributeError, OSError):
+        os.nice(NICE)  # a training beside it comes first
     with suppress(KeyboardInterrupt):
         serve(arguments.runs or [RUNS], address, ready)
 

@@ -47,6 +47,17 @@ def train(base: Path, dls: DataLoaders, n_epochs: int = 3, *more: cl.Callback) -
     return learn.run_path
 
 
+class Until(cl.Callback):
+    """Ends the training once a file is there."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def after_batch(self, learn: cl.Learner) -> None:
+        if self.file.exists():
+            raise cl.CancelFitError
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train(Path(sys.argv[1]), part(), int(sys.argv[2]))
+    train(Path(sys.argv[1]), part(), int(sys.argv[2]), Until(Path(sys.argv[3])))

@@ -121,7 +121,7 @@ def test_gradients_and_updates_are_among_the_quantities(page, demo):
     assert {f"matrix-{key}" for key in keys} < set(found)
     assert "Gradient size" in found["layer-0"]
     assert "Update ratio" in found["layer-0"]
-    assert "Dead and silent channels, of 8" in found["layer-0"]
+    assert "Dead, silent channels of 8" in found["layer-0"]
     assert "Not recorded in this run" not in page
     hidden = [one for one in layer(page, "layers").all(class_="choice") if one.has(hidden="")]
     assert len(hidden) == len(keys) - 1

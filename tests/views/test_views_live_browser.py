@@ -211,7 +211,7 @@ def test_a_line_says_what_it_is(browser: Any, served: Address, key: str) -> None
     visit = visit_run(browser, served, key)
     box = visit.page.locator("#root-curves").bounding_box()
     visit.page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 90)
-    told = visit.page.get_by_text("(training loss)")
+    told = visit.page.get_by_text("training loss: ")
     told.wait_for()
     assert "@" not in told.inner_text()
     visit.close()
@@ -295,6 +295,20 @@ def test_a_unit_a_pixel_and_the_window(
     visit.changes("features", visit.page.locator('#panel-features [data-do="probe"]').nth(4).click)
     assert visit.says("unit").endswith(":4")
     visit.keep("unit", shots)
+    visit.close()
+
+
+def test_maps_after_the_relu(browser: Any, served: Address, key: str) -> None:
+    visit = visit_run(browser, served, key)
+    stages = visit.page.locator('[data-do="maps"]')
+    assert stages.locator("option").all_inner_texts() == ["0.0", "0.1"]
+    before = visit.text("window")
+    visit.changes("features", lambda: stages.select_option("0.1"))
+    assert visit.page.locator('#panel-features [data-layer="0.1"]').count() >= 8
+    assert visit.text("window") == before  # it is the convolution's
+    visit.page.keyboard.press("j")
+    visit.wait("layer", "0.2")
+    assert visit.page.locator('[data-do="maps"]').count() == 0
     visit.close()
 
 
@@ -396,7 +410,8 @@ def test_a_training_is_seen_while_it_goes_on(browser: Any, tmp_path: Path, shots
     with serving([tmp_path]) as address:
         visit = Visit(browser, address, "?list=1")
         assert "convlens train" in visit.text("runs")  # how to make one
-        with subprocess.Popen([sys.executable, script, str(tmp_path), "12"]) as training:
+        stop = tmp_path / "stop"
+        with subprocess.Popen([sys.executable, script, str(tmp_path), "400", stop]) as training:
             visit.page.get_by_role("link", name="mnist-0001").click()
             visit.wait("drawn", "all")
             seen = [int(visit.says("steps"))]
@@ -412,11 +427,12 @@ def test_a_training_is_seen_while_it_goes_on(browser: Any, tmp_path: Path, shots
             visit.page.evaluate("() => new Promise(requestAnimationFrame)")
             assert visit.pixels("layer") != before
             visit.keep("growing", shots)
+            stop.touch()
             assert training.wait(120) == 0
         visit.page.wait_for_function(
-            "() => document.getElementById('panel-header').innerText.includes('finished')"
+            "() => document.getElementById('panel-header').innerText.includes('stopped')"
         )
-        assert int(visit.says("steps")) == 12 * 20 - 1
+        visit.wait("steps", str(cl.open_run(tmp_path / "mnist-0001").steps.step[-1]))
         visit.close()
 
 

@@ -309,3 +309,8 @@ def test_where_others_can_reach_it_names_must_be_given() -> None:
 def test_a_port_in_use_is_a_sentence(address: Address) -> None:
     with pytest.raises(ArgumentError, match=rf"port={address.port} cannot be served on"):
         serve([], make_address(port=address.port))
+
+
+def test_an_address_of_another_machine_is_a_sentence() -> None:
+    with pytest.raises(ArgumentError, match=r"192\.0\.2\.7.*give another --address"):
+        serve([], make_address("192.0.2.7", 0, "auto"))

@@ -64,8 +64,18 @@ def test_every_count_is_in_its_place():
         (tuple("0123456789"), "matrix"),
         (("shirt", "dress", "boots"), "matrix"),
         (
-            ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship")
-            + ("truck",),
+            (
+                "airplane",
+                "automobile",
+                "bird",
+                "cat",
+                "deer",
+                "dog",
+                "frog",
+                "horse",
+                "ship",
+                "truck",
+            ),
             "matrix upright",
         ),
         (tuple(f"class {i}" for i in range(12)), "matrix upright"),

@@ -23,6 +23,8 @@ class Looking:
 
     Attributes:
         layer: its name.
+        maps: the module whose feature maps are shown: the layer, or what takes its output, such as
+            its ReLU; empty for the layer.
         epoch: the epoch whose maps and kernels are shown, or the newest before it; None for the
             newest of all.
         choice: probe image, channel and unit.
@@ -30,6 +32,7 @@ class Looking:
     """
 
     layer: str = ""
+    maps: str = ""
     epoch: int | None = None
     choice: shown.Choice = field(default_factory=shown.Choice)
     shared: bool = False
@@ -52,26 +55,40 @@ class Inside:
         kept = {*self._run.snapshot_epochs(FeatureMaps, layer)}
         return sorted(kept | {*self._run.snapshot_epochs(Kernels, layer)})
 
+    def stages(self, layer: str, layers: Sequence[str]) -> list[str]:
+        """The modules of which there are maps from this layer to the next of those watched.
+
+        A convolution, its normalization's ReLU …; all there are where none was watched.
+        """
+        kept = self._run.snapshot_layers(FeatureMaps)
+        if layer not in kept:
+            return [] if layers else kept
+        rest = kept[kept.index(layer) + 1 :]
+        ends = [i for i, name in enumerate(rest) if name in layers]
+        return [layer, *rest[: ends[0] if ends else None]]
+
     def show(self, looking: Looking) -> Looking:
         """Put every panel; what is looked at becomes what there is."""
         run, layer = self._run, looking.layer
         self._probes = self._probes or run.snapshot(Probes)
-        maps = run.snapshot(FeatureMaps, layer, looking.epoch)
+        of = looking.maps or layer
+        maps = run.snapshot(FeatureMaps, of, looking.epoch)
         kernels = run.snapshot(Kernels, layer, looking.epoch)
-        fields = run.snapshot(FieldIntervals, layer)
-        effective = run.snapshot(EffectiveFieldMap, layer, looking.epoch)
+        fields = run.snapshot(FieldIntervals, of)
+        effective = run.snapshot(EffectiveFieldMap, of, looking.epoch)
         if maps is not None and maps.maps.size:
             choice = looking.choice
             if choice.unit is not None:  # the map follows the sliding window
                 choice = replace(choice, cell=shown.cell_of_unit(maps, choice.unit))
             choice = shown.settle(choice, maps, self._probes)
             looking = replace(looking, choice=choice)
-        epochs = run.snapshot_epochs(FeatureMaps, layer)
+        epochs = run.snapshot_epochs(FeatureMaps, of)
         self._put(
             "features", shown.features(maps, self._probes, epochs, looking.choice, looking.shared)
         )
         self._put("unit", shown.unit(maps, self._probes, fields, effective, looking.choice))
-        self._put("window", shown.window(kernels, self._probes, maps, looking.choice))
+        before = maps if of == layer else run.snapshot(FeatureMaps, layer, looking.epoch)
+        self._put("window", shown.window(kernels, self._probes, before, looking.choice))
         epochs = run.snapshot_epochs(Kernels, layer)
         self._put("kernels", shown.kernels(kernels, epochs, looking.choice.channel))
         return looking

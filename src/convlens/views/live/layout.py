@@ -73,6 +73,7 @@ def run_body() -> str:
     """A run, a layer of it, a unit of that."""
     return f"""{bar(keys=RUN_KEYS)}<main><div class="screen"><div class="column">
 <section class="card" aria-label="The run"><div class="controls"><h2>The run</h2>
+{place("panel", "metric")}
 {_check("log", "log loss")}{_slider("smooth", "smoothing", 0, 0.99, 0.01)}</div>
 {place("root", "curves")}
 <div class="controls"><h2>Layers by steps</h2>{_select("quantity", "coloured by", QUANTITIES)}</div>

@@ -166,6 +166,8 @@ class RunScreen:
             "pixel": self._to_pixel,
             "window": self._to_window,
             "probe": lambda c: self._choose(probe=whole(c, "probe") or 0, cell=None, unit=None),
+            "maps": lambda c: self._to_stage(word(c, "value")),
+            "metric": lambda c: self._figures.set_metric(word(c, "value")),
             "scale": lambda c: self._look_at(shared=word(c, "value") == "shared"),
             "epoch": lambda c: self._to_epoch(_stop_of(c)),
             "next-epoch": lambda _: self._by_epoch(1),
@@ -184,8 +186,13 @@ class RunScreen:
 
     def _to_layer(self, name: str) -> None:
         if name in self._names():
-            self._look_at(layer=name, choice=replace(shown.Choice(), probe=self._probe))
+            choice = replace(shown.Choice(), probe=self._probe)
+            self._look_at(layer=name, maps="", choice=choice)
             self._show_layer()
+
+    def _to_stage(self, name: str) -> None:
+        if name in self._inside.stages(self._looking.layer, self._names()):
+            self._look_at(maps=name, choice=replace(shown.Choice(), probe=self._probe))
 
     def _by_layer(self, step: int) -> None:
         names = self._names()
@@ -270,6 +277,8 @@ class RunScreen:
         names = self._names()
         if self._looking.layer not in names and names:
             self._looking = replace(self._looking, layer=names[0])
+        elif not names and not self._looking.maps:  # there may be pictures all the same
+            self._looking = replace(self._looking, maps=next(iter(self._inside.stages("", [])), ""))
         self._show_growth()
         self._look_at()
         self._mark_epoch()
@@ -288,6 +297,7 @@ class RunScreen:
         curves = follower.curves(POINTS)
         self._figures.update(curves, follower.epochs, matrix, growing=growing)
         self._show_header()
+        self._panels.put("metric", _choice("metric", "metric", words.metric_names(follower.epochs)))
         if layers:
             self._show_layer()
 
@@ -369,10 +379,12 @@ class RunScreen:
         playing = self._playing is not None
         word = "Hold" if playing else "Play through time"
         off = "" if len(epochs) > 1 else " disabled"
+        stages = self._inside.stages(self._looking.layer, self._names())
         self._panels.put(
             "time",
             '<div class="controls"><h2>Inside the layer</h2>'
-            '<button type="button" data-do="play" data-key="play" '
+            + _choice("maps", "maps of", stages, self._looking.maps or self._looking.layer)
+            + '<button type="button" data-do="play" data-key="play" '
             f'aria-pressed="{str(playing).lower()}"{off}>{word}</button></div>',
         )
 
@@ -462,6 +474,17 @@ def _layer_head(info: LayerInfo, index: int, n_layers: int) -> str:
 def _button(do: str, label: str, off: bool) -> str:
     state = " disabled" if off else ""
     return f'<button type="button" data-do="{do}" data-key="{do}"{state}>{label}</button>'
+
+
+def _choice(do: str, label: str, options: Sequence[str], chosen: str = "") -> str:
+    """A list to choose from, where there is anything to choose."""
+    if len(options) < 2:
+        return ""
+    inside = "".join(
+        f'<option value="{text(one)}"{" selected" if one == chosen else ""}>{text(one)}</option>'
+        for one in options
+    )
+    return f'<label>{label} <select data-do="{do}" data-key="{do}">{inside}</select></label>'
 
 
 def _no_layers() -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -68,10 +70,7 @@ class LiveServer:
         try:
             listening = _listen(address)
         except OSError as error:
-            raise ArgumentError(
-                f"address={address.host!r} with port={address.port} cannot be served on "
-                f"({error.strerror}); give another --port, or 0 for a free one."
-            ) from error
+            raise ArgumentError(_not_served(address, error)) from error
         self.address = replace(address, port=listening.getsockname()[1])
         # Bokeh logs every connection; what concerns a user is printed by the command.
         logging.getLogger("bokeh").setLevel(logging.WARNING)
@@ -231,6 +230,14 @@ class _Asset(RequestHandler):
         self.set_header("Content-Type", kind)
         self.set_header("Cache-Control", "no-cache")
         self.write((files("convlens.views") / name).read_text(encoding="utf-8"))
+
+
+def _not_served(address: Address, error: OSError) -> str:
+    taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
+    advice = "give another --port, or 0 for a free one" if taken else "give another --address"
+    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    place = f"address={address.host!r} with port={address.port}"
+    return f"{place} cannot be served on ({reason}); {advice}."
 
 
 def _listen(address: Address) -> socket.socket:
