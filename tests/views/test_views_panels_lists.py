@@ -61,10 +61,10 @@ def test_every_count_is_in_its_place():
 @pytest.mark.parametrize(
     ("classes", "kind"),
     [
-        (tuple("0123456789"), "matrix"),
+        ("0123456789", "matrix"),
         (("shirt", "dress", "boots"), "matrix"),
         (
-            (
+            [
                 "airplane",
                 "automobile",
                 "bird",
@@ -75,15 +75,15 @@ def test_every_count_is_in_its_place():
                 "horse",
                 "ship",
                 "truck",
-            ),
+            ],
             "matrix upright",
         ),
-        (tuple(f"class {i}" for i in range(12)), "matrix upright"),
-        (tuple(map(str, range(20))), "matrix"),
+        ([f"class {i}" for i in range(12)], "matrix upright"),
+        ([str(i) for i in range(20)], "matrix"),
     ],
 )
 def test_names_that_are_wide_together_stand_upright(classes, kind):
-    kept = Confusion(1, "", np.eye(len(classes), dtype=np.int64), classes)
+    kept = Confusion(1, "", np.eye(len(classes), dtype=np.int64), tuple(classes))
     assert parsed(confusion(kept)).one("table").attributes["class"] == kind
 
 
@@ -173,12 +173,12 @@ def test_mistakes_come_by_their_loss():
     root = parsed(mistakes(kept_mistakes()))
     alts = [image.attributes["alt"] for image in root.all("img")]
     assert alts == [
-        "cat, taken for dog, with a probability of 95 %",
-        "cat, taken for dog, with a probability of 80 %",
-        "dog, recognized, with a probability of 30 %",
+        "cat, taken for dog, with a probability of 95.00 %",
+        "cat, taken for dog, with a probability of 80.00 %",
+        "dog, recognized, with a probability of 30.00 %",
     ]
-    assert root.all("figcaption")[0].text == "cat → dog95 %loss 3.00no. 4"
-    assert root.all("figcaption")[2].text == "dog, right30 %loss 1.20no. 99"
+    assert root.all("figcaption")[0].text == "cat → dog95.00 %loss 3.00no. 4"
+    assert root.all("figcaption")[2].text == "dog, right30.00 %loss 1.20no. 99"
 
 
 def test_mistakes_of_a_pair_are_counted_among_all():
@@ -249,6 +249,7 @@ def test_a_list_of_runs():
     assert [h.attributes.get("aria-sort") for h in heads[1:]] == [
         "none", "none", "none", "none", "descending", "none",
     ]  # fmt: skip
+    assert heads[3].text.strip() == "created (UTC)"
     columns = [b.attributes["data-column"] for b in root.all("button", data_do="sort")]
     assert columns == ["name", "status", "created", "epochs", "accuracy", "f1"]
     rows = root.one("tbody").all("tr")
@@ -267,6 +268,20 @@ def test_a_list_of_runs():
     ticks = {t.attributes["data-id"]: "checked" in t.attributes for t in root.all("input")}
     assert ticks == {"id-b": False, "id-a": True, "id-c": False}
     assert "a is ticked: tick another run" in root.one("p", class_="compare").text
+
+
+@pytest.mark.parametrize(
+    ("created", "shown"),
+    [
+        ("2026-11-24T10:00:00+00:00", "2026-11-24 10:00"),
+        ("2026-11-24T10:00:00+02:00", "2026-11-24 08:00"),
+        ("2026-11-24T10:00:00", "2026-11-24 10:00"),
+        ("yesterday", "yesterday"),
+    ],
+)
+def test_when_a_run_began_is_in_utc(created, shown):
+    row = parsed(runs([info("a", created)], lambda one: one.name)).one("tbody").one("tr")
+    assert row.all("td")[2].text == shown
 
 
 def test_two_ticked_runs_lead_to_their_comparison():

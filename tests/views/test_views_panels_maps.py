@@ -230,7 +230,7 @@ def test_a_unit_on_the_image():
         zip([d.text for d in root.all("dt")], [d.text for d in root.all("dd")], strict=True)
     )
     assert facts["unit"] == "row 0, column 4"
-    assert facts["sees, pixels"] == "5 × 9"
+    assert facts["sees (pixels)"] == "5 × 9"
     assert (
         "Before it is clipped to the image, a unit's receptive field is 9 × 9 pixels." in root.text
     )

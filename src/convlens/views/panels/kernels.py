@@ -21,8 +21,8 @@ from convlens.views.panels.elements import (
 )
 
 NO_KERNELS = (
-    "No kernels of this layer were kept: it is no convolution, or the run was trained without the "
-    "Pictures callback."
+    "No kernels of this layer were kept: only a convolution has them, and only the Pictures "
+    "callback keeps them."
 )
 NOT_FINITE = "These kernels hold NaN or infinite values: the network had diverged by then."
 

@@ -55,7 +55,7 @@ def _title(kept: Mistakes, pair: Pair | None) -> str:
 
 def _mistake(kept: Mistakes, i: int) -> str:
     true, predicted = kept.classes[int(kept.true[i])], kept.classes[int(kept.predicted[i])]
-    sure = percent(float(kept.probability[i])).replace(".00 %", " %")
+    sure = percent(float(kept.probability[i]))
     wrong = true != predicted
     said = f"taken for {predicted}" if wrong else "recognized"
     alt = f"{true}, {said}, with a probability of {sure}"

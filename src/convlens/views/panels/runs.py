@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 from convlens.runs.folder import RunInfo
@@ -19,6 +19,8 @@ NO_RUNS = (
 MOST_METRICS = 4
 
 COLUMNS = ("name", "status", "created", "epochs")
+
+HEADS = {"created": "created (UTC)"}
 
 KINDS = {"finished": "good", "running": "busy", "stopped": "still", "failed": "bad"}
 
@@ -81,13 +83,14 @@ def _key(info: RunInfo, column: str) -> str | float | None:
 
 def _head(column: str, is_sorted: bool, descending: bool, live: bool) -> str:
     kind = "" if column in COLUMNS[:3] else ' class="number"'
+    words = text(HEADS.get(column, column))
     if not live:
-        return f'<th scope="col"{kind}>{text(column)}</th>'
+        return f'<th scope="col"{kind}>{words}</th>'
     order = ("descending" if descending else "ascending") if is_sorted else "none"
     sign = {"descending": "▼", "ascending": "▲", "none": ""}[order]
     return (
         f'<th scope="col"{kind} aria-sort="{order}"><button type="button" '
-        f"{attributes('sort', {'column': column})}>{text(column)} "
+        f"{attributes('sort', {'column': column})}>{words} "
         f'<span aria-hidden="true">{sign}</span></button></th>'
     )
 
@@ -149,4 +152,6 @@ def _when(created: str) -> str:
         moment = datetime.fromisoformat(created)
     except ValueError:
         return text(created or NONE)
+    if moment.tzinfo is not None:
+        moment = moment.astimezone(UTC)
     return f"{moment:%Y-%m-%d %H:%M}"

@@ -226,7 +226,7 @@ def _facts(
     if seen is not None:
         (top, bottom), (left, right) = seen
         height, width = bottom - top + 1, right - left + 1
-        facts.append(("sees, pixels", f"{height} × {width}"))
+        facts.append(("sees (pixels)", f"{height} × {width}"))
         share = height * width / (probes.images.shape[1] * probes.images.shape[2])
         facts.append(("of the image", percent(share)))
     if chosen.pixel is not None and fields is not None:
