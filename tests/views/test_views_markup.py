@@ -195,6 +195,26 @@ def test_meta_without_anything():
     assert "Sequential" in tables.meta({"model": "Sequential"})
 
 
+def test_meta_says_in_words_which_pictures_were_kept():
+    facts = {
+        "n_layers": 64, "n_layers_in_all": 120, "cells": 32, "planes": [64, 16],
+        "effective_layers": 3, "effective_epochs": [-1, 0], "notes": ["No kernels of <b>."],
+        "kept_epochs": [0, 1, 3],
+    }  # fmt: skip
+    html = tables.meta({"pictures": facts})
+
+    assert not any(word in html for word in ("cells", "planes", "effective epochs", "−1"))
+    shown = dict(re.findall("<dt>([^<]*)</dt><dd>([^<]*)</dd>", html))
+    assert shown == {
+        "layers": "64 of 120",
+        "layers with effective receptive fields": "3",
+        "taken": "before training and after epoch 1, 2, 4",
+        "notes": "No kernels of &lt;b&gt;.",
+    }
+    nothing = {"kept_epochs": [], "notes": ["No probe images: they are (8, 3)."]}
+    assert "<dt>taken</dt>" not in tables.meta({"pictures": nothing})
+
+
 def test_images_survive_as_they_are():
     image = np.arange(28 * 28, dtype=np.uint8).reshape(28, 28)
     payload = base64.b64decode(data_uri(image).removeprefix("data:image/png;base64,"))

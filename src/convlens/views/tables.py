@@ -99,6 +99,8 @@ def meta(values: Mapping[str, Any]) -> str:
     """Everything the run knows of itself; the model's text, which is long, comes last."""
     values = {key: value for key, value in values.items() if key not in ELSEWHERE}
     values, model_text = _without_model_text(values)
+    if isinstance(values.get("pictures"), dict):
+        values["pictures"] = _kept_pictures(values["pictures"])
     groups = {
         "Run": {key: values[key] for key in RUN if key in values},
         "Training": {k: v for k, v in values.items() if k not in (*RUN, *MACHINE)},
@@ -111,6 +113,21 @@ def meta(values: Mapping[str, Any]) -> str:
     )
     model = f"<h3>Model</h3><pre>{text(model_text)}</pre>" if model_text else ""
     return f'<div class="meta">{blocks}</div>{model}'
+
+
+def _kept_pictures(facts: Mapping[str, Any]) -> dict[str, str | list[Any]]:
+    """What of the pictures' facts says something to who did not write them, in words."""
+    said: dict[str, str | list[Any]] = {}
+    if facts.get("n_layers") is not None:
+        said["layers"] = f"{plain(facts['n_layers'])} of {plain(facts.get('n_layers_in_all'))}"
+    if facts.get("effective_layers") is not None:
+        said["layers with effective receptive fields"] = plain(facts["effective_layers"])
+    epochs = [epoch + 1 for epoch in _list(facts.get("kept_epochs")) if isinstance(epoch, int)]
+    if epochs:
+        said["taken"] = f"before training and after epoch {', '.join(map(str, epochs))}"
+    if notes := _list(facts.get("notes")):
+        said["notes"] = notes
+    return said
 
 
 def _without_model_text(values: dict[str, Any]) -> tuple[dict[str, Any], str]:
