@@ -211,8 +211,9 @@ def test_meta_says_in_words_which_pictures_were_kept():
         "taken": "before training and after epoch 1, 2, 4",
         "notes": "No kernels of &lt;b&gt;.",
     }
-    nothing = {"kept_epochs": [], "notes": ["No probe images: they are (8, 3)."]}
-    assert "<dt>taken</dt>" not in tables.meta({"pictures": nothing})
+    unfollowed = tables.meta({"pictures": {"kept_epochs": [0, 2], "notes": []}})
+    assert "<dd>after epoch 1, 3</dd>" in unfollowed
+    assert "layers" not in unfollowed
 
 
 def test_images_survive_as_they_are():

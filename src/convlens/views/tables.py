@@ -124,7 +124,8 @@ def _kept_pictures(facts: Mapping[str, Any]) -> dict[str, str | list[Any]]:
         said["layers with effective receptive fields"] = plain(facts["effective_layers"])
     epochs = [epoch + 1 for epoch in _list(facts.get("kept_epochs")) if isinstance(epoch, int)]
     if epochs:
-        said["taken"] = f"before training and after epoch {', '.join(map(str, epochs))}"
+        first = "before training and " if "n_layers" in facts else ""  # by whom follows probes
+        said["taken"] = f"{first}after epoch {', '.join(map(str, epochs))}"
     if notes := _list(facts.get("notes")):
         said["notes"] = notes
     return said
