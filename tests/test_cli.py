@@ -52,7 +52,8 @@ def test_train_prints_epochs_and_one_last_line_of_json(trained):
     assert done.returncode == 0, done.stderr
     *lines, last = done.stdout.splitlines()
     result = json.loads(last)
-    assert lines[0].startswith("epoch 1/1  train loss")
+    assert lines[0] == "Watch it: convlens view runs/mnist-0001"
+    assert lines[1].startswith("epoch 1/1  train loss")
     assert result["run"] == "runs/mnist-0001"
     assert result["accuracy"] > 0.97
     (epoch,) = result["epochs"]
@@ -364,6 +365,20 @@ def test_bad_arguments_exit_2_with_one_sentence(arguments, sentence, convlens, t
     assert done.stderr.startswith("convlens: ")
     assert sentence in done.stderr
     assert not (tmp_path / "runs").exists()
+
+
+def test_view_takes_folders_only(convlens, tmp_path):
+    where = "give the folder that keeps the runs, or the folder of one run."
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "run.db").touch()
+    for place, sentence in {
+        "nowhere": f"runs='nowhere' does not exist; {where}",
+        "a.txt": f"runs='a.txt' is a file, not a folder; {where}",
+        "x/run.db": "runs='x/run.db' is the file inside a run; give its folder, 'x'.",
+    }.items():
+        done = convlens("view", place, "--no-browser", "--port", 0)
+        assert (done.code, done.stdout, done.stderr) == (2, "", f"convlens: {sentence}\n")
 
 
 def test_a_failure_exits_1_with_one_sentence(convlens):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import traceback
 from contextlib import suppress
@@ -25,6 +26,8 @@ NICE = 10
 
 RUNS = Path("runs")
 """The folder that keeps the runs, where none is named."""
+
+WHERE = "the folder that keeps the runs, or the folder of one run"
 
 
 class Parser(argparse.ArgumentParser):
@@ -121,11 +124,7 @@ def view(arguments: argparse.Namespace) -> None:
         arguments.address, arguments.port, arguments.token, tuple(arguments.host_name)
     )
     for place in arguments.runs:
-        if not place.exists() and place != RUNS:
-            raise ArgumentError(
-                f"runs={str(place)!r} does not exist; give the folder that keeps the runs, or the "
-                "folder of one run."
-            )
+        _check_place(place)
 
     def ready(served: Address) -> None:
         import webbrowser
@@ -138,6 +137,17 @@ def view(arguments: argparse.Namespace) -> None:
         os.nice(NICE)  # a training beside it comes first
     with suppress(KeyboardInterrupt):
         serve(arguments.runs or [RUNS], address, ready)
+
+
+def _check_place(place: Path) -> None:
+    """A folder; only the one where the runs usually are may come later."""
+    if place.is_file():
+        is_record = place.name == "run.db"
+        what = "the file inside a run" if is_record else "a file, not a folder"
+        give = f"its folder, {str(place.parent)!r}" if is_record else WHERE
+        raise ArgumentError(f"runs={str(place)!r} is {what}; give {give}.")
+    if not place.exists() and place != RUNS:
+        raise ArgumentError(f"runs={str(place)!r} does not exist; give {WHERE}.")
 
 
 def show_summary(arguments: argparse.Namespace) -> None:
@@ -361,6 +371,13 @@ def _learner(arguments: argparse.Namespace) -> Learner:
     from convlens import images, train
     from convlens.nets import simple_cnn
 
+    class Announce(train.Callback):
+        order = -100  # before a callback that takes its time
+
+        def before_fit(self, learn: Learner) -> None:
+            """The run is there from now on."""
+            _print(f"Watch it: convlens view {shlex.quote(str(learn.run_path))}")
+
     dls = getattr(images, arguments.data)(
         batch_size=arguments.batch_size,
         device=None if arguments.device == "auto" else arguments.device,
@@ -373,6 +390,7 @@ def _learner(arguments: argparse.Namespace) -> Learner:
         simple_cnn(1, len(dls.classes), norm=norm),
         metrics=[train.accuracy],
         callbacks=[
+            Announce(),
             train.Pictures(),
             *([train.ActivationStats()] if arguments.watch else []),
             *([train.GradientStats()] if arguments.gradients else []),
