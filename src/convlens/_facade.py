@@ -47,8 +47,8 @@ def watch(
         count_forwards: a step is a forward of ``model`` in training mode; False, it is what lies
             between two calls of ``stats.step()``.
         run: None keeps everything in memory; ``"auto"`` records to a new directory
-            ``runs/watch-0001``; a path names the directory. It is closed when watching ends, as
-            failed if the ``with`` block raised.
+            ``runs/watch-0001``; a path names the directory; ``stats.run_path`` says where it is.
+            It is closed when watching ends, as failed if the ``with`` block raised.
 
     Returns:
         An `ActivationWatch`, to be used with ``with`` or ``attach()`` and ``detach()``.

@@ -423,9 +423,19 @@ def test_choosing_layers():
     assert cl.watch(nn.Linear(2, 2)).names == ["(root)"]
 
 
+def test_a_watcher_knows_its_run():
+    model = nn.Linear(2, 2)
+    assert cl.watch(model).run_path is None
+    with cl.watch(model, run="auto") as stats:
+        model(torch.ones(1, 2))
+    assert str(stats.run_path) == "runs/watch-0001"
+    assert len(cl.open_run(stats.run_path).activation_stats["(root)"]) == 1
+
+
 def test_a_recorded_loop_is_read_from_disk(tmp_path):
     model = small_net()
     with cl.watch(model, run=tmp_path / "mine") as stats:
+        assert stats.run_path == tmp_path / "mine"
         train(model, 70)
     with cl.open_run(tmp_path / "mine") as run:
         for name in stats:

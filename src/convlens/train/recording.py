@@ -97,7 +97,7 @@ def record_watch(stats: ActivationWatch, run: str | Path) -> Path:
         raise RunError(problem)
     if writer is None:
         writer = join_run(path, rank)
-    stats.sink, stats.close_sink = writer, writer.close
+    stats.sink, stats.close_sink, stats.run_path = writer, writer.close, writer.path
     return writer.path
 
 

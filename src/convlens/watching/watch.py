@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -67,6 +68,10 @@ class ActivationWatch(LayerHistories):
         sink: where finished columns are written to besides memory.
         flush_sink: whether nobody else flushes the sink.
 
+    Attributes:
+        run_path: the directory of the run that it records to by itself, as `convlens.watch` with
+            ``run`` has it do; None if it keeps everything in memory.
+
     Raises:
         ArgumentError: if an argument has a value that cannot work.
     """
@@ -95,6 +100,7 @@ class ActivationWatch(LayerHistories):
         self.model, self.eps, self.every, self.sample = model, eps, every, sample
         self.count_forwards = count_forwards
         self.close_sink: Callable[[str, str | None], None] | None = None  # of a sink of its own
+        self.run_path: Path | None = None
         self.book = Sketchbook(eps, sample, sink, flush_sink=flush_sink)
         self.layout = self.book.layout
         self._inner: nn.Module = getattr(model, "_orig_mod", model)  # of a compiled module
