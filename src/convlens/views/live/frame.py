@@ -12,17 +12,41 @@ from bokeh.model import Model
 from convlens.views.live.models import PANEL, ROOT, names_of, panel_html
 from convlens.views.markup import text
 
-BOKEH_JS = "/static/js/bokeh.min.js"
 
+def head(theme: str, bokeh_js: str) -> str:
+    """The page down to its body, which needs no session.
 
-def frame(document: Document, token: str) -> str:
-    """The page of a session, with its panels already in it.
+    Sent ahead, it has the browser read Bokeh's script while the server reads the run.
 
     Args:
-        document: the session's document; its `template_variables` say ``theme`` and ``body``.
+        theme: ``"light"`` or ``"dark"``.
+        bokeh_js: the address of Bokeh's script.
+    """
+    return f"""<!DOCTYPE html>
+<html lang="en" data-theme="{text(theme)}">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="{text(theme)}">
+<link rel="icon" href="data:,">
+<title>convlens</title>
+<script src="{text(bokeh_js)}" id="bokeh" async></script>
+<link rel="stylesheet" href="/assets/live.css">
+<link rel="stylesheet" href="/assets/panels.css">
+<script src="/assets/live.js" defer></script>
+</head>
+<body>
+<noscript><p class="state">The page needs JavaScript.</p></noscript>
+"""
+
+
+def rest(document: Document, token: str) -> str:
+    """The page of a session, from its body on, with its panels already in it.
+
+    Args:
+        document: the session's document; its `template_variables` say ``body``.
         token: the session's token, by which the script finds it again through the socket.
     """
-    facts = document.template_variables
     places: dict[Model, Any] = {}
     for root in document.roots:
         if root.name is not None and root.name.startswith(ROOT):
@@ -30,26 +54,12 @@ def frame(document: Document, token: str) -> str:
         else:
             places[root] = "models"
     item = RenderItem(token=token, roots=places)  # pyright: ignore[reportArgumentType]
-    data = serialize_json([item.to_json()]).replace("<", "\\u003c")
-    body: str = facts["body"]
+    facts = {"items": [item.to_json()], "title": document.title}
+    data = serialize_json(facts).replace("<", "\\u003c")
+    body: str = document.template_variables["body"]
     for name in names_of(document, PANEL):
         body = body.replace(f"<!--{name}-->", panel_html(document, name))
-    return f"""<!DOCTYPE html>
-<html lang="en" data-theme="{text(facts["theme"])}">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="{text(facts["theme"])}">
-<link rel="icon" href="data:,">
-<title>{text(document.title)}</title>
-<link rel="stylesheet" href="/assets/live.css">
-<link rel="stylesheet" href="/assets/panels.css">
-<script src="{BOKEH_JS}" defer></script>
-<script src="/assets/live.js" defer></script>
-<script type="application/json" id="session">{data}</script>
-</head>
-<body>
-<noscript><p class="state">The page needs JavaScript.</p></noscript>
+    return f"""<script type="application/json" id="session">{data}</script>
 {body}
 <div id="models" hidden></div>
 </body>

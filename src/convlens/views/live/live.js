@@ -48,8 +48,12 @@
 
   // ---- the session ----
 
-  const items = JSON.parse(document.getElementById("session").textContent);
-  const views = await Bokeh.embed.embed_items({}, items, "/");
+  const session = JSON.parse(document.getElementById("session").textContent);
+  document.title = session.title;
+  if (!window.Bokeh) { // it is loaded beside the page
+    await new Promise((resume) => document.getElementById("bokeh").addEventListener("load", resume));
+  }
+  const views = await Bokeh.embed.embed_items({}, session.items, "/");
   const doc = Bokeh.documents.at(-1);
   if (!doc) {
     root.dataset.drawn = "failed";

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-SHARE = 0.04
+SHARE = 0.03
 """Of a core, for all pages together."""
 
 LONGEST_S = 3.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
@@ -23,6 +24,7 @@ from bokeh.server.server import BaseServer
 from bokeh.server.session import ServerSession
 from bokeh.server.tornado import BokehTornado
 from bokeh.server.views.doc_handler import DocHandler
+from bokeh.server.views.static_handler import StaticHandler
 from bokeh.server.views.ws import WSHandler
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
@@ -31,9 +33,9 @@ from tornado.web import RequestHandler
 
 from convlens.errors import ArgumentError
 from convlens.views.live.address import Address
-from convlens.views.live.frame import frame, not_found
+from convlens.views.live.frame import head, not_found, rest
 from convlens.views.live.guard import Guard, Refused, safe_headers
-from convlens.views.live.session import Session
+from convlens.views.live.session import Session, known_theme
 from convlens.views.live.store import RunStore
 
 ASSETS = {
@@ -49,6 +51,10 @@ MOST_BYTES = 1 << 20
 
 PATHS = frozenset({"/", "/ws", "/favicon.ico", BOKEH, *ASSETS})
 """Every path that is answered."""
+
+
+AHEAD_S = 0.03
+"""Between a page's head and the reading of its run, which nothing else is answered during."""
 
 
 class LiveServer:
@@ -193,12 +199,15 @@ class _Page(DocHandler):
             self.set_status(404)
             self.write(not_found())
             return
-        session: ServerSession = await cast(
-            "Any", self
-        ).get_session()  # Tornado's decorator hides what it gives
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.set_header("Cache-Control", "no-store")
-        self.write(frame(session.document, session.token))
+        theme = known_theme(self.get_cookie("convlens-theme"))
+        self.write(head(theme, "/static/" + StaticHandler.append_version("js/bokeh.min.js")))
+        await self.flush()
+        await asyncio.sleep(AHEAD_S)  # the browser asks for the scripts now: answer it first
+        # Tornado's decorator hides what it gives.
+        session: ServerSession = await cast("Any", self).get_session()
+        self.write(rest(session.document, session.token))
 
     def _keys(self, name: str) -> list[str]:
         return [key for key in self.get_query_arguments(name, strip=False) if key]

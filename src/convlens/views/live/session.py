@@ -96,7 +96,7 @@ class Session:
         self._seen = True
         self._screen = self._make(asked, theme == "dark")
         document.title = self._screen.title
-        document.template_variables.update(theme=theme, body=self._screen.body)
+        document.template_variables.update(body=self._screen.body)
         self._state.put(self._screen.tell())
         document.add_periodic_callback(self._tick, POLL_MS)
 
@@ -147,5 +147,9 @@ def _asked(document: Document) -> tuple[dict[str, str], str]:
         for name, values in context.request.arguments.items()
         if values
     }
-    theme = context.request.cookies.get("convlens-theme", "light")
-    return arguments, theme if theme in ("light", "dark") else "light"
+    return arguments, known_theme(context.request.cookies.get("convlens-theme"))
+
+
+def known_theme(cookie: str | None) -> str:
+    """The theme that a cookie says, light if it says none."""
+    return cookie if cookie in ("light", "dark") else "light"
