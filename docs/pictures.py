@@ -35,7 +35,7 @@ def shoot_report(run: Path) -> None:
     """Part of the report, for the README."""
 
     def wait(page: Page) -> None:
-        for plot in page.locator("#layers .plot, #layer-0 .plot").all():
+        for plot in page.locator("#layers .plot:visible, #layer-0 .plot:visible").all():
             plot.locator("canvas").first.wait_for()
         page.wait_for_function("!document.querySelector('#layer-0 .bk-loading')")
 
@@ -43,7 +43,7 @@ def shoot_report(run: Path) -> None:
         page = cl.report(run, Path(folder) / "report.html")
         files.screenshot(
             browser, page.as_uri(), "report",
-            size=(1280, 14000), prepare=wait, first="#layers", last="#layer-0",
+            size=(1280, 14000), prepare=wait, first="#layer-0", last="#plot-layer-0",
         )  # fmt: skip
 
 

@@ -47,9 +47,9 @@ def test_costly_work_waits_until_it_is_a_small_share(clock: Clock) -> None:
     assert paced.due()
     clock.pass_by(0.5, 0.03)  # six hundredths of the time
     assert not paced.due()
-    clock.pass_by(0.2, 0.0)
+    clock.pass_by(0.03 / pace.SHARE - 0.5 - 0.01, 0.0)
     assert not paced.due()
-    clock.pass_by(0.1, 0.0)
+    clock.pass_by(0.02, 0.0)
     assert paced.due()
 
 
