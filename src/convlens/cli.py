@@ -132,9 +132,9 @@ def view(arguments: argparse.Namespace) -> None:
         _print(f"The page is at {served.url_with_token} (Ctrl+C ends it).")
         if arguments.browser:
             webbrowser.open(served.url_with_token)
+        with suppress(AttributeError, OSError):  # a training beside it comes first,
+            os.nice(NICE)  # and the browser, were it started from here, would stand back too
 
-    with suppress(AttributeError, OSError):
-        os.nice(NICE)  # a training beside it comes first
     with suppress(KeyboardInterrupt):
         serve(arguments.runs or [RUNS], address, ready)
 

@@ -172,6 +172,22 @@ class Confusion(Snapshot):
     counts: Ints
     classes: tuple[str, ...]
 
+    @property
+    def recall(self) -> NDArray[np.float64]:
+        """(K,) share of each class's images that were recognized; see `recall_of`."""
+        return recall_of(self.counts)
+
+
+def recall_of(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """(K,) the diagonal's share of each row of a confusion matrix; NaN for a class without images.
+
+    Args:
+        counts: (K, K), rows the true class, columns the predicted one.
+    """
+    n = counts.sum(axis=1)
+    right = counts.diagonal().astype(np.float64)
+    return np.divide(right, n, out=np.full(len(n), np.nan), where=n > 0)
+
 
 @dataclass(frozen=True)
 class Mistakes(Snapshot):

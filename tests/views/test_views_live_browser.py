@@ -472,6 +472,25 @@ def test_there_is_always_something_to_read(browser: Any, tmp_path: Path, shots: 
             visit.close()
 
 
+def test_a_run_with_pictures_alone_shows_them(browser: Any, tmp_path: Path) -> None:
+    learn = cl.Learner(
+        mnist_runs.part(300, 100), cl.simple_cnn(1, 10), callbacks=[cl.Pictures()],
+        run=tmp_path / "pictures", progress=False,
+    )  # fmt: skip
+    learn.fit(2)
+    with serving([tmp_path]) as address:
+        visit = Visit(browser, address)
+        assert "No layer was watched" in visit.text("layer")
+        first = visit.page.locator('[data-do="maps"] option').first.inner_text()
+        maps = f'#panel-features [data-do="unit"][data-layer="{first}"]'
+        assert visit.page.locator(maps).count() == 8
+        assert "out" in visit.text("kernels")
+        visit.page.locator("h2").first.click()
+        visit.changes("kernels", lambda: visit.page.keyboard.press("ArrowLeft"))
+        visit.wait("epoch", "0")
+        visit.close()
+
+
 def test_texts_of_a_run_are_never_code(browser: Any, tmp_path: Path) -> None:
     classes = [EVIL, '"><img src=x onerror=alert(1)>', *"23456789"]
     path = mnist_runs.train(tmp_path, mnist_runs.part(300, 100, classes=classes), 1)

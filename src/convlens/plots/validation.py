@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from convlens.errors import ArgumentError
 from convlens.plots.canvas import say_empty
 from convlens.plots.pictures import show_images
-from convlens.snapshots import Confusion, Mistakes
+from convlens.snapshots import Confusion, Mistakes, recall_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def plot_confusion(
     if not counts.any():
         say_empty(ax, NOTHING.format("confusion matrix"))
         return ax
-    recall = _shares(counts)
+    recall = recall_of(counts)
     ax.imshow(_colours(counts, recall), interpolation="nearest")
     if k <= FEW_CLASSES:
         _write_counts(ax, counts, recall)
@@ -120,13 +120,6 @@ def _checked(counts: Any) -> NDArray[np.int64]:  # noqa: ANN401  # it checks wha
             "whole numbers of at least 0: rows the true class, columns the predicted one."
         )
     return array.astype(np.int64)
-
-
-def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(K,) recall: the share of each row on the diagonal, NaN for a class without images."""
-    n = counts.sum(axis=1)
-    right = counts.diagonal().astype(np.float64)
-    return np.divide(right, n, out=np.full(len(n), np.nan), where=n > 0)
 
 
 def _colours(counts: NDArray[np.int64], recall: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -162,14 +162,6 @@ class CompareView:
         """Have ``callback(index)`` called whenever a row is clicked: `Comparison.distances`'s."""
         self.matrix_figure.on_select(callback)
 
-    def set_step(self, step: int | None) -> None:
-        """Mark one step in all figures, or none."""
-        self.axis.set_step(step)
-
-    def follow(self, on: bool) -> None:
-        """Whether all steps are shown as the runs grow; True also goes back to all of them."""
-        self.axis.follow(on)
-
     def _loss_lines(self, color: str) -> _LossLines:
         return _LossLines(
             Lines(self.losses, color, 0.8, alpha=0.35, number=None, dots=False),

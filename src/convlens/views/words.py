@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -119,19 +119,34 @@ def grid_words(grid: Grid) -> str:
     return f"One column of colour is {what}"
 
 
-def findings_list(findings: Sequence[Finding], names: Sequence[str]) -> str:
-    """What the doctor saw, as HTML; a layer's name leads to its plots."""
+def findings_list(
+    findings: Sequence[Finding],
+    names: Sequence[str],
+    lead: Callable[[str, str], str] | None = None,
+) -> str:
+    """What the doctor saw, as HTML; a layer's name leads to its plots.
+
+    Args:
+        findings: from the doctor.
+        names: of the layers that can be led to.
+        lead: from a layer's name and its words in HTML to what leads there; a link to the layer's
+            section of the report if None.
+    """
     if not findings:
         return f"<p class=note>{NO_FINDINGS}</p>"
-    return f"<ul class=findings>{''.join(_finding(f, names) for f in findings)}</ul>"
+
+    def link(name: str, inner: str) -> str:
+        return f'<a href="#layer-{names.index(name)}">{inner}</a>'
+
+    items = "".join(_finding(one, names, lead or link) for one in findings)
+    return f"<ul class=findings>{items}</ul>"
 
 
-def _finding(finding: Finding, names: Sequence[str]) -> str:
+def _finding(finding: Finding, names: Sequence[str], lead: Callable[[str, str], str]) -> str:
     where: list[str] = []
     if finding.layer is not None:
-        where.append(f"layer {text(finding.layer)}")
-        if finding.layer in names:
-            where[-1] = f'<a href="#layer-{names.index(finding.layer)}">{where[-1]}</a>'
+        name = f"layer {text(finding.layer)}"
+        where.append(lead(finding.layer, name) if finding.layer in names else name)
     if finding.first_step is not None:
         where.append(f"from step {finding.first_step:,}")
     place = f" <span class=where>({', '.join(where)})</span>" if where else ""

@@ -37,6 +37,11 @@ class Looking:
     choice: shown.Choice = field(default_factory=shown.Choice)
     shared: bool = False
 
+    @property
+    def of(self) -> str:
+        """The module whose feature maps are shown."""
+        return self.maps or self.layer
+
 
 class Inside:
     """The panels inside a layer.
@@ -50,10 +55,10 @@ class Inside:
         self._run, self._panels = run, panels
         self._probes: Probes | None = None
 
-    def epochs(self, layer: str) -> list[int]:
-        """The epochs of which something of the layer was kept."""
-        kept = {*self._run.snapshot_epochs(FeatureMaps, layer)}
-        return sorted(kept | {*self._run.snapshot_epochs(Kernels, layer)})
+    def epochs(self, looking: Looking) -> list[int]:
+        """The epochs of which something of what is looked at was kept."""
+        kept = {*self._run.snapshot_epochs(FeatureMaps, looking.of)}
+        return sorted(kept | {*self._run.snapshot_epochs(Kernels, looking.layer or looking.of)})
 
     def stages(self, layer: str, layers: Sequence[str]) -> list[str]:
         """The modules of which there are maps from this layer to the next of those watched.
@@ -69,9 +74,9 @@ class Inside:
 
     def show(self, looking: Looking) -> Looking:
         """Put every panel; what is looked at becomes what there is."""
-        run, layer = self._run, looking.layer
+        run, of, put = self._run, looking.of, self._panels.put
+        layer = looking.layer or of  # where no layer was watched there may be pictures all the same
         self._probes = self._probes or run.snapshot(Probes)
-        of = looking.maps or layer
         maps = run.snapshot(FeatureMaps, of, looking.epoch)
         kernels = run.snapshot(Kernels, layer, looking.epoch)
         fields = run.snapshot(FieldIntervals, of)
@@ -83,18 +88,13 @@ class Inside:
             choice = shown.settle(choice, maps, self._probes)
             looking = replace(looking, choice=choice)
         epochs = run.snapshot_epochs(FeatureMaps, of)
-        self._put(
-            "features", shown.features(maps, self._probes, epochs, looking.choice, looking.shared)
-        )
-        self._put("unit", shown.unit(maps, self._probes, fields, effective, looking.choice))
+        put("features", shown.features(maps, self._probes, epochs, looking.choice, looking.shared))
+        put("unit", shown.unit(maps, self._probes, fields, effective, looking.choice))
         before = maps if of == layer else run.snapshot(FeatureMaps, layer, looking.epoch)
-        self._put("window", shown.window(kernels, self._probes, before, looking.choice))
+        put("window", shown.window(kernels, self._probes, before, looking.choice))
         epochs = run.snapshot_epochs(Kernels, layer)
-        self._put("kernels", shown.kernels(kernels, epochs, looking.choice.channel))
+        put("kernels", shown.kernels(kernels, epochs, looking.choice.channel))
         return looking
-
-    def _put(self, name: str, html: str) -> None:
-        self._panels.put(name, html)
 
 
 def neighbour(epochs: Sequence[int], epoch: int | None, step: int) -> int | None:

@@ -78,7 +78,6 @@ class RunScreen:
         self.title = f"{self._run.name} – convlens"
         self._quantity = asked.get("quantity", "")
         self._quantity = self._quantity if self._quantity in QUANTITIES else "near_zero"
-        self._log: bool | None = None
         self._smooth = SMOOTH
         self._playing: Any = None
         self._shown: object = None
@@ -406,7 +405,7 @@ class RunScreen:
         return names.index(self._looking.layer) if self._looking.layer in names else None
 
     def _epochs(self) -> list[int]:
-        return self._inside.epochs(self._looking.layer)
+        return self._inside.epochs(self._looking)
 
     def _last_step(self) -> int:
         """The newest step of anything that was recorded: a watched loop records no loss."""

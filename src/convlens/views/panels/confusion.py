@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convlens.snapshots import Bytes, Confusion
+from convlens.snapshots import Bytes, Confusion, recall_of
 from convlens.views.markup import NONE, percent, text
 from convlens.views.panels.elements import (
     button,
@@ -84,7 +84,7 @@ def pairs(counts: np.ndarray) -> list[tuple[int, int, int]]:
 
 def _facts(kept: Confusion) -> list[tuple[str, str]]:
     total, right = int(kept.counts.sum()), int(np.trace(kept.counts))
-    recall = _recall(kept)
+    recall = kept.recall
     facts = [("right", percent(right / total)), ("mistakes", f"{total - right:,} of {total:,}")]
     if np.isfinite(recall).any():
         worst = int(np.nanargmin(recall))
@@ -92,24 +92,17 @@ def _facts(kept: Confusion) -> list[tuple[str, str]]:
     return facts
 
 
-def _recall(kept: Confusion) -> np.ndarray:
-    """(K,) share of each class's images that were recognized; NaN without any."""
-    n = kept.counts.sum(axis=1)
-    return np.where(n > 0, np.diag(kept.counts) / np.maximum(n, 1), np.nan)
-
-
 def _shares(counts: np.ndarray) -> np.ndarray:
     """(K, K) how strong a cell's colour is: mistakes by the logarithm, the diagonal by recall."""
     off = counts.astype(np.float64)
     np.fill_diagonal(off, 0)
     shares = np.log1p(off) / (np.log1p(off.max()) or 1.0)
-    n = np.maximum(counts.sum(axis=1), 1)
-    np.fill_diagonal(shares, np.diag(counts) / n)
+    np.fill_diagonal(shares, np.nan_to_num(recall_of(counts)))
     return shares
 
 
 def _table(kept: Confusion, pair: Pair | None, live: bool) -> str:
-    shares, recall = _shares(kept.counts), _recall(kept)
+    shares, recall = _shares(kept.counts), kept.recall
     heads = "".join(f'<th scope="col"><span>{text(name)}</span></th>' for name in kept.classes)
     top = (
         f'<tr><th class="corner" scope="col">true ↓ predicted →</th>{heads}'
@@ -160,7 +153,7 @@ def _picture(kept: Confusion, pair: Pair | None, live: bool) -> str:
     words = '<p class="soft">rows: true class, columns: predicted, in the same order</p>'
     if n > MOST_NAMES:
         return f'<div class="many plain">{grid}</div>{words}'
-    recall = _recall(kept)
+    recall = kept.recall
     names = "".join(f"<span>{text(name)}</span>" for name in kept.classes)
     sides = "".join(f"<span>{_bar(float(r))}</span>" for r in recall)
     return (

@@ -97,24 +97,11 @@ def findings(found: Sequence[Finding], layers: Sequence[str], live: bool = True)
         layers: names of the layers that can be opened.
         live: whether it answers.
     """
-    if not found or not live:
-        return panel("found", words.findings_list(found, layers))
-    items = "".join(_finding(one, layers) for one in found)
-    return panel("found", f'<ul class="findings">{items}</ul>')
 
+    def lead(name: str, inner: str) -> str:
+        return button(inner, "layer", {"name": name}, True, "link")
 
-def _finding(finding: Finding, layers: Sequence[str]) -> str:
-    where: list[str] = []
-    if finding.layer is not None:
-        name = text(f"layer {finding.layer}")
-        data = {"name": finding.layer}
-        where.append(button(name, "layer", data, finding.layer in layers, "link"))
-    if finding.first_step is not None:
-        where.append(f"from step {finding.first_step:,}")
-    place = f' <span class="where">({", ".join(where)})</span>' if where else ""
-    kind = finding.severity if finding.severity in ("good", "note", "problem") else "note"
-    badge = f'<span class="badge">{text(finding.severity)}</span>'
-    return f'<li class="{kind}">{badge}<span>{text(finding.text)}{place}</span></li>'
+    return panel("found", words.findings_list(found, layers, lead if live else None))
 
 
 def _short(status: str, kind: str) -> str:
