@@ -75,7 +75,7 @@ def test_figures_show_what_a_view_that_never_saw_less_shows(tmp_path: Path) -> N
     for name in its:
         np.testing.assert_allclose(mine[name][0], its[name][0], rtol=1e-6)
     for one, other in zip(view.heat.quantiles, fresh.heat.quantiles, strict=True):
-        np.testing.assert_array_equal(one._source.data["ys"], other._source.data["ys"])
+        np.testing.assert_array_equal(one.lines["ys"], other.lines["ys"])
     np.testing.assert_array_equal(view.heat._bad.data["left"], fresh.heat._bad.data["left"])
 
 

@@ -217,11 +217,11 @@ def test_both_losses_are_on_one_axis():
     view.update(side("first", 300), side("second", 200, 3 * healthy_loss(200)), compare(a, a))
 
     assert view.axis.whole == (-0.5, 299.5)
-    smooth = [lines.smooth._source.data for lines in view._lines]
+    smooth = [lines.smooth.lines for lines in view._lines]
     assert [data["name"] for data in smooth] == [["first"], ["second"]]
     assert [len(data["xs"][0]) for data in smooth] == [300, 200]
-    assert [item.label.value for item in view._entries] == ["first", "second"] * 2
-    assert view.losses[0].y_range.end > 3 * healthy_loss(200).max()
+    assert [item.label.value for item in view._entries] == ["first", "second"]
+    assert view.loss.plot(False).y_range.end > 3 * healthy_loss(200).max()
     assert view.matrix_figure.plot.title.text == (
         "Layers: distance of the two runs (total variation)"
     )
@@ -249,7 +249,7 @@ def test_runs_that_have_not_begun_say_so():
 
     view.update(side("a" * 80, 0), side("b", 0), Comparison([], []))
 
-    assert view._messages[0].text == "Neither run has a step with a finite loss."
+    assert view.loss.text == "Neither run has a step with a finite loss."
     assert view.matrix_figure.message.text == "The runs share no layer and step."
 
 
@@ -263,8 +263,10 @@ def test_it_is_chosen_and_zoomed_like_a_run():
     view.matrix_figure.plot._trigger_event(Tap(view.matrix_figure.plot, y=1.2))
     view.set_log(True)
     view.axis.range.update(start=2, end=4)
-    view.losses[0]._trigger_event(DoubleTap(view.losses[0]))
+    log = view.loss.plot(True)
+    log._trigger_event(DoubleTap(log))
 
     assert chosen == [1]
-    assert [plot.visible for plot in view.losses] == [False, True]
+    assert [view.loss.plot(log).visible for log in (False, True)] == [False, True]
+    assert [item.label.value for item in view._entries] == ["first", "second"] * 2
     assert view.axis.range.start == -0.5

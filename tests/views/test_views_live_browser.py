@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -370,6 +371,10 @@ def test_dark_follows_the_system_and_the_choice(
     visit = visit_run(browser, served, key, scheme="dark")
     assert visit.says("theme") == "dark"
     visit.keep("dark", shots)
+    visit.page.locator("#root-matrix").hover(position={"x": 300, "y": 80})
+    tip = visit.page.locator(".bk-Tooltip")
+    card = "rgb(22, 27, 32)"
+    assert tip.first.evaluate("e => getComputedStyle(e).backgroundColor") == card
     with visit.page.expect_navigation():
         visit.page.select_option("#theme", "light")
     visit.wait("drawn", "all")
@@ -517,24 +522,27 @@ def test_the_page_goes_on_when_a_run_is_deleted(browser: Any, tmp_path: Path) ->
         visit.close()
 
 
-def start_command(base: Path, port: int = 0) -> tuple[subprocess.Popen[str], Address]:
-    """The command itself, and where it says that the page is."""
-    command = [sys.executable, "-m", "convlens", "view", str(base), "--no-browser"]
-    process = subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.PIPE, text=True, bufsize=1
-    )
-    assert process.stdout is not None
-    found = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
-    assert found is not None
-    return process, Address(port=int(found[1]))
+@contextmanager
+def command(base: Path, port: int = 0) -> Iterator[tuple[subprocess.Popen[str], Address]]:
+    """The command itself, and where it says that the page is; it ends with the test."""
+    words = [sys.executable, "-m", "convlens", "view", str(base), "--no-browser"]
+    with subprocess.Popen(
+        [*words, "--port", str(port)], stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        try:
+            assert process.stdout is not None
+            found = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
+            assert found is not None
+            yield process, Address(port=int(found[1]))
+        finally:
+            process.kill()
 
 
 def test_a_server_that_ends_is_told_and_found_again(
     browser: Any, tmp_path: Path, shots: Path
 ) -> None:
     run = write_healthy(tmp_path)
-    first, address = start_command(tmp_path)
-    with first:
+    with command(tmp_path) as (first, address):
         visit = Visit(browser, address, f"?run={key_of(run.path)}")
         visit.page.keyboard.press("j")
         visit.wait("layer", "0.2")
@@ -543,8 +551,7 @@ def test_a_server_that_ends_is_told_and_found_again(
     assert "connection to the server is lost" in visit.text("trouble")
     visit.keep("lost", shots)
     visit.page.keyboard.press("j")  # nobody is there to hear it
-    second, _ = start_command(tmp_path, address.port)
-    with second:
+    with command(tmp_path, address.port):
         visit.wait("drawn", "all")
         assert visit.says("layer") == "0.2"
         assert visit.text("trouble") == ""
@@ -553,4 +560,3 @@ def test_a_server_that_ends_is_told_and_found_again(
         # Chromium itself reports every request that finds no server.
         visit.said = [said for said in visit.said if "ERR_CONNECTION_REFUSED" not in said]
         visit.close()
-        second.kill()

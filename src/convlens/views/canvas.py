@@ -22,12 +22,12 @@ from bokeh.models import (
     DataRenderer,
     FixedTicker,
     HoverTool,
+    LayoutDOM,
     LinearAxis,
     NoOverlap,
     Range1d,
     Span,
     UIElement,
-    VSpan,
 )
 from bokeh.plotting import figure
 from bokeh.themes import Theme
@@ -142,15 +142,24 @@ def darken(root: Model) -> None:
     """Give a root and all models that it holds the colours of a dark page.
 
     What the page's script does to a report: each colour in `DARK` is replaced wherever a model has
-    it. Colour maps and data stay. What a theme gives is given by `dark_theme`.
+    it. Colour maps and data stay. What a theme gives is given by `dark_theme`, and what is added
+    later takes its colours by `match`.
     """
     for model in root.references():
+        if isinstance(model, LayoutDOM):
+            model.tags = ["dark"]
         changed: dict[str, Any] = {}
         for name, value in model.properties_with_values(include_defaults=False).items():
             color = value.value if isinstance(value, Value) else value
             if isinstance(color, str) and color in DARK:
                 changed[name] = DARK[color]
         model.update(**changed)
+
+
+def match(model: Model, place: Model) -> None:
+    """Give what is added to a figure or a layout later the colours that it has by now."""
+    if "dark" in place.tags:
+        darken(model)
 
 
 class StepAxis:
@@ -168,7 +177,7 @@ class StepAxis:
         self.range = Range1d(start=low, end=high, bounds=(low, high), min_interval=1, name=STEPS)
         self.cursor = Span(dimension="height", line_color=SOFT, line_width=1, line_dash="dotted")
         self.marked = Span(dimension="height", line_color=INK, line_width=1.5, visible=False)
-        self._ends = ColumnDataSource({"x": _ends(epochs)})
+        self._ends = FixedTicker(ticks=_ends(epochs))
         self._ticker = FixedTicker()
         self._names: list[LinearAxis] = []
         self._whole = (low, high)
@@ -223,10 +232,11 @@ class StepAxis:
         plot.add_layout(self.marked)
         return plot
 
-    def mark_epochs(self, plot: figure, color: str = FRAME) -> None:
-        """A dashed line where each epoch ends; on top of what has been drawn so far."""
-        marks = VSpan(x="x", line_color=color, line_dash=[4, 4], line_width=1)
-        plot.add_glyph(self._ends, marks)
+    def mark_epochs(self, plot: figure, color: str = FRAME, *, above: bool = False) -> None:
+        """A dashed line where each epoch ends, below what is drawn or above it."""
+        (grid,) = plot.xgrid
+        grid.update(ticker=self._ends, visible=True, level="guide" if above else "underlay")
+        grid.update(grid_line_color=color, grid_line_dash=[4, 4], grid_line_width=1)
 
     def update(self, span: tuple[int, int], epochs: Sequence[Epoch]) -> None:
         """Follow a run that has grown; whoever has zoomed in keeps what they look at."""
@@ -239,7 +249,7 @@ class StepAxis:
                 self.range.update(start=low, end=high)
         if list(epochs) != list(self.epochs):
             self.epochs = epochs
-            self._ends.data = {"x": _ends(epochs)}
+            self._ends.ticks = _ends(epochs)
             self._write_names()
 
     def follow(self, on: bool) -> None:

@@ -21,7 +21,7 @@ from convlens.views.canvas import StepAxis, retitle, short
 from convlens.views.curves import SMOOTH
 from convlens.views.distances import Comparison
 from convlens.views.layer_view import CHOOSE, NO_COLUMNS, HeatFigure
-from convlens.views.lines import Lines, Message, Series, ValueRange, legend_beside
+from convlens.views.lines import Lines, LossScales, Series, legend_beside
 from convlens.views.matrix import MatrixFigure
 from convlens.views.overview import REACH, align
 from convlens.views.timeline import MAX_CELLS, Grid, condense, grid_of
@@ -82,25 +82,18 @@ class CompareView:
         heights: CompareHeights = CompareHeights(),
     ) -> None:
         self.axis = StepAxis((0, 0)) if axis is None else axis
-        self._ranges = (ValueRange(), ValueRange(log=True))
-        self.losses = [
-            self.axis.figure(title, "loss", heights.loss, reach.range, log=log, say_steps=False)
-            for title, reach, log in zip(
-                ("Loss", "Loss (log scale)"), self._ranges, (False, True), strict=True
-            )
-        ]
-        self._lines = [self._loss_lines(color) for color in (BLUE, ORANGE)]
-        self._entries = [item for plot in self.losses for item in self._legend(plot)]
-        self._messages = [Message(plot) for plot in self.losses]
+        self._lines = [_loss_lines(color) for color in (BLUE, ORANGE)]
+        self._entries: list[LegendItem] = []
+        self._names = ("A", "B")
+        self.loss = LossScales(self.axis, heights.loss, self._fill)
         self.matrix_figure = MatrixFigure(self.axis, heights.matrix, length=14)
         self.heats = [HeatFigure(self.axis, heights.heat) for _ in range(2)]
-        for plot in (*self.losses, self.matrix_figure.plot):
-            align(plot)
-        plots = [*self.losses, self.matrix_figure.plot, *(heat.plot for heat in self.heats)]
-        for plot in plots:
+        matrix, heats = self.matrix_figure.plot, [heat.plot for heat in self.heats]
+        align(matrix)
+        for plot in (matrix, *heats):
             plot.on_event(DoubleTap, lambda: self.axis.follow(True))
-        self.overview: UIElement = column(*plots[:3], sizing_mode="stretch_width")
-        self.layer: UIElement = column(*plots[3:], sizing_mode="stretch_width")
+        self.overview: UIElement = column(self.loss.root, matrix, sizing_mode="stretch_width")
+        self.layer: UIElement = column(*heats, sizing_mode="stretch_width")
         self._sides: tuple[Side, Side] | None = None
         self.set_log(False)
         self.show_layer(None)
@@ -116,13 +109,11 @@ class CompareView:
         bands = [side.curves.loss for side in (a, b)]
         valid = [e.valid_loss for side in (a, b) for e in side.epochs if e.valid_loss is not None]
         values = np.concatenate([*(one.low for one in bands), *(one.high for one in bands), valid])
-        for reach in self._ranges:
-            reach.fit(values)
-        for message in self._messages:
-            nothing = not np.isfinite(values).any()
-            message.say("Neither run has a step with a finite loss." if nothing else "")
-        for item, side in zip(self._entries, (a, b) * 2, strict=True):
-            item.label = value(short(side.name, 12))
+        self.loss.fit(values)
+        nothing = not np.isfinite(values).any()
+        self.loss.say("Neither run has a step with a finite loss." if nothing else "")
+        self._names = (short(a.name, 12), short(b.name, 12))
+        self._name_lines()
         self.matrix_figure.update(matrix)
 
     def show_layer(
@@ -152,7 +143,7 @@ class CompareView:
 
     def set_log(self, log: bool) -> None:
         """Whether the losses have a logarithmic axis."""
-        self.losses[0].visible, self.losses[1].visible = not log, log
+        self.loss.show(log)
 
     def select(self, index: int | None) -> None:
         """Outline a row of the matrix, or none."""
@@ -162,16 +153,18 @@ class CompareView:
         """Have ``callback(index)`` called whenever a row is clicked: `Comparison.distances`'s."""
         self.matrix_figure.on_select(callback)
 
-    def _loss_lines(self, color: str) -> _LossLines:
-        return _LossLines(
-            Lines(self.losses, color, 0.8, alpha=0.35, number=None, dots=False),
-            Lines(self.losses, color, 2.2, number="0.0000"),
-            Lines(self.losses, color, 1.2, dashed=True, number="0.0000", dots=True),
-        )
+    def _fill(self, plot: figure) -> None:
+        align(plot)
+        for lines in self._lines:
+            for one in (lines.raw, lines.smooth, lines.valid):
+                one.join(plot)
+        entries = [("", lines.smooth.renderer(plot)) for lines in self._lines]
+        self._entries += legend_beside(plot, entries)
+        self._name_lines()
 
-    def _legend(self, plot: figure) -> list[LegendItem]:
-        entries = [(name, one.smooth) for name, one in zip("AB", self._lines, strict=True)]
-        return legend_beside(plot, entries)
+    def _name_lines(self) -> None:
+        for i, item in enumerate(self._entries):
+            item.label = value(self._names[i % 2])
 
     def _draw_loss(self, side: Side, lines: _LossLines) -> None:
         curves, name = side.curves, short(side.name, 20)
@@ -186,6 +179,14 @@ class CompareView:
         measured = [(e.last_step, e.valid_loss) for e in side.epochs if e.valid_loss is not None]
         x, y = np.array(measured, np.float64).reshape(-1, 2).T
         lines.valid.draw([Series(f"{name}, validation", x, y)] if measured else [])
+
+
+def _loss_lines(color: str) -> _LossLines:
+    return _LossLines(
+        Lines([], color, 0.8, alpha=0.35, number=None, dots=False),
+        Lines([], color, 2.2, number="0.0000"),
+        Lines([], color, 1.2, dashed=True, number="0.0000", dots=True),
+    )
 
 
 def _show(heat: HeatFigure, history: LayerHistory, title: str) -> None:

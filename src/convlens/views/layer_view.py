@@ -36,7 +36,7 @@ from convlens.runs.pieces import Series as Recorded
 from convlens.sketch import Floats
 from convlens.views.canvas import MIN_WIDTH, PALE, StepAxis, relabel, retitle, short
 from convlens.views.cells import QUANTILES, LayerCells
-from convlens.views.lines import MARGIN, Lines, Message, Series, ValueRange, put
+from convlens.views.lines import MARGIN, Drawn, Lines, Message, Series, ValueRange
 from convlens.views.matrices import name_in_module
 from convlens.views.timeline import EMPTY, Grid, Heat, heat_of
 
@@ -44,6 +44,8 @@ WHITE, CLEAR = "#ffffff", "rgba(0, 0, 0, 0)"
 
 TIPS = ("above", "below", "horizontal")
 """Where the values of each colour's lines stand."""
+
+SIDES = ("left", "right", "top", "bottom")
 
 CHOOSE = "Choose a layer: click a row of the matrix."
 NO_COLUMNS = "Nothing of this layer was recorded: it took part in no batch yet."
@@ -68,7 +70,7 @@ class HeatFigure:
         self._counts = counts
         self._values = Range1d(start=-1.0, end=1.0)
         self.plot = plot = axis.figure("Activations", "activation", height, self._values)
-        plot.grid.visible = False
+        plot.ygrid.visible = False
         plot.background_fill_color = PALE
         palette = viridis(EMPTY)
         self._mapper = LinearColorMapper(palette=palette, low=0, high=EMPTY - 1, high_color=CLEAR)
@@ -83,9 +85,20 @@ class HeatFigure:
             Lines([plot], WHITE, 1.2, alpha=0.8, **style),
             Lines([plot], WHITE, 1.0, alpha=0.8, dashed=True, **style),
         ]
-        axis.mark_epochs(plot, WHITE)
-        self._bad = ColumnDataSource({"left": [], "right": [], "top": [], "bottom": []})
-        self._mark_bad()
+        axis.mark_epochs(plot, WHITE, above=True)
+        self._bad = Drawn(
+            lambda: Quad(
+                left="left",
+                right="right",
+                top="top",
+                bottom="bottom",
+                fill_color=ORANGE,
+                line_color=None,
+            ),
+            ("left", "right", "top", "bottom"),
+            hover={"tooltips": [("batch", "$x{0,0}"), ("here", NONFINITE_LABEL)]},
+        )
+        self._bad.join(plot)
         self._ticks = FixedTicker()
         self._bar = ColorBar(
             color_mapper=self._mapper, ticker=self._ticks, title="values per bin (log scale)"
@@ -146,7 +159,7 @@ class HeatFigure:
         """Show nothing but a sentence."""
         self.source.data = _no_image(self._counts)
         self._grid, self._range = None, (np.nan, np.nan)
-        self._bad.data = {"left": [], "right": [], "top": [], "bottom": []}
+        self._bad.put({side: [] for side in SIDES})
         for lines in self.quantiles:
             lines.draw([])
         retitle(self.plot, "Activations")
@@ -169,10 +182,6 @@ class HeatFigure:
             edges = np.linspace(heat.low, heat.high, rows + 1)
             low, high = edges[:-1, None].astype(np.float32), edges[1:, None].astype(np.float32)
             found |= {"low": [_filled(low, shape)], "high": [_filled(high, shape)]}
-        if grid != self._grid:
-            first = grid.first + grid.width * np.arange(grid.n_cells, dtype=np.int32)[None]
-            last = first + np.int32(grid.width - 1)
-            found |= {"first": [_filled(first, shape)], "last": [_filled(last, shape)]}
         return found
 
     def _draw_quantiles(self, x: Floats, values: Sequence[Floats] | Floats) -> None:
@@ -183,19 +192,12 @@ class HeatFigure:
         quarters.draw([*lines[1:2], *lines[3:4]])
         tails.draw([*lines[:1], *lines[4:]])
 
-    def _mark_bad(self) -> None:
-        band = Quad(left="left", right="right", top="top", bottom="bottom", fill_color=ORANGE)
-        band.line_color = None
-        renderer = self.plot.add_glyph(self._bad, band)
-        tips = [("batch", "$x{0,0}"), ("here", NONFINITE_LABEL)]
-        self.plot.add_tools(HoverTool(renderers=[renderer], tooltips=tips))
-
     def _draw_bad(self, history: LayerHistory, grid: Grid, heat: Heat) -> None:
         """An orange band along the top where values are NaN or infinite."""
         left = grid.first - 0.5 + grid.cells(history)[history.nonfinite > 0] * grid.width
         bottom = heat.high - 0.04 * (heat.high - heat.low)
         top, low = np.full(len(left), heat.high), np.full(len(left), bottom)
-        put(self._bad, {"left": left, "right": left + grid.width, "top": top, "bottom": low})
+        self._bad.put({"left": left, "right": left + grid.width, "top": top, "bottom": low})
 
     def _say_counts(self, history: LayerHistory, grid: Grid, heat: Heat) -> None:
         """The colour bar, and what is not among the colours."""
@@ -353,11 +355,10 @@ class StatFigure:
             Lines([self.plot], color, dashed=i == 1, tip=tip)
             for i, (color, tip) in enumerate(zip(colors, TIPS, strict=False))
         ]
-        self._items = [LegendItem(label="", renderers=slot.renderers[:1]) for slot in self.slots]
-        legend = Legend(
-            items=self._items, orientation="horizontal", location="top_right", margin=2, spacing=10
-        )
+        self._items = [LegendItem(visible=False) for _ in self.slots]
+        legend = Legend(items=list(self._items), orientation="horizontal", margin=2, spacing=10)
         legend.update(label_text_font_size="11px", glyph_width=14, glyph_height=12, padding=0)
+        legend.location = "top_right"
         self.plot.add_layout(legend, "above")  # inside it would need free room in every axis
         self.message = Message(self.plot)
 
@@ -377,15 +378,22 @@ class StatFigure:
             reach: what the y axis spans; None for what is drawn.
         """
         padded = [list(groups[i]) if i < len(groups) else [] for i in range(len(self.slots))]
-        several = sum(map(len, padded)) > 1
-        for slot, item, lines in zip(self.slots, self._items, padded, strict=True):
+        for slot, lines in zip(self.slots, padded, strict=True):
             slot.draw(lines)
-            name = f"{lines[0].name} …" if len(lines) > 1 else "".join(one.name for one in lines)
-            item.update(label=value(name), visible=several and bool(lines))
+        self._explain(padded)
         values = np.concatenate([np.zeros(0), *(one.y for group in groups for one in group)])
         seen = self._range.fit(values, reach)
         retitle(self.plot, title or self._title)
         self.message.say("" if seen else nothing)
+
+    def _explain(self, groups: Sequence[Sequence[Series]]) -> None:
+        """The legend, where there are several lines."""
+        several = sum(map(len, groups)) > 1
+        for slot, item, lines in zip(self.slots, self._items, groups, strict=True):
+            if several and lines and not item.renderers:
+                item.renderers = [slot.renderer(self.plot)]
+            name = f"{lines[0].name} …" if len(lines) > 1 else "".join(one.name for one in lines)
+            item.update(label=value(name), visible=several and bool(lines))
 
 
 def draw_moments(mean: StatFigure, std: StatFigure, history: LayerHistory) -> None:
@@ -453,15 +461,15 @@ def _count_ticks(peak: float) -> dict[float, str]:
 def _tips(counts: bool, width: int) -> list[tuple[str, str]]:
     if not counts:
         return [("batch", "$x{0}"), ("activation", "$y{0.000}")]
-    batches = ("batch", "@first{0,0}") if width == 1 else ("batches", "@first{0,0} to @last{0,0}")
-    word = "values" if width == 1 else "values per batch"
-    return [batches, ("activation", "@low{0.0000} to @high{0.0000}"), (word, "@count{0,0}")]
+    word = "values" if width == 1 else f"values, mean of {width:,} batches"
+    values = ("activation", "@low{0.0000} to @high{0.0000}")
+    return [("batch", "$x{0,0}"), values, (word, "@count{0,0}")]
 
 
 def _no_image(counts: bool) -> dict[str, list[NDArray[np.generic]]]:
     names = ["image", "x", "y", "dw", "dh"]
     if counts:
-        names += ["count", "low", "high", "first", "last"]
+        names += ["count", "low", "high"]
     return {name: [] for name in names}
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from bokeh.events import DoubleTap
+from bokeh.layouts import column
 from bokeh.models import (
+    Column,
     ColumnDataSource,
     GlyphRenderer,
     HoverTool,
@@ -19,12 +22,13 @@ from bokeh.models import (
     Scatter,
     VStrip,
 )
+from bokeh.models.glyph import Glyph
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
 from convlens.plots.canvas import FEW, NONFINITE_LABEL, ORANGE
 from convlens.sketch import Flags, Floats, Ints
-from convlens.views.canvas import FONT, INK, SOFT
+from convlens.views.canvas import FONT, INK, SOFT, StepAxis, match
 
 MARGIN = 92
 """Pixels on the right of figures that stand above one another, for legends and colour bars."""
@@ -48,11 +52,70 @@ class Series:
     y: Floats | NDArray[np.float32]
 
 
+class Drawn:
+    """One kind of glyph with its data, in one or several figures.
+
+    It is added to them when there is something to draw: a page of a dozen figures has hundreds of
+    models, each of which is made by the session, sent, and made once more by the browser.
+
+    Args:
+        glyph: makes it.
+        columns: names of its data's columns.
+        range_name: the y range it belongs to.
+        hover: properties of the tooltip, None for none.
+
+    Attributes:
+        data: what is drawn.
+    """
+
+    def __init__(
+        self,
+        glyph: Callable[[], Glyph],
+        columns: Sequence[str],
+        *,
+        range_name: str = "default",
+        hover: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._make, self._range_name, self._hover = glyph, range_name, hover
+        self.data: Mapping[str, Any] = {name: [] for name in columns}
+        self._made: tuple[ColumnDataSource, Glyph] | None = None
+        self._renderers: dict[figure, GlyphRenderer[Any] | None] = {}
+
+    def join(self, plot: figure) -> None:
+        """Draw the same in another figure too."""
+        self._renderers[plot] = None
+        if self._made is not None:
+            self.renderer(plot)
+
+    def renderer(self, plot: figure) -> GlyphRenderer[Any]:
+        """What draws it in one of the figures, for its legend."""
+        if self._made is None:
+            self._made = ColumnDataSource(dict(self.data)), self._make()
+        drawn = self._renderers[plot]
+        if drawn is None:
+            source, glyph = self._made
+            drawn = plot.add_glyph(source, glyph, y_range_name=self._range_name)
+            match(drawn, plot)
+            self._renderers[plot] = drawn
+            if self._hover is not None:
+                plot.add_tools(HoverTool(renderers=[drawn], **self._hover))
+        return drawn
+
+    def put(self, data: Mapping[str, Any]) -> None:
+        """Draw these data."""
+        self.data = data
+        if self._made is not None:
+            put(self._made[0], data)
+        elif any(len(column) for column in data.values()):
+            for plot in self._renderers:
+                self.renderer(plot)
+
+
 class Lines:
     """The lines of one colour in one or several figures; where points are few they are dots too.
 
     Args:
-        plots: the figures, which show the same.
+        plots: the figures, which show the same; `join` adds others.
         color: of the lines.
         width: in pixels.
         dashed: whether they are dashed.
@@ -77,37 +140,57 @@ class Lines:
         range_name: str = "default",
         tip: str = "horizontal",
     ) -> None:
-        self._source = ColumnDataSource({"xs": [], "ys": [], "name": []})
-        self._points = ColumnDataSource({"x": [], "y": []})
+        line: dict[str, Any] = {"line_color": color, "line_width": width, "line_alpha": alpha}
+        point: dict[str, Any] = {"fill_color": color, "fill_alpha": alpha, "line_color": None}
+        line["line_dash"] = [6, 4] if dashed else []
+        hover = None
+        if number is not None:
+            # In a label Bokeh would show the placeholder itself.
+            tips = [("batch", "$snap_x{0,0}"), ("", f"@name: $snap_y{{{number}}}")]
+            hover = {"tooltips": tips, "mode": "vline", "attachment": tip}
         self._dots = dots
-        self.renderers: list[GlyphRenderer[Any]] = []
-        dash = [6, 4] if dashed else []
-        line = MultiLine(
-            xs="xs", ys="ys", line_color=color, line_width=width, line_alpha=alpha, line_dash=dash
+        self._lines = Drawn(
+            lambda: MultiLine(xs="xs", ys="ys", **line),
+            ("xs", "ys", "name"),
+            range_name=range_name,
+            hover=hover,
         )
-        point = Scatter(x="x", y="y", size=5, fill_color=color, line_color=None, fill_alpha=alpha)
+        self._points = Drawn(
+            lambda: Scatter(x="x", y="y", size=5, **point), ("x", "y"), range_name=range_name
+        )
         for plot in plots:
-            drawn = plot.add_glyph(self._source, line, y_range_name=range_name)
-            dotted = plot.add_glyph(self._points, point, y_range_name=range_name)
-            self.renderers += [drawn, dotted]
-            if number is not None:
-                # In a label Bokeh would show the placeholder itself.
-                tips = [("batch", "$snap_x{0,0}"), ("", f"@name: $snap_y{{{number}}}")]
-                hover = HoverTool(renderers=[drawn], tooltips=tips, mode="vline")
-                hover.update(attachment=tip)
-                plot.add_tools(hover)
+            self.join(plot)
+
+    @property
+    def lines(self) -> Mapping[str, Any]:
+        """What is drawn: ``xs``, ``ys`` and ``name`` of each line."""
+        return self._lines.data
+
+    @property
+    def points(self) -> Mapping[str, Any]:
+        """The dots: ``x`` and ``y``."""
+        return self._points.data
+
+    def join(self, plot: figure) -> None:
+        """Draw the same in another figure too."""
+        self._lines.join(plot)
+        self._points.join(plot)
+
+    def renderer(self, plot: figure) -> GlyphRenderer[Any]:
+        """What draws the lines in one of the figures, for its legend."""
+        return self._lines.renderer(plot)
 
     def draw(self, series: Sequence[Series]) -> None:
         """Show these instead of whatever was shown."""
         xs = [one.x.astype(np.float32) for one in series]
         with np.errstate(over="ignore"):  # what float32 cannot hold is drawn as a gap
             ys = [one.y.astype(np.float32) for one in series]
-        put(self._source, {"xs": xs, "ys": ys, "name": [one.name for one in series]})
+        self._lines.put({"xs": xs, "ys": ys, "name": [one.name for one in series]})
         few = [i for i, y in enumerate(ys) if self._dotted(y)]
         none = np.zeros(0, np.float32)
         x = np.concatenate([none, *(xs[i] for i in few)])
         y = np.concatenate([none, *(ys[i] for i in few)])
-        put(self._points, {"x": x, "y": y})
+        self._points.put({"x": x, "y": y})
 
     def _dotted(self, y: NDArray[np.float32]) -> bool:
         return bool(np.isfinite(y).sum() <= FEW) if self._dots is None else self._dots
@@ -135,44 +218,43 @@ class Strips:
     """Stretches of steps with values that are NaN or infinite, as coloured strips."""
 
     def __init__(self, plots: Sequence[figure], word: str = NONFINITE_LABEL) -> None:
-        self._source = ColumnDataSource({"left": [], "right": []})
-        strip = VStrip(x0="left", x1="right", fill_color=ORANGE, fill_alpha=0.35, line_color=None)
+        strip: dict[str, Any] = {"fill_color": ORANGE, "fill_alpha": 0.35, "line_color": None}
+        self.drawn = Drawn(
+            lambda: VStrip(x0="left", x1="right", **strip),
+            ("left", "right"),
+            hover={"tooltips": [("batch", "$x{0,0}"), ("here", word)]},
+        )
         for plot in plots:
-            drawn = plot.add_glyph(self._source, strip)
-            tips = [("batch", "$x{0,0}"), ("here", word)]
-            plot.add_tools(HoverTool(renderers=[drawn], tooltips=tips))
+            self.join(plot)
+
+    def join(self, plot: figure) -> None:
+        """Mark the same in another figure too."""
+        self.drawn.join(plot)
 
     def draw(self, first: Ints, last: Ints, bad: Flags) -> None:
         """Mark the columns that are bad; neighbours become one strip."""
         begins = np.flatnonzero(bad & ~np.append(False, bad[:-1]))
         ends = np.flatnonzero(bad & ~np.append(bad[1:], False))
-        put(self._source, {"left": first[begins] - 0.5, "right": last[ends] + 0.5})
+        self.drawn.put({"left": first[begins] - 0.5, "right": last[ends] + 0.5})
 
 
 class Message:
-    """A sentence inside a figure that has nothing to show."""
+    """A sentence inside a figure that has nothing to show.
+
+    Attributes:
+        text: what it says, empty if nothing.
+    """
 
     def __init__(self, plot: figure) -> None:
-        self._label = Label(
-            x=10,
-            y=10,
-            x_units="screen",
-            y_units="screen",
-            text="",
-            text_color=SOFT,
-            text_font=FONT,
-            text_font_size="13px",
-            visible=False,
-        )
+        self.text = ""
+        # In place from the start: what is put around a figure later is not always drawn by Bokeh.
+        self._label = Label(x=10, y=10, x_units="screen", y_units="screen", text_color=SOFT)
+        self._label.update(text="", text_font=FONT, text_font_size="13px", visible=False)
         plot.add_layout(self._label)
-
-    @property
-    def text(self) -> str:
-        """What it says, empty if nothing."""
-        return str(self._label.text) if self._label.visible else ""
 
     def say(self, text: str) -> None:
         """Say this; nothing if it is empty."""
+        self.text = text
         self._label.update(text=text, visible=bool(text))
 
 
@@ -226,13 +308,72 @@ class ValueRange:
         return low, high
 
 
+class LossScales:
+    """A figure of losses, whose axis is linear or logarithmic.
+
+    A figure of Bokeh's cannot change its axis: there is one of each, made when it is first wanted.
+
+    Args:
+        axis: the time axis.
+        height: in pixels.
+        fill: adds what is drawn to a figure that was made.
+
+    Attributes:
+        root: what to lay out.
+        log: whether the axis that is seen is logarithmic.
+        text: what is said in the figure.
+    """
+
+    def __init__(self, axis: StepAxis, height: int, fill: Callable[[figure], None]) -> None:
+        self._axis, self._height, self._fill = axis, height, fill
+        self._plots: dict[bool, figure] = {}
+        self._ranges = {log: ValueRange(log=log) for log in (False, True)}
+        self._messages: list[Message] = []
+        self.text = ""
+        self.root: Column = column(sizing_mode="stretch_width")
+        self.log = False
+
+    def plot(self, log: bool) -> figure:
+        """The figure with this axis."""
+        if log not in self._plots:
+            title = "Loss (log scale)" if log else "Loss"
+            plot = self._axis.figure(
+                title, "loss", self._height, self._ranges[log].range, log=log, say_steps=False
+            )
+            self._plots[log] = plot
+            plot.on_event(DoubleTap, lambda: self._axis.follow(True))
+            self._fill(plot)
+            self._messages.append(Message(plot))
+            self.say(self.text)
+            plot.visible = False
+            match(plot, self.root)
+            self.root.children = [*self.root.children, plot]
+        return self._plots[log]
+
+    def show(self, log: bool) -> None:
+        """Have this axis seen."""
+        self.log = log
+        self.plot(log).visible = True
+        if (not log) in self._plots:
+            self._plots[not log].visible = False
+
+    def fit(self, values: NDArray[np.floating]) -> None:
+        """Let the axis span these."""
+        for reach in self._ranges.values():
+            reach.fit(values)
+
+    def say(self, words: str) -> None:
+        """Say this in the figure; nothing if it is empty."""
+        self.text = words
+        for message in self._messages:
+            message.say(words)
+
+
 def legend_beside(
-    plot: figure, entries: Sequence[tuple[str, Lines | GlyphRenderer[Any]]]
+    plot: figure, entries: Sequence[tuple[str, GlyphRenderer[Any]]]
 ) -> list[LegendItem]:
     """A legend in the margin on the right, where it covers nothing; its entries."""
-    items = [
-        LegendItem(label=word, renderers=_of(plot, drawn), name=word) for word, drawn in entries
-    ]
+    items = [LegendItem(label=word, renderers=[drawn], name=word) for word, drawn in entries]
     legend = Legend(
         items=list(items),
         margin=4,
@@ -245,9 +386,3 @@ def legend_beside(
     legend.update(padding=0)
     plot.add_layout(legend, "right")
     return items
-
-
-def _of(plot: figure, drawn: Lines | GlyphRenderer[Any]) -> list[GlyphRenderer[Any]]:
-    if isinstance(drawn, GlyphRenderer):
-        return [drawn]
-    return [one for one in drawn.renderers if one in plot.renderers]

@@ -122,17 +122,17 @@ class MatrixFigure:
         image = plot.add_glyph(self.source, cells)
         self._hover = HoverTool(renderers=[image], tooltips=[])
         plot.add_tools(self._hover)
-        axis.mark_epochs(plot, SILVER)
+        axis.mark_epochs(plot, SILVER, above=True)
         self._ticker = FixedTicker()
         plot.yaxis.ticker = self._ticker
         plot.yaxis.major_label_policy = NoOverlap()
         plot.yaxis.major_tick_line_color = None  # of hundreds of rows they are a black bar
-        # A bright line within a dark one, or the reverse: seen on every colour of the maps.
+        # A line with a rim of the other brightness: seen on every colour and beside them.
         self._outlines = [
             BoxAnnotation(
                 fill_color=None, line_color=color, line_width=width, line_alpha=1, visible=False
             )
-            for color, width in ((INK, 5), (CARD, 2))
+            for color, width in ((CARD, 6), (INK, 2.5))
         ]
         for outline in self._outlines:
             plot.add_layout(outline)
@@ -224,14 +224,11 @@ def _no_cells(n_layers: int, width: int) -> tuple[Levels, NDArray[np.float32]]:
 
 def _columns(shown: _Shown, names: Sequence[str]) -> dict[str, Any]:
     n, grid, width = len(names), shown.grid, shown.grid.n_cells
-    first = grid.first + grid.width * np.arange(width, dtype=np.int32)[None]
     positions = np.arange(n)
     left = grid.first - 0.5
     return {
         "image": [row[None] for row in shown.levels],
         "value": [row[None] for row in shown.values],
-        "first": [first] * n,
-        "last": [first + np.int32(grid.width - 1)] * n,
         "x": np.full(n, left),
         "dw": np.full(n, float(max(width, 1) * grid.width)),
         "right": np.full(n, left + width * grid.width),
@@ -249,9 +246,11 @@ def _palette(scale: Scale) -> list[str]:
 
 
 def _tooltips(matrix: Matrix, width: int) -> list[tuple[str, str]]:
-    batches = ("batch", "@first{0,0}") if width == 1 else ("batches", "@first{0,0} to @last{0,0}")
     number = "0.0 %" if matrix.scale == "share" else "%.3g"
-    return [("layer", "@name"), batches, (matrix.label, f"@value{{{number}}}")]
+    tips = [("layer", "@name"), ("batch", "$x{0,0}"), (matrix.label, f"@value{{{number}}}")]
+    if width > 1:
+        tips.append(("", f"{'largest' if matrix.peaks else 'mean'} of {width:,} batches"))
+    return tips
 
 
 def _sentence(words: str) -> str:

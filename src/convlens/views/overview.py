@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,7 @@ from bokeh.events import DoubleTap
 from bokeh.layouts import column
 from bokeh.models import (
     BasicTicker,
-    ColumnDataSource,
-    GlyphRenderer,
+    LegendItem,
     LinearAxis,
     NoOverlap,
     Patch,
@@ -27,13 +26,14 @@ from convlens.views.canvas import StepAxis, retitle, short, with_room
 from convlens.views.curves import SMOOTH, band_outline, spreads
 from convlens.views.lines import (
     MARGIN,
+    Drawn,
     Lines,
+    LossScales,
     Message,
     Series,
     Strips,
     ValueRange,
     legend_beside,
-    put,
 )
 from convlens.views.matrices import Matrix
 from convlens.views.matrix import MatrixFigure
@@ -73,12 +73,12 @@ class RunView:
         self.metric = MetricFigure(self.axis, heights.metric)
         self.schedule = ScheduleFigure(self.axis, heights.schedule)
         self.matrix_figure = MatrixFigure(self.axis, heights.matrix, length=14)
-        plots = [*self.loss.plots, self.metric.plot, self.schedule.plot]
-        for plot in (*plots, self.matrix_figure.plot):
+        below = [self.metric.plot, self.schedule.plot]
+        for plot in (*below, self.matrix_figure.plot):
             align(plot)
-            plot.on_event(DoubleTap, self._show_all)
+            plot.on_event(DoubleTap, lambda: self.axis.follow(True))
         self._matrix: Matrix | None = None
-        self.curves: UIElement = column(*plots, sizing_mode="stretch_width")
+        self.curves: UIElement = column(self.loss.scales.root, *below, sizing_mode="stretch_width")
         self.matrix: UIElement = self.matrix_figure.plot
 
     def update(
@@ -138,54 +138,41 @@ class RunView:
         """Whether all steps are shown as the run grows; True also goes back to all of them."""
         self.axis.follow(on)
 
-    def _show_all(self) -> None:
-        self.axis.follow(True)
-
 
 class LossFigures:
-    """Training loss by step, raw and smoothed, and validation loss by epoch.
-
-    One figure has a linear axis and one a logarithmic one; they show the same, and one is seen.
-    """
+    """Training loss by step, raw and smoothed, and validation loss by epoch."""
 
     def __init__(self, axis: StepAxis, height: int) -> None:
-        self._ranges = (ValueRange(), ValueRange(log=True))
-        self.linear, self.log = (
-            axis.figure(title, "loss", height, reach.range, log=log, say_steps=False)
-            for title, reach, log in zip(
-                ("Loss", "Loss (log scale)"), self._ranges, (False, True), strict=True
-            )
-        )
-        self.plots = (self.linear, self.log)
-        self._band = ColumnDataSource({"x": [], "y": []})
-        bands: list[GlyphRenderer[Any]] = []
-        for plot in self.plots:
-            axis.mark_epochs(plot)
-            patch = Patch(x="x", y="y", fill_color=BLUE, line_color=BLUE)
-            patch.update(fill_alpha=0.3, line_alpha=0.3)
-            bands.append(plot.add_glyph(self._band, patch))
-        self._strips = Strips(self.plots, "loss NaN or infinite")
-        self._raw = Lines(self.plots, BLUE, 0.8, alpha=0.5, number=None, dots=False)
-        self._smooth = Lines(self.plots, BLUE, 2.5, number="0.0000", tip="above")
-        self._valid = Lines(self.plots, ORANGE, number="0.0000", dots=True, tip="below")
-        self._entries = [
-            item
-            for plot, band in zip(self.plots, bands, strict=True)
-            for item in legend_beside(
-                plot,
-                [
-                    ("each batch", self._raw),
-                    ("low to high", band),
-                    ("smoothed", self._smooth),
-                    ("validation", self._valid),
-                ],
-            )
-        ]
-        self._messages = [Message(plot) for plot in self.plots]
+        self._axis = axis
+        band: dict[str, Any] = {"fill_color": BLUE, "line_color": BLUE}
+        band |= {"fill_alpha": 0.3, "line_alpha": 0.3}
+        self._band = Drawn(lambda: Patch(x="x", y="y", **band), ("x", "y"))
+        self._strips = Strips([], "loss NaN or infinite")
+        self._raw = Lines([], BLUE, 0.8, alpha=0.5, number=None, dots=False)
+        self._smooth = Lines([], BLUE, 2.5, number="0.0000", tip="above")
+        self._valid = Lines([], ORANGE, number="0.0000", dots=True, tip="below")
+        self._entries: list[LegendItem] = []
+        self._explained: frozenset[str] = frozenset()
         self._wanted: bool | None = None
         self._weight = SMOOTH
         self._curves: StepCurves | None = None
-        self.log.visible = False
+        self.scales = LossScales(axis, height, self._fill)
+
+    def _fill(self, plot: figure) -> None:
+        align(plot)
+        self._axis.mark_epochs(plot)
+        for one in (self._band, self._strips, self._raw, self._smooth, self._valid):
+            one.join(plot)
+        self._entries += legend_beside(
+            plot,
+            [
+                ("each batch", self._raw.renderer(plot)),
+                ("low to high", self._band.renderer(plot)),
+                ("smoothed", self._smooth.renderer(plot)),
+                ("validation", self._valid.renderer(plot)),
+            ],
+        )
+        self._explain(self._explained)
 
     def update(self, curves: StepCurves, epochs: Sequence[Epoch]) -> None:
         """Show the losses up to now."""
@@ -193,7 +180,7 @@ class LossFigures:
         known = curves.loss.finite > 0
         wide = curves.width > 1
         band = (curves.loss.low, curves.loss.high) if wide and known.any() else None
-        put(self._band, band_outline(curves, *band) if band else {"x": [], "y": []})
+        self._band.put(band_outline(curves, *band) if band else {"x": [], "y": []})
         raw = Series("training loss", curves.first_step, curves.loss.mean)
         self._raw.draw([raw] if known.any() and not wide and len(curves) > 2 else [])
         self._strips.draw(curves.first_step, curves.last_step, curves.loss.finite < curves.n)
@@ -201,16 +188,14 @@ class LossFigures:
         x, y = np.array(measured, np.float64).reshape(-1, 2).T
         self._valid.draw([Series("validation loss", x, y)] if measured else [])
         few = len(curves) <= 2
-        self._show_entries(
-            {
-                "each batch": not wide and not few,
-                "low to high": wide,
-                "smoothed": wide or not few,
-                "validation": bool(measured),
-            }
-        )
-        for reach in self._ranges:
-            reach.fit(np.concatenate([curves.loss.low, curves.loss.high, y]))
+        seen = {
+            "each batch": not wide and not few,
+            "low to high": wide,
+            "smoothed": wide or not few,
+            "validation": bool(measured),
+        }
+        self._explain(frozenset(name for name, there in seen.items() if there))
+        self.scales.fit(np.concatenate([curves.loss.low, curves.loss.high, y]))
         self._smooth_and_scale()
         self._say(curves, bool(measured), bool(known.any()))
 
@@ -229,7 +214,7 @@ class LossFigures:
         log = self._wanted
         if log is None:
             log = curves is not None and spreads(curves.loss)
-        self.log.visible, self.linear.visible = log, not log
+        self.scales.show(log)
         if curves is None or not (curves.loss.finite > 0).any():
             self._smooth.draw([])
             return
@@ -238,9 +223,10 @@ class LossFigures:
         mean = smoothed_loss(curves, smooth, REACH, log=log and positive)
         self._smooth.draw([Series("training loss", curves.middle_step, mean)])
 
-    def _show_entries(self, seen: Mapping[str, bool]) -> None:
+    def _explain(self, seen: frozenset[str]) -> None:
+        self._explained = seen
         for item in self._entries:
-            item.visible = seen[item.name or ""]
+            item.visible = item.name in seen
 
     def _say(self, curves: StepCurves, measured: bool, known: bool) -> None:
         words = ""
@@ -248,8 +234,7 @@ class LossFigures:
             words = "No step was recorded yet."
         elif len(curves) and not known:
             words = "Every loss was NaN or infinite."
-        for message in self._messages:
-            message.say(words)
+        self.scales.say(words)
 
 
 class MetricFigure:

@@ -25,14 +25,11 @@ from convlens.views.live.inside import Inside, Looking, neighbour
 from convlens.views.live.layout import QUANTITIES, run_body
 from convlens.views.live.models import Panels, add_figure
 from convlens.views.live.pace import Pace
-from convlens.views.live.store import RunStore
+from convlens.views.live.store import POINTS, RunStore
 from convlens.views.markup import text
 from convlens.views.matrices import Matrix, make_matrix, module_of, name_in_module
 from convlens.views.overview import Heights, RunView
 from convlens.views.timeline import Grid, grid_of, root_mean_square
-
-POINTS = 1_500
-"""Entries of the curves: more than the figures have pixels."""
 
 AGO_S = 1.0
 """While nothing is new, the page says so often when the run was last written to."""
@@ -137,7 +134,7 @@ class RunScreen:
         return {
             "address": f"/?{urlencode(asked)}",
             "controls": {
-                "log": bool(self._figures.loss.log.visible),
+                "log": self._figures.loss.scales.log,
                 "smooth": self._smooth,
                 "quantity": self._quantity,
             },
@@ -159,7 +156,7 @@ class RunScreen:
             "previous-layer": lambda _: self._by_layer(-1),
             "quantity": lambda c: self._color_by(word(c, "value")),
             "log": lambda c: self._set_log(bool(c.get("value"))),
-            "toggle-log": lambda _: self._set_log(not (self._figures.loss.log.visible)),
+            "toggle-log": lambda _: self._set_log(not self._figures.loss.scales.log),
             "smooth": lambda c: self._set_smooth(share(c, "value")),
             "unit": self._to_unit,
             "pixel": self._to_pixel,

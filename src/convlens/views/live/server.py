@@ -87,7 +87,6 @@ class LiveServer:
         http.add_socket(listening)
         self._server = BaseServer(loop, pages, http)
         self._server.start()
-        loop.add_callback(store.read_ahead)  # while the browser starts
 
     def run(self) -> None:
         """Serve until `stop`, or until interrupted."""
@@ -108,6 +107,7 @@ class _Pages(BokehTornado):
 
     def __init__(self, store: RunStore, address: Address) -> None:
         self.store, self.guard = store, Guard(address, PATHS)
+        self.ahead = asyncio.ensure_future(store.read_ahead())  # while the browser starts
         origins = [f"{host}:{address.port}" for host in ("127.0.0.1", "localhost", "[::1]", "*")]
         super().__init__(
             Application(FunctionHandler(_session_maker(store))),
@@ -205,6 +205,7 @@ class _Page(DocHandler):
         self.write(head(theme, "/static/" + StaticHandler.append_version("js/bokeh.min.js")))
         await self.flush()
         await asyncio.sleep(AHEAD_S)  # the browser asks for the scripts now: answer it first
+        await pages.ahead
         # Tornado's decorator hides what it gives.
         session: ServerSession = await cast("Any", self).get_session()
         self.write(rest(session.document, session.token))

@@ -94,7 +94,8 @@ class Session:
         document.theme = dark_theme() if theme == "dark" else THEME
         self._panels.put("trouble", "")
         self._seen = True
-        self._screen = self._make(asked, theme == "dark")
+        with document.models.freeze():  # else all of them are gone through for each that is added
+            self._screen = self._make(asked, theme == "dark")
         document.title = self._screen.title
         document.template_variables.update(body=self._screen.body)
         self._state.put(self._screen.tell())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -24,6 +25,9 @@ FRESH_S = 0.1
 
 AGAIN_S = 10.0
 """What takes long is worked out anew for a growing run after this time."""
+
+POINTS = 1_500
+"""Entries of the curves: more than the figures have pixels."""
 
 KEEP_S = 60.0
 """What no page has asked for in this time is let go: a run may hold hundreds of megabytes."""
@@ -111,14 +115,17 @@ class RunStore:
         self._let_go()
         return followed.look(layers=layers)
 
-    def read_ahead(self) -> None:
-        """Read the figures of the run that the first page will show, if there is only one."""
-        runs = list(self.list())
-        if len(runs) == 1:
-            with suppress(ConvlensError):  # the page will say so
-                follower = self.look(runs[0]).follower
-                for quantity in ("activation", "gradient", "update", "parameter"):
-                    follower.figures(quantity)
+    async def read_ahead(self) -> None:
+        """Read the run that the first page will show, if there is only one, in a thread."""
+        runs = self.list()
+        if len(runs) != 1:
+            return
+        (key,) = runs
+        with suppress(ConvlensError):  # the page will say so
+            followed = _Followed(open_run(runs[key].path))
+            reading = self._workers.submit(followed.read_ahead)
+            await asyncio.wrap_future(reading)
+            self._open.setdefault(key, followed)
 
     def findings(self, key: str) -> Sequence[Finding] | None:
         """What the doctor sees in a run, None until it has looked: it reads every column."""
@@ -173,6 +180,16 @@ class _Followed:
         self._follower = RunFollower(run)
         self.asked = -float("inf")
         self._at = {True: -float("inf"), False: -float("inf")}
+
+    def read_ahead(self) -> None:
+        """Ask for what a page begins with."""
+        follower = self._follower
+        for quantity in ("activation", "gradient", "update", "parameter"):
+            follower.figures(quantity)
+        follower.curves(POINTS)
+        if follower.layers():
+            follower.series(0)
+        self.asked = time.monotonic()
 
     def look(self, *, layers: bool) -> Look:
         if time.monotonic() - max(self._at[True], self._at[layers]) > FRESH_S:
