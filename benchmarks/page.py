@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -220,31 +221,33 @@ class Blocks(cl.Callback):
         return found
 
 
-def slowed(base: Path, rounds: int, block_s: float, *, drawn: bool) -> np.ndarray:
+def slowed(base: Path, rounds: int, block_s: float, threads: int, *, drawn: bool) -> np.ndarray:
     """The steps of the chapter's network on MNIST, with its page open; see `Blocks.means`.
 
     Args:
         base: where the run is put.
         rounds: see `Blocks`.
-        block_s: see `Blocks`.
+        block_s: see `Blocks`; several of the half seconds in which a training hands over.
+        threads: of the training.
         drawn: whether the page is drawn by a browser on this machine, which takes a core or more of
             it; else it is read and dropped, as if the browser were elsewhere.
     """
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     base.mkdir(exist_ok=True)
     with serving(base) as server, ExitStack() as stack:
         show = partial(opened, stack.enter_context(browsing())) if drawn else _listening(stack)
-        blocks = Blocks(server, rounds, block_s)
+        blocks, opens = Blocks(server, rounds, block_s), _Opens(show, server)
         learn = cl.Learner(
             cl.mnist(batch_size=64),
             cl.simple_cnn(1, 10, norm="batch"),
-            callbacks=[cl.ActivationStats(), _Opens(show, server), blocks],
+            callbacks=[cl.ActivationStats(), opens, blocks],
             base=base,
             progress=False,
         )
         learn.fit(100, 0.01)
+        opens.check()
     return blocks.means()
 
 
@@ -258,6 +261,11 @@ class _Opens(cl.Callback):
         """The page shows the run's first steps."""
         if self._page is None and learn.step > 100:  # something of it lies on the disk
             self._page = self._show(self._server.url)
+
+    def check(self) -> None:
+        """A page that was not there to the end would cost nothing."""
+        if isinstance(self._page, BaseProcess) and not self._page.is_alive():
+            raise SystemExit("The page ended before the training did; see above.")
 
 
 def _listening(stack: ExitStack) -> Callable[[str], object]:
@@ -279,7 +287,7 @@ def listen(url: str) -> None:
     with urllib.request.urlopen(url) as answer:
         found = re.search(r'id="session">(.*?)</script>', answer.read().decode())
     assert found is not None
-    token = json.loads(found[1])[0]["token"]
+    token = json.loads(found[1])["items"][0]["token"]
 
     async def read() -> None:
         address = url.rstrip("/").replace("http:", "ws:") + "/ws"

@@ -311,19 +311,18 @@ def measure_live(path: Path, seconds: float, n_steps: int, began: float) -> list
     return [cost, result | {"late": late}]
 
 
-def measure_slowing(base: Path, rounds: int, *, drawn: bool) -> Result:
-    """What being looked at costs a training."""
-    times = page.slowed(base, rounds, 0.6, drawn=drawn)
-    rng = np.random.default_rng(0)
+def measure_slowing(base: Path, rounds: int, threads: int, *, drawn: bool) -> Result:
+    """What being looked at costs a training, against the mean of the two blocks alone."""
+    logs = np.log(page.slowed(base, rounds, 1.0, threads, drawn=drawn))
     where = "drawn by a browser on these cores" if drawn else "drawn elsewhere"
-    step_ms = 1e3 * np.median(times[:, 1])
-    print(f"  the chapter's network, its page {where}: {rounds} rounds, {step_ms:.2f} ms a step")
-    result: Result = {"title": f"training with its page open, {where}"}
-    for name, side in (("followed", 0), ("A/A", 2)):
-        ratios = times[:, side] / times[:, 1]
-        resampled = rng.choice(ratios, (2000, len(ratios)))
-        low, high = np.percentile(np.median(resampled, axis=1), [2.5, 97.5])
-        middle = float(np.median(ratios))
+    title = f"training with {threads} thread{'s' if threads > 1 else ''}, its page {where}"
+    print(f"  {title}: {rounds} rounds, {1e3 * np.exp(np.median(logs[:, 1])):.2f} ms a step")
+    result: Result = {"title": title, "rounds": rounds, "target": 1.01}
+    alone = (logs[:, 1] + logs[:, 2]) / 2
+    for name, found in (("followed", logs[:, 0] - alone), ("A/A", logs[:, 2] - logs[:, 1])):
+        resampled = np.random.default_rng(0).choice(found, (4000, len(found))).mean(axis=1)
+        low, high = np.exp(np.percentile(resampled, [2.5, 97.5]))
+        middle = float(np.exp(found.mean()))
         print(f"    {name:<10} ratio {middle:.4f} (95 % interval {low:.4f} to {high:.4f})")
         result[name] = {"ratio": middle, "low": float(low), "high": float(high)}
     return result
@@ -337,6 +336,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--layers", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--slowing-rounds", type=int, default=120, help="three seconds each")
     parser.add_argument("--seconds", type=float, default=20.0, help="of following a growing run")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--run", type=Path, help="a run made before, for reading and page")
@@ -352,8 +352,10 @@ def main() -> None:
         if "page" in arguments.parts:
             results += measure_page(path, max(arguments.rounds // 3, 3))
         if "slowing" in arguments.parts:
-            results.append(measure_slowing(Path(base) / "a", 2 * arguments.rounds, drawn=False))
-            results.append(measure_slowing(Path(base) / "b", 5, drawn=True))
+            rounds = arguments.slowing_rounds
+            results.append(measure_slowing(Path(base) / "a", rounds, 1, drawn=False))
+            results.append(measure_slowing(Path(base) / "b", rounds // 2, 2, drawn=False))
+            results.append(measure_slowing(Path(base) / "c", rounds // 12, 1, drawn=True))
     finish(results)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import pytest
 from views_data import write_healthy
 
 from convlens.views.live import store as module
-from convlens.views.live.store import AGAIN_S, KEEP_S, RunStore, key_of
+from convlens.views.live.store import AGAIN_S, KEEP_S, POINTS, RunStore, key_of
 
 
 class Clock:
@@ -40,6 +41,39 @@ def store(tmp_path: Path) -> Iterator[RunStore]:
 def test_all_pages_of_a_run_share_what_was_read(store: RunStore):
     key = next(iter(store.list()))
     assert store.look(key).follower is store.look(key).follower
+
+
+def test_a_run_that_is_alone_is_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_healthy(tmp_path)
+    store = RunStore([tmp_path])
+    (key,) = store.list()
+
+    asyncio.run(store.read_ahead())
+
+    monkeypatch.delattr(module, "open_run")  # it is open
+    follower = store.look(key).follower
+    monkeypatch.setattr(type(follower), "_read", None)  # nothing of it is left to read
+    assert follower.figures("activation").layers
+    assert len(follower.curves(POINTS))
+    assert len(follower.series(0).first_step)
+    store.close()
+
+
+def test_of_several_runs_none_is_read_ahead(store: RunStore):
+    asyncio.run(store.read_ahead())
+
+    assert store._open == {}
+
+
+def test_a_damaged_run_is_left_to_its_page(tmp_path: Path):
+    run = write_healthy(tmp_path)
+    (run.path / "run.db").write_bytes(b"SQLite format 3\0" + bytes(200))
+    store = RunStore([tmp_path])
+
+    asyncio.run(store.read_ahead())
+
+    assert store._open == {}
+    store.close()
 
 
 def test_what_no_page_shows_is_let_go(store: RunStore, clock: Clock):

@@ -106,7 +106,7 @@ class Drawn:
         self.data = data
         if self._made is not None:
             put(self._made[0], data)
-        elif any(len(column) for column in data.values()):
+        if any(len(column) for column in data.values()):
             for plot in self._renderers:
                 self.renderer(plot)
 
