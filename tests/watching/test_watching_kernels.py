@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convlens.sketch import BucketLayout
-from convlens.watching import kernels
+from convlens.watching import cpu, kernels
 from convlens.watching.buffers import Buffers
 from convlens.watching.kernels import Sketcher
 
@@ -260,17 +261,29 @@ def test_any_shape_strides_dtype_and_bits(x, kernel, data):
         assert std == pytest.approx(finite.std(), rel=1e-6, abs=1e-7 * scale)
 
 
-def test_threads_give_the_same_counts():
+@pytest.fixture
+def two_threads():
+    """However many the process was given: the kernel uses no more threads than torch has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_give_the_same_counts(two_threads):
     torch.manual_seed(5)
     x = torch.randn(256, 8, 14, 14)
-    one, two = sketch(x, 1, threads=1), sketch(x, 1, threads=2)
+    one = sketch(x, 1, threads=1)
+    with mock.patch.object(cpu, "sketch_parallel", wraps=cpu.sketch_parallel) as parallel:
+        two = sketch(x, 1, threads=2)
+    parallel.assert_called_once()
     np.testing.assert_array_equal(one.counts, two.counts)
     np.testing.assert_array_equal(one.active, two.active)
     assert two.mean[0] == pytest.approx(one.mean[0], rel=1e-12, abs=1e-12)
     check(two, x, 1)
 
 
-def test_two_python_threads_at_the_same_time():
+def test_two_python_threads_at_the_same_time(two_threads):
     torch.manual_seed(6)
     x = torch.randn(128, 8, 14, 14)
     results = []
@@ -299,7 +312,7 @@ def _fresh_in_child(x, queue):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_after_a_fork():
+def test_after_a_fork(two_threads):
     x = torch.linspace(-1, 1, 50_000)
     sketcher = Sketcher(LAYOUT, EPS)
     _in_child(sketcher, x, multiprocessing.SimpleQueue())  # the parent has used its threads
@@ -313,7 +326,7 @@ def test_after_a_fork():
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_sketcher_of_its_own_after_a_fork():
+def test_a_sketcher_of_its_own_after_a_fork(two_threads):
     x = torch.linspace(-1, 1, 50_000)
     sketch(x, threads=2)  # the parent has used its threads
     context = multiprocessing.get_context("fork")
