@@ -2,17 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 
 .PHONY: demo test slow lint benchmarks pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/convlens train mnist --epochs 5 --lr 0.1 --batch-size 512 --norm batch
 
+# Each worker computes with one thread; a file's tests stay together, with what they share.
 test: $(VENV)/.installed-test lint
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing
 
 slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow
