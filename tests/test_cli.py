@@ -5,11 +5,14 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
 import convlens as cl
 from convlens.cli import main
+from convlens.records import StepSeries
+from convlens.runs import create_run
 
 
 @dataclass
@@ -96,16 +99,17 @@ def test_without_watching_and_elsewhere(convlens, tmp_path):
     assert run.meta["data"]["batch_size"] == 2048
 
 
-def test_report_anew_and_elsewhere(trained, convlens):
-    folder, _ = trained
-    page = folder / "runs" / "mnist-0001" / "report.html"
-    page.unlink()
-    done = convlens("report", "runs/mnist-0001", cwd=folder)
-    assert (done.code, done.stdout.strip()) == (0, "runs/mnist-0001/report.html")
+def test_report_anew_and_elsewhere(convlens, tmp_path):
+    writer = create_run(directory=tmp_path / "runs" / "mine")
+    writer.write_steps(StepSeries(np.arange(3), np.zeros(3, int), np.ones(3), np.arange(3.0), {}))
+    writer.close()
+    page = tmp_path / "runs" / "mine" / "report.html"
+    done = convlens("report", "runs/mine")
+    assert (done.code, done.stdout.strip()) == (0, "runs/mine/report.html")
     assert page.exists()
-    convlens("report", "runs/mnist-0001", "--out", "other.html", cwd=folder)
+    convlens("report", "runs/mine", "--out", "other.html")
     # Bokeh numbers its models through a process, and a number may be a digit longer.
-    other = (folder / "other.html").stat().st_size
+    other = (tmp_path / "other.html").stat().st_size
     assert other == pytest.approx(page.stat().st_size, rel=0.01)
 
 

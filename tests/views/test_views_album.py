@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mnist_runs import part, train
 from snapshots_data import Element, digits, parsed
-from test_views_report import EVIL, headings, items, report
+from test_views_report import EVIL, headings, items, report, without_scripts
 from views_data import META, Run, create_run, open_run
 
 from convlens.snapshots import FeatureMaps, FieldIntervals, Kernels, Probes, Snapshot
@@ -20,14 +19,8 @@ from convlens.views.watched import merged
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Run:
-    """A short training of the chapter's network, recorded with everything on."""
-    return open_run(train(tmp_path_factory.mktemp("runs"), part(1000, 300), 2))
-
-
-@pytest.fixture(scope="module")
-def page(demo) -> str:
-    return report(demo)
+def page(trained_report) -> str:
+    return without_scripts(trained_report)
 
 
 def layer(page: str, key: str) -> Element:
@@ -101,18 +94,18 @@ def test_layers_without_numbers_stand_in_the_models_order(page):
     assert len(names) == len(set(names)) == 14
 
 
-def test_mistakes_are_in_place_of_the_worst_predictions(page, demo):
+def test_mistakes_are_in_place_of_the_worst_predictions(page, trained):
     section = layer(page, "mistakes")
 
     total = sum(int(c.text.replace(",", "")) for c in section.all("td") if c.text.isdigit())
     assert total == 300
     assert "Largest losses after epoch 2" in section.text
     assert "The worst predictions" not in page
-    assert demo.pictures("worst")
+    assert trained.pictures("worst")
 
 
-def test_gradients_and_updates_are_among_the_quantities(page, demo):
-    html = write_report(demo).read_text(encoding="utf-8")
+def test_gradients_and_updates_are_among_the_quantities(page, trained_report):
+    html = trained_report.read_text(encoding="utf-8")
     found = items(html)
 
     options = layer(page, "layers").one("select", id="quantity").all("option")
@@ -127,8 +120,8 @@ def test_gradients_and_updates_are_among_the_quantities(page, demo):
     assert len(hidden) == len(keys) - 1
 
 
-def test_the_report_of_a_real_run_is_small(demo):
-    assert write_report(demo).stat().st_size < 4e6
+def test_the_report_of_a_real_run_is_small(trained_report):
+    assert trained_report.stat().st_size < 4e6
 
 
 def test_pictures_without_a_watched_layer(tmp_path):
@@ -222,8 +215,8 @@ def test_a_deep_network_has_as_many_pictures_as_fit(tmp_path):
     assert len(html) < 6e6
 
 
-def test_a_small_network_has_all_of_them(demo):
-    album = read_album(demo)
+def test_a_small_network_has_all_of_them(trained):
+    album = read_album(trained)
 
     assert album.note == ""
     assert list(album.layers) == list(album.order)

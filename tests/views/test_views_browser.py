@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mnist_runs import part, train
 from PIL import Image
 from test_views_report import EVIL, HEADINGS, write_evil
 from views_data import (
@@ -24,9 +23,7 @@ from views_data import (
     normal_columns,
     open_run,
     step_series,
-    write_collapsed,
     write_columns,
-    write_healthy,
     write_run,
 )
 
@@ -117,14 +114,9 @@ def n_colours(picture: np.ndarray) -> int:
     return len(np.unique(packed))
 
 
-@pytest.fixture(scope="module")
-def healthy(tmp_path_factory) -> Path:
-    return write_report(write_healthy(tmp_path_factory.mktemp("runs")))
-
-
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1440)])
-def test_everything_is_drawn(browser, healthy, tmp_path, scheme, width):
-    visit = Visit(browser, healthy, scheme, width)
+def test_everything_is_drawn(browser, healthy_report, tmp_path, scheme, width):
+    visit = Visit(browser, healthy_report, scheme, width)
     page = visit.wait()
 
     assert page.locator("h2").all_text_contents() == HEADINGS
@@ -141,16 +133,9 @@ def test_everything_is_drawn(browser, healthy, tmp_path, scheme, width):
     visit.close()
 
 
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Path:
-    """The report of a short training with everything on."""
-    run = train(tmp_path_factory.mktemp("runs"), part(1000, 300), 2)
-    return write_report(open_run(run))
-
-
 @pytest.mark.parametrize(("scheme", "width"), [("light", 700), ("dark", 1280)])
-def test_a_real_training_is_shown_whole(browser, demo, tmp_path, scheme, width):
-    visit = Visit(browser, demo, scheme, width)
+def test_a_real_training_is_shown_whole(browser, trained_report, tmp_path, scheme, width):
+    visit = Visit(browser, trained_report, scheme, width)
     page = visit.wait()
 
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
@@ -171,8 +156,8 @@ def test_a_real_training_is_shown_whole(browser, demo, tmp_path, scheme, width):
     visit.close()
 
 
-def test_the_matrix_shows_what_is_chosen(browser, demo):
-    visit = Visit(browser, demo)
+def test_the_matrix_shows_what_is_chosen(browser, trained_report):
+    visit = Visit(browser, trained_report)
     page = visit.wait()
     page.locator("#layers").scroll_into_view_if_needed()
     before = shot_of(page.locator("#layers .plot:visible"))
@@ -193,8 +178,8 @@ def test_the_matrix_shows_what_is_chosen(browser, demo):
     visit.close()
 
 
-def test_on_paper_nothing_is_cut_or_left_out(browser, demo, tmp_path):
-    visit = Visit(browser, demo, width=1280)
+def test_on_paper_nothing_is_cut_or_left_out(browser, trained_report, tmp_path):
+    visit = Visit(browser, trained_report, width=1280)
     page = visit.wait()
     n_figures = page.locator(".plot:visible").count()
     folded = page.locator("details:not([open])").count()
@@ -223,21 +208,21 @@ def test_on_paper_nothing_is_cut_or_left_out(browser, demo, tmp_path):
     visit.close()
 
 
-def test_it_opens_quickly(browser, healthy):
+def test_it_opens_quickly(browser, healthy_report):
     started = time.perf_counter()
-    visit = Visit(browser, healthy)
+    visit = Visit(browser, healthy_report)
     visit.wait("html[data-drawn]")
     seconds = time.perf_counter() - started
 
-    print(f"first drawing after {seconds:.2f} s, {healthy.stat().st_size / 1e6:.2f} MB")
+    print(f"first drawing after {seconds:.2f} s, {healthy_report.stat().st_size / 1e6:.2f} MB")
     # Two seconds are the aim on a quiet machine; tests share theirs with others.
     assert seconds < 6
     visit.wait()
     visit.close()
 
 
-def test_a_collapse_is_seen(browser, tmp_path):
-    visit = Visit(browser, write_report(write_collapsed(tmp_path)))
+def test_a_collapse_is_seen(browser, collapsed_report, tmp_path):
+    visit = Visit(browser, collapsed_report)
     page = visit.wait()
 
     picture = np.asarray(
@@ -253,8 +238,8 @@ def test_a_collapse_is_seen(browser, tmp_path):
     visit.close()
 
 
-def test_zooming_one_zooms_all_and_goes_back(browser, healthy):
-    visit = Visit(browser, healthy)
+def test_zooming_one_zooms_all_and_goes_back(browser, healthy_report):
+    visit = Visit(browser, healthy_report)
     page = visit.wait()
     whole = (-0.5, 5 * PER_EPOCH - 0.5)
     assert visit.range("plot-curves") == whole
@@ -278,8 +263,8 @@ def test_zooming_one_zooms_all_and_goes_back(browser, healthy):
     visit.close()
 
 
-def test_a_row_of_the_matrix_leads_to_its_layer(browser, healthy):
-    visit = Visit(browser, healthy)
+def test_a_row_of_the_matrix_leads_to_its_layer(browser, healthy_report):
+    visit = Visit(browser, healthy_report)
     page = visit.wait()
 
     matrix = page.locator("#plot-matrix-near_zero")
@@ -292,8 +277,8 @@ def test_a_row_of_the_matrix_leads_to_its_layer(browser, healthy):
     visit.close()
 
 
-def test_the_list_of_layers_leads_to_them(browser, healthy):
-    visit = Visit(browser, healthy)
+def test_the_list_of_layers_leads_to_them(browser, healthy_report):
+    visit = Visit(browser, healthy_report)
     page = visit.wait()
 
     select = page.locator("nav select")
@@ -303,8 +288,8 @@ def test_the_list_of_layers_leads_to_them(browser, healthy):
     visit.close()
 
 
-def test_a_change_to_dark_is_followed(browser, healthy):
-    visit = Visit(browser, healthy)
+def test_a_change_to_dark_is_followed(browser, healthy_report):
+    visit = Visit(browser, healthy_report)
     page = visit.wait()
     before = page.locator("#plot-schedule").screenshot()
 
@@ -374,5 +359,5 @@ def test_many_layers_are_drawn_only_where_one_looks(browser, tmp_path):
     assert page.locator(".bk-Figure").count() <= 24 * 5 + 1
     page.evaluate("document.getElementById('layer-0').scrollIntoView()")
     page.locator("#plot-layer-0 .bk-Figure").first.wait_for(timeout=20_000)
-    visit.picture("deep", tmp_path)
+    page.screenshot(path=tmp_path / "deep.png")  # of the window: a whole page has all of them drawn
     visit.close()

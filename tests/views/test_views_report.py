@@ -23,9 +23,7 @@ from views_data import (
     normal_columns,
     open_run,
     step_series,
-    write_collapsed,
     write_columns,
-    write_healthy,
 )
 
 from convlens.errors import RunError
@@ -56,18 +54,17 @@ EVIL = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
-def healthy(tmp_path_factory) -> Run:
-    return write_healthy(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def page(healthy) -> str:
-    return write_report(healthy).read_text(encoding="utf-8")
+def page(healthy_report) -> str:
+    return healthy_report.read_text(encoding="utf-8")
 
 
 def report(run: Run) -> str:
     """The page without its scripts, which are Bokeh's for the most part."""
-    html = write_report(run).read_text(encoding="utf-8")
+    return without_scripts(write_report(run))
+
+
+def without_scripts(path: Path) -> str:
+    html = path.read_text(encoding="utf-8")
     return re.sub(r"<(script|style)>.*?</\1>", "", html, flags=re.DOTALL)
 
 
@@ -103,9 +100,10 @@ def test_figures_are_where_they_are_announced(page):
         assert json.loads(item)["doc"]["roots"]
 
 
-def test_it_is_small_and_default_name(healthy, page):
+def test_it_is_small_and_default_name(healthy, healthy_report, page):
     path = healthy.path / "report.html"
 
+    assert healthy_report == path
     assert path.stat().st_size < 3e6
     assert page.startswith("<!DOCTYPE html>")
     assert [entry.name for entry in healthy.path.iterdir() if "report" in entry.name] == [
@@ -124,12 +122,14 @@ def test_nothing_is_asked_of_the_network(page):
     assert "url(" not in markup
 
 
-def test_it_goes_where_it_is_told(healthy, tmp_path):
+def test_it_goes_where_it_is_told(tmp_path):
+    create_run(directory=tmp_path / "mine").close()
     out = tmp_path / "a report.html"
     out.write_text("old")
 
-    assert write_report(healthy, out) == out
-    assert "mnist-0001" in out.read_text(encoding="utf-8")
+    assert write_report(open_run(tmp_path / "mine"), out) == out
+    assert "<h1>mine</h1>" in out.read_text(encoding="utf-8")
+    assert not (tmp_path / "mine" / "report.html").exists()
 
 
 def test_findings_without_layer_and_none_at_all():
@@ -172,8 +172,8 @@ def test_it_needs_no_torch(healthy, tmp_path):
     assert headings(out.read_text(encoding="utf-8")) == HEADINGS
 
 
-def test_findings_lead_to_their_layer(tmp_path):
-    html = report(write_collapsed(tmp_path))
+def test_findings_lead_to_their_layer(collapsed_report):
+    html = without_scripts(collapsed_report)
 
     assert '<li class="problem">' in html
     assert '<a href="#layer-0">layer 0.0</a>' in html
@@ -233,8 +233,8 @@ def test_a_run_with_one_step_says_so(tmp_path):
 
 def test_a_crashed_run_is_shown_up_to_its_end(tmp_path):
     writer = create_run("crashed", tmp_path)
-    writer.write_layers(layer_infos(), LAYOUT, 0.05)
-    for i, columns in enumerate(healthy_layers(200)):
+    writer.write_layers(layer_infos(("0.0", "0.2")), LAYOUT, 0.05)
+    for i, columns in enumerate(healthy_layers(200)[:2]):
         write_columns(writer, i, columns)
     steps = step_series(healthy_loss(200))
     writer.write_steps(steps)
@@ -246,7 +246,7 @@ def test_a_crashed_run_is_shown_up_to_its_end(tmp_path):
 
     assert "This run was never closed" in html
     assert f"{run.last_written:%Y-%m-%d at %H:%M:%S} UTC" in html
-    assert "layer-8" in items(html)
+    assert "layer-1" in items(html)
     assert "97.00 %" in html
     writer.close()
 

@@ -10,9 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from views_data import write_healthy
-
-from convlens.views import write_report
+from views_data import Run
 
 
 class Environment:
@@ -70,14 +68,15 @@ def renamed(figure: str) -> str:
     )
 
 
-def test_the_report_is_the_same_without_torch(without_torch: Environment, tmp_path: Path) -> None:
+def test_the_report_is_the_same_without_torch(
+    without_torch: Environment, healthy: Run, healthy_report: Path, tmp_path: Path
+) -> None:
     missing = without_torch.run("-c", "import torch", check=False)
     assert "ModuleNotFoundError: No module named 'torch'" in missing.stderr
-    run = write_healthy(tmp_path)
-    there, here = tmp_path / "there.html", tmp_path / "here.html"
-    without_torch.run("-m", "convlens", "report", str(run.path), "--out", str(there))
+    there = tmp_path / "there.html"
+    without_torch.run("-m", "convlens", "report", str(healthy.path), "--out", str(there))
     markup, figures = parts(there)
-    expected_markup, expected_figures = parts(write_report(run, here))
+    expected_markup, expected_figures = parts(healthy_report)
     assert markup == expected_markup
     assert len(figures) > 3
     assert figures == expected_figures
