@@ -396,15 +396,18 @@ def test_two_runs_side_by_side(browser: Any, served: Address, base: Path, shots:
     visit.close()
 
 
+BETWEEN = [pytest.param(width, marks=pytest.mark.slow) for width in (1366, 1920)]
+
+
+@pytest.mark.parametrize("width", [700, *BETWEEN, 2560])
 def test_it_fits_a_narrow_and_a_wide_window(
-    browser: Any, served: Address, key: str, shots: Path
+    browser: Any, served: Address, key: str, shots: Path, width: int
 ) -> None:
-    for width in (700, 1366, 1920, 2560):
-        visit = visit_run(browser, served, key, width=width)
-        over = visit.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-        assert over <= 0
-        visit.keep(f"run-{width}", shots)
-        visit.close()
+    visit = visit_run(browser, served, key, width=width)
+    over = visit.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+    assert over <= 0
+    visit.keep(f"run-{width}", shots)
+    visit.close()
 
 
 # ---- a run that grows --------------------------------------------------------------------------

@@ -86,9 +86,10 @@ def test_no_new_graph_after_the_first_steps():
     assert len(stats["0"]) == 140
 
 
-def test_batches_of_any_size():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_batches_of_any_size(backend):
     model = small_net()
-    compiled = torch.compile(model, backend="inductor", fullgraph=True, dynamic=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
     with cl.watch(compiled) as stats, torch._dynamo.config.patch(error_on_recompile=True):
         for n in (3, 5, 8, 13):
             train(compiled, 1, n)
