@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -29,6 +30,7 @@ import numpy as np
 import convlens as cl
 
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+SETTLED_S = 8.0
 DRAWN = "html[data-drawn=all]"
 
 Tab = Any
@@ -184,10 +186,13 @@ class Blocks(cl.Callback):
         server: who follows the training.
         rounds: of one block each: followed, alone, and alone again.
         block_s: seconds of a block.
+        settled: whether what comes of opening the page is over, which is not timed.
     """
 
-    def __init__(self, server: Server, rounds: int, block_s: float) -> None:
-        self._server, self._block_s = server, block_s
+    def __init__(
+        self, server: Server, rounds: int, block_s: float, settled: Callable[[], bool]
+    ) -> None:
+        self._server, self._block_s, self._settled = server, block_s, settled
         rng = np.random.default_rng(0)
         self._plan = [int(k) for _ in range(rounds) for k in rng.permutation(3)]
         self.steps: list[tuple[int, list[float]]] = []
@@ -204,7 +209,7 @@ class Blocks(cl.Callback):
         now = time.perf_counter()
         if self.steps and self._last:
             self.steps[-1][1].append(now - self._last)
-        if now > self._until:
+        if now > self._until and self._settled():
             if len(self.steps) == len(self._plan):
                 raise cl.CancelFitError
             side = self._plan[len(self.steps)]
@@ -238,7 +243,8 @@ def slowed(base: Path, rounds: int, block_s: float, threads: int, *, drawn: bool
     base.mkdir(exist_ok=True)
     with serving(base) as server, ExitStack() as stack:
         show = partial(opened, stack.enter_context(browsing())) if drawn else _listening(stack)
-        blocks, opens = Blocks(server, rounds, block_s), _Opens(show, server)
+        opens = _Opens(show, server)
+        blocks = Blocks(server, rounds, block_s, opens.settled)
         learn = cl.Learner(
             cl.mnist(batch_size=64),
             cl.simple_cnn(1, 10, norm="batch"),
@@ -256,11 +262,17 @@ class _Opens(cl.Callback):
 
     def __init__(self, show: Callable[[str], object], server: Server) -> None:
         self._show, self._server, self._page = show, server, None
+        self._opened = math.inf
 
     def after_step(self, learn: cl.Learner) -> None:
         """The page shows the run's first steps."""
         if self._page is None and learn.step > 100:  # something of it lies on the disk
             self._page = self._show(self._server.url)
+            self._opened = time.perf_counter()
+
+    def settled(self) -> bool:
+        """Whether all processes have started, and the page has been there for a while."""
+        return time.perf_counter() - self._opened > SETTLED_S
 
     def check(self) -> None:
         """A page that was not there to the end would cost nothing."""

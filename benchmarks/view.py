@@ -354,7 +354,7 @@ def main() -> None:
         if "slowing" in arguments.parts:
             rounds = arguments.slowing_rounds
             results.append(measure_slowing(Path(base) / "a", rounds, 1, drawn=False))
-            results.append(measure_slowing(Path(base) / "b", rounds // 2, 2, drawn=False))
+            results.append(measure_slowing(Path(base) / "b", rounds // 4, 2, drawn=False))
             results.append(measure_slowing(Path(base) / "c", rounds // 12, 1, drawn=True))
     finish(results)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-SHARE = 0.03
+SHARE = 0.025
 """Of a core, for all pages together."""
 
-LONGEST_S = 3.0
+LONGEST_S = 4.0
 """What costs much is put off so long at most."""
 
 
