@@ -205,7 +205,7 @@ class _Page(DocHandler):
         self.write(head(theme, "/static/" + StaticHandler.append_version("js/bokeh.min.js")))
         await self.flush()
         await asyncio.sleep(AHEAD_S)  # the browser asks for the scripts now: answer it first
-        await pages.ahead
+        await asyncio.wait([pages.ahead])
         # Tornado's decorator hides what it gives.
         session: ServerSession = await cast("Any", self).get_session()
         self.write(rest(session.document, session.token))

@@ -117,15 +117,13 @@ class RunStore:
 
     async def read_ahead(self) -> None:
         """Read the run that the first page will show, if there is only one, in a thread."""
-        runs = self.list()
-        if len(runs) != 1:
-            return
-        (key,) = runs
-        with suppress(ConvlensError):  # the page will say so
-            followed = _Followed(open_run(runs[key].path))
-            reading = self._workers.submit(followed.read_ahead)
-            await asyncio.wrap_future(reading)
-            self._open.setdefault(key, followed)
+        with suppress(ConvlensError, OSError):  # the page will say so
+            runs = self.list()
+            if len(runs) == 1:
+                (key,) = runs
+                followed = _Followed(open_run(runs[key].path))
+                await asyncio.wrap_future(self._workers.submit(followed.read_ahead))
+                self._open.setdefault(key, followed)
 
     def findings(self, key: str) -> Sequence[Finding] | None:
         """What the doctor sees in a run, None until it has looked: it reads every column."""
