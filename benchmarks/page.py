@@ -220,6 +220,8 @@ class Blocks(cl.Callback):
 
     def means(self) -> np.ndarray:
         """(rounds, 3) seconds a step, the mean of each block: followed, alone, alone again."""
+        if len(self.steps) < len(self._plan):
+            raise SystemExit("The training ended before all blocks were timed; ask for fewer.")
         found = np.empty((len(self.steps) // 3, 3))
         for i, (side, times) in enumerate(self.steps):
             found[i // 3, side] = np.mean(times[1:])
@@ -252,7 +254,7 @@ def slowed(base: Path, rounds: int, block_s: float, threads: int, *, drawn: bool
             base=base,
             progress=False,
         )
-        learn.fit(100, 0.01)
+        learn.fit(1000, 0.01)
         opens.check()
     return blocks.means()
 
@@ -276,7 +278,11 @@ class _Opens(cl.Callback):
 
     def check(self) -> None:
         """A page that was not there to the end would cost nothing."""
-        if isinstance(self._page, BaseProcess) and not self._page.is_alive():
+        if isinstance(self._page, BaseProcess):
+            there = self._page.is_alive()
+        else:
+            there = self._page.evaluate("document.documentElement.dataset.drawn") == "all"
+        if not there:
             raise SystemExit("The page ended before the training did; see above.")
 
 

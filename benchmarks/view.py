@@ -354,8 +354,8 @@ def main() -> None:
         if "slowing" in arguments.parts:
             rounds = arguments.slowing_rounds
             results.append(measure_slowing(Path(base) / "a", rounds, 1, drawn=False))
-            results.append(measure_slowing(Path(base) / "b", rounds // 4, 2, drawn=False))
-            results.append(measure_slowing(Path(base) / "c", rounds // 12, 1, drawn=True))
+            results.append(measure_slowing(Path(base) / "b", max(rounds // 4, 1), 2, drawn=False))
+            results.append(measure_slowing(Path(base) / "c", max(rounds // 12, 1), 1, drawn=True))
     finish(results)
 
 

@@ -79,7 +79,7 @@ def test_the_other_axis_is_made_when_it_is_wanted():
     assert scales.log
     assert [plot.visible for plot in filled] == [False, True]
     assert [plot.title.text for plot in filled] == ["Loss", "Loss (log scale)"]
-    assert [message.text for message in scales._messages] == ["Nothing yet."] * 2
+    assert [message.text for message in scales._messages.values()] == ["Nothing yet."] * 2
 
     scales.show(False)
     assert len(filled) == 2

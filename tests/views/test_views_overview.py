@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from bokeh.document import Document
 from bokeh.events import DoubleTap, Tap
-from bokeh.models import BoxAnnotation, Line, MultiLine, Patch, Scatter, Span
+from bokeh.models import BoxAnnotation, Image, Line, MultiLine, Patch, Scatter, Span
 from test_views_matrices import figures
 from views_data import PER_EPOCH, epochs_of, healthy_loss, step_series
 
@@ -15,6 +15,7 @@ from convlens.series import sum_up
 from convlens.views import canvas
 from convlens.views.canvas import DARK, StepAxis, dark_theme, darken, short_names, with_room
 from convlens.views.curves import loss_figure
+from convlens.views.layer_view import LayerView
 from convlens.views.matrices import BAD, MAX_COLUMNS, NONE, make_matrix
 from convlens.views.matrix import MatrixFigure
 from convlens.views.overview import RunView
@@ -311,6 +312,17 @@ def test_epochs_are_marked_as_they_end():
     assert marks.ticker.ticks == [PER_EPOCH - 0.5, 2 * PER_EPOCH - 0.5]
     axes = [a for a in linear(view).above if hasattr(a, "major_label_overrides")]
     assert list(axes[0].major_label_overrides.values()) == ["epoch 1", "epoch 2"]
+
+
+def test_the_marks_of_epochs_stay_inside_their_frame():
+    view = shown()
+
+    # Bokeh clips what it draws up to the level of glyphs, and the image has to lie below the marks.
+    heat = LayerView(view.axis).heat.plot
+    for plot in (view.matrix_figure.plot, heat):
+        assert plot.xgrid[0].level == "underlay"
+        assert drawn(plot, Image)[0].level == "image"
+    assert {linear(view).xgrid[0].level, view.metric.plot.xgrid[0].level} == {"underlay"}
 
 
 def test_a_step_is_marked_in_all_figures():

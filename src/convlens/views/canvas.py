@@ -232,10 +232,13 @@ class StepAxis:
         plot.add_layout(self.marked)
         return plot
 
-    def mark_epochs(self, plot: figure, color: str = FRAME, *, above: bool = False) -> None:
-        """A dashed line where each epoch ends, below what is drawn or above it."""
+    def mark_epochs(self, plot: figure, color: str = FRAME) -> None:
+        """A dashed line where each epoch ends: over images, under all else.
+
+        On a higher level Bokeh would draw the lines outside the frame of a figure zoomed into.
+        """
         (grid,) = plot.xgrid
-        grid.update(ticker=self._ends, visible=True, level="guide" if above else "underlay")
+        grid.update(ticker=self._ends, visible=True, level="underlay")
         grid.update(grid_line_color=color, grid_line_dash=[4, 4], grid_line_width=1)
 
     def update(self, span: tuple[int, int], epochs: Sequence[Epoch]) -> None:

@@ -62,7 +62,7 @@ class HeatFigure:
     Args:
         axis: the time axis.
         height: in pixels.
-        counts: whether count, range and batches are known where one points, which costs twenty
+        counts: whether count and range are known where one points, which costs twelve
             bytes for each cell of the image; else only the place is.
     """
 
@@ -76,7 +76,7 @@ class HeatFigure:
         self._mapper = LinearColorMapper(palette=palette, low=0, high=EMPTY - 1, high_color=CLEAR)
         self.source = ColumnDataSource(_no_image(counts))
         cells = Image(image="image", x="x", y="y", dw="dw", dh="dh", color_mapper=self._mapper)
-        image = plot.add_glyph(self.source, cells)
+        image = plot.add_glyph(self.source, cells, level="image")
         self._hover = HoverTool(renderers=[image], tooltips=_tips(counts, 1))
         plot.add_tools(self._hover)
         style: Any = {"number": None, "dots": False}
@@ -85,7 +85,7 @@ class HeatFigure:
             Lines([plot], WHITE, 1.2, alpha=0.8, **style),
             Lines([plot], WHITE, 1.0, alpha=0.8, dashed=True, **style),
         ]
-        axis.mark_epochs(plot, WHITE, above=True)
+        axis.mark_epochs(plot, WHITE)
         self._bad = Drawn(
             lambda: Quad(
                 left="left",
@@ -95,7 +95,7 @@ class HeatFigure:
                 fill_color=ORANGE,
                 line_color=None,
             ),
-            ("left", "right", "top", "bottom"),
+            SIDES,
             hover={"tooltips": [("batch", "$x{0,0}"), ("here", NONFINITE_LABEL)]},
         )
         self._bad.join(plot)

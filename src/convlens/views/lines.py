@@ -55,17 +55,15 @@ class Series:
 class Drawn:
     """One kind of glyph with its data, in one or several figures.
 
-    It is added to them when there is something to draw: a page of a dozen figures has hundreds of
-    models, each of which is made by the session, sent, and made once more by the browser.
+    It is added to them when there is something to draw, or a legend needs it: a page of a dozen
+    figures has hundreds of models, each of which is made by the session, sent, and made once more
+    by the browser.
 
     Args:
         glyph: makes it.
         columns: names of its data's columns.
         range_name: the y range it belongs to.
         hover: properties of the tooltip, None for none.
-
-    Attributes:
-        data: what is drawn.
     """
 
     def __init__(
@@ -77,7 +75,7 @@ class Drawn:
         hover: Mapping[str, Any] | None = None,
     ) -> None:
         self._make, self._range_name, self._hover = glyph, range_name, hover
-        self.data: Mapping[str, Any] = {name: [] for name in columns}
+        self._first: Mapping[str, Any] = {name: [] for name in columns}
         self._made: tuple[ColumnDataSource, Glyph] | None = None
         self._renderers: dict[figure, GlyphRenderer[Any] | None] = {}
 
@@ -90,7 +88,7 @@ class Drawn:
     def renderer(self, plot: figure) -> GlyphRenderer[Any]:
         """What draws it in one of the figures, for its legend."""
         if self._made is None:
-            self._made = ColumnDataSource(dict(self.data)), self._make()
+            self._made = ColumnDataSource(dict(self._first)), self._make()
         drawn = self._renderers[plot]
         if drawn is None:
             source, glyph = self._made
@@ -103,12 +101,18 @@ class Drawn:
 
     def put(self, data: Mapping[str, Any]) -> None:
         """Draw these data."""
-        self.data = data
-        if self._made is not None:
+        if self._made is None:
+            self._first = data
+        else:
             put(self._made[0], data)
         if any(len(column) for column in data.values()):
             for plot in self._renderers:
                 self.renderer(plot)
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """What is drawn."""
+        return self._first if self._made is None else self._made[0].data
 
 
 class Lines:
@@ -239,22 +243,21 @@ class Strips:
 
 
 class Message:
-    """A sentence inside a figure that has nothing to show.
-
-    Attributes:
-        text: what it says, empty if nothing.
-    """
+    """A sentence inside a figure that has nothing to show."""
 
     def __init__(self, plot: figure) -> None:
-        self.text = ""
         # In place from the start: what is put around a figure later is not always drawn by Bokeh.
         self._label = Label(x=10, y=10, x_units="screen", y_units="screen", text_color=SOFT)
         self._label.update(text="", text_font=FONT, text_font_size="13px", visible=False)
         plot.add_layout(self._label)
 
+    @property
+    def text(self) -> str:
+        """What it says, empty if nothing."""
+        return str(self._label.text) if self._label.visible else ""
+
     def say(self, text: str) -> None:
         """Say this; nothing if it is empty."""
-        self.text = text
         self._label.update(text=text, visible=bool(text))
 
 
@@ -321,15 +324,14 @@ class LossScales:
     Attributes:
         root: what to lay out.
         log: whether the axis that is seen is logarithmic.
-        text: what is said in the figure.
     """
 
     def __init__(self, axis: StepAxis, height: int, fill: Callable[[figure], None]) -> None:
         self._axis, self._height, self._fill = axis, height, fill
         self._plots: dict[bool, figure] = {}
         self._ranges = {log: ValueRange(log=log) for log in (False, True)}
-        self._messages: list[Message] = []
-        self.text = ""
+        self._messages: dict[bool, Message] = {}
+        self._words = ""
         self.root: Column = column(sizing_mode="stretch_width")
         self.log = False
 
@@ -343,8 +345,8 @@ class LossScales:
             self._plots[log] = plot
             plot.on_event(DoubleTap, lambda: self._axis.follow(True))
             self._fill(plot)
-            self._messages.append(Message(plot))
-            self.say(self.text)
+            self._messages[log] = Message(plot)
+            self.say(self._words)
             plot.visible = False
             match(plot, self.root)
             self.root.children = [*self.root.children, plot]
@@ -362,10 +364,15 @@ class LossScales:
         for reach in self._ranges.values():
             reach.fit(values)
 
+    @property
+    def text(self) -> str:
+        """What is said in the figure that is seen, empty if nothing."""
+        return self._messages[self.log].text if self.log in self._messages else ""
+
     def say(self, words: str) -> None:
         """Say this in the figure; nothing if it is empty."""
-        self.text = words
-        for message in self._messages:
+        self._words = words
+        for message in self._messages.values():
             message.say(words)
 
 

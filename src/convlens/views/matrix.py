@@ -119,10 +119,10 @@ class MatrixFigure:
             palette=_palette("share"), low=1, high=TOP, low_color=CLEAR, high_color=ORANGE
         )
         cells = Image(image="image", x="x", y="bottom", dw="dw", dh=0.92, color_mapper=mapper)
-        image = plot.add_glyph(self.source, cells)
+        image = plot.add_glyph(self.source, cells, level="image")
         self._hover = HoverTool(renderers=[image], tooltips=[])
         plot.add_tools(self._hover)
-        axis.mark_epochs(plot, SILVER, above=True)
+        axis.mark_epochs(plot, SILVER)
         self._ticker = FixedTicker()
         plot.yaxis.ticker = self._ticker
         plot.yaxis.major_label_policy = NoOverlap()

@@ -54,7 +54,10 @@ PATHS = frozenset({"/", "/ws", "/favicon.ico", BOKEH, *ASSETS})
 
 
 AHEAD_S = 0.03
-"""Between a page's head and the reading of its run, which nothing else is answered during."""
+"""Between a page's head and the making of its session, which nothing else is answered during."""
+
+LONGEST_AHEAD_S = 10.0
+"""A page waits so long at most for a run to be read ahead; then it reads what it needs itself."""
 
 
 class LiveServer:
@@ -82,7 +85,7 @@ class LiveServer:
         logging.getLogger("bokeh").setLevel(logging.WARNING)
         # A tab that is closed while something is on its way to it is nothing to warn of.
         logging.getLogger("bokeh.server.views.ws").setLevel(logging.ERROR)
-        pages = _Pages(store, self.address)
+        self._pages = pages = _Pages(store, self.address)
         http = HTTPServer(pages)
         http.add_socket(listening)
         self._server = BaseServer(loop, pages, http)
@@ -99,6 +102,7 @@ class LiveServer:
 
     def close(self) -> None:
         """Answer nothing any more."""
+        self._pages.ahead.cancel()
         self._server.stop()
 
 
@@ -205,7 +209,7 @@ class _Page(DocHandler):
         self.write(head(theme, "/static/" + StaticHandler.append_version("js/bokeh.min.js")))
         await self.flush()
         await asyncio.sleep(AHEAD_S)  # the browser asks for the scripts now: answer it first
-        await asyncio.wait([pages.ahead])
+        await asyncio.wait([pages.ahead], timeout=LONGEST_AHEAD_S)
         # Tornado's decorator hides what it gives.
         session: ServerSession = await cast("Any", self).get_session()
         self.write(rest(session.document, session.token))
