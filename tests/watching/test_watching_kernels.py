@@ -261,15 +261,6 @@ def test_any_shape_strides_dtype_and_bits(x, kernel, data):
         assert std == pytest.approx(finite.std(), rel=1e-6, abs=1e-7 * scale)
 
 
-@pytest.fixture
-def two_threads():
-    """However many the process was given: the kernel uses no more threads than torch has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_threads_give_the_same_counts(two_threads):
     torch.manual_seed(5)
     x = torch.randn(256, 8, 14, 14)

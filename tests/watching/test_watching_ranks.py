@@ -114,14 +114,6 @@ def assert_same(found, expected, *, moments=1e-12):
             np.testing.assert_array_equal(a, b, f.name)
 
 
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_frozen_weights_give_what_one_process_counts(folder, one_thread):
     model = net(trained=False)
     statistics = [copy.deepcopy(model[2].state_dict())] * 2  # the running ones, of each rank
