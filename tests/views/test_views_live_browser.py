@@ -5,6 +5,7 @@ Screenshots are kept in the tests' temporary folder, to be looked at.
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import sqlite3
@@ -19,6 +20,7 @@ import mnist_runs
 import numpy as np
 import pytest
 from live_server import serving
+from PIL import Image
 from views_data import write_healthy, write_run
 
 import convlens as cl
@@ -407,6 +409,32 @@ def test_it_fits_a_narrow_and_a_wide_window(
     over = visit.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert over <= 0
     visit.keep(f"run-{width}", shots)
+    visit.close()
+
+
+def brightness(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("L")).astype(int)
+
+
+@pytest.mark.parametrize(("at", "key_pressed", "to"), [("0.2", "j", "1.0"), ("1.0", "k", "0.2")])
+def test_a_layer_looks_the_same_however_one_came_there(
+    browser: Any, served: Address, key: str, shots: Path, at: str, key_pressed: str, to: str
+) -> None:
+    there = visit_run(browser, served, key, f"&layer={to}")
+    expected = brightness(there.pixels("layer"))
+    there.close()
+    visit = visit_run(browser, served, key, f"&layer={at}")
+    visit.page.keyboard.press(key_pressed)
+    visit.wait("layer", to)
+    for _ in range(100):
+        now = brightness(visit.pixels("layer"))
+        # The edges of letters and lines differ by some levels of 255.
+        if now.shape == expected.shape and np.abs(now - expected).max() < 64:
+            break
+        visit.page.evaluate("() => new Promise(requestAnimationFrame)")
+    else:
+        pytest.fail("a page that was opened at the layer looks otherwise")
+    visit.keep(f"layer-{to}-from-{at}", shots)
     visit.close()
 
 

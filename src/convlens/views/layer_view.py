@@ -355,7 +355,8 @@ class StatFigure:
             Lines([self.plot], color, dashed=i == 1, tip=tip)
             for i, (color, tip) in enumerate(zip(colors, TIPS, strict=False))
         ]
-        self._items = [LegendItem(visible=False) for _ in self.slots]
+        # What a legend of an open page is given later may stay undrawn, and all of it with that.
+        self._items = [LegendItem(renderers=[slot.renderer(self.plot)]) for slot in self.slots]
         legend = Legend(items=list(self._items), orientation="horizontal", margin=2, spacing=10)
         legend.update(label_text_font_size="11px", glyph_width=14, glyph_height=12, padding=0)
         legend.location = "top_right"
@@ -389,9 +390,7 @@ class StatFigure:
     def _explain(self, groups: Sequence[Sequence[Series]]) -> None:
         """The legend, where there are several lines."""
         several = sum(map(len, groups)) > 1
-        for slot, item, lines in zip(self.slots, self._items, groups, strict=True):
-            if several and lines and not item.renderers:
-                item.renderers = [slot.renderer(self.plot)]
+        for item, lines in zip(self._items, groups, strict=True):
             name = f"{lines[0].name} …" if len(lines) > 1 else "".join(one.name for one in lines)
             item.update(label=value(name), visible=several and bool(lines))
 
