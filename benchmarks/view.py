@@ -336,7 +336,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--layers", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--slowing-rounds", type=int, default=120, help="three seconds each")
+    parser.add_argument("--slowing-rounds", type=int, default=40, help="ten seconds each")
     parser.add_argument("--seconds", type=float, default=20.0, help="of following a growing run")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--run", type=Path, help="a run made before, for reading and page")
@@ -354,8 +354,8 @@ def main() -> None:
         if "slowing" in arguments.parts:
             rounds = arguments.slowing_rounds
             results.append(measure_slowing(Path(base) / "a", rounds, 1, drawn=False))
-            results.append(measure_slowing(Path(base) / "b", max(rounds // 4, 1), 2, drawn=False))
-            results.append(measure_slowing(Path(base) / "c", max(rounds // 12, 1), 1, drawn=True))
+            results.append(measure_slowing(Path(base) / "b", rounds, 2, drawn=False))
+            results.append(measure_slowing(Path(base) / "c", max(rounds // 4, 1), 1, drawn=True))
     finish(results)
 
 

@@ -25,7 +25,7 @@ from runs_data import (
 from convlens.errors import ArgumentError, LayerNotFoundError, RunError
 from convlens.histories import FIGURES, LayerHistory, LayerInfo
 from convlens.outlines import outline
-from convlens.records import StepCurves
+from convlens.records import Epoch, StepCurves, StepSeries
 from convlens.runs import Run, RunWriter, create_run, join_run, open_run
 from convlens.runs.follow import SERIES, RunFollower
 from convlens.runs.pieces import Source
@@ -291,6 +291,61 @@ def test_files_that_did_not_change_are_not_opened(
     assert follower.refresh()
     monkeypatch.setattr(Run, "transaction", lambda self: pytest.fail("it was opened"))
     assert not follower.refresh()
+
+
+def steps_until(writer: RunWriter, stop: int) -> None:
+    step = np.arange(stop)
+    writer.write_steps(StepSeries(step, step // 100, 1.0 / (1 + step), step * 0.5, {}))
+    writer.flush(wait=True)
+
+
+def test_a_glance_gives_what_came_after_a_step(writer: RunWriter) -> None:
+    steps_until(writer, 100)
+    follower = RunFollower(open_run(writer.path))
+    assert follower.curves().last_step[-1] == 99
+    steps_until(writer, 2100)  # chunks have 1,024
+    write(writer, 0, 10, layer=0)
+    newest = follower.newest(99)
+    assert newest.steps.step.tolist() == list(range(100, 2100))
+    np.testing.assert_array_equal(newest.steps.loss, 1.0 / (1 + np.arange(100, 2100)))
+    assert newest.steps.wall_s[-1] == 2099 * 0.5
+    assert (newest.status, newest.n_layers) == ("running", len(LAYERS))
+    assert follower.newest(2098).steps.step.tolist() == [2099]
+    assert len(follower.newest(5000).steps) == 0
+    assert follower.curves().last_step[-1] == 99, "a glance is no refresh"
+    assert follower.refresh()
+    assert follower.curves().last_step[-1] == 2099
+
+
+def test_a_glance_keeps_the_epochs_until_there_are_others(writer: RunWriter) -> None:
+    follower = RunFollower(open_run(writer.path))
+    epochs = [Epoch(i, i * 10, i * 10 + 9, 1.0, 0.5, {}, 1.0) for i in range(3)]
+    writer.write_epoch(epochs[0])
+    writer.flush(wait=True)
+    known = follower.epochs
+    assert follower.newest(-1).epochs is known
+    writer.write_epoch(epochs[1])
+    writer.flush(wait=True)
+    two = follower.newest(-1).epochs
+    assert list(two) == epochs[:2]
+    steps_until(writer, 5)
+    assert follower.newest(-1).epochs is two
+    assert list(follower.epochs) == epochs[:1]
+    writer.close()
+    assert follower.newest(-1).status == "finished"
+
+
+def test_a_glance_at_files_that_did_not_change_opens_none(
+    writer: RunWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps_until(writer, 10)
+    writer.close()
+    for file in writer.path.iterdir():
+        os.utime(file, (1e9, 1e9))
+    follower = RunFollower(open_run(writer.path))
+    newest = follower.newest(3)
+    monkeypatch.setattr(Run, "transaction", lambda self: pytest.fail("it was opened"))
+    assert follower.newest(3) is newest
 
 
 def test_what_was_read_in_between_is_news_for_the_next_refresh(writer: RunWriter) -> None:

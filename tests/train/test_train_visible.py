@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import convlens as cl
+from convlens.beat import BEAT_S
 from convlens.runs import Run
-from convlens.watching.book import SHOW_S
 
 N_STEPS = 3
 PATIENCE_S = 30.0
@@ -69,7 +69,7 @@ def watched(run: Run) -> list[int]:
 
 def slowly() -> None:
     """A step that takes its time: longer than readers have to wait for what it leaves."""
-    threading.Event().wait(SHOW_S * 1.1)
+    threading.Event().wait(BEAT_S * 1.1)
 
 
 class Pace(cl.Callback):
@@ -131,19 +131,36 @@ def test_a_watched_loop_shows_each_batch_before_the_next(reader: Reader, tmp_pat
             assert reader.seen[step].wait(PATIENCE_S), step
 
 
-def test_a_fast_loop_is_handed_over_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps that take no time are written 64 at a time, as before."""
-    monkeypatch.setattr("convlens.train.recorder.SHOW_S", 3600.0)
-    written: list[int] = []
+class Spy(cl.Callback):
+    """What the recorder writes, in steps, and when it has that committed."""
 
-    class Count(cl.Callback):
-        def before_fit(self, learn) -> None:
-            write = learn.sink.write_steps
-            learn.sink.write_steps = lambda steps: (written.append(len(steps)), write(steps))
+    def __init__(self) -> None:
+        self.seen: list[int | str] = []
 
-    data = [(torch.randn(2, 4), torch.tensor([0, 1]))] * 150
-    learn = cl.Learner(
-        cl.DataLoaders(data, name="fast"), nn.Linear(4, 2), callbacks=[Count()], progress=False
-    )
-    learn.fit(1, 0.01)
-    assert written == [64, 64, 22]
+    def before_fit(self, learn) -> None:
+        write, flush = learn.sink.write_steps, learn.sink.flush
+        learn.sink.write_steps = lambda steps: (self.seen.append(len(steps)), write(steps))
+        learn.sink.flush = lambda **wait: (self.seen.append("commit"), flush(**wait))
+
+
+def fast_fit(n_steps: int) -> list[int | str]:
+    spy = Spy()
+    data = [(torch.randn(2, 4), torch.tensor([0, 1]))] * n_steps
+    dls = cl.DataLoaders(data, name="fast")
+    cl.Learner(dls, nn.Linear(4, 2), callbacks=[spy], progress=False).fit(1, 0.01)
+    return spy.seen
+
+
+def test_between_two_beats_a_fast_loop_commits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses are read from the device 64 at a time, and wait for the beat or the epoch's end."""
+    monkeypatch.setattr("convlens.train.recorder.beat", lambda: 0)
+    assert fast_fit(150)[:4] == [64, 64, 22, "commit"]
+
+
+def test_the_first_step_after_a_beat_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    beats = iter([0, *[1] * 10, *[2] * 10])  # at first, then as each step ends
+    monkeypatch.setattr("convlens.train.recorder.beat", lambda: next(beats, 2))
+    seen = fast_fit(20)
+    assert seen[:2] == [1, "commit"]
+    assert seen.count("commit") >= 3
+    assert sum(n for n in seen if isinstance(n, int)) == 20

@@ -87,21 +87,3 @@ def test_columns_since_a_step_are_the_end_of_the_history(tmp_path: Path) -> None
         np.testing.assert_array_equal(part.first_step, whole.first_step[since:])
         np.testing.assert_array_equal(part.counts, whole.counts[since:])
     assert series.changed_since(series) == pytest.approx(320)
-
-
-def test_a_quick_refresh_leaves_the_layers_as_they_are(tmp_path: Path) -> None:
-    writer, whole = create_run(directory=tmp_path / "run"), columns()
-    writer.write_layers(layer_infos()[:1], LAYOUT, 0.05)
-    write_columns(writer, 0, whole[:40])
-    writer.flush(wait=True)
-    follower = RunFollower(open_run(tmp_path / "run"))
-    assert len(follower.history(0)) == 40
-    write_columns(writer, 0, whole[:50])
-    writer.write_meta({"n_epochs": 3})
-    writer.flush(wait=True)
-    assert follower.refresh(layers=False)
-    assert follower.meta["n_epochs"] == 3
-    assert len(follower.history(0)) == 40
-    follower.refresh()
-    assert len(follower.history(0)) == 50
-    writer.close()

@@ -23,42 +23,78 @@ from convlens.views.live.store import RunStore
 
 
 class Clock:
-    """A clock, and a thread that has worked for some of the time."""
+    """A clock, and a thread that has worked for some of the time, and waited for a core."""
 
-    def __init__(self) -> None:
-        self.now = self.used = 0.0
+    def __init__(self, counted: Path) -> None:
+        self.now = self.used = self.waited = 0.0
+        self._counted = counted
+        self.pass_by(0.0, 0.0)
 
-    def pass_by(self, seconds: float, work_s: float) -> None:
+    def pass_by(self, seconds: float, work_s: float, wait_s: float = 0.0) -> None:
         self.now += seconds
         self.used += work_s
+        self.waited += wait_s
+        self._counted.write_text(f"{round(self.used * 1e9)} {round(self.waited * 1e9)} 7\n")
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
+    clock = Clock(tmp_path / "schedstat")
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     monkeypatch.setattr(time, "thread_time", lambda: clock.used)
+    monkeypatch.setattr(pace, "WAITED", tmp_path / "schedstat")
     return clock
+
+
+def next_due(paced: pace.Pace, clock: Clock, work_s: float, wait_s: float) -> float:
+    """Seconds until it is due, where the thread works and waits for so long at first."""
+    clock.pass_by(0.0, work_s, wait_s)
+    for tick in range(1, 10_000):
+        clock.pass_by(0.01, 0.0)
+        if paced.due():
+            return tick * 0.01
+    raise AssertionError("it was never due")
 
 
 def test_costly_work_waits_until_it_is_a_small_share(clock: Clock) -> None:
     paced = pace.Pace()
     clock.pass_by(0.5, 0.001)
     assert paced.due()
-    clock.pass_by(0.5, 0.03)  # six hundredths of the time
-    assert not paced.due()
-    clock.pass_by(0.03 / pace.SHARE - 0.5 - 0.01, 0.0)
-    assert not paced.due()
-    clock.pass_by(0.02, 0.0)
-    assert paced.due()
+    found = next_due(paced, clock, work_s=0.03, wait_s=0.02)
+    assert found == pytest.approx(0.03 / pace.SHARE, abs=0.02)
 
 
 def test_costly_work_does_not_wait_for_ever(clock: Clock) -> None:
+    found = next_due(pace.Pace(), clock, work_s=1.0, wait_s=0.1)
+    assert found == pytest.approx(pace.LONGEST_S, abs=0.02)
+
+
+def test_where_no_core_is_free_it_is_done_seldom(clock: Clock) -> None:
     paced = pace.Pace()
-    clock.pass_by(pace.LONGEST_S - 0.01, 1.0)
-    assert not paced.due()
-    clock.pass_by(0.02, 0.02)
-    assert paced.due()
+    for work_s in (0.001, 0.3):
+        found = next_due(paced, clock, work_s, wait_s=2 * work_s)
+        assert found == pytest.approx(pace.CROWDED_S, abs=0.02)
+    # The core is free again.
+    assert next_due(paced, clock, work_s=0.03, wait_s=0.0) == pytest.approx(1.2, abs=0.02)
+
+
+@pytest.mark.parametrize("content", [None, "", "12 x 3", "4"])
+def test_a_system_that_does_not_count_it_has_room(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+) -> None:
+    monkeypatch.setattr(pace, "WAITED", tmp_path / "other")
+    if content is not None:
+        (tmp_path / "other").write_text(content)
+    assert next_due(pace.Pace(), clock, work_s=0.03, wait_s=9.0) == pytest.approx(1.2, abs=0.02)
+
+
+@pytest.mark.skipif(not pace.WAITED.exists(), reason="the kernel does not count it")
+def test_the_kernel_counts_how_long_a_thread_waits() -> None:
+    first = pace._waited_s()
+    until = time.monotonic() + 0.05
+    while time.monotonic() < until:
+        pass
+    assert 0.0 < first <= pace._waited_s() < time.monotonic()
 
 
 class Socket:
@@ -91,6 +127,7 @@ def test_what_one_callback_changes_is_one_message() -> None:
         await session.with_document_locked(lambda: setattr(document, "title", "again"))
 
     asyncio.run(act())
+    assert not any(message._buffers for message in socket.sent), "two messages more for each"
     kinds = [[event["kind"] for event in message.content["events"]] for message in socket.sent]
     assert kinds == [["ColumnDataChanged"] * 4 + ["TitleChanged"], ["TitleChanged"]]
 
@@ -112,7 +149,7 @@ def test_a_page_that_nobody_sees_reads_and_shows_nothing(tmp_path: Path) -> None
     session._tick()
     assert last() == "9"
     for followed in store._open.values():
-        followed._at = {True: -1e9, False: -1e9}  # it was looked at long ago
+        followed._at = -1e9  # it was looked at long ago
     session._do({"do": "visible", "value": True})
     assert last() == "19"
     writer.close()

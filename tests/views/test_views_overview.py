@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from bokeh.document import Document
@@ -10,7 +12,7 @@ from views_data import PER_EPOCH, epochs_of, healthy_loss, step_series
 
 from convlens.histories import LayerInfo, SeriesFigures
 from convlens.plots.canvas import BLUE, ORANGE
-from convlens.records import Epoch, StepCurves, empty_steps
+from convlens.records import Epoch, StepCurves, StepSeries, empty_steps
 from convlens.series import sum_up
 from convlens.views import canvas
 from convlens.views.canvas import DARK, StepAxis, dark_theme, darken, short_names, with_room
@@ -408,9 +410,8 @@ def test_a_metric_is_chosen_and_missing_values_are_said():
 )
 def test_the_axis_of_a_share_ends_where_shares_do(values, ends):
     view = RunView()
-    view.update(
-        curves(2 * PER_EPOCH), epochs_of(step_series(healthy_loss(2 * PER_EPOCH)), values), None
-    )
+    epochs = epochs_of(step_series(healthy_loss(2 * PER_EPOCH)), values)
+    view.update(curves(2 * PER_EPOCH), epochs, make_matrix("near_zero", layers(1, 4)))
 
     reach = view.metric.plot.y_range
     assert (reach.start, reach.end) == pytest.approx(ends)
@@ -488,3 +489,74 @@ def test_the_axis_of_a_growing_run_has_room_and_moves_seldom():
         assert first == 0
         assert last <= end <= last + (last + 1) / 32
     assert len({with_room((7, last)) for last in range(100_000, 108_000)}) <= 5
+
+
+def extended(view: RunView, first: int, loss: np.ndarray, epochs: Sequence[Epoch]) -> None:
+    step = np.arange(first, first + len(loss))
+    zeros = np.zeros(len(loss))
+    view.extend(StepSeries(step, step, loss, zeros, {}), epochs, growing=True)
+
+
+def raw_of(view: RunView) -> tuple[np.ndarray, np.ndarray]:
+    data = view.loss._raw.lines
+    return np.concatenate([*data["xs"], []]), np.concatenate([*data["ys"], []])
+
+
+def test_the_newest_losses_go_on_from_where_the_curves_end():
+    view = shown(n_steps=300)
+    epochs = view.axis.epochs
+    extended(view, 300, np.full(20, 0.5), epochs)
+    x, y = raw_of(view)
+    assert x.tolist() == list(range(320))
+    np.testing.assert_array_equal(y[:300], healthy_loss(300).astype(np.float32))
+    assert (y[300:] == 0.5).all()
+    extended(view, 300, np.full(40, 0.25), epochs)  # all since the curves, not since the last time
+    x, y = raw_of(view)
+    assert len(x) == 340
+    assert (y[300:] == 0.25).all()
+    assert view.axis.range.end >= 339.5
+    view.update(curves(350), epochs, make_matrix("near_zero", layers(3, 350)))
+    assert len(raw_of(view)[0]) == 350
+
+
+def test_beside_a_band_the_newest_losses_are_a_line_that_the_legend_explains():
+    view = RunView()
+    view.update(curves(10_000, 1000), [], make_matrix("near_zero", layers(1, 4)))
+    entries = {item.name: item for item in view.loss._entries}
+    assert len(raw_of(view)[0]) == 0
+    assert not entries["each batch"].visible
+    extended(view, 10_000, np.full(30, 0.5), ())
+    assert raw_of(view)[0].tolist() == list(range(10_000, 10_030))
+    assert entries["each batch"].visible
+    assert entries["low to high"].visible
+
+
+def test_the_axis_reaches_a_newest_loss_that_lies_outside():
+    view = shown(n_steps=300)
+    plot = linear(view)
+    before = plot.y_range.start, plot.y_range.end
+    extended(view, 300, np.array([1.0, np.nan, np.inf]), view.axis.epochs)
+    assert (plot.y_range.start, plot.y_range.end) == before
+    extended(view, 300, np.array([1.0, 40.0]), view.axis.epochs)
+    assert plot.y_range.end > 40.0
+    assert np.isnan(raw_of(view)[1]).sum() == 0
+
+
+def test_an_epoch_that_ends_between_two_updates_is_drawn():
+    view = shown(n_steps=300)
+    more = [*view.axis.epochs, Epoch(2, 200, 309, 0.5, 0.125, {"accuracy": 0.75}, 1.0)]
+    extended(view, 300, np.full(20, 0.5), more)
+    assert ("validation loss", 3) in lines_of(linear(view))
+    assert lines_of(view.metric.plot) == [("accuracy", 3)]
+    assert list(view.axis.epochs) == more
+
+
+def test_what_is_shown_already_is_not_sent_again():
+    view = shown(n_steps=300)
+    epochs = view.axis.epochs
+    extended(view, 300, np.full(22, 0.5), epochs)
+    changes = in_document(view)
+    extended(view, 300, np.full(22, 0.5), epochs)
+    assert changes == []
+    extended(view, 300, np.full(23, 0.5), epochs)
+    assert len(changes) == 1, "the line alone"

@@ -66,10 +66,13 @@ def read_chunk(database: sqlite3.Connection, chunk: int) -> StepSeries | None:
     return None if payload is None else series_of(unpack(payload))
 
 
-def read_steps(database: sqlite3.Connection) -> StepSeries:
-    """Every recorded step."""
-    rows = database.execute("SELECT payload FROM steps WHERE level = 0 ORDER BY chunk")
-    return join_steps([series_of(unpack(payload)) for (payload,) in rows])
+def read_steps(database: sqlite3.Connection, first: int = 0) -> StepSeries:
+    """Every recorded step from this one on."""
+    rows = database.execute(
+        "SELECT payload FROM steps WHERE level = 0 AND chunk >= ? ORDER BY chunk",
+        (first >> CHUNK_BITS,),
+    )
+    return cut_steps(join_steps([series_of(unpack(payload)) for (payload,) in rows]), first, None)
 
 
 def read_curves(

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from convlens.beat import beat
 from convlens.plots import TrainingCurves
 from convlens.records import Epoch, StepSeries, empty_steps, join_steps
 from convlens.sketch import Floats
 from convlens.train.callbacks import Callback
 from convlens.train.schedules import read_hypers
-from convlens.watching.book import SHOW_S
 
 if TYPE_CHECKING:
     from convlens.train.learner import Learner
@@ -27,9 +27,9 @@ class Recorder(Callback, TrainingCurves):
     """Records loss and hyperparameters of every step, and loss and metrics of every epoch.
 
     Losses stay on the device and are read a block at a time, so that no step waits for them. What
-    is recorded is kept in memory and written to the run, if there is one: then a block is at most
-    64 steps, and ends with the first step after half a second, so that a reader sees a step within
-    a second. It holds one fit: the next fit begins anew.
+    is recorded is kept in memory and written to the run, if there is one, and committed with the
+    first step of each half second (`convlens.beat`), so that a reader sees a step within a second.
+    It holds one fit: the next fit begins anew.
     """
 
     order = -100  # first, so that a step is recorded even if another callback cancels after it
@@ -58,7 +58,7 @@ class Recorder(Callback, TrainingCurves):
         """Forget the last fit and start the clock."""
         self._history, self._epochs, self._rows = _History(), [], []
         self._losses = torch.zeros(BLOCK, device=learn.device)
-        self._fit_start = self._shown = time.perf_counter()
+        self._fit_start, self._shown = time.perf_counter(), beat()
 
     def before_epoch(self, learn: Learner) -> None:
         """Start the epoch's clock."""
@@ -71,16 +71,16 @@ class Recorder(Callback, TrainingCurves):
         """Keep the loss and the hyperparameters that this step was made with."""
         self._losses[len(self._rows)] = learn.loss.detach()
         hypers = [read_hypers(group) for group in learn.optimizer.param_groups]
-        now = time.perf_counter()
-        self._rows.append((now - self._fit_start, learn.step, hypers))
+        self._rows.append((time.perf_counter() - self._fit_start, learn.step, hypers))
         self._sizes.append(len(learn.x))
-        is_due = learn.sink is not None and now - self._shown >= SHOW_S
-        if is_due or len(self._rows) == BLOCK:
+        if learn.sink is not None and beat() != self._shown:
+            self._commit(learn)
+        elif len(self._rows) == BLOCK:
             self._close_block(learn)
 
     def before_validation(self, learn: Learner) -> None:
-        """Write the last steps, as validation may take its time."""
-        self._close_block(learn)
+        """Commit the last steps, as validation may take its time."""
+        self._commit(learn)
 
     def after_epoch(self, learn: Learner) -> None:
         """Record the epoch."""
@@ -98,11 +98,11 @@ class Recorder(Callback, TrainingCurves):
         self._epochs.append(epoch)
         if learn.sink is not None:
             learn.sink.write_epoch(epoch)
-            learn.sink.flush()
+        self._commit(learn)
 
     def after_fit(self, learn: Learner) -> None:
-        """Write what is left of a cancelled epoch."""
-        self._close_block(learn)
+        """Commit what is left of a cancelled epoch."""
+        self._commit(learn)
 
     def _train_loss(self) -> float:
         if not self._sizes:
@@ -128,12 +128,16 @@ class Recorder(Callback, TrainingCurves):
     def _close_block(self, learn: Learner) -> None:
         if not self._rows:
             return
-        self._shown = time.perf_counter()
         block = self._block()
         self._rows = []
         self._history.add(block)
         if learn.sink is not None:
             learn.sink.write_steps(block)
+
+    def _commit(self, learn: Learner) -> None:
+        self._close_block(learn)
+        self._shown = beat()
+        if learn.sink is not None:
             learn.sink.flush()
 
 

@@ -250,8 +250,8 @@ class StepAxis:
             self.range.update(bounds=whole, reset_start=low, reset_end=high)
             if sees_all and self._following:
                 self.range.update(start=low, end=high)
-        if list(epochs) != list(self.epochs):
-            self.epochs = epochs
+        known, self.epochs = self.epochs, epochs
+        if epochs is not known and list(epochs) != list(known):
             self._ends.ticks = _ends(epochs)
             self._write_names()
 

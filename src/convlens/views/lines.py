@@ -190,6 +190,8 @@ class Lines:
         with np.errstate(over="ignore"):  # what float32 cannot hold is drawn as a gap
             ys = [one.y.astype(np.float32) for one in series]
         self._lines.put({"xs": xs, "ys": ys, "name": [one.name for one in series]})
+        if self._dots is False:
+            return
         few = [i for i, y in enumerate(ys) if self._dotted(y)]
         none = np.zeros(0, np.float32)
         x = np.concatenate([none, *(xs[i] for i in few)])
@@ -297,7 +299,8 @@ class ValueRange:
             start, end = low - ROOM * (high - low), high + ROOM * (high - low)
         if ends is not None:
             start, end = max(start, ends[0]), min(end, ends[1])
-        self.range.update(start=start, end=end)
+        if (start, end) != (self.range.start, self.range.end):
+            self.range.update(start=start, end=end)
         return bool(len(seen))
 
     def _limits(self, seen: NDArray[np.floating]) -> tuple[float, float]:
@@ -332,6 +335,7 @@ class LossScales:
         self._ranges = {log: ValueRange(log=log) for log in (False, True)}
         self._messages: dict[bool, Message] = {}
         self._words = ""
+        self.fit(np.zeros(0))
         self.root: Column = column(sizing_mode="stretch_width")
         self.log = False
 
@@ -361,8 +365,16 @@ class LossScales:
 
     def fit(self, values: NDArray[np.floating]) -> None:
         """Let the axis span these."""
+        self._spanned = seen = values[np.isfinite(values)]
+        self._ends = float(seen.min(initial=np.inf)), float(seen.max(initial=-np.inf))
         for reach in self._ranges.values():
-            reach.fit(values)
+            reach.fit(seen)
+
+    def reach(self, values: NDArray[np.floating]) -> None:
+        """Let the axis span these too."""
+        seen = values[np.isfinite(values)]
+        if ((seen < self._ends[0]) | (seen > self._ends[1])).any():
+            self.fit(np.concatenate([self._spanned, seen]))
 
     @property
     def text(self) -> str:

@@ -21,7 +21,7 @@ from bokeh.plotting import figure
 
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
-from convlens.records import Epoch, StepCurves
+from convlens.records import Epoch, StepCurves, StepSeries
 from convlens.views.canvas import StepAxis, retitle, short, with_room
 from convlens.views.curves import SMOOTH, band_outline, spreads
 from convlens.views.lines import (
@@ -77,7 +77,7 @@ class RunView:
         for plot in (*below, self.matrix_figure.plot):
             align(plot)
             plot.on_event(DoubleTap, lambda: self.axis.follow(True))
-        self._matrix: Matrix | None = None
+        self._span = (0, 0)
         self.curves: UIElement = column(self.loss.scales.root, *below, sizing_mode="stretch_width")
         self.matrix: UIElement = self.matrix_figure.plot
 
@@ -85,7 +85,7 @@ class RunView:
         self,
         curves: StepCurves,
         epochs: Sequence[Epoch],
-        matrix: Matrix | None,
+        matrix: Matrix,
         *,
         growing: bool = False,
     ) -> None:
@@ -94,17 +94,31 @@ class RunView:
         Args:
             curves: losses and hyperparameters.
             epochs: the finished epochs.
-            matrix: the layers; None leaves them as they are shown.
+            matrix: the layers.
             growing: whether the time axis has room for steps to come.
         """
-        self._matrix = self._matrix if matrix is None else matrix
-        span = _span(curves, epochs, self._matrix)
+        self._span = span = _span(curves, epochs, matrix)
         self.axis.update(with_room(span) if growing else span, epochs)
         self.loss.update(curves, epochs)
         self.metric.update(epochs)
         self.schedule.update(curves)
-        if matrix is not None:
-            self.matrix_figure.update(matrix)
+        self.matrix_figure.update(matrix)
+
+    def extend(self, steps: StepSeries, epochs: Sequence[Epoch], *, growing: bool = False) -> None:
+        """Show what came since the last `update`, which is far less work than another one.
+
+        Args:
+            steps: those since then, whose losses are drawn.
+            epochs: all finished epochs.
+            growing: see `update`.
+        """
+        new = epochs is not self.axis.epochs
+        span = self._span[0], max([self._span[1], *steps.step[-1:].tolist()])
+        self.axis.update(with_room(span) if growing else span, epochs)
+        self.loss.extend(steps)
+        if new:
+            self.loss.measure(epochs)
+            self.metric.update(epochs)
 
     def update_matrix(self, matrix: Matrix) -> None:
         """Show another quantity of the same run."""
@@ -156,6 +170,7 @@ class LossFigures:
         self._wanted: bool | None = None
         self._weight = SMOOTH
         self._curves: StepCurves | None = None
+        self._each = False  # whether each batch is drawn
         self.scales = LossScales(axis, height, self._fill)
 
     def _fill(self, plot: figure) -> None:
@@ -172,7 +187,7 @@ class LossFigures:
                 ("validation", self._valid.renderer(plot)),
             ],
         )
-        self._explain(self._explained)
+        self._mark_entries()
 
     def update(self, curves: StepCurves, epochs: Sequence[Epoch]) -> None:
         """Show the losses up to now."""
@@ -181,23 +196,42 @@ class LossFigures:
         wide = curves.width > 1
         band = (curves.loss.low, curves.loss.high) if wide and known.any() else None
         self._band.put(band_outline(curves, *band) if band else {"x": [], "y": []})
+        self._each = bool(known.any()) and not wide and len(curves) > 2
         raw = Series("training loss", curves.first_step, curves.loss.mean)
-        self._raw.draw([raw] if known.any() and not wide and len(curves) > 2 else [])
+        self._raw.draw([raw] if self._each else [])
         self._strips.draw(curves.first_step, curves.last_step, curves.loss.finite < curves.n)
-        measured = [(e.last_step, e.valid_loss) for e in epochs if e.valid_loss is not None]
-        x, y = np.array(measured, np.float64).reshape(-1, 2).T
-        self._valid.draw([Series("validation loss", x, y)] if measured else [])
         few = len(curves) <= 2
         seen = {
             "each batch": not wide and not few,
             "low to high": wide,
             "smoothed": wide or not few,
-            "validation": bool(measured),
         }
         self._explain(frozenset(name for name, there in seen.items() if there))
-        self.scales.fit(np.concatenate([curves.loss.low, curves.loss.high, y]))
+        self.scales.fit(np.concatenate([curves.loss.low, curves.loss.high]))
+        self.measure(epochs)
         self._smooth_and_scale()
-        self._say(curves, bool(measured), bool(known.any()))
+        self._say(curves, "validation" in self._explained, bool(known.any()))
+
+    def extend(self, steps: StepSeries) -> None:
+        """See `RunView.extend`: each batch's loss, going on from where the curves end."""
+        curves = self._curves
+        if curves is None or not len(steps):
+            return
+        x, y = steps.step, steps.loss
+        if self._each:
+            x = np.concatenate([curves.first_step, x])
+            y = np.concatenate([curves.loss.mean, y])
+        self._raw.draw([Series("training loss", x, y)])
+        self._explain(self._explained | {"each batch"})
+        self.scales.reach(steps.loss)
+
+    def measure(self, epochs: Sequence[Epoch]) -> None:
+        """Show the validation losses up to now."""
+        measured = [(e.last_step, e.valid_loss) for e in epochs if e.valid_loss is not None]
+        x, y = np.array(measured, np.float64).reshape(-1, 2).T
+        self._valid.draw([Series("validation loss", x, y)] if measured else [])
+        self._explain(self._explained | ({"validation"} if measured else set[str]()))
+        self.scales.reach(y)
 
     def set_log(self, log: bool | None) -> None:
         """See `RunView.set_log`."""
@@ -224,9 +258,13 @@ class LossFigures:
         self._smooth.draw([Series("training loss", curves.middle_step, mean)])
 
     def _explain(self, seen: frozenset[str]) -> None:
-        self._explained = seen
+        if seen != self._explained:
+            self._explained = seen
+            self._mark_entries()
+
+    def _mark_entries(self) -> None:
         for item in self._entries:
-            item.visible = item.name in seen
+            item.visible = item.name in self._explained
 
     def _say(self, curves: StepCurves, measured: bool, known: bool) -> None:
         words = ""
@@ -343,8 +381,8 @@ def align(plot: figure) -> None:
     plot.update(min_border_left=LEFT, min_border_right=MARGIN, min_border_top=2)
 
 
-def _span(curves: StepCurves, epochs: Sequence[Epoch], matrix: Matrix | None) -> tuple[int, int]:
-    parts = [part for part in (curves, matrix) if part is not None and len(part.first_step)]
+def _span(curves: StepCurves, epochs: Sequence[Epoch], matrix: Matrix) -> tuple[int, int]:
+    parts = [part for part in (curves, matrix) if len(part.first_step)]
     firsts = [part.first_step[0] for part in parts]
     lasts = [part.last_step[-1] for part in parts]
     firsts += [epoch.first_step for epoch in epochs[:1]]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convlens.beat import beat
 from convlens.histories import LayerHistory, LayerInfo
 from convlens.records import RecordSink
 from convlens.sketch import (
@@ -30,8 +31,6 @@ from convlens.watching.ring import CudaLane, Ring, Rows
 from convlens.watching.sampling import squared_errors
 
 CHUNK = 1 << CHUNK_BITS
-SHOW_S = 0.5
-"""Seconds after which what a reader sees is renewed: a step within a second, with the disk."""
 
 
 @dataclass
@@ -115,7 +114,7 @@ class Sketchbook:
         self._last = np.full(CHUNK, -1, np.int64)
         self._rings: dict[torch.device, Ring[Label]] = {}
         self._on_ring: dict[torch.device, list[Series]] = {}
-        self._shown, self._n_shown = time.perf_counter(), 0  # when last, and after which sketch
+        self._shown, self._n_shown = beat(), 0  # when last, and after which sketch
         self._declared = False
 
     @property
@@ -231,7 +230,7 @@ class Sketchbook:
         if self.row >= 0:
             self._first[self.row] = self._last[self.row] = self._step
         self.n_flushes += 1
-        self._shown, self._n_shown = start, self.n_sketches
+        self._shown, self._n_shown = beat(), self.n_sketches
         self.handover_s += time.perf_counter() - start
 
     def close(self) -> None:
@@ -245,9 +244,10 @@ class Sketchbook:
         """Show what is new if it is time; ``done`` says that the current row is to be seen too."""
         if self._n_shown == self.n_sketches and not self._rings:  # a replayed graph counts none
             return
-        now = time.perf_counter()
-        if now - self._shown < SHOW_S or self.ledger.busy:
+        now = beat()
+        if now == self._shown or self.ledger.busy:
             return
+        start = time.perf_counter()
         self._shown, self._n_shown = now, self.n_sketches
         self._declare()
         self.ledger.show(self._level, self._chunk, self._take_all(clear=False))
@@ -257,7 +257,7 @@ class Sketchbook:
                 first[self.row] = -1  # the kernels go on adding to this one while it is copied
             label = Label(self._level, self._chunk, first, self._last.copy(), growing=True)
             ring.show(label, hold=done)
-        self.handover_s += time.perf_counter() - now
+        self.handover_s += time.perf_counter() - start
 
     def _declare(self) -> None:
         if not self._declared:

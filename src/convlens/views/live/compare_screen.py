@@ -14,6 +14,7 @@ from convlens.views.distances import Comparison, first_parting
 from convlens.views.live.commands import Command, word
 from convlens.views.live.layout import compare_body
 from convlens.views.live.models import Panels, add_figure
+from convlens.views.live.pace import Pace
 from convlens.views.live.store import Look, RunStore
 from convlens.views.markup import say, text
 from convlens.views.panels import differences
@@ -51,6 +52,7 @@ class CompareScreen:
         self._layer, self._log = asked.get("layer", ""), False
         self._looks: tuple[Look, Look] | None = None
         self._comparison: Comparison | None = None
+        self._pace = Pace()
         first, second = (store.look(key).follower.run.name for key in keys)
         self._names = (first, second)
         self.title = f"{self._names[0]} and {self._names[1]} – convlens"
@@ -62,7 +64,9 @@ class CompareScreen:
         self._figures.on_select(self._row)
 
     def tick(self) -> None:
-        """Show what is new in either record."""
+        """Show what is new in either record, when it is due: everything of both is read."""
+        if not self._pace.due() and self._looks is not None:
+            return
         looks = self._store.look(self._keys[0]), self._store.look(self._keys[1])
         comparison = self._store.comparison(self._keys)
         if looks == self._looks and comparison is self._comparison:

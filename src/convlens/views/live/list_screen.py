@@ -12,8 +12,8 @@ from convlens.views.live.layout import list_body
 from convlens.views.live.models import Panels
 from convlens.views.live.store import RunStore, key_of
 
-EVERY = 5
-"""The folders are looked through at every fifth look: a new run is seen after two seconds."""
+EVERY = 4
+"""The folders are looked through at every fourth look: a new run is seen after two seconds."""
 
 
 class ListScreen:

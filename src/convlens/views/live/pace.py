@@ -1,14 +1,29 @@
-"""How often what costs much is done: so that the server takes a small share of a core."""
+"""How often what costs much is done: so that the server takes a small share of a core.
+
+Where the training computes with every core, whatever the server does stops one of its threads, for
+which the others wait: there it does little but show the newest losses. The kernel counts how long
+the server's thread was ready and had to wait for a core, and on such a machine it waits longer than
+it runs.
+"""
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from pathlib import Path
+
+WAITED = Path("/proc/thread-self/schedstat")
+"""Nanoseconds that this thread has run, and that it has waited for a core (Linux)."""
+
 
 SHARE = 0.025
 """Of a core, for all pages together."""
 
 LONGEST_S = 4.0
 """What costs much is put off so long at most."""
+
+CROWDED_S = 30.0
+"""And so long where no core is free."""
 
 
 class Pace:
@@ -20,12 +35,23 @@ class Pace:
 
     def __init__(self) -> None:
         self._at, self._used = time.monotonic(), time.thread_time()
+        self._waited = _waited_s()
 
     def due(self) -> bool:
         """Whether it is to be done now; then it counts as done."""
-        now, used = time.monotonic(), time.thread_time()
-        passed = now - self._at
-        if used - self._used > SHARE * passed and passed < LONGEST_S:
+        at, used = time.monotonic(), time.thread_time()
+        passed, worked = at - self._at, used - self._used
+        if worked > SHARE * passed and passed < LONGEST_S:
             return False
-        self._at, self._used = now, used
+        waited = _waited_s()
+        if waited - self._waited > worked and passed < CROWDED_S:
+            return False
+        self._at, self._used, self._waited = at, used, waited
         return True
+
+
+def _waited_s() -> float:
+    """How long this thread has waited for a core; 0 where that is not counted."""
+    with suppress(OSError, ValueError, IndexError), open(WAITED) as file:
+        return int(file.read().split()[1]) / 1e9
+    return 0.0

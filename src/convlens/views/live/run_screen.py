@@ -13,6 +13,7 @@ import numpy as np
 from bokeh.document import Document
 
 from convlens.histories import LayerInfo, SeriesFigures
+from convlens.runs.follow import Newest
 from convlens.runs.pieces import Series as Recorded
 from convlens.views import panels as shown
 from convlens.views import words
@@ -71,6 +72,7 @@ class RunScreen:
     ) -> None:
         self._store, self._key, self._document, self._panels = store, key, document, panels
         self._look = store.look(key)
+        self._newest: Newest | None = None  # what was shown since
         self._run = self._look.follower.run
         self.title = f"{self._run.name} – convlens"
         self._quantity = asked.get("quantity", "")
@@ -100,17 +102,10 @@ class RunScreen:
     # ---- what the session calls ----------------------------------------------------------------
 
     def tick(self) -> None:
-        """Show what is new in the record."""
-        layers = self._pace.due()
-        look = self._store.look(self._key, layers=layers)
-        if look != self._look:
-            self._look = look
-            if self._landmarks() == self._shown:
-                self._show_growth(layers=layers)
-            else:
-                self._look = self._store.look(self._key)
-                self._show_all()
-        elif time.monotonic() - self._told > AGO_S:
+        """Show what is new in the record: the newest losses at once, all of it when it is due."""
+        if self._pace.due() or not self._show_newest():
+            self._show_news()
+        if time.monotonic() - self._told > AGO_S:
             self._show_header()
         if self._beside.side == "findings":
             self._show_beside()
@@ -283,28 +278,55 @@ class RunScreen:
     def _landmarks(self) -> object:
         """What changes seldom; as long as it does not, no snapshot can be new."""
         follower = self._look.follower
-        return self._names(), list(follower.epochs), dict(follower.meta)
+        return list(follower.epochs), list(follower.layers("activation")), dict(follower.meta)
 
-    def _show_growth(self, *, layers: bool = True) -> None:
-        """What grows with every step; the layers, which cost most, not each time."""
+    def _show_news(self) -> None:
+        look = self._store.look(self._key)
+        if look != self._look:
+            self._look = look
+            if self._landmarks() == self._shown:
+                self._show_growth()
+            else:
+                self._show_all()
+
+    def _show_newest(self) -> bool:
+        """Losses and epochs since the last look at everything; False if there is more to see."""
         follower = self._look.follower
-        matrix = self._matrix() if layers else None
-        growing = follower.meta.get("status") == "running"
         curves = follower.curves(POINTS)
-        self._figures.update(curves, follower.epochs, matrix, growing=growing)
+        if not len(curves):
+            return False
+        newest = self._store.newest(self._key, since=int(curves.last_step[-1]))
+        known = follower.meta.get("status"), len(self._names())
+        if (newest.status, newest.n_layers) != known:
+            return False  # there are layers now, or the run has ended
+        if newest is not self._newest:
+            self._newest = newest
+            self._figures.extend(newest.steps, newest.epochs, growing=self._growing)
+            self._show_header()
+        return True
+
+    def _show_growth(self) -> None:
+        """What grows with every step."""
+        follower, self._newest = self._look.follower, None
+        curves, matrix = follower.curves(POINTS), self._matrix()
+        self._figures.update(curves, follower.epochs, matrix, growing=self._growing)
         self._show_header()
         self._panels.put("metric", _choice("metric", "metric", words.metric_names(follower.epochs)))
-        if layers:
-            self._show_layer()
+        self._show_layer()
+
+    @property
+    def _growing(self) -> bool:
+        return self._look.follower.meta.get("status") == "running"
 
     def _show_header(self) -> None:
         follower, self._told = self._look.follower, time.monotonic()
+        epochs = follower.epochs if self._newest is None else self._newest.epochs
         self._panels.put(
             "header",
             shown.header(
                 self._run.name,
                 follower.meta,
-                follower.epochs,
+                epochs,
                 self._last_step() + 1,
                 self._wall_s(),
                 self._run.last_written,
@@ -409,10 +431,14 @@ class RunScreen:
         follower = self._look.follower
         curves, watched = follower.curves(POINTS), follower.figures("activation")
         ends = [series.last_step[-1] for series in (curves, watched) if len(series.last_step)]
+        if self._newest is not None:
+            ends += self._newest.steps.step[-1:].tolist()
         return int(max(ends, default=-1))
 
     def _wall_s(self) -> float | None:
         """Seconds since training began, as of the newest step; None without any."""
+        if self._newest is not None and len(self._newest.steps):
+            return float(self._newest.steps.wall_s[-1])
         curves = self._look.follower.curves(POINTS)
         return float(curves.wall_s[-1]) if len(curves) else None
 

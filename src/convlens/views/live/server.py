@@ -15,9 +15,12 @@ from typing import Any, cast
 
 from bokeh.application import Application
 from bokeh.application.handlers import FunctionHandler
+from bokeh.core.serialization import Serializer
 from bokeh.document import Document
 from bokeh.document.events import DocumentPatchedEvent
+from bokeh.document.json import PatchJson
 from bokeh.protocol import Protocol
+from bokeh.protocol.messages.patch_doc import patch_doc
 from bokeh.server.connection import ServerConnection
 from bokeh.server.contexts import ApplicationContext
 from bokeh.server.server import BaseServer
@@ -157,10 +160,10 @@ class _Pages(BokehTornado):
 
 
 class _Connection(ServerConnection):
-    """Sends all that one callback changed in one message.
+    """Sends all that one callback changed in one message, with its arrays inside.
 
     Bokeh makes a message of every change, each of which lists all models anew, and after each of
-    which the browser draws.
+    which the browser draws; and it sends every array in two messages more.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 — Bokeh's
@@ -175,7 +178,16 @@ class _Connection(ServerConnection):
     async def _send_changes(self) -> None:
         changes, self._changes = self._changes, []
         if changes:
-            await self._socket.send_message(self.protocol.create("PATCH-DOC", changes))
+            await self._socket.send_message(_in_one_piece(changes))
+
+
+def _in_one_piece(changes: list[DocumentPatchedEvent]) -> patch_doc:
+    """What `patch_doc.create` makes, but with arrays as base64 in the text."""
+    models = changes[0].document.models
+    serializer = Serializer(references=models.synced_references, deferred=False)
+    content = PatchJson(events=serializer.encode(changes))
+    models.flush_synced(lambda model: not serializer.has_ref(model))
+    return patch_doc(patch_doc.create_header(), {}, content)
 
 
 class _Sent:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from bokeh.document import Document
 
+from convlens.beat import until_beat
 from convlens.errors import ConvlensError
 from convlens.views.canvas import THEME, dark_theme
 from convlens.views.live.commands import Command
@@ -21,10 +23,10 @@ from convlens.views.markup import text
 if TYPE_CHECKING:
     from bokeh.server.contexts import BokehSessionContext
 
-POLL_MS = 400
-"""A page looks for news so often.
+LATE_S = 0.1
+"""Between the beat on which a training hands over what it has, and a page's look at it.
 
-Training hands over what it has every half second; so what was trained on is seen within a second.
+So a page shows a batch within a second, and looks little more than once in one.
 """
 
 
@@ -99,7 +101,7 @@ class Session:
         document.title = self._screen.title
         document.template_variables.update(body=self._screen.body)
         self._state.put(self._screen.tell())
-        document.add_periodic_callback(self._tick, POLL_MS)
+        self._wait()
 
     def _make(self, asked: Mapping[str, str], dark: bool) -> Screen:
         """The list; a run where one is asked for, or where there is only one; or two compared."""
@@ -116,6 +118,13 @@ class Session:
             return RunScreen(store, key, document, panels, asked, dark)
         except ConvlensError as error:
             return SorryScreen(panels, str(error))
+
+    def _wait(self) -> None:
+        self._document.add_timeout_callback(self._on_beat, math.ceil(1e3 * until_beat(LATE_S)))
+
+    def _on_beat(self) -> None:
+        self._wait()
+        self._tick()
 
     def _tick(self) -> None:
         if self._seen:

@@ -17,7 +17,7 @@ from convlens.doctor import diagnose
 from convlens.errors import ConvlensError, RunError
 from convlens.records import Finding
 from convlens.runs import Run, RunInfo, list_runs, open_run
-from convlens.runs.follow import RunFollower
+from convlens.runs.follow import Newest, RunFollower
 from convlens.views.distances import Comparison, compare
 
 FRESH_S = 0.1
@@ -95,16 +95,23 @@ class RunStore:
         """Whether there is such a run."""
         return key in self._open or key in self.list()
 
-    def look(self, key: str, *, layers: bool = True) -> Look:
+    def look(self, key: str) -> Look:
         """The run's state as of a moment ago.
-
-        Args:
-            key: the run's.
-            layers: whether what was watched is looked at too; see `RunFollower.refresh`.
 
         Raises:
             RunError: if there is no such run, or it cannot be read.
         """
+        return self._followed(key).look()
+
+    def newest(self, key: str, since: int) -> Newest:
+        """A glance at what came after a step; see `RunFollower.newest`.
+
+        Raises:
+            RunError: if there is no such run, or it cannot be read.
+        """
+        return self._followed(key).follower.newest(since)
+
+    def _followed(self, key: str) -> _Followed:
         followed = self._open.get(key)
         if followed is None:
             info = self.list().get(key)
@@ -113,7 +120,7 @@ class RunStore:
             followed = self._open[key] = _Followed(open_run(info.path))
         followed.asked = time.monotonic()
         self._let_go()
-        return followed.look(layers=layers)
+        return followed
 
     async def read_ahead(self) -> None:
         """Read the run that the first page will show, if there is only one, in a thread."""
@@ -175,13 +182,12 @@ class _Followed:
     """A run that some page shows."""
 
     def __init__(self, run: Run) -> None:
-        self._follower = RunFollower(run)
-        self.asked = -float("inf")
-        self._at = {True: -float("inf"), False: -float("inf")}
+        self.follower = RunFollower(run)
+        self.asked = self._at = -float("inf")
 
     def read_ahead(self) -> None:
         """Ask for what a page begins with."""
-        follower = self._follower
+        follower = self.follower
         for quantity in ("activation", "gradient", "update", "parameter"):
             follower.figures(quantity)
         follower.curves(POINTS)
@@ -189,11 +195,11 @@ class _Followed:
             follower.series(0)
         self.asked = time.monotonic()
 
-    def look(self, *, layers: bool) -> Look:
-        if time.monotonic() - max(self._at[True], self._at[layers]) > FRESH_S:
-            self._follower.refresh(layers=layers)
-            self._at[layers] = time.monotonic()
-        return Look(self._follower, self._follower.version)
+    def look(self) -> Look:
+        if time.monotonic() - self._at > FRESH_S:
+            self.follower.refresh()
+            self._at = time.monotonic()
+        return Look(self.follower, self.follower.version)
 
 
 Kept = TypeVar("Kept", _Followed, _Job[Any])
