@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import page
+from convlens.beat import until_beat
 from convlens.histories import LayerInfo
 from convlens.records import Epoch, StepSeries
 from convlens.runs import RunWriter, create_run, open_run
@@ -167,19 +168,17 @@ def train(
 ) -> None:
     """Write a run, then let it grow as a training does, until told that it is over.
 
-    Steps are written by 64, what is watched every half second, as a `Recorder` hands them over.
+    What there is by then is written after each beat, as a training hands it over.
     """
     made_up = begin_run(path, n_steps, n_layers)
     began.value = time.time()
     ready.set()
-    start, shown, step = time.perf_counter(), n_steps, n_steps
-    while not over.is_set():
-        over.wait(max(0.0, start + (step + CHUNK - n_steps) / STEPS_A_SECOND - time.perf_counter()))
-        made_up.write_steps(step, step + CHUNK)
-        step += CHUNK
-        if step - shown >= STEPS_A_SECOND // 2:
-            made_up.grow(shown, step)
-            shown = step
+    start, step = time.perf_counter(), n_steps
+    while not over.wait(until_beat()):
+        now = n_steps + int((time.perf_counter() - start) * STEPS_A_SECOND)
+        made_up.write_steps(step, now)
+        made_up.grow(step, now)
+        step = now
     made_up.close()
 
 

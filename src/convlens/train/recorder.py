@@ -28,7 +28,7 @@ class Recorder(Callback, TrainingCurves):
 
     Losses stay on the device and are read a block at a time, so that no step waits for them. What
     is recorded is kept in memory and written to the run, if there is one, and committed with the
-    first step of each half second (`convlens.beat`), so that a reader sees a step within a second.
+    first step after each beat (`convlens.beat`), so that a reader sees a step within a second.
     It holds one fit: the next fit begins anew.
     """
 
