@@ -13,9 +13,9 @@ from bokeh.document import Document
 from bokeh.models import ColumnDataSource
 from bokeh.protocol import Protocol
 from bokeh.server.session import ServerSession
-from views_data import step_series
+from views_data import LAYOUT, layer_infos, normal_columns, step_series, write_columns
 
-from convlens.runs import create_run
+from convlens.runs import RunWriter, create_run
 from convlens.views.live import pace
 from convlens.views.live.server import _Connection
 from convlens.views.live.session import Session
@@ -154,3 +154,54 @@ def test_a_page_that_nobody_sees_reads_and_shows_nothing(tmp_path: Path) -> None
     assert last() == "19"
     writer.close()
     store.close()
+
+
+def columns_until(writer: RunWriter, n: int) -> None:
+    write_columns(writer, 0, normal_columns(np.zeros(n), np.ones(n), 1_000, 4))
+    writer.flush(wait=True)
+
+
+@pytest.fixture
+def rested(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether costly work is due, and no look that is as good as another."""
+    due = [False]
+    monkeypatch.setattr(pace.Pace, "due", lambda self: due[0])
+    monkeypatch.setattr("convlens.views.live.store.FRESH_S", -1.0)
+    return due
+
+
+def test_a_loop_that_records_no_loss_is_looked_at_whole_only_when_due(
+    tmp_path: Path, rested: list[bool]
+) -> None:
+    with create_run(directory=tmp_path / "run") as writer:
+        writer.write_layers(layer_infos()[:1], LAYOUT, 0.05)
+        columns_until(writer, 10)
+        store = RunStore([tmp_path])
+        session = Session(Document(), store)
+        columns_until(writer, 20)
+        session._tick()
+        assert session._screen.tell()["root"]["steps"] == "9"
+        rested[0] = True
+        session._tick()
+        assert session._screen.tell()["root"]["steps"] == "19"
+        store.close()
+
+
+def test_each_page_goes_on_from_what_it_shows_itself(tmp_path: Path, rested: list[bool]) -> None:
+    with create_run(directory=tmp_path / "run") as writer:
+        writer.write_steps(step_series(np.ones(100)))
+        writer.flush(wait=True)
+        store = RunStore([tmp_path])
+        one, other = (Session(Document(), store) for _ in range(2))
+        writer.write_steps(step_series(np.ones(150)))
+        writer.flush(wait=True)
+        rested[0] = True
+        one._tick()
+        rested[0] = False
+        writer.write_steps(step_series(np.ones(160)))
+        writer.flush(wait=True)
+        for session in (one, other):
+            session._tick()
+            (x,) = session._screen._figures.loss._raw.lines["xs"]
+            assert x.tolist() == list(range(160))
+        store.close()

@@ -72,7 +72,8 @@ class RunScreen:
     ) -> None:
         self._store, self._key, self._document, self._panels = store, key, document, panels
         self._look = store.look(key)
-        self._newest: Newest | None = None  # what was shown since
+        self._since = -1  # the last step of the curves that are shown
+        self._newest: Newest | None = None  # what was shown after them
         self._run = self._look.follower.run
         self.title = f"{self._run.name} – convlens"
         self._quantity = asked.get("quantity", "")
@@ -291,14 +292,11 @@ class RunScreen:
 
     def _show_newest(self) -> bool:
         """Losses and epochs since the last look at everything; False if there is more to see."""
-        follower = self._look.follower
-        curves = follower.curves(POINTS)
-        if not len(curves):
-            return False
-        newest = self._store.newest(self._key, since=int(curves.last_step[-1]))
-        known = follower.meta.get("status"), len(self._names())
-        if (newest.status, newest.n_layers) != known:
-            return False  # there are layers now, or the run has ended
+        newest = self._store.newest(self._key, self._since)
+        known = self._look.follower.meta.get("status"), len(self._names())
+        begun = self._since < 0 and len(newest.steps) > 0
+        if begun or (newest.status, newest.n_layers) != known:
+            return False  # there are losses or layers now, or the run has ended
         if newest is not self._newest:
             self._newest = newest
             self._figures.extend(newest.steps, newest.epochs, growing=self._growing)
@@ -309,6 +307,7 @@ class RunScreen:
         """What grows with every step."""
         follower, self._newest = self._look.follower, None
         curves, matrix = follower.curves(POINTS), self._matrix()
+        self._since = int(curves.last_step[-1]) if len(curves) else -1
         self._figures.update(curves, follower.epochs, matrix, growing=self._growing)
         self._show_header()
         self._panels.put("metric", _choice("metric", "metric", words.metric_names(follower.epochs)))
