@@ -8,14 +8,14 @@ from convlens.beat import BEAT_S, beat, until_beat
 
 
 @pytest.mark.parametrize("now", [0.0, 0.1, 1_000_000.7, 1_780_000_000.123])
-@pytest.mark.parametrize("late", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize("late", [0.0, 0.1, 0.5])
 def test_whoever_waits_for_a_beat_comes_so_much_after_it(monkeypatch, now: float, late: float):
     monkeypatch.setattr(time, "time", lambda: now)
     wait, before = until_beat(late), beat()
     assert 0.0 < wait <= BEAT_S
     monkeypatch.setattr(time, "time", lambda: now + wait + 1e-6)
-    past = (now + wait) % BEAT_S
-    assert past == pytest.approx(late, abs=1e-5)
+    off = (now + wait - late) % BEAT_S
+    assert min(off, BEAT_S - off) < 1e-5
     assert beat() - before in (0, 1)
     monkeypatch.setattr(time, "time", lambda: now + BEAT_S)
     assert beat() == before + 1
