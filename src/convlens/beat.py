@@ -20,3 +20,11 @@ def beat() -> int:
 def until_beat(late_s: float = 0.0) -> float:
     """Seconds until the next time that a beat is ``late_s`` past, which is below `BEAT_S`."""
     return BEAT_S - (time.time() - late_s) % BEAT_S
+
+
+def beat_for(next_s: float) -> int:
+    """The beat that something must be handed over for, if the next will be there in ``next_s``.
+
+    It is the coming one if the next will be too late for it, else the one that has been.
+    """
+    return beat() + (until_beat() < next_s)

@@ -153,13 +153,13 @@ def fast_fit(n_steps: int) -> list[int | str]:
 
 def test_between_two_beats_a_fast_loop_commits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses are read from the device 64 at a time, and wait for the beat or the epoch's end."""
-    monkeypatch.setattr("convlens.train.recorder.beat", lambda: 0)
+    monkeypatch.setattr("convlens.train.recorder.beat_for", lambda _: 0)
     assert fast_fit(150)[:4] == [64, 64, 22, "commit"]
 
 
-def test_the_first_step_after_a_beat_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_for_another_beat_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
     beats = iter([0, *[1] * 10, *[2] * 10])  # at first, then as each step ends
-    monkeypatch.setattr("convlens.train.recorder.beat", lambda: next(beats, 2))
+    monkeypatch.setattr("convlens.train.recorder.beat_for", lambda _: next(beats, 2))
     seen = fast_fit(20)
     assert seen[:2] == [1, "commit"]
     assert seen.count("commit") >= 3

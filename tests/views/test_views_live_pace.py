@@ -15,6 +15,7 @@ from bokeh.protocol import Protocol
 from bokeh.server.session import ServerSession
 from views_data import LAYOUT, layer_infos, normal_columns, step_series, write_columns
 
+from convlens.errors import RunError
 from convlens.runs import RunWriter, create_run
 from convlens.views.live import pace
 from convlens.views.live.server import _Connection
@@ -204,4 +205,49 @@ def test_each_page_goes_on_from_what_it_shows_itself(tmp_path: Path, rested: lis
             session._tick()
             (x,) = session._screen._figures.loss._raw.lines["xs"]
             assert x.tolist() == list(range(160))
+        store.close()
+
+
+def test_the_end_of_a_run_is_shown_by_every_page_at_once(
+    tmp_path: Path, rested: list[bool]
+) -> None:
+    writer = create_run(directory=tmp_path / "run")
+    writer.write_layers(layer_infos()[:1], LAYOUT, 0.05)
+    columns_until(writer, 10)
+    writer.write_steps(step_series(np.ones(100)))
+    writer.flush(wait=True)
+    store = RunStore([tmp_path])
+    pages = [Session(Document(), store) for _ in range(2)]
+    columns_until(writer, 20)
+    writer.write_steps(step_series(np.ones(150)))
+    writer.close()
+    for page in pages:  # the first brings the follower up to date, which the second shares
+        page._tick()
+        shown = page._screen._figures.matrix_figure.source.data["value"][0][0]
+        assert np.isfinite(shown).sum() == 20
+        assert "Finished" in page._panels._sources["header"].data["html"][0]
+    store.close()
+
+
+def test_an_error_of_a_look_stays_until_there_is_none(
+    tmp_path: Path, rested: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create_run(directory=tmp_path / "run") as writer:
+        writer.write_steps(step_series(np.ones(100)))
+        writer.flush(wait=True)
+        store = RunStore([tmp_path])
+        page = Session(Document(), store)
+
+        def damaged(_key: str) -> None:
+            raise RunError("It is damaged.")
+
+        rested[0] = True
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "look", damaged)
+            page._tick()
+            rested[0] = False
+            page._tick()
+            assert "It is damaged." in page._panels._sources["trouble"].data["html"][0]
+        page._tick()
+        assert page._panels._sources["trouble"].data["html"] == [""]
         store.close()

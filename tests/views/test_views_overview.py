@@ -526,7 +526,7 @@ def test_beside_a_band_the_newest_losses_are_a_line_that_the_legend_explains():
     assert len(raw_of(view)[0]) == 0
     assert not entries["each batch"].visible
     extended(view, 10_000, np.full(30, 0.5), ())
-    assert raw_of(view)[0].tolist() == list(range(10_000, 10_030))
+    assert raw_of(view)[0].tolist() == list(range(9_999, 10_030)), "from its end on"
     assert entries["each batch"].visible
     assert entries["low to high"].visible
 
@@ -560,3 +560,29 @@ def test_what_is_shown_already_is_not_sent_again():
     assert changes == []
     extended(view, 300, np.full(23, 0.5), epochs)
     assert len(changes) == 1, "the line alone"
+
+
+@pytest.mark.parametrize(("known", "points"), [(1, 1500), (2, 1500), (10_000, 1000)])
+def test_one_new_loss_is_a_line_from_where_the_curves_end(known: int, points: int):
+    view = RunView()
+    view.update(curves(known, points), [], make_matrix("near_zero", layers(1, 4)))
+    extended(view, known, np.array([0.5]), ())
+    x, y = raw_of(view)
+    assert x[-2:].tolist() == [known - 1, known]
+    assert np.isfinite(y[-2:]).all()
+
+
+def test_new_losses_that_are_not_finite_are_marked_at_once():
+    view = shown(n_steps=300)
+    extended(view, 300, np.array([1.0, np.nan, np.inf, 1.0]), view.axis.epochs)
+    strips = view.loss._strips.drawn.data
+    assert (strips["left"].tolist(), strips["right"].tolist()) == ([300.5], [302.5])
+
+
+def test_what_was_said_of_bad_losses_goes_with_the_first_good_one():
+    view = RunView()
+    bad = curves(10, loss=np.full(10, np.nan))
+    view.update(bad, [], make_matrix("near_zero", layers(1, 4)))
+    assert view.loss.scales.text == "Every loss was NaN or infinite."
+    extended(view, 10, np.array([0.5]), ())
+    assert view.loss.scales.text == ""

@@ -31,7 +31,8 @@ SERIES = 8
 CURVES = 4
 """Numbers of points that curves are kept in: those asked for last."""
 
-AT_A_GLANCE = """SELECT (SELECT value FROM meta WHERE key = 'status'),
+AT_A_GLANCE = """SELECT (SELECT value FROM meta WHERE key = 'created'),
+    (SELECT value FROM meta WHERE key = 'status'),
     (SELECT count(*) FROM layers WHERE quantity = 'activation'), (SELECT count(*) FROM epochs)"""
 
 TICK_NS = 50_000_000
@@ -74,12 +75,14 @@ class Newest:
     """What a glance at a run finds.
 
     Attributes:
-        status: the fact of this name in the run's meta.
+        created: the fact of this name in the run's meta.
+        status: likewise.
         n_layers: how many layers' activations were watched.
-        epochs: every finished epoch; the same object as long as their number is.
+        epochs: every finished epoch; the same object while nothing is read but glances.
         steps: the newest of the recorded steps.
     """
 
+    created: object
     status: object
     n_layers: int
     epochs: Sequence[Epoch]
@@ -259,9 +262,10 @@ class RunFollower:
     def _read_newest(self, since: int) -> Newest:
         known = [self._state.epochs, () if self._glance is None else self._glance[2].epochs]
         with self.run.transaction() as database:
-            status, n_layers, n_epochs = database.execute(AT_A_GLANCE).fetchone()
+            created, status, n_layers, n_epochs = database.execute(AT_A_GLANCE).fetchone()
             epochs = next((epochs for epochs in known if len(epochs) == n_epochs), None)
             return Newest(
+                json.loads(created or "null"),
                 json.loads(status or "null"),
                 n_layers,
                 read_epochs(database) if epochs is None else epochs,

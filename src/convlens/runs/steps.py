@@ -66,11 +66,11 @@ def read_chunk(database: sqlite3.Connection, chunk: int) -> StepSeries | None:
     return None if payload is None else series_of(unpack(payload))
 
 
-def read_steps(database: sqlite3.Connection, first: int = 0) -> StepSeries:
-    """Every recorded step from this one on."""
+def read_steps(database: sqlite3.Connection, first: int | None = None) -> StepSeries:
+    """Every recorded step, or those from one on."""
     rows = database.execute(
         "SELECT payload FROM steps WHERE level = 0 AND chunk >= ? ORDER BY chunk",
-        (first >> CHUNK_BITS,),
+        (0 if first is None else first >> CHUNK_BITS,),
     )
     return cut_steps(join_steps([series_of(unpack(payload)) for (payload,) in rows]), first, None)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from convlens.beat import beat
+from convlens.beat import beat_for
 from convlens.plots import TrainingCurves
 from convlens.records import Epoch, StepSeries, empty_steps, join_steps
 from convlens.sketch import Floats
@@ -28,7 +28,7 @@ class Recorder(Callback, TrainingCurves):
 
     Losses stay on the device and are read a block at a time, so that no step waits for them. What
     is recorded is kept in memory and written to the run, if there is one, and committed with the
-    first step after each beat (`convlens.beat`), so that a reader sees a step within a second.
+    last step before each beat (`convlens.beat`), so that a reader sees a step within a second.
     It holds one fit: the next fit begins anew.
     """
 
@@ -58,7 +58,8 @@ class Recorder(Callback, TrainingCurves):
         """Forget the last fit and start the clock."""
         self._history, self._epochs, self._rows = _History(), [], []
         self._losses = torch.zeros(BLOCK, device=learn.device)
-        self._fit_start, self._shown = time.perf_counter(), beat()
+        self._fit_start = self._ended = time.perf_counter()
+        self._shown = beat_for(0.0)
 
     def before_epoch(self, learn: Learner) -> None:
         """Start the epoch's clock."""
@@ -71,10 +72,14 @@ class Recorder(Callback, TrainingCurves):
         """Keep the loss and the hyperparameters that this step was made with."""
         self._losses[len(self._rows)] = learn.loss.detach()
         hypers = [read_hypers(group) for group in learn.optimizer.param_groups]
-        self._rows.append((time.perf_counter() - self._fit_start, learn.step, hypers))
+        now = time.perf_counter()
+        took, self._ended = now - self._ended, now
+        self._rows.append((now - self._fit_start, learn.step, hypers))
         self._sizes.append(len(learn.x))
-        if learn.sink is not None and beat() != self._shown:
+        due = beat_for(took)  # the next step may take as long
+        if learn.sink is not None and due not in (self._shown, self._shown - 1):
             self._commit(learn)
+            self._shown = due
         elif len(self._rows) == BLOCK:
             self._close_block(learn)
 
@@ -136,7 +141,7 @@ class Recorder(Callback, TrainingCurves):
 
     def _commit(self, learn: Learner) -> None:
         self._close_block(learn)
-        self._shown = beat()
+        self._shown = beat_for(0.0)
         if learn.sink is not None:
             learn.sink.flush()
 

@@ -170,7 +170,6 @@ class LossFigures:
         self._wanted: bool | None = None
         self._weight = SMOOTH
         self._curves: StepCurves | None = None
-        self._each = False  # whether each batch is drawn
         self.scales = LossScales(axis, height, self._fill)
 
     def _fill(self, plot: figure) -> None:
@@ -196,9 +195,8 @@ class LossFigures:
         wide = curves.width > 1
         band = (curves.loss.low, curves.loss.high) if wide and known.any() else None
         self._band.put(band_outline(curves, *band) if band else {"x": [], "y": []})
-        self._each = bool(known.any()) and not wide and len(curves) > 2
         raw = Series("training loss", curves.first_step, curves.loss.mean)
-        self._raw.draw([raw] if self._each else [])
+        self._raw.draw([raw] if known.any() and not wide and len(curves) > 2 else [])
         self._strips.draw(curves.first_step, curves.last_step, curves.loss.finite < curves.n)
         few = len(curves) <= 2
         seen = {
@@ -217,11 +215,18 @@ class LossFigures:
         curves = self._curves
         if curves is None or not len(steps):
             return
-        x, y = steps.step, steps.loss
-        if self._each:
-            x = np.concatenate([curves.first_step, x])
-            y = np.concatenate([curves.loss.mean, y])
+        before = slice(None) if curves.width == 1 else slice(len(curves) - 1, None)
+        x = np.concatenate([curves.last_step[before], steps.step])
+        y = np.concatenate([curves.loss.mean[before], steps.loss])
         self._raw.draw([Series("training loss", x, y)])
+        finite = np.isfinite(steps.loss)
+        self._strips.draw(
+            np.concatenate([curves.first_step, steps.step]),
+            np.concatenate([curves.last_step, steps.step]),
+            np.concatenate([curves.loss.finite < curves.n, ~finite]),
+        )
+        if finite.any():
+            self._say(curves, True, True)
         self._explain(self._explained | {"each batch"})
         self.scales.reach(steps.loss)
 

@@ -73,6 +73,8 @@ class RunScreen:
         self._store, self._key, self._document, self._panels = store, key, document, panels
         self._look = store.look(key)
         self._since = -1  # the last step of the curves that are shown
+        self._known: object = None  # which run, its status and number of layers, as they are shown
+        self._owing = False  # whether everything has to be looked at again
         self._newest: Newest | None = None  # what was shown after them
         self._run = self._look.follower.run
         self.title = f"{self._run.name} – convlens"
@@ -104,8 +106,10 @@ class RunScreen:
 
     def tick(self) -> None:
         """Show what is new in the record: the newest losses at once, all of it when it is due."""
-        if self._pace.due() or not self._show_newest():
+        if self._owing or self._pace.due() or not self._show_newest():
+            self._owing = True  # an error is shown until there is none
             self._show_news()
+            self._owing = False
         if time.monotonic() - self._told > AGO_S:
             self._show_header()
         if self._beside.side == "findings":
@@ -283,7 +287,10 @@ class RunScreen:
 
     def _show_news(self) -> None:
         look = self._store.look(self._key)
-        if look != self._look:
+        follower = look.follower
+        meta = follower.meta
+        now = meta.get("created"), meta.get("status"), len(follower.layers("activation"))
+        if look != self._look or now != self._known:
             self._look = look
             if self._landmarks() == self._shown:
                 self._show_growth()
@@ -293,10 +300,10 @@ class RunScreen:
     def _show_newest(self) -> bool:
         """Losses and epochs since the last look at everything; False if there is more to see."""
         newest = self._store.newest(self._key, self._since)
-        known = self._look.follower.meta.get("status"), len(self._names())
         begun = self._since < 0 and len(newest.steps) > 0
-        if begun or (newest.status, newest.n_layers) != known:
-            return False  # there are losses or layers now, or the run has ended
+        seen = newest.created, newest.status, newest.n_layers
+        if begun or seen != self._known or len(newest.steps) > POINTS:
+            return False  # there are losses or layers now, or the run has ended, or is another
         if newest is not self._newest:
             self._newest = newest
             self._figures.extend(newest.steps, newest.epochs, growing=self._growing)
@@ -308,6 +315,8 @@ class RunScreen:
         follower, self._newest = self._look.follower, None
         curves, matrix = follower.curves(POINTS), self._matrix()
         self._since = int(curves.last_step[-1]) if len(curves) else -1
+        meta = follower.meta
+        self._known = meta.get("created"), meta.get("status"), len(self._names())
         self._figures.update(curves, follower.epochs, matrix, growing=self._growing)
         self._show_header()
         self._panels.put("metric", _choice("metric", "metric", words.metric_names(follower.epochs)))
