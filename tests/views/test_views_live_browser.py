@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from views_data import write_healthy, write_run
 import convlens as cl
 from convlens.runs import create_run
 from convlens.views.live.address import Address
+from convlens.views.live.pace import CROWDED_S
 from convlens.views.live.store import key_of
 
 EVIL = "<script>alert(1)</script>"
@@ -456,12 +458,19 @@ def test_a_training_is_seen_while_it_goes_on(browser: Any, tmp_path: Path, shots
                     "s => Number(document.documentElement.dataset.steps) > s", arg=seen[-1]
                 )
                 seen.append(int(visit.says("steps")))
-            before = visit.pixels("layer")
+            curves, layer = visit.pixels("curves"), visit.pixels("layer")
             visit.page.wait_for_function(
                 "s => Number(document.documentElement.dataset.steps) > s + 10", arg=seen[-1]
             )
             visit.page.evaluate("() => new Promise(requestAnimationFrame)")
-            assert visit.pixels("layer") != before
+            assert visit.pixels("curves") != curves
+            latest = time.monotonic() + 2 * CROWDED_S
+            while visit.pixels("layer") == layer:  # it follows when it is due
+                assert time.monotonic() < latest
+                visit.page.wait_for_function(
+                    "s => Number(document.documentElement.dataset.steps) > s",
+                    arg=int(visit.says("steps")),
+                )
             visit.keep("growing", shots)
             stop.touch()
             assert training.wait(120) == 0
