@@ -12,19 +12,30 @@ BEAT_S = 0.6
 """Seconds between two beats."""
 
 
-def beat() -> int:
-    """Which beat it is: another number from one beat to the next."""
-    return int(time.time() / BEAT_S)
-
-
 def until_beat(late_s: float = 0.0) -> float:
     """Seconds until the next time that a beat is ``late_s`` past, which is below `BEAT_S`."""
     return BEAT_S - (time.time() - late_s) % BEAT_S
 
 
-def beat_for(next_s: float) -> int:
-    """The beat that something must be handed over for, if the next will be there in ``next_s``.
+class Beats:
+    """When something has to be handed over: once for each beat, as late as it can be."""
 
-    It is the coming one if the next will be too late for it, else the one that has been.
-    """
-    return beat() + (until_beat() < next_s)
+    def __init__(self) -> None:
+        self.done()
+
+    def due(self, next_s: float = 0.0) -> bool:
+        """Whether it is to be handed over now, if another chance to will come in ``next_s``.
+
+        It is if nothing was since the last beat, and also if that chance will be too late for the
+        coming one.
+        """
+        return _for(next_s) not in (self._done, self._done - 1)
+
+    def done(self, next_s: float = 0.0) -> None:
+        """It was handed over."""
+        self._done = _for(next_s)
+
+
+def _for(next_s: float) -> int:
+    """The beat that the next chance comes after: the one that has been, or the coming one."""
+    return int(time.time() / BEAT_S + min(next_s / BEAT_S, 1.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,14 +154,15 @@ def fast_fit(n_steps: int) -> list[int | str]:
 
 def test_between_two_beats_a_fast_loop_commits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses are read from the device 64 at a time, and wait for the beat or the epoch's end."""
-    monkeypatch.setattr("convlens.train.recorder.beat_for", lambda _: 0)
+    monkeypatch.setattr("convlens.beat.time.time", lambda: 100.5 * BEAT_S)
     assert fast_fit(150)[:4] == [64, 64, 22, "commit"]
 
 
-def test_a_step_for_another_beat_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    beats = iter([0, *[1] * 10, *[2] * 10])  # at first, then as each step ends
-    monkeypatch.setattr("convlens.train.recorder.beat_for", lambda _: next(beats, 2))
-    seen = fast_fit(20)
-    assert seen[:2] == [1, "commit"]
-    assert seen.count("commit") >= 3
-    assert sum(n for n in seen if isinstance(n, int)) == 20
+def test_a_step_for_each_beat_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(100.5 * BEAT_S, BEAT_S / 50)  # as often as anybody asks
+    monkeypatch.setattr("convlens.beat.time.time", lambda: next(clock))
+    seen = fast_fit(100)
+    steps = [n for n in seen if isinstance(n, int)]
+    assert sum(steps) == 100
+    assert 3 <= seen.count("commit") <= 8
+    assert max(steps) < 64

@@ -149,8 +149,6 @@ def test_a_page_that_nobody_sees_reads_and_shows_nothing(tmp_path: Path) -> None
     writer.flush(wait=True)
     session._tick()
     assert last() == "9"
-    for followed in store._open.values():
-        followed._at = -1e9  # it was looked at long ago
     session._do({"do": "visible", "value": True})
     assert last() == "19"
     writer.close()

@@ -586,3 +586,13 @@ def test_what_was_said_of_bad_losses_goes_with_the_first_good_one():
     assert view.loss.scales.text == "Every loss was NaN or infinite."
     extended(view, 10, np.array([0.5]), ())
     assert view.loss.scales.text == ""
+
+
+def test_a_logarithmic_axis_reaches_a_new_lowest_loss_though_some_were_not_positive():
+    view = RunView()
+    loss = healthy_loss(300)
+    loss[10] = -1.0
+    view.update(curves(300, loss=loss), [], make_matrix("near_zero", layers(1, 4)))
+    view.set_log(True)
+    extended(view, 300, np.array([1e-6]), ())
+    assert log(view).y_range.start < 1e-6

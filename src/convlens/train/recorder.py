@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from convlens.beat import beat_for
+from convlens.beat import Beats
 from convlens.plots import TrainingCurves
 from convlens.records import Epoch, StepSeries, empty_steps, join_steps
 from convlens.sketch import Floats
@@ -59,7 +59,7 @@ class Recorder(Callback, TrainingCurves):
         self._history, self._epochs, self._rows = _History(), [], []
         self._losses = torch.zeros(BLOCK, device=learn.device)
         self._fit_start = self._ended = time.perf_counter()
-        self._shown = beat_for(0.0)
+        self._beats = Beats()
 
     def before_epoch(self, learn: Learner) -> None:
         """Start the epoch's clock."""
@@ -76,10 +76,8 @@ class Recorder(Callback, TrainingCurves):
         took, self._ended = now - self._ended, now
         self._rows.append((now - self._fit_start, learn.step, hypers))
         self._sizes.append(len(learn.x))
-        due = beat_for(took)  # the next step may take as long
-        if learn.sink is not None and due not in (self._shown, self._shown - 1):
-            self._commit(learn)
-            self._shown = due
+        if learn.sink is not None and self._beats.due(took):  # the next step may take as long
+            self._commit(learn, took)
         elif len(self._rows) == BLOCK:
             self._close_block(learn)
 
@@ -139,9 +137,9 @@ class Recorder(Callback, TrainingCurves):
         if learn.sink is not None:
             learn.sink.write_steps(block)
 
-    def _commit(self, learn: Learner) -> None:
+    def _commit(self, learn: Learner, next_s: float = 0.0) -> None:
         self._close_block(learn)
-        self._shown = beat_for(0.0)
+        self._beats.done(next_s)
         if learn.sink is not None:
             learn.sink.flush()
 

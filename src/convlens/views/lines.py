@@ -272,6 +272,7 @@ class ValueRange:
 
     def __init__(self, *, log: bool = False) -> None:
         self._log = log
+        self._spanned: NDArray[np.floating] = np.zeros(0)
         self.range = Range1d(start=0.1 if log else 0.0, end=1.0)
 
     def fit(
@@ -290,7 +291,7 @@ class ValueRange:
         Returns:
             Whether there is any such value.
         """
-        seen = values[np.isfinite(values) & ((values > 0) | (not self._log))]
+        self._spanned = seen = self._drawn(values)
         low, high = reach if reach and len(seen) else self._limits(seen)
         if self._log:
             ratio = max(high / low, 1.5)
@@ -302,6 +303,16 @@ class ValueRange:
         if (start, end) != (self.range.start, self.range.end):
             self.range.update(start=start, end=end)
         return bool(len(seen))
+
+    def extend(self, values: NDArray[np.floating]) -> None:
+        """Show these too."""
+        seen, spanned = self._drawn(values), self._spanned
+        low, high = spanned.min(initial=np.inf), spanned.max(initial=-np.inf)
+        if ((seen < low) | (seen > high)).any():
+            self.fit(np.concatenate([spanned, seen]))
+
+    def _drawn(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        return values[np.isfinite(values) & ((values > 0) | (not self._log))]
 
     def _limits(self, seen: NDArray[np.floating]) -> tuple[float, float]:
         """The lowest and the highest value; something around it if there is one alone."""
@@ -335,7 +346,6 @@ class LossScales:
         self._ranges = {log: ValueRange(log=log) for log in (False, True)}
         self._messages: dict[bool, Message] = {}
         self._words = ""
-        self.fit(np.zeros(0))
         self.root: Column = column(sizing_mode="stretch_width")
         self.log = False
 
@@ -365,16 +375,13 @@ class LossScales:
 
     def fit(self, values: NDArray[np.floating]) -> None:
         """Let the axis span these."""
-        self._spanned = seen = values[np.isfinite(values)]
-        self._ends = float(seen.min(initial=np.inf)), float(seen.max(initial=-np.inf))
         for reach in self._ranges.values():
-            reach.fit(seen)
+            reach.fit(values)
 
-    def reach(self, values: NDArray[np.floating]) -> None:
+    def extend(self, values: NDArray[np.floating]) -> None:
         """Let the axis span these too."""
-        seen = values[np.isfinite(values)]
-        if ((seen < self._ends[0]) | (seen > self._ends[1])).any():
-            self.fit(np.concatenate([self._spanned, seen]))
+        for reach in self._ranges.values():
+            reach.extend(values)
 
     @property
     def text(self) -> str:

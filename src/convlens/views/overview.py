@@ -228,7 +228,7 @@ class LossFigures:
         if finite.any():
             self._say(curves, True, True)
         self._explain(self._explained | {"each batch"})
-        self.scales.reach(steps.loss)
+        self.scales.extend(steps.loss)
 
     def measure(self, epochs: Sequence[Epoch]) -> None:
         """Show the validation losses up to now."""
@@ -236,7 +236,7 @@ class LossFigures:
         x, y = np.array(measured, np.float64).reshape(-1, 2).T
         self._valid.draw([Series("validation loss", x, y)] if measured else [])
         self._explain(self._explained | ({"validation"} if measured else set[str]()))
-        self.scales.reach(y)
+        self.scales.extend(y)
 
     def set_log(self, log: bool | None) -> None:
         """See `RunView.set_log`."""

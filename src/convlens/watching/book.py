@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convlens.beat import beat
+from convlens.beat import Beats
 from convlens.histories import LayerHistory, LayerInfo
 from convlens.records import RecordSink
 from convlens.sketch import (
@@ -114,7 +114,7 @@ class Sketchbook:
         self._last = np.full(CHUNK, -1, np.int64)
         self._rings: dict[torch.device, Ring[Label]] = {}
         self._on_ring: dict[torch.device, list[Series]] = {}
-        self._shown, self._n_shown = beat(), 0  # when last, and after which sketch
+        self._beats, self._n_shown = Beats(), 0  # when last shown, and after which sketch
         self._declared = False
 
     @property
@@ -230,7 +230,8 @@ class Sketchbook:
         if self.row >= 0:
             self._first[self.row] = self._last[self.row] = self._step
         self.n_flushes += 1
-        self._shown, self._n_shown = beat(), self.n_sketches
+        self._n_shown = self.n_sketches
+        self._beats.done()
         self.handover_s += time.perf_counter() - start
 
     def close(self) -> None:
@@ -244,11 +245,11 @@ class Sketchbook:
         """Show what is new if it is time; ``done`` says that the current row is to be seen too."""
         if self._n_shown == self.n_sketches and not self._rings:  # a replayed graph counts none
             return
-        now = beat()
-        if now == self._shown or self.ledger.busy:
+        if not self._beats.due() or self.ledger.busy:
             return
         start = time.perf_counter()
-        self._shown, self._n_shown = now, self.n_sketches
+        self._n_shown = self.n_sketches
+        self._beats.done()
         self._declare()
         self.ledger.show(self._level, self._chunk, self._take_all(clear=False))
         for ring in self._rings.values():

@@ -320,7 +320,8 @@ class ActivationWatch(LayerHistories):
     def step_done(self) -> None:
         """Say that the current step was made, so that readers of a run see it before the next.
 
-        Of a model that is not compiled they do so anyway. It is renewed at most twice a second.
+        Of a model that is not compiled they do so anyway. What they see is renewed once a beat
+        (`convlens.beat`).
         """
         for book in self._books():
             book.step_done()

@@ -13,7 +13,7 @@ from convlens.views.live.models import Panels
 from convlens.views.live.store import RunStore, key_of
 
 EVERY = 4
-"""The folders are looked through at every fourth look: a new run is seen after two seconds."""
+"""The folders are looked through at every fourth look: a new run is seen after some 2.4 s."""
 
 
 class ListScreen:

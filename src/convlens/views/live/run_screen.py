@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -12,33 +12,32 @@ from urllib.parse import urlencode
 import numpy as np
 from bokeh.document import Document
 
-from convlens.histories import LayerInfo, SeriesFigures
 from convlens.runs.follow import Newest
 from convlens.runs.pieces import Series as Recorded
 from convlens.views import panels as shown
 from convlens.views import words
-from convlens.views.canvas import short
 from convlens.views.layer_view import LayerView
-from convlens.views.lines import Series
 from convlens.views.live.beside import Beside
 from convlens.views.live.commands import Command, place, share, whole, word
+from convlens.views.live.controls import chooser, layer_head, no_layers
 from convlens.views.live.inside import Inside, Looking, neighbour
 from convlens.views.live.layout import QUANTITIES, run_body
 from convlens.views.live.models import Panels, add_figure
 from convlens.views.live.pace import Pace
 from convlens.views.live.store import POINTS, RunStore
-from convlens.views.markup import text
-from convlens.views.matrices import Matrix, make_matrix, module_of, name_in_module
+from convlens.views.matrices import Matrix, make_matrix
 from convlens.views.overview import Heights, RunView
-from convlens.views.timeline import Grid, grid_of, root_mean_square
+from convlens.views.parameter_lines import parameter_lines
+from convlens.views.timeline import Grid, grid_of
 
 AGO_S = 1.0
-"""While nothing is new, the page says so often when the run was last written to."""
-
-SIZE_AND_COST = "Size and cost of this layer"
+"""While nothing is new, the page says when the run was last written to, no oftener than this."""
 
 SMOOTH = 0.9
 """How much the loss is smoothed until somebody moves the slider: the first steps can be seen."""
+
+MOST_NEWEST = 16_384
+"""Where there are more new losses than this, everything is looked at, which sums them up."""
 
 PLAY_MS = 900
 """Playing through time shows each kept epoch for so long."""
@@ -72,10 +71,10 @@ class RunScreen:
     ) -> None:
         self._store, self._key, self._document, self._panels = store, key, document, panels
         self._look = store.look(key)
-        self._since = -1  # the last step of the curves that are shown
         self._known: object = None  # which run, its status and number of layers, as they are shown
-        self._owing = False  # whether everything has to be looked at again
+        self._since = -1  # the last step of the curves that are shown
         self._newest: Newest | None = None  # what was shown after them
+        self._owing = False  # whether everything has to be looked at again
         self._run = self._look.follower.run
         self.title = f"{self._run.name} – convlens"
         self._quantity = asked.get("quantity", "")
@@ -287,10 +286,7 @@ class RunScreen:
 
     def _show_news(self) -> None:
         look = self._store.look(self._key)
-        follower = look.follower
-        meta = follower.meta
-        now = meta.get("created"), meta.get("status"), len(follower.layers("activation"))
-        if look != self._look or now != self._known:
+        if look != self._look:
             self._look = look
             if self._landmarks() == self._shown:
                 self._show_growth()
@@ -302,7 +298,7 @@ class RunScreen:
         newest = self._store.newest(self._key, self._since)
         begun = self._since < 0 and len(newest.steps) > 0
         seen = newest.created, newest.status, newest.n_layers
-        if begun or seen != self._known or len(newest.steps) > POINTS:
+        if begun or seen != self._known or len(newest.steps) > MOST_NEWEST:
             return False  # there are losses or layers now, or the run has ended, or is another
         if newest is not self._newest:
             self._newest = newest
@@ -315,11 +311,11 @@ class RunScreen:
         follower, self._newest = self._look.follower, None
         curves, matrix = follower.curves(POINTS), self._matrix()
         self._since = int(curves.last_step[-1]) if len(curves) else -1
-        meta = follower.meta
-        self._known = meta.get("created"), meta.get("status"), len(self._names())
+        created, status = (follower.meta.get(name) for name in ("created", "status"))
+        self._known = created, status, len(self._names())
         self._figures.update(curves, follower.epochs, matrix, growing=self._growing)
         self._show_header()
-        self._panels.put("metric", _choice("metric", "metric", words.metric_names(follower.epochs)))
+        self._panels.put("metric", chooser("metric", "metric", words.metric_names(follower.epochs)))
         self._show_layer()
 
     @property
@@ -349,12 +345,13 @@ class RunScreen:
         self._layer_view.root.visible = index is not None
         if index is None:
             self._layer_view.show(None)
-            self._panels.put("layer", _no_layers())
+            self._panels.put("layer", no_layers())
             return
         series = follower.series(index)
-        gradients, updates = self._parameters(grid_of([series]) or Grid(0, 1, 1))
+        grid = grid_of([series]) or Grid(0, 1, 1)
+        gradients, updates = parameter_lines(follower, self._looking.layer, grid)
         self._layer_view.update(series, gradients, updates, follower.epochs)
-        head = _layer_head(series.info, index, len(self._names()))
+        head = layer_head(series.info, index, len(self._names()))
         facts = shown.facts_of_layer(follower.meta, series.info.name)
         fold = (
             f'<details class="fold"><summary>Size and cost of this layer</summary>{facts}</details>'
@@ -369,21 +366,6 @@ class RunScreen:
         bad = figures.values["nonfinite"][row, known] > 0
         newest = series.history(int(series.first_step[-1]))
         return words.newest_line(newest) + words.nonfinite_line(figures.first_step[known], bad)
-
-    def _parameters(self, grid: Grid) -> tuple[list[Series] | None, list[Series] | None]:
-        """The sizes of the chosen layer's gradients and updates; None where none were recorded."""
-        follower, name = self._look.follower, self._looking.layer
-
-        def rows(figures: SeriesFigures) -> list[int]:
-            return [i for i, info in enumerate(figures.layers) if module_of(info.name) == name]
-
-        gradients, updates, parameters = (
-            follower.figures(quantity) for quantity in ("gradient", "update", "parameter")
-        )
-        return (
-            _sizes(gradients, rows(gradients), grid) if gradients.layers else None,
-            _ratios(updates, parameters, rows(updates), grid) if updates.layers else None,
-        )
 
     def _look_at(self, **changes: Any) -> None:  # noqa: ANN401 — fields of Looking
         self._looking = self._inside.show(replace(self._looking, **changes))
@@ -409,7 +391,7 @@ class RunScreen:
         self._panels.put(
             "time",
             '<div class="controls"><h2>Inside the layer</h2>'
-            + _choice("maps", "maps of", stages, self._looking.maps or self._looking.layer)
+            + chooser("maps", "maps of", stages, self._looking.maps or self._looking.layer)
             + '<button type="button" data-do="play" data-key="play" '
             f'aria-pressed="{str(playing).lower()}"{off}>{word}</button></div>',
         )
@@ -467,58 +449,3 @@ def _stop_of(command: Command) -> int | None:
     if at is None or not 0 <= at < len(stops):
         return None
     return whole({"epoch": stops[at]}, "epoch")
-
-
-def _sizes(figures: SeriesFigures, rows: Sequence[int], grid: Grid) -> list[Series]:
-    x, sizes = root_mean_square(figures, figures.values["norm"][rows], grid)
-    names = [short(name_in_module(figures.layers[row].name), 20) for row in rows]
-    return [Series(name, x, size) for name, size in zip(names, sizes, strict=True)]
-
-
-def _ratios(
-    updates: SeriesFigures, parameters: SeriesFigures, rows: Sequence[int], grid: Grid
-) -> list[Series]:
-    """How large the steps are, measured by what they change, on the cells that both have."""
-    whose = {info.name: row for row, info in enumerate(parameters.layers)}
-    rows = [row for row in rows if updates.layers[row].name in whose]
-    of = [whose[updates.layers[row].name] for row in rows]
-    x, steps = root_mean_square(updates, updates.values["norm"][rows], grid)
-    its_x, sizes = root_mean_square(parameters, parameters.values["norm"][of], grid)
-    _, mine, its = np.intersect1d(x, its_x, assume_unique=True, return_indices=True)
-    steps, sizes = steps[:, mine], sizes[:, its]
-    ratios = np.divide(steps, sizes, out=np.full(steps.shape, np.nan), where=sizes > 0)
-    names = [short(name_in_module(updates.layers[row].name), 20) for row in rows]
-    return [Series(name, x[mine], ratio) for name, ratio in zip(names, ratios, strict=True)]
-
-
-def _layer_head(info: LayerInfo, index: int, n_layers: int) -> str:
-    return (
-        f'<div class="controls"><h2>{text(info.name or info.kind)} <span class="soft">'
-        f"{text(info.kind)}, layer {index + 1} of {n_layers}</span></h2>"
-        + _button("previous-layer", "‹ previous", index == 0)
-        + _button("next-layer", "next ›", index == n_layers - 1)
-        + "</div>"
-    )
-
-
-def _button(do: str, label: str, off: bool) -> str:
-    state = " disabled" if off else ""
-    return f'<button type="button" data-do="{do}" data-key="{do}"{state}>{label}</button>'
-
-
-def _choice(do: str, label: str, options: Sequence[str], chosen: str = "") -> str:
-    """A list to choose from, where there is anything to choose."""
-    if len(options) < 2:
-        return ""
-    inside = "".join(
-        f'<option value="{text(one)}"{" selected" if one == chosen else ""}>{text(one)}</option>'
-        for one in options
-    )
-    return f'<label>{label} <select data-do="{do}" data-key="{do}">{inside}</select></label>'
-
-
-def _no_layers() -> str:
-    return (
-        '<h2>No layer was watched</h2><p class="note">Train with the callback ActivationStats, or '
-        "with cl.watch around a loop of your own, to see inside.</p>"
-    )

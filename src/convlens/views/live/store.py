@@ -134,8 +134,7 @@ class RunStore:
 
     def findings(self, key: str) -> Sequence[Finding] | None:
         """What the doctor sees in a run, None until it has looked: it reads every column."""
-        follower = self._followed(key).follower  # as it is: this is asked at every beat
-        look = Look(follower, follower.version)
+        look = self._followed(key).last  # as it was: this is asked at every beat
         return self._worked_out(("findings", key), (look.version,), partial(_diagnose, look))
 
     def comparison(self, keys: tuple[str, str]) -> Comparison | None:
@@ -200,6 +199,11 @@ class _Followed:
         if time.monotonic() - self._at > FRESH_S:
             self.follower.refresh()
             self._at = time.monotonic()
+        return self.last
+
+    @property
+    def last(self) -> Look:
+        """The state as it was read last."""
         return Look(self.follower, self.follower.version)
 
 
