@@ -22,6 +22,9 @@ from convlens.views.live.server import _Connection
 from convlens.views.live.session import Session
 from convlens.views.live.store import RunStore
 
+LONG_S = 3600.0
+"""A training has gone on for long."""
+
 
 class Clock:
     """A clock, and a thread that has worked for some of the time, and waited for a core."""
@@ -47,12 +50,14 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     return clock
 
 
-def next_due(paced: pace.Pace, clock: Clock, work_s: float, wait_s: float) -> float:
+def next_due(
+    paced: pace.Pace, clock: Clock, work_s: float, wait_s: float, age_s: float = LONG_S
+) -> float:
     """Seconds until it is due, where the thread works and waits for so long at first."""
     clock.pass_by(0.0, work_s, wait_s)
     for tick in range(1, 10_000):
         clock.pass_by(0.01, 0.0)
-        if paced.due():
+        if paced.due(age_s):
             return tick * 0.01
     raise AssertionError("it was never due")
 
@@ -60,7 +65,7 @@ def next_due(paced: pace.Pace, clock: Clock, work_s: float, wait_s: float) -> fl
 def test_costly_work_waits_until_it_is_a_small_share(clock: Clock) -> None:
     paced = pace.Pace()
     clock.pass_by(0.5, 0.001)
-    assert paced.due()
+    assert paced.due(LONG_S)
     found = next_due(paced, clock, work_s=0.03, wait_s=0.02)
     assert found == pytest.approx(0.03 / pace.SHARE, abs=0.02)
 
@@ -77,6 +82,15 @@ def test_where_no_core_is_free_it_is_done_seldom(clock: Clock) -> None:
         assert found == pytest.approx(pace.CROWDED_S, abs=0.02)
     # The core is free again.
     assert next_due(paced, clock, work_s=0.03, wait_s=0.0) == pytest.approx(1.2, abs=0.02)
+
+
+@pytest.mark.parametrize(("age_s", "expected_s"), [(5.0, 1.2), (80.0, 10.0), (240.0, 30.0)])
+def test_no_more_than_an_eighth_of_a_figure_is_empty(
+    clock: Clock, age_s: float, expected_s: float
+) -> None:
+    """Where no core is free; never oftener than elsewhere."""
+    found = next_due(pace.Pace(), clock, work_s=0.03, wait_s=0.06, age_s=age_s)
+    assert found == pytest.approx(expected_s, abs=0.02)
 
 
 @pytest.mark.parametrize("content", [None, "", "12 x 3", "4"])
@@ -164,7 +178,7 @@ def columns_until(writer: RunWriter, n: int) -> None:
 def rested(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether costly work is due, and no look that is as good as another."""
     due = [False]
-    monkeypatch.setattr(pace.Pace, "due", lambda self: due[0])
+    monkeypatch.setattr(pace.Pace, "due", lambda self, age_s: due[0])
     monkeypatch.setattr("convlens.views.live.store.FRESH_S", -1.0)
     return due
 

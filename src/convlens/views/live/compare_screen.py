@@ -65,7 +65,7 @@ class CompareScreen:
 
     def tick(self) -> None:
         """Show what is new in either record, when it is due: everything of both is read."""
-        if self._comparison is not None and not self._pace.due():
+        if self._comparison is not None and not self._pace.due(0.0):
             return
         looks = self._store.look(self._keys[0]), self._store.look(self._keys[1])
         comparison = self._store.comparison(self._keys)

@@ -23,7 +23,10 @@ LONGEST_S = 4.0
 """What costs much is put off so long at most."""
 
 CROWDED_S = 30.0
-"""And so long where no core is free."""
+"""And so long where no core is free, once a training has gone on for a while."""
+
+BEHIND = 1 / 8
+"""But no longer than this share of the training: as much of each figure is empty at the most."""
 
 
 class Pace:
@@ -37,14 +40,19 @@ class Pace:
         self._at, self._used = time.monotonic(), time.thread_time()
         self._waited = _waited_s()
 
-    def due(self) -> bool:
-        """Whether it is to be done now; then it counts as done."""
+    def due(self, age_s: float) -> bool:
+        """Whether it is to be done now; then it counts as done.
+
+        Args:
+            age_s: how long the training has gone on for.
+        """
         at, used = time.monotonic(), time.thread_time()
         passed, worked = at - self._at, used - self._used
         if worked > SHARE * passed and passed < LONGEST_S:
             return False
         waited = _waited_s()
-        if waited - self._waited > worked and passed < CROWDED_S:
+        crowded_s = min(BEHIND * age_s, CROWDED_S)
+        if waited - self._waited > worked and passed < crowded_s:
             return False
         self._at, self._used, self._waited = at, used, waited
         return True

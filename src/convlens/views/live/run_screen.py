@@ -105,7 +105,7 @@ class RunScreen:
 
     def tick(self) -> None:
         """Show what is new in the record: the newest losses at once, all of it when it is due."""
-        if self._owing or self._pace.due() or not self._show_newest():
+        if self._owing or self._pace.due(self._wall_s() or 0.0) or not self._show_newest():
             self._owing = True  # an error is shown until there is none
             self._show_news()
             self._owing = False
