@@ -22,8 +22,8 @@ from convlens.sketch import (
     encode,
     finite_edges,
     merge_runs,
-    quantile,
     quantile_bounds,
+    quantiles,
     rebin,
 )
 
@@ -221,7 +221,7 @@ def test_what_is_coarse_enough_is_left_alone() -> None:
 def test_a_quantile_is_off_by_its_bucket_at_most(values: list[float], k: int) -> None:
     q = k / 64  # exact in binary, so that q times n is not rounded across a count
     exact = np.quantile(values, q, method="inverted_cdf")
-    (found,) = quantile(sketch(values).counts, LAYOUT.edges, q)
+    found = quantiles(sketch(values).counts, LAYOUT.edges, [q]).item()
     i = int(bucket(np.array([exact]))[0])
     assert finite_edges(LAYOUT.edges)[i] <= found <= finite_edges(LAYOUT.edges)[i + 1]
 
@@ -255,7 +255,7 @@ def test_quantiles_of_a_normal_sample() -> None:
     x = np.random.default_rng(0).normal(3.0, 1.0, 100_000)
     for q in (0.01, 0.25, 0.5, 0.75, 0.99):
         exact = np.quantile(x, q)
-        (found,) = quantile(sketch(x).counts, LAYOUT.edges, q)
+        found = quantiles(sketch(x).counts, LAYOUT.edges, [q]).item()
         # Within a bucket the values are spread nearly evenly, so the error is far below its width.
         assert found == pytest.approx(exact, abs=0.01 * abs(exact) + 0.01)
 
@@ -263,7 +263,7 @@ def test_quantiles_of_a_normal_sample() -> None:
 def test_quantiles_beyond_the_range_and_of_nothing() -> None:
     counts = np.concatenate([sketch(v).counts for v in ([1e30], [-1e30], [np.nan], [])])
     np.testing.assert_array_equal(
-        quantile(counts, LAYOUT.edges, 0.5), [2.0**16, -(2.0**16), np.nan, np.nan]
+        quantiles(counts, LAYOUT.edges, [0.5])[0], [2.0**16, -(2.0**16), np.nan, np.nan]
     )
 
 

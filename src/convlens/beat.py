@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-BEAT_S = 0.6
+BEAT_S = 0.65
 """Seconds between two beats."""
 
 

@@ -17,8 +17,8 @@ from convlens.sketch import (
     Floats,
     Ints,
     count_below,
-    quantile,
     quantile_bounds,
+    quantiles,
     rebin,
 )
 
@@ -266,7 +266,15 @@ class LayerHistory:
         Raises:
             ArgumentError: if ``q`` is not between 0 and 1.
         """
-        return quantile(self.counts, self.bucket_edges, _checked_share(q))
+        return self.quantiles([q])[0]
+
+    def quantiles(self, shares: Sequence[float]) -> Floats:
+        """(Q, K) what `quantile` gives for each share, in little more time than for one.
+
+        Raises:
+            ArgumentError: if a share is not between 0 and 1.
+        """
+        return quantiles(self.counts, self.bucket_edges, [_checked_share(q) for q in shares])
 
     def quantile_bounds(self, q: float) -> Floats:
         """(K, 2) what the quantile lies between: the edges of its bucket, as in `min_bucket`.

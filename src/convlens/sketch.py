@@ -255,25 +255,29 @@ def level_at(step: int) -> int:
     return max(0, step.bit_length() - BUDGET_BITS)
 
 
-def quantile(counts: Ints, edges: Floats, q: float) -> Floats:
-    """The value below which a share ``q`` of the finite values lies, for each column.
+def quantiles(counts: Ints, edges: Floats, shares: Sequence[float]) -> Floats:
+    """The values below which some shares of the finite values lie, for each column.
 
     Args:
         counts: (K, B) bucket counts.
         edges: (B + 1,) bucket edges.
-        q: between 0 and 1.
+        shares: Q of them, each between 0 and 1.
 
     Returns:
-        (K,) values, interpolated linearly within their bucket, NaN for an empty column. The error
+        (Q, K) values, interpolated linearly within their bucket, NaN for an empty column. The error
         is at most the width of that bucket; in the outermost buckets it is the bucket's inner edge.
     """
     finite = finite_edges(edges)
-    bucket, target, cumulative = _bucket_of(counts, q)
-    inside = np.take_along_axis(counts, bucket[:, None], axis=1)[:, 0]
-    before = np.take_along_axis(cumulative, bucket[:, None], axis=1)[:, 0] - inside
-    share = np.clip((target - before) / np.maximum(inside, 1), 0.0, 1.0)
-    value = finite[bucket] + share * (finite[bucket + 1] - finite[bucket])
-    return np.where(cumulative[:, -1] > 0, value, np.nan)
+    cumulative = counts.cumsum(axis=1, dtype=np.int64)
+    found = np.full((len(shares), len(counts)), np.nan)
+    for i, q in enumerate(shares):
+        bucket, target = _bucket_of(cumulative, q)
+        inside = np.take_along_axis(counts, bucket[:, None], axis=1)[:, 0]
+        before = np.take_along_axis(cumulative, bucket[:, None], axis=1)[:, 0] - inside
+        share = np.clip((target - before) / np.maximum(inside, 1), 0.0, 1.0)
+        value = finite[bucket] + share * (finite[bucket + 1] - finite[bucket])
+        found[i] = np.where(cumulative[:, -1] > 0, value, np.nan)
+    return found
 
 
 def quantile_bounds(counts: Ints, edges: Floats, q: float) -> Floats:
@@ -288,17 +292,17 @@ def quantile_bounds(counts: Ints, edges: Floats, q: float) -> Floats:
         (K, 2) lower and upper edge, between which the smallest value lies that a share ``q`` of the
         values does not exceed; infinite in the outermost buckets, NaN for an empty column.
     """
-    bucket, _, cumulative = _bucket_of(counts, q)
+    cumulative = counts.cumsum(axis=1, dtype=np.int64)
+    bucket, _ = _bucket_of(cumulative, q)
     bounds = np.stack([edges[bucket], edges[bucket + 1]], axis=1)
     return np.where(cumulative[:, -1:] > 0, bounds, np.nan)
 
 
-def _bucket_of(counts: Ints, q: float) -> tuple[Ints, Floats, Ints]:
-    """(K,) bucket of a quantile, (K,) how many values lie up to it, (K, B) counts added up."""
-    cumulative = counts.cumsum(axis=1, dtype=np.int64)
+def _bucket_of(cumulative: Ints, q: float) -> tuple[Ints, Floats]:
+    """(K,) bucket of a quantile, (K,) how many values lie up to it, of counts added up."""
     total = cumulative[:, -1]
     target = np.maximum(q * total, np.minimum(total, 1) * 0.5)
-    return np.argmax(cumulative >= target[:, None], axis=1), target, cumulative
+    return np.argmax(cumulative >= target[:, None], axis=1), target
 
 
 def count_below(counts: Ints, edges: Floats, threshold: float) -> tuple[Ints, Ints, Floats]:
@@ -376,12 +380,13 @@ def encode(columns: Columns) -> bytes:
     return pack(arrays)
 
 
-def decode(payload: bytes, n_buckets: int | None = None) -> Columns:
+def decode(payload: bytes, n_buckets: int | None = None, *, narrow: bool = False) -> Columns:
     """The columns that `encode` wrote. Never runs anything: arrays of plain numbers only.
 
     Args:
         payload: the bytes.
         n_buckets: number of buckets B that they must have.
+        narrow: leave the counts in the narrow integers that they were written in.
 
     Raises:
         RunError: if the bytes are not such a chunk.
@@ -392,12 +397,12 @@ def decode(payload: bytes, n_buckets: int | None = None) -> Columns:
         arrays.pop("finite", None)  # it follows from the counts; the first format did without
         low, size, n_channels = (int(v) for v in arrays.pop("shape"))
         check_chunk(arrays, low, size, n_channels)
-        narrow = arrays["counts"]
-        widen(arrays, n_channels, (len(narrow),))
-        if low + narrow.shape[1] > size:
+        used = arrays["counts"]
+        widen(arrays, n_channels, (len(used),))
+        if low + used.shape[1] > size:
             raise ValueError(f"its buckets from {low} on are not among {size}")
-        arrays["counts"] = np.zeros((len(narrow), size), np.int64)
-        arrays["counts"][:, low : low + narrow.shape[1]] = narrow
+        arrays["counts"] = np.zeros((len(used), size), used.dtype if narrow else np.int64)
+        arrays["counts"][:, low : low + used.shape[1]] = used
         columns = Columns(**arrays)
     except DAMAGES as error:
         raise damaged(payload, error) from error

@@ -28,7 +28,7 @@ from convlens.outlines import outline
 from convlens.records import Epoch, StepCurves, StepSeries
 from convlens.runs import Run, RunWriter, create_run, join_run, open_run
 from convlens.runs.follow import SERIES, RunFollower
-from convlens.runs.pieces import Source
+from convlens.runs.pieces import Series, Source
 from convlens.runs.schema import DATABASE
 from convlens.sketch import CHUNK_BITS, Columns, coarsen
 from convlens.watching.ledger import Ledger, chunk_of
@@ -291,6 +291,26 @@ def test_files_that_did_not_change_are_not_opened(
     assert follower.refresh()
     monkeypatch.setattr(Run, "transaction", lambda self: pytest.fail("it was opened"))
     assert not follower.refresh()
+
+
+def test_one_thread_may_refresh_while_another_asks(writer: RunWriter) -> None:
+    follower, asked = RunFollower(open_run(writer.path)), list[Series]()
+    write(writer, 0, 100, layer=0)
+    write(writer, 0, 100, layer=1)
+    follower.series(0)
+    write(writer, 0, 200, layer=0)
+    write(writer, 0, 200, layer=1)
+
+    def meanwhile() -> None:
+        if not asked:  # what is asked for now is not among what is being read
+            asked.append(follower.series(1))
+
+    assert follower.refresh(meanwhile)
+    assert len(asked[0].first_step) == 200
+    assert follower.series(1) is asked[0], "what the other thread was given is kept"
+    for index in (0, 1):
+        found, expected = follower.history(index), open_run(writer.path).history(index)
+        np.testing.assert_array_equal(found.counts, expected.counts)
 
 
 def steps_until(writer: RunWriter, stop: int) -> None:

@@ -73,16 +73,16 @@ def test_many_columns_are_cells_of_several_batches(view):
     of = history(1300)
     view.update(of)
 
-    assert view.heat.source.data["dw"][0] == 3 * MAX_CELLS
+    assert view.heat.source.data["dw"][0] == 4 * MAX_CELLS  # the next power of two
     low, high = view.heat.limits
     counts = of.rebin(np.linspace(low, high, 101))
-    assert cell(view, "count", 40, 1) == pytest.approx(counts[3:6, 40].mean(), rel=1e-6)
+    assert cell(view, "count", 40, 1) == pytest.approx(counts[4:8, 40].mean(), rel=1e-6)
     assert set(dict(view.heat._hover.tooltips)) == {
         "batch",
         "activation",
-        "values, mean of 3 batches",
+        "values, mean of 4 batches",
     }
-    assert len(view.heat.quantiles[0].lines["xs"][0]) == 434
+    assert len(view.heat.quantiles[0].lines["xs"][0]) == 325
 
 
 def test_quantiles_are_the_histories(view):

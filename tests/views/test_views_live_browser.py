@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from live_server import serving
 from PIL import Image
-from views_data import write_healthy, write_run
+from views_data import step_series, write_healthy, write_run
 
 import convlens as cl
 from convlens.runs import create_run
@@ -478,6 +478,39 @@ def test_a_training_is_seen_while_it_goes_on(browser: Any, tmp_path: Path, shots
             "() => document.getElementById('panel-header').innerText.includes('stopped')"
         )
         visit.wait("steps", str(cl.open_run(tmp_path / "mnist-0001").steps.step[-1]))
+        visit.close()
+
+
+LINE = """() => {
+  const { data } = Bokeh.documents.at(-1).get_model_by_name("newest-losses");
+  return [...(data instanceof Map ? data.get("xs") : data.xs)[0] ?? []];
+}"""
+
+
+def test_the_script_makes_the_line_of_losses_longer(browser: Any, tmp_path: Path) -> None:
+    with serving([tmp_path]) as address, create_run(directory=tmp_path / "run") as writer:
+
+        def losses_until(n: int) -> None:
+            writer.write_steps(step_series(np.full(n, 0.5)))
+            writer.flush(wait=True)
+
+        losses_until(1000)
+        visit = Visit(browser, address)
+        # A line is begun by the figures; what follows is added, also to one that is cut short.
+        for n in (1001, 1003, 1005):
+            losses_until(n)
+            visit.wait("steps", str(n - 1))
+            visit.page.wait_for_function(f"n => ({LINE})().length === n", arg=n)
+            assert visit.page.evaluate(LINE) == list(range(n))
+            assert f"{n:,} steps" in visit.text("header")
+            if n == 1003:
+                visit.page.evaluate(
+                    """() => {
+                    const line = Bokeh.documents.at(-1).get_model_by_name("newest-losses");
+                    const data = { xs: [Float32Array.of(0)], ys: [Float32Array.of(1)], name: [""] };
+                    line.setv({ data }, { sync: false });
+                }"""
+                )
         visit.close()
 
 

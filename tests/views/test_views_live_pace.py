@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import time
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ from bokeh.protocol import Protocol
 from bokeh.server.session import ServerSession
 from views_data import LAYOUT, layer_infos, normal_columns, step_series, write_columns
 
+from convlens.beat import BEAT_S
 from convlens.errors import RunError
 from convlens.runs import RunWriter, create_run
+from convlens.runs.follow import RunFollower
 from convlens.views.live import pace
 from convlens.views.live.server import _Connection
 from convlens.views.live.session import Session
@@ -46,6 +51,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     clock = Clock(tmp_path / "schedstat")
     monkeypatch.setattr(time, "monotonic", lambda: clock.now)
     monkeypatch.setattr(time, "thread_time", lambda: clock.used)
+    monkeypatch.setattr(time, "process_time", lambda: clock.used)
     monkeypatch.setattr(pace, "WAITED", tmp_path / "schedstat")
     return clock
 
@@ -84,8 +90,8 @@ def test_where_no_core_is_free_it_is_done_seldom(clock: Clock) -> None:
     assert next_due(paced, clock, work_s=0.03, wait_s=0.0) == pytest.approx(1.2, abs=0.02)
 
 
-@pytest.mark.parametrize(("age_s", "expected_s"), [(5.0, 1.2), (80.0, 10.0), (240.0, 30.0)])
-def test_no_more_than_an_eighth_of_a_figure_is_empty(
+@pytest.mark.parametrize(("age_s", "expected_s"), [(5.0, 1.2), (60.0, 10.0), (240.0, 30.0)])
+def test_no_more_than_a_sixth_of_a_training_is_not_shown_yet(
     clock: Clock, age_s: float, expected_s: float
 ) -> None:
     """Where no core is free; never oftener than elsewhere."""
@@ -152,7 +158,7 @@ def test_a_page_that_nobody_sees_reads_and_shows_nothing(tmp_path: Path) -> None
     writer.write_steps(step_series(np.ones(10)))
     writer.flush(wait=True)
     store = RunStore([tmp_path])
-    session = Session(Document(), store)
+    session = Session(Document(), store, lambda words: None)
 
     def last() -> str:
         return session._screen.tell()["root"]["steps"]
@@ -183,6 +189,15 @@ def rested(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return due
 
 
+def show_all(session: Session) -> None:
+    """What comes of a beat on which everything is due to be read."""
+    session._tick()
+    reading = session._screen._reading
+    wait([reading._coming])
+    while session._screen.tick():  # the losses first
+        pass
+
+
 def test_a_loop_that_records_no_loss_is_looked_at_whole_only_when_due(
     tmp_path: Path, rested: list[bool]
 ) -> None:
@@ -190,12 +205,12 @@ def test_a_loop_that_records_no_loss_is_looked_at_whole_only_when_due(
         writer.write_layers(layer_infos()[:1], LAYOUT, 0.05)
         columns_until(writer, 10)
         store = RunStore([tmp_path])
-        session = Session(Document(), store)
+        session = Session(Document(), store, lambda words: None)
         columns_until(writer, 20)
         session._tick()
         assert session._screen.tell()["root"]["steps"] == "9"
         rested[0] = True
-        session._tick()
+        show_all(session)
         assert session._screen.tell()["root"]["steps"] == "19"
         store.close()
 
@@ -205,11 +220,11 @@ def test_each_page_goes_on_from_what_it_shows_itself(tmp_path: Path, rested: lis
         writer.write_steps(step_series(np.ones(100)))
         writer.flush(wait=True)
         store = RunStore([tmp_path])
-        one, other = (Session(Document(), store) for _ in range(2))
+        one, other = (Session(Document(), store, lambda words: None) for _ in range(2))
         writer.write_steps(step_series(np.ones(150)))
         writer.flush(wait=True)
         rested[0] = True
-        one._tick()
+        show_all(one)
         rested[0] = False
         writer.write_steps(step_series(np.ones(160)))
         writer.flush(wait=True)
@@ -229,7 +244,7 @@ def test_the_end_of_a_run_is_shown_by_every_page_at_once(
     writer.write_steps(step_series(np.ones(100)))
     writer.flush(wait=True)
     store = RunStore([tmp_path])
-    pages = [Session(Document(), store) for _ in range(2)]
+    pages = [Session(Document(), store, lambda words: None) for _ in range(2)]
     columns_until(writer, 20)
     writer.write_steps(step_series(np.ones(150)))
     writer.close()
@@ -248,18 +263,101 @@ def test_an_error_of_a_look_stays_until_there_is_none(
         writer.write_steps(step_series(np.ones(100)))
         writer.flush(wait=True)
         store = RunStore([tmp_path])
-        page = Session(Document(), store)
+        page = Session(Document(), store, lambda words: None)
 
-        def damaged(_key: str) -> None:
+        def damaged(_self: RunFollower, _between: object) -> None:
             raise RunError("It is damaged.")
 
         rested[0] = True
         with monkeypatch.context() as patched:
-            patched.setattr(store, "look", damaged)
-            page._tick()
-            rested[0] = False
+            patched.setattr(RunFollower, "refresh", damaged)
+            for _ in range(3):
+                page._tick()
+                wait([page._screen._reading._coming])
+                rested[0] = False
             page._tick()
             assert "It is damaged." in page._panels._sources["trouble"].data["html"][0]
+            wait([page._screen._reading._coming])
+        page._tick()  # what was begun before it was mended
+        wait([page._screen._reading._coming])
         page._tick()
         assert page._panels._sources["trouble"].data["html"] == [""]
         store.close()
+
+
+def test_the_script_is_told_of_losses_that_only_make_a_line_longer(
+    tmp_path: Path, rested: list[bool]
+) -> None:
+    said: list[dict[str, Any]] = []
+    with create_run(directory=tmp_path / "run") as writer:
+        writer.write_steps(step_series(np.ones(100)))
+        writer.flush(wait=True)
+        store = RunStore([tmp_path])
+        page = Session(Document(), store, said.append)
+        assert page._glance(), "nothing is new"
+        assert said == []
+        for n, alone in ((101, False), (103, True), (104, True), (300, False), (301, True)):
+            writer.write_steps(step_series(np.full(n, 0.5)))
+            writer.flush(wait=True)
+            assert page._glance() is alone, n
+            if not alone:  # the line is begun by the figures, and the time axis is theirs
+                page._tick()
+        assert [(one["after"], one["steps"]) for one in said] == [
+            (100, [101, 102]),
+            (102, [103]),
+            (299, [300]),
+        ]
+        assert said[0]["losses"] == [0.5, 0.5]
+        assert said[1]["figures"]["steps"] == "104"
+        assert page._screen.tell()["root"]["steps"] == "300"
+        page._do({"do": "again"})  # the script has missed some
+        (x,) = page._screen._figures.loss._raw.lines["xs"]
+        assert x.tolist() == list(range(301))
+        store.close()
+
+
+def test_losses_shown_while_everything_was_read_stay(tmp_path: Path, rested: list[bool]) -> None:
+    with create_run(directory=tmp_path / "run") as writer:
+        writer.write_steps(step_series(np.ones(100)))
+        writer.flush(wait=True)
+        store = RunStore([tmp_path])
+        page = Session(Document(), store, lambda words: None)
+        writer.write_steps(step_series(np.ones(110)))
+        writer.flush(wait=True)
+        rested[0] = True
+        page._tick()
+        rested[0] = False
+        wait([page._screen._reading._coming])
+        writer.write_steps(step_series(np.ones(115)))
+        writer.flush(wait=True)
+        while page._screen.tick():
+            pass
+        assert page._screen._latest._since == 109
+        assert page._screen._latest.last == 114
+        (x,) = page._screen._figures.loss._raw.lines["xs"]
+        assert x.tolist() == list(range(115))
+        store.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities are of processes there")
+def test_reading_gives_way_and_nothing_else_does(tmp_path: Path) -> None:
+    with create_run(directory=tmp_path / "run"):
+        store = RunStore([tmp_path])
+        (key,) = store.list()
+        store.read(key).result()
+        found = store._readers.submit(lambda: os.getpriority(os.PRIO_PROCESS, 0)).result()
+        assert found == 19
+        assert os.getpriority(os.PRIO_PROCESS, 0) < 19
+        store.close()
+
+
+def test_reading_waits_while_a_look_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0 * BEAT_S + pace.LATE_S + 1e-3]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
+    pace.keep_clear()
+    assert clock[0] == 100.0 * BEAT_S + pace.LATE_S + 1e-3, "a whole beat is left"
+    clock[0] += BEAT_S - pace.CLEAR_S + 1e-3
+    pace.keep_clear()
+    after = clock[0] - (101.0 * BEAT_S + pace.LATE_S)
+    assert 0.0 < after <= pace.LATE_S + 1e-6

@@ -487,7 +487,7 @@ def test_the_axis_of_a_growing_run_has_room_and_moves_seldom():
     for last in (0, 1, 30, 63, 64, 999, 100_000):
         first, end = with_room((0, last))
         assert first == 0
-        assert last <= end <= last + (last + 1) / 32
+        assert last <= end <= last + (last + 1) / 8
     assert len({with_room((7, last)) for last in range(100_000, 108_000)}) <= 5
 
 
@@ -560,6 +560,27 @@ def test_what_is_shown_already_is_not_sent_again():
     assert changes == []
     extended(view, 300, np.full(23, 0.5), epochs)
     assert len(changes) == 1, "the line alone"
+
+
+def fits(view: RunView, first: int, loss: list[float]) -> bool:
+    step = np.arange(first, first + len(loss))
+    zeros = np.zeros(len(loss))
+    return view.fits(StepSeries(step, step, np.array(loss), zeros, {}), view.axis.epochs)
+
+
+def test_losses_that_would_only_make_the_line_longer_fit():
+    view = shown(n_steps=300)
+    assert not fits(view, 300, [0.5]), "no line has been begun that could be made longer"
+    extended(view, 300, np.array([0.5]), view.axis.epochs)
+    assert fits(view, 301, [0.5, 0.25])
+    assert fits(view, 301, [])
+    assert not fits(view, 301, [np.nan])
+    assert not fits(view, 301, [1e3]), "the axis does not reach so far"
+    assert not fits(view, 301, [0.5] * 100), "nor so far to the right"
+    assert not view.fits(StepSeries(*[np.zeros(0)] * 4, {}), list(view.axis.epochs)), "an epoch"
+    view.set_log(True)
+    assert fits(view, 301, [0.5])
+    assert not fits(view, 301, [1e-9]), "the other axis counts where it is there"
 
 
 @pytest.mark.parametrize(("known", "points"), [(1, 1500), (2, 1500), (10_000, 1000)])

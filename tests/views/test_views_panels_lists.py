@@ -388,7 +388,7 @@ class style src alt title type href tabindex role scope colspan min max step val
 viewbox preserveaspectratio x y width height
 aria-label aria-pressed aria-hidden aria-sort aria-current aria-valuetext
 data-do data-layer data-channel data-probe data-grid data-row data-col data-value data-kind
-data-epochs data-true data-predicted data-column data-id data-name
+data-epochs data-true data-predicted data-column data-id data-name data-figure
 """
 
 

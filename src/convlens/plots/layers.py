@@ -24,7 +24,7 @@ from convlens.plots.canvas import (
     take_axes,
 )
 from convlens.records import Epoch
-from convlens.sketch import Flags, Floats, Ints, quantile
+from convlens.sketch import Flags, Floats, Ints, quantiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -195,7 +195,7 @@ def value_range(
             )
         return float(low), float(high)
     total = history.counts.sum(axis=0, keepdims=True)
-    low, high = (float(quantile(total, history.bucket_edges, q)[0]) for q in (TAIL, 1 - TAIL))
+    low, high = quantiles(total, history.bucket_edges, (TAIL, 1 - TAIL))[:, 0]
     low, high = np.fmin(low, 0.0), np.fmax(high, 0.0)
     # Nothing finite, or nothing but zeros: any range shows it, this one is plain.
     return (float(low), float(high)) if high > low else (-1.0, 1.0)

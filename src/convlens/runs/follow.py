@@ -6,10 +6,11 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from convlens.errors import find_layer
@@ -97,7 +98,8 @@ class RunFollower:
     asked for once is kept up to date; of full histories the eight that were asked for last, with
     about 4 MB each where there are 4,096 columns, and 0.3 MB for each series of `figures`.
 
-    No connection stays open between two calls, so that the writer can close its run.
+    No connection stays open between two calls, so that the writer can close its run. One thread
+    may `refresh` while another asks.
 
     Args:
         run: what to follow.
@@ -109,6 +111,7 @@ class RunFollower:
     def __init__(self, run: Run) -> None:
         self.run, self.version = run, 0
         self._state = _State()
+        self._swapping = Lock()
         self._stamp: object = None  # of the files when they were read, None if it proves nothing
         self._glance: tuple[object, int, Newest] | None = None  # with its stamp, and since when
         self._seen = -1  # the version at the last refresh
@@ -118,8 +121,11 @@ class RunFollower:
         self._points: dict[int, int] = {}
         self._built: dict[tuple[str, int], tuple[Series, LayerHistory]] = {}
 
-    def refresh(self) -> bool:
+    def refresh(self, between: Callable[[], None] | None = None) -> bool:
         """Read what is new since the last time.
+
+        Args:
+            between: called now and then while reading, for a thread that has to wait for others.
 
         Returns:
             Whether anything is new, also what was read in between because it was asked for.
@@ -129,7 +135,7 @@ class RunFollower:
         """
         stamp = _stamp(self.run.path)
         if stamp is None or stamp != self._stamp:
-            self._read(stamp)
+            self._read(stamp, between)
         seen, self._seen = self._seen, self.version
         return seen != self.version
 
@@ -243,21 +249,28 @@ class RunFollower:
             self._read(_stamp(self.run.path))
         return self._state
 
-    def _read(self, stamp: object) -> None:
+    def _read(self, stamp: object, between: Callable[[], None] | None = None) -> None:
         self._stamp = None
+        while True:
+            old, new = self._state, self._read_after(self._state, between)
+            with self._swapping:
+                if self._state is old:  # else another thread has read meanwhile: read what is new
+                    self.version += not _look_same(new, old)
+                    self._state, self._stamp = new, stamp
+                    return
+
+    def _read_after(self, old: _State, between: Callable[[], None] | None) -> _State:
+        """What there is now, of which only what has changed is read."""
         with ExitStack() as stack:
             main = stack.enter_context(self.run.transaction())
             meta = read_meta(main)
-            sources = [Source(self.run.path / DATABASE, main)]
+            sources = [Source(self.run.path / DATABASE, main, between)]
             complete = meta.get("status") != "running"
             for file in rank_files(self.run.path, meta.get("ranks"), complete=complete):
                 with explained(file):
                     other = stack.enter_context(closing(connect(file)))
-                sources.append(Source(file, other))
-            new = self._next(sources, meta)
-        if not _look_same(new, self._state):
-            self.version += 1
-        self._state, self._stamp = new, stamp
+                sources.append(Source(file, other, between))
+            return self._next(old, sources, meta)
 
     def _read_newest(self, since: int) -> Newest:
         known = [self._state.epochs, () if self._glance is None else self._glance[2].epochs]
@@ -272,9 +285,9 @@ class RunFollower:
                 read_steps(database, since + 1),
             )
 
-    def _next(self, sources: Sequence[Source], meta: Mapping[str, Any]) -> _State:
-        """The state after the present one."""
-        main, old = sources[0].database, self._state
+    def _next(self, old: _State, sources: Sequence[Source], meta: Mapping[str, Any]) -> _State:
+        """The state after an older one."""
+        main = sources[0].database
         run = meta.get("created"), *((str(source.file), source.inode) for source in sources)
         if run[: len(old.run)] != old.run:
             old = _State()
@@ -283,7 +296,7 @@ class RunFollower:
             points: old.curves[points]
             if steps == old.steps and points in old.curves
             else read_curves(main, points)
-            for points in self._points
+            for points in list(self._points)
         }
         new = replace(old, run=run, meta=meta, epochs=epochs, steps=steps, curves=curves)
         return self._with_layers(old, new, sources)
@@ -291,6 +304,7 @@ class RunFollower:
     def _with_layers(self, old: _State, new: _State, sources: Sequence[Source]) -> _State:
         """The new state with what was watched, as it is now."""
         newest = {source.file: source.newest() for source in sources}
+        quantities, asked = list(self._quantities), dict(self._series)
         new = replace(
             new,
             levels={source.file: source.level for source in sources},
@@ -300,17 +314,17 @@ class RunFollower:
                 if newest[s.file] == old.newest.get(s.file) and (s.file, q) in old.rows
                 else s.rows(q)
                 for s in sources
-                for q in self._quantities
+                for q in quantities
             },
-            watches={quantity: _watch(sources[0], quantity) for quantity in self._quantities},
+            watches={quantity: _watch(sources[0], quantity) for quantity in quantities},
         )
         changes = {quantity: _changes(old, new, sources, quantity) for quantity in new.watches}
         return replace(
             new,
-            figures={q: _figures(old, new, sources, q, changes[q]) for q in self._figures},
+            figures={q: _figures(old, new, sources, q, changes[q]) for q in list(self._figures)},
             series={
                 key: _series(old, new, sources, info, changes[info.quantity])
-                for key, info in self._series.items()
+                for key, info in asked.items()
             },
         )
 

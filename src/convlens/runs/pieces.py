@@ -10,7 +10,7 @@ Everything here is replaced, never changed: whoever holds an older state keeps i
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +41,7 @@ from convlens.sketch import (
 )
 
 WIDTH = 1 << CHUNK_BITS
-TOGETHER = 64
+TOGETHER = 16
 """So many chunks are decoded at once, whosever they are."""
 
 Row = tuple[int, int, int, int]
@@ -75,6 +75,11 @@ class Watch:
 class Source:
     """One rank's file, in a read transaction.
 
+    Args:
+        file: see below.
+        database: see below.
+        between: called before each chunk that is read.
+
     Attributes:
         file: its path.
         database: the transaction.
@@ -83,8 +88,13 @@ class Source:
         in_blocks: whether its chunks lie in blocks; in those of schema 1 they do not.
     """
 
-    def __init__(self, file: Path, database: sqlite3.Connection) -> None:
-        self.file, self.database = file, database
+    def __init__(
+        self,
+        file: Path,
+        database: sqlite3.Connection,
+        between: Callable[[], None] | None = None,
+    ) -> None:
+        self.file, self.database, self._between = file, database, between
         with explained(file):
             self.level = read_level(database)
             (version,) = database.execute("PRAGMA user_version").fetchone()
@@ -128,6 +138,8 @@ class Source:
                     "AND (?3 IS NULL OR start BETWEEN ?3 AND ?4) ORDER BY start, level",
                     (info.quantity, info.index, first, last),
                 ):
+                    if self._between is not None:
+                        self._between()
                     yield payload
 
 
@@ -331,7 +343,8 @@ class Series:
         for source in sources:
             payloads = source.payloads(self.info, again, self.level)
             with explained(source.file):
-                files.append((source.level, [decode(p, layout.size) for p in payloads]))
+                parts = [decode(p, layout.size, narrow=True) for p in payloads]
+                files.append((source.level, parts))
         columns = add_up(files, empty_columns(layout.size, 0))
         blocks = {} if again is None else {b: k for b, k in self.blocks.items() if b not in again}
         blocks |= {b: Block.of(columns[rows]) for b, rows in _by_block(columns, self.level)}
@@ -363,8 +376,13 @@ class Series:
         new = (b for b in both if older.blocks.get(b) is not self.blocks.get(b))
         return next(new, both[-1] + 1 if both else 0) << (self.level + CHUNK_BITS)
 
-    def history(self, since: int | None = None) -> LayerHistory:
-        """All of it at full width, or the columns that begin at a step or after it."""
+    def history(self, since: int | None = None, *, narrow: bool = False) -> LayerHistory:
+        """All of it with every bucket, or the columns that begin at a step or after it.
+
+        Args:
+            since: the step.
+            narrow: leave the counts in as few bits as they need, for whoever adds them up.
+        """
         n_buckets = self.watch.layout.size
         bits = self.level + CHUNK_BITS
         chosen = [b for b in sorted(self.blocks) if since is None or b >= since >> bits]
@@ -372,7 +390,8 @@ class Series:
         if not blocks:
             return self.watch.history(self.info, empty_columns(n_buckets, 0))
         whole = concatenate([block.outline for block in blocks])
-        counts = np.zeros((len(whole), n_buckets), np.int64)
+        types = [block.counts.dtype for block in blocks]
+        counts = np.zeros((len(whole), n_buckets), np.result_type(*types) if narrow else np.int64)
         row = 0
         for block in blocks:
             n, used = block.counts.shape

@@ -290,12 +290,12 @@ def _edges(span: tuple[int, int]) -> tuple[float, float]:
 
 
 def with_room(span: tuple[int, int]) -> tuple[int, int]:
-    """A span of steps with room for a few more, of a 32nd of it at most.
+    """A span of steps with room for a few more, of an eighth of it at most.
 
     So that the axis of a growing run moves seldom: whenever it does, every figure is drawn anew.
     """
     first, last = span
-    unit = 1 << max((last - first + 1).bit_length() - 6, 0)
+    unit = 1 << max((last - first + 1).bit_length() - 4, 0)
     return first, first - 1 + -(-(last - first + 1) // unit) * unit
 
 

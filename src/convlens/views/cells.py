@@ -49,14 +49,14 @@ class LayerCells:
     def __init__(self, source: LayerHistory | Series) -> None:
         self._series = source if isinstance(source, Series) else None
         self.grid = _grid(source)
-        whole = source.history() if isinstance(source, Series) else source
+        whole = source.history(narrow=True) if isinstance(source, Series) else source
         self.history = condense(whole, self.grid)
         self._limits = steady_range(self.history)
         shape = ROWS, self.grid.n_cells
         self._counts = np.zeros(shape, np.float32)
         self._image = np.full(shape, EMPTY, np.uint8)
         self._peak = 0.0
-        self.quantiles: Floats = np.zeros((len(QUANTILES), 0))
+        self.quantiles: Floats = self.history.quantiles(QUANTILES)
         self._work_out(0)
 
     def grow(self, series: Series) -> int | None:
@@ -72,12 +72,14 @@ class LayerCells:
         cell = max(0, (since - self.grid.first) // self.grid.width)
         begin = self.grid.first + cell * self.grid.width
         kept = int(np.searchsorted(self.history.first_step, begin))
-        new = condense(series.history(begin), self.grid)
+        new = condense(series.history(begin, narrow=True), self.grid)
         columns = concatenate([self.history.columns[:kept], new.columns])
         self.history = replace(self.history, columns=columns)
-        if steady_range(self.history) != self._limits:
-            return None
-        return cell if self._work_out(kept) else 0
+        found = [self.quantiles[:, :kept], new.quantiles(QUANTILES)]
+        self.quantiles = np.concatenate(found, axis=1)
+        known, self._limits = self._limits, steady_range(self.history)
+        same = self._work_out(kept if self._limits == known else 0)
+        return cell if same else 0
 
     @property
     def heat(self) -> Heat:
@@ -92,19 +94,17 @@ class LayerCells:
         return self.grid.cells(self.history)
 
     def _work_out(self, first: int) -> bool:
-        """Image and quantiles from a column on; False if the colours of all others changed too."""
+        """The image from a column on; False if what is before it has changed too."""
         columns = self.history.columns[first:]
         new, at = replace(self.history, columns=columns), self._at
         binned = new.rebin(np.linspace(*self._limits, ROWS + 1))
         self._counts[:, at[first:]] = (binned / np.maximum(new.calls, 1)[:, None]).T
-        found = [new.quantile(q) for q in QUANTILES]
-        self.quantiles = np.concatenate([self.quantiles[:, :first], found], axis=1)
         peak = round_up(max(float(self._counts.max(initial=0.0)), 1.0))
-        same, self._peak = peak == self._peak, peak
-        start = first if same else 0
+        start = first if peak == self._peak else 0
+        self._peak = peak
         seen = self.history.columns.n_finite[start:] > 0
         self._image[:, at[start:]] = heat_levels(self._counts[:, at[start:]], peak, seen)
-        return same
+        return start > 0
 
 
 def steady_range(history: LayerHistory) -> tuple[float, float]:
@@ -120,6 +120,8 @@ def steady_range(history: LayerHistory) -> tuple[float, float]:
 
 
 def _grid(source: LayerHistory | Series) -> Grid:
+    """Cells that stay as they are until twice as many steps are there."""
     grid = grid_of([source], MAX_CELLS)
-    # Room for what is to come, so that the time axis seldom has to be sent again.
-    return Grid(0, 1, MAX_CELLS) if grid is None else replace(grid, n_cells=MAX_CELLS)
+    if grid is None:
+        return Grid(0, 1, MAX_CELLS)
+    return Grid(grid.first, 1 << (grid.width - 1).bit_length(), MAX_CELLS)

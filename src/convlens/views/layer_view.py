@@ -112,7 +112,7 @@ class HeatFigure:
     def update(self, history: LayerHistory, grid: Grid, title: str) -> None:
         """Show a condensed history on these cells."""
         self._show(history, grid, heat_of(history, grid))
-        self._draw_quantiles(history.middle_step, [history.quantile(q) for q in QUANTILES])
+        self._draw_quantiles(history.middle_step, history.quantiles(QUANTILES))
         self._describe(grid, title)
         self.message.say("" if len(history) else NO_COLUMNS)
 

@@ -64,6 +64,7 @@ class Drawn:
         columns: names of its data's columns.
         range_name: the y range it belongs to.
         hover: properties of the tooltip, None for none.
+        name: of the source of its data, by which the page's script finds it.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class Drawn:
         *,
         range_name: str = "default",
         hover: Mapping[str, Any] | None = None,
+        name: str | None = None,
     ) -> None:
-        self._make, self._range_name, self._hover = glyph, range_name, hover
+        self._make, self._range_name, self._hover, self._name = glyph, range_name, hover, name
         self._first: Mapping[str, Any] = {name: [] for name in columns}
         self._made: tuple[ColumnDataSource, Glyph] | None = None
         self._renderers: dict[figure, GlyphRenderer[Any] | None] = {}
@@ -88,7 +90,7 @@ class Drawn:
     def renderer(self, plot: figure) -> GlyphRenderer[Any]:
         """What draws it in one of the figures, for its legend."""
         if self._made is None:
-            self._made = ColumnDataSource(dict(self._first)), self._make()
+            self._made = ColumnDataSource(dict(self._first), name=self._name), self._make()
         drawn = self._renderers[plot]
         if drawn is None:
             source, glyph = self._made
@@ -129,6 +131,7 @@ class Lines:
         range_name: the y range they belong to.
         tip: on which side of a point its value stands, as of several lines in one figure they must
             not lie on each other: one that Bokeh's tooltips know.
+        name: of the source of the lines, by which the page's script finds it.
     """
 
     def __init__(
@@ -143,6 +146,7 @@ class Lines:
         dots: bool | None = None,
         range_name: str = "default",
         tip: str = "horizontal",
+        name: str | None = None,
     ) -> None:
         line: dict[str, Any] = {"line_color": color, "line_width": width, "line_alpha": alpha}
         point: dict[str, Any] = {"fill_color": color, "fill_alpha": alpha, "line_color": None}
@@ -158,6 +162,7 @@ class Lines:
             ("xs", "ys", "name"),
             range_name=range_name,
             hover=hover,
+            name=name,
         )
         self._points = Drawn(
             lambda: Scatter(x="x", y="y", size=5, **point), ("x", "y"), range_name=range_name
@@ -273,7 +278,8 @@ class ValueRange:
     def __init__(self, *, log: bool = False) -> None:
         self._log = log
         self._spanned: NDArray[np.floating] = np.zeros(0)
-        self.range = Range1d(start=0.1 if log else 0.0, end=1.0)
+        self._ends = (0.1 if log else 0.0, 1.0)
+        self.range = Range1d(start=self._ends[0], end=self._ends[1])
 
     def fit(
         self,
@@ -300,16 +306,21 @@ class ValueRange:
             start, end = low - ROOM * (high - low), high + ROOM * (high - low)
         if ends is not None:
             start, end = max(start, ends[0]), min(end, ends[1])
-        if (start, end) != (self.range.start, self.range.end):
+        if (start, end) != self._ends:
+            self._ends = start, end
             self.range.update(start=start, end=end)
         return bool(len(seen))
 
     def extend(self, values: NDArray[np.floating]) -> None:
         """Show these too."""
-        seen, spanned = self._drawn(values), self._spanned
-        low, high = spanned.min(initial=np.inf), spanned.max(initial=-np.inf)
-        if ((seen < low) | (seen > high)).any():
-            self.fit(np.concatenate([spanned, seen]))
+        if not self.spans(values):
+            self.fit(np.concatenate([self._spanned, self._drawn(values)]))
+
+    def spans(self, values: NDArray[np.floating]) -> bool:
+        """Whether these lie within the axis, which was brought to some values before."""
+        seen = self._drawn(values)
+        start, end = self._ends
+        return len(self._spanned) > 0 and not ((seen < start) | (seen > end)).any()
 
     def _drawn(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         return values[np.isfinite(values) & ((values > 0) | (not self._log))]
@@ -382,6 +393,10 @@ class LossScales:
         """Let the axis span these too."""
         for reach in self._ranges.values():
             reach.extend(values)
+
+    def spans(self, values: NDArray[np.floating]) -> bool:
+        """Whether the axes that there are span these already."""
+        return all(self._ranges[log].spans(values) for log in self._plots)
 
     @property
     def text(self) -> str:

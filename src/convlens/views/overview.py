@@ -22,6 +22,7 @@ from bokeh.plotting import figure
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
 from convlens.records import Epoch, StepCurves, StepSeries
+from convlens.sketch import Floats
 from convlens.views.canvas import StepAxis, retitle, short, with_room
 from convlens.views.curves import SMOOTH, band_outline, spreads
 from convlens.views.lines import (
@@ -41,6 +42,9 @@ from convlens.views.words import metric_names
 
 LEFT = 114
 """Pixels on the left of figures that stand above one another, for names of layers and numbers."""
+
+NEWEST = "newest-losses"
+"""Name of the source of each batch's loss, a line that the page's script makes longer."""
 
 REACH = 20.0
 """The smoothed loss takes in a twentieth of the steps to either side at most."""
@@ -120,6 +124,17 @@ class RunView:
             self.loss.measure(epochs)
             self.metric.update(epochs)
 
+    def fits(self, steps: StepSeries, epochs: Sequence[Epoch]) -> bool:
+        """Whether to `extend` by these would do no more than make the line of losses longer.
+
+        Args:
+            steps: those that have come since.
+            epochs: all finished epochs.
+        """
+        if epochs is not self.axis.epochs or not len(steps):
+            return epochs is self.axis.epochs
+        return steps.step[-1] < self.axis.whole[1] and self.loss.fits(steps.loss)
+
     def update_matrix(self, matrix: Matrix) -> None:
         """Show another quantity of the same run."""
         self.matrix_figure.update(matrix)
@@ -162,7 +177,7 @@ class LossFigures:
         band |= {"fill_alpha": 0.3, "line_alpha": 0.3}
         self._band = Drawn(lambda: Patch(x="x", y="y", **band), ("x", "y"))
         self._strips = Strips([], "loss NaN or infinite")
-        self._raw = Lines([], BLUE, 0.8, alpha=0.5, number=None, dots=False)
+        self._raw = Lines([], BLUE, 0.8, alpha=0.5, number=None, dots=False, name=NEWEST)
         self._smooth = Lines([], BLUE, 2.5, number="0.0000", tip="above")
         self._valid = Lines([], ORANGE, number="0.0000", dots=True, tip="below")
         self._entries: list[LegendItem] = []
@@ -170,6 +185,7 @@ class LossFigures:
         self._wanted: bool | None = None
         self._weight = SMOOTH
         self._curves: StepCurves | None = None
+        self._extended = False
         self.scales = LossScales(axis, height, self._fill)
 
     def _fill(self, plot: figure) -> None:
@@ -190,7 +206,7 @@ class LossFigures:
 
     def update(self, curves: StepCurves, epochs: Sequence[Epoch]) -> None:
         """Show the losses up to now."""
-        self._curves = curves
+        self._curves, self._extended = curves, False
         known = curves.loss.finite > 0
         wide = curves.width > 1
         band = (curves.loss.low, curves.loss.high) if wide and known.any() else None
@@ -229,6 +245,11 @@ class LossFigures:
             self._say(curves, True, True)
         self._explain(self._explained | {"each batch"})
         self.scales.extend(steps.loss)
+        self._extended = True
+
+    def fits(self, loss: Floats) -> bool:
+        """See `RunView.fits`."""
+        return self._extended and bool(np.isfinite(loss).all()) and self.scales.spans(loss)
 
     def measure(self, epochs: Sequence[Epoch]) -> None:
         """Show the validation losses up to now."""

@@ -29,15 +29,20 @@ def serve(
         RunError: if a place is no folder.
         ArgumentError: if the address cannot be served on.
     """
+    from bokeh.settings import settings
+
     from convlens.views.live.server import LiveServer
     from convlens.views.live.store import RunStore
 
     store = RunStore(places)
     server = LiveServer(store, address)
     try:
+        # Of arrays in messages: counts hardly shrink, and most browsers are on this machine.
+        settings.compression_level = 0
         if ready is not None:
             ready(server.address)
         server.run()
     finally:
+        del settings.compression_level
         server.close()
         store.close()

@@ -63,6 +63,10 @@ class CompareScreen:
             add_figure(document, name, root, dark)
         self._figures.on_select(self._row)
 
+    def glance(self) -> bool:
+        """Everything is shown by `tick`."""
+        return False
+
     def tick(self) -> None:
         """Show what is new in either record, when it is due: everything of both is read."""
         if self._comparison is not None and not self._pace.due(0.0):

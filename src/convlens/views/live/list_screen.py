@@ -37,6 +37,10 @@ class ListScreen:
         panels.put("header", "")
         self._show()
 
+    def glance(self) -> bool:
+        """Everything is shown by `tick`."""
+        return False
+
     def tick(self) -> None:
         """Look for new runs."""
         self._ticks += 1

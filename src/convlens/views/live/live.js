@@ -88,6 +88,35 @@
     }
   }
 
+  const command = doc.get_model_by_name("command");
+  let count = 0;
+  function send(what) {
+    if (root.dataset.drawn === "lost") return;
+    count += 1;
+    command.data = { json: [JSON.stringify({ ...what, count })] };
+  }
+
+  // Each batch's losses go on from where the figures' line ends; where it ends elsewhere, some were
+  // missed, and the session is asked to draw the line itself.
+  doc.on_message("added", ({ after, steps, losses, figures }) => {
+    const line = doc.get_model_by_name("newest-losses");
+    const x = first(line.data, "xs"), y = first(line.data, "ys"), name = first(line.data, "name");
+    const end = x?.at(-1) ?? -1;
+    if (end >= steps.at(-1)) return;
+    if (end !== after) {
+      send({ do: "again" });
+      return;
+    }
+    const data = { xs: [Float32Array.of(...x, ...steps)], ys: [Float32Array.of(...y, ...losses)], name: [name] };
+    line.setv({ data }, { sync: false }); // the session need not be told what it has said
+    root.dataset.steps = steps.at(-1);
+    for (const [name, words] of Object.entries(figures)) {
+      for (const place of document.querySelectorAll(`#panel-header [data-figure="${CSS.escape(name)}"]`)) {
+        place.textContent = words;
+      }
+    }
+  });
+
   const state = doc.get_model_by_name("state");
   function follow(data) {
     const values = JSON.parse(first(data, "json"));
@@ -125,14 +154,6 @@
   });
 
   // ---- commands ----
-
-  const command = doc.get_model_by_name("command");
-  let count = 0;
-  function send(what) {
-    if (root.dataset.drawn === "lost") return;
-    count += 1;
-    command.data = { json: [JSON.stringify({ ...what, count })] };
-  }
 
   document.addEventListener("visibilitychange", () => send({ do: "visible", value: !document.hidden }));
 

@@ -7,13 +7,18 @@ Commands come the other way: what was clicked or pressed, as JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from bokeh.document import Document
 from bokeh.models import ColumnDataSource, UIElement
 
+from convlens.records import StepSeries
 from convlens.views.canvas import darken
+
+Say = Callable[[dict[str, Any]], None]
+"""Sends the page's script something that is no change of the document."""
 
 PANEL = "panel-"
 ROOT = "root-"
@@ -69,6 +74,18 @@ class State:
         new = json.dumps(values, sort_keys=True)
         if self._source.data["json"] != [new]:
             self._source.data = {"json": [new]}
+
+
+def added(after: int, steps: StepSeries, figures: Mapping[str, str]) -> dict[str, Any]:
+    """What the page's script is told of losses that make a line longer, and no more than that.
+
+    Args:
+        after: the step that the line ends at.
+        steps: those to add.
+        figures: texts of the header's figures, by their names.
+    """
+    losses = np.float32(steps.loss).tolist()
+    return {"after": after, "steps": steps.step.tolist(), "losses": losses, "figures": figures}
 
 
 def add_figure(document: Document, name: str, root: UIElement, dark: bool) -> None:

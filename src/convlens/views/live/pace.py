@@ -12,6 +12,20 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from convlens.beat import until_beat
+
+LATE_S = 0.1
+"""Between the beat on which a training hands over what it has, and a page's look at it.
+
+So a page shows a batch within a second, and looks little more than once in one.
+"""
+
+CLEAR_S = 0.25
+"""Before a look, no other thread of the server may hold what Python runs one thread with.
+
+Of the lowest priority it may have to wait so long for a core, to let go of it.
+"""
+
 WAITED = Path("/proc/thread-self/schedstat")
 """Nanoseconds that this thread has run, and that it has waited for a core (Linux)."""
 
@@ -25,20 +39,23 @@ LONGEST_S = 4.0
 CROWDED_S = 30.0
 """And so long where no core is free, once a training has gone on for a while."""
 
-BEHIND = 1 / 8
+BEHIND = 1 / 6
 """But no longer than this share of the training: as much of each figure is empty at the most."""
 
 
 class Pace:
     """Puts costly work off until the server's thread has rested enough since the last time.
 
-    What is counted is all that the thread did since then: reading, drawing and sending, for every
-    page that is open.
+    What is counted is all that was done since then: reading, drawing and sending, for every page
+    that is open.
     """
 
     def __init__(self) -> None:
-        self._at, self._used = time.monotonic(), time.thread_time()
-        self._waited = _waited_s()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._at, self._used = time.monotonic(), time.process_time()
+        self._ran, self._waited = time.thread_time(), _waited_s()
 
     def due(self, age_s: float) -> bool:
         """Whether it is to be done now; then it counts as done.
@@ -46,16 +63,21 @@ class Pace:
         Args:
             age_s: how long the training has gone on for.
         """
-        at, used = time.monotonic(), time.thread_time()
-        passed, worked = at - self._at, used - self._used
+        passed, worked = time.monotonic() - self._at, time.process_time() - self._used
         if worked > SHARE * passed and passed < LONGEST_S:
             return False
-        waited = _waited_s()
-        crowded_s = min(BEHIND * age_s, CROWDED_S)
-        if waited - self._waited > worked and passed < crowded_s:
+        ran, waited = time.thread_time() - self._ran, _waited_s() - self._waited
+        if waited > ran and passed < min(BEHIND * age_s, CROWDED_S):
             return False
-        self._at, self._used, self._waited = at, used, waited
+        self._begin()
         return True
+
+
+def keep_clear() -> None:
+    """Wait in a thread of a low priority while the next look at a beat is near."""
+    left = until_beat(LATE_S)
+    if left < CLEAR_S:
+        time.sleep(left + LATE_S)
 
 
 def _waited_s() -> float:

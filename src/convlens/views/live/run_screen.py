@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, cast
 from urllib.parse import urlencode
 
 import numpy as np
 from bokeh.document import Document
 
+from convlens.records import Epoch
 from convlens.runs.follow import Newest
 from convlens.runs.pieces import Series as Recorded
 from convlens.views import panels as shown
@@ -22,22 +24,19 @@ from convlens.views.live.commands import Command, place, share, whole, word
 from convlens.views.live.controls import chooser, layer_head, no_layers
 from convlens.views.live.inside import Inside, Looking, neighbour
 from convlens.views.live.layout import QUANTITIES, run_body
-from convlens.views.live.models import Panels, add_figure
-from convlens.views.live.pace import Pace
-from convlens.views.live.store import POINTS, RunStore
+from convlens.views.live.looks import Latest, Reading
+from convlens.views.live.models import Panels, Say, add_figure, added
+from convlens.views.live.store import POINTS, Look, RunStore
 from convlens.views.matrices import Matrix, make_matrix
 from convlens.views.overview import Heights, RunView
 from convlens.views.parameter_lines import parameter_lines
 from convlens.views.timeline import Grid, grid_of
 
-AGO_S = 1.0
-"""While nothing is new, the page says when the run was last written to, no oftener than this."""
+AGO_S = 2.0
+"""The page says how long ago the run was last written to, no oftener than this."""
 
 SMOOTH = 0.9
 """How much the loss is smoothed until somebody moves the slider: the first steps can be seen."""
-
-MOST_NEWEST = 16_384
-"""Where there are more new losses than this, everything is looked at, which sums them up."""
 
 PLAY_MS = 900
 """Playing through time shows each kept epoch for so long."""
@@ -53,6 +52,7 @@ class RunScreen:
         panels: where HTML is put.
         asked: the address's arguments: ``layer``, ``quantity``, ``epoch`` and ``side``.
         dark: whether the page is dark.
+        say: sends words to the page's script, past the document.
 
     Raises:
         RunError: if the run cannot be read.
@@ -68,13 +68,13 @@ class RunScreen:
         panels: Panels,
         asked: Mapping[str, str],
         dark: bool,
+        say: Say,
     ) -> None:
         self._store, self._key, self._document, self._panels = store, key, document, panels
+        self._say = say
         self._look = store.look(key)
-        self._known: object = None  # which run, its status and number of layers, as they are shown
-        self._since = -1  # the last step of the curves that are shown
-        self._newest: Newest | None = None  # what was shown after them
-        self._owing = False  # whether everything has to be looked at again
+        self._latest = Latest(partial(store.newest, key))
+        self._reading = Reading(partial(store.read, key))
         self._run = self._look.follower.run
         self.title = f"{self._run.name} – convlens"
         self._quantity = asked.get("quantity", "")
@@ -99,20 +99,41 @@ class RunScreen:
         ):
             add_figure(document, name, root, dark)
         self._figures.on_select(self._row)
-        self._pace = Pace()
 
     # ---- what the session calls ----------------------------------------------------------------
 
-    def tick(self) -> None:
-        """Show what is new in the record: the newest losses at once, all of it when it is due."""
-        if self._owing or self._pace.due(self._wall_s() or 0.0) or not self._show_newest():
-            self._owing = True  # an error is shown until there is none
-            self._show_news()
-            self._owing = False
+    def glance(self) -> bool:
+        """Have the page's script show the newest losses; false if there is anything else to do."""
+        newest = self._latest.look()
+        if newest is None or not self._figures.fits(newest.steps, newest.epochs):
+            return False
+        if len(newest.steps):
+            after, self._told = self._latest.last, time.monotonic()
+            self._latest.add(newest.steps)
+            self._say(added(after, newest.steps, self._header_figures()))
+        self._reading.begin_when_due(self._wall_s() or 0.0)
+        idle = time.monotonic() - self._told > AGO_S
+        return not (self._reading.ready or idle or self._beside.side == "findings")
+
+    def tick(self) -> bool:
+        """Show the newest losses; if there are none, all that has been read. Whether there is more.
+
+        The losses are sent before anything that takes longer is drawn.
+        """
+        newest = self._latest.look()
+        more = newest is not None and self._show_newest(newest)
+        if not more:
+            look = self._reading.take()
+            if newest is None:
+                look = self._store.look(self._key)
+            if look is not None:
+                self._show_news(look)
+        self._reading.begin_when_due(self._wall_s() or 0.0)
         if time.monotonic() - self._told > AGO_S:
             self._show_header()
         if self._beside.side == "findings":
             self._show_beside()
+        return more and self._reading.ready
 
     def do(self, command: Command) -> None:
         """Carry out a command; one that there is not, or that makes no sense, does nothing."""
@@ -171,6 +192,7 @@ class RunScreen:
             "stop": lambda _: self._stop(newest=True),
             "confusion": self._to_pair,
             "side": lambda c: self._to_side(word(c, "side")),
+            "again": lambda _: self._show_latest(),
         }
 
     def _row(self, index: int) -> None:
@@ -202,6 +224,7 @@ class RunScreen:
 
     def _set_log(self, log: bool) -> None:
         self._figures.set_log(log)
+        self._show_latest()  # an axis that is new spans these too
 
     def _set_smooth(self, smooth: float | None) -> None:
         if smooth is not None:
@@ -284,8 +307,7 @@ class RunScreen:
         follower = self._look.follower
         return list(follower.epochs), list(follower.layers("activation")), dict(follower.meta)
 
-    def _show_news(self) -> None:
-        look = self._store.look(self._key)
+    def _show_news(self, look: Look) -> None:
         if look != self._look:
             self._look = look
             if self._landmarks() == self._shown:
@@ -293,28 +315,27 @@ class RunScreen:
             else:
                 self._show_all()
 
-    def _show_newest(self) -> bool:
-        """Losses and epochs since the last look at everything; False if there is more to see."""
-        newest = self._store.newest(self._key, self._since)
-        begun = self._since < 0 and len(newest.steps) > 0
-        seen = newest.created, newest.status, newest.n_layers
-        if begun or seen != self._known or len(newest.steps) > MOST_NEWEST:
-            return False  # there are losses or layers now, or the run has ended, or is another
-        if newest is not self._newest:
-            self._newest = newest
-            self._figures.extend(newest.steps, newest.epochs, growing=self._growing)
-            self._show_header()
+    def _show_newest(self, newest: Newest) -> bool:
+        """What a glance has found, by the figures; whether there was anything to show."""
+        if not len(newest.steps) and newest.epochs is self._figures.axis.epochs:
+            return False
+        self._latest.add(newest.steps)
+        self._show_latest(newest.epochs)
         return True
+
+    def _show_latest(self, epochs: Sequence[Epoch] | None = None) -> None:
+        """The losses since the last look at everything, and the epochs, by the figures."""
+        epochs = self._figures.axis.epochs if epochs is None else epochs
+        self._figures.extend(self._latest.steps, epochs, growing=self._growing)
+        self._show_header()
 
     def _show_growth(self) -> None:
         """What grows with every step."""
-        follower, self._newest = self._look.follower, None
+        follower = self._look.follower
         curves, matrix = follower.curves(POINTS), self._matrix()
-        self._since = int(curves.last_step[-1]) if len(curves) else -1
-        created, status = (follower.meta.get(name) for name in ("created", "status"))
-        self._known = created, status, len(self._names())
+        self._latest.begin(curves, follower.meta, len(self._names()))
         self._figures.update(curves, follower.epochs, matrix, growing=self._growing)
-        self._show_header()
+        self._show_latest()
         self._panels.put("metric", chooser("metric", "metric", words.metric_names(follower.epochs)))
         self._show_layer()
 
@@ -323,20 +344,25 @@ class RunScreen:
         return self._look.follower.meta.get("status") == "running"
 
     def _show_header(self) -> None:
-        follower, self._told = self._look.follower, time.monotonic()
-        epochs = follower.epochs if self._newest is None else self._newest.epochs
+        self._told = time.monotonic()
         self._panels.put(
             "header",
             shown.header(
                 self._run.name,
-                follower.meta,
-                epochs,
+                self._look.follower.meta,
+                self._figures.axis.epochs,
                 self._last_step() + 1,
                 self._wall_s(),
                 self._run.last_written,
                 datetime.now(UTC),
             ),
         )
+
+    def _header_figures(self) -> dict[str, str]:
+        """Those figures of the header that change with every step."""
+        meta, epochs = self._look.follower.meta, self._figures.axis.epochs
+        found = dict(words.figures(meta, epochs, self._last_step() + 1, self._wall_s()))
+        return {name: found[name] for name in ("steps", "wall time")}
 
     def _show_layer(self) -> None:
         """The chosen layer's figures and facts."""
@@ -421,14 +447,13 @@ class RunScreen:
         follower = self._look.follower
         curves, watched = follower.curves(POINTS), follower.figures("activation")
         ends = [series.last_step[-1] for series in (curves, watched) if len(series.last_step)]
-        if self._newest is not None:
-            ends += self._newest.steps.step[-1:].tolist()
+        ends.append(self._latest.last)
         return int(max(ends, default=-1))
 
     def _wall_s(self) -> float | None:
         """Seconds since training began, as of the newest step; None without any."""
-        if self._newest is not None and len(self._newest.steps):
-            return float(self._newest.steps.wall_s[-1])
+        if len(self._latest.steps):
+            return float(self._latest.steps.wall_s[-1])
         curves = self._look.follower.curves(POINTS)
         return float(curves.wall_s[-1]) if len(curves) else None
 

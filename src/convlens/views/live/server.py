@@ -10,6 +10,7 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import replace
+from functools import partial
 from importlib.resources import files
 from typing import Any, cast
 
@@ -48,6 +49,9 @@ ASSETS = {
 }
 
 BOKEH = "/static/js/bokeh.min.js"
+
+SAID = "added"
+"""What a message to the page's script is called."""
 
 MOST_BYTES = 1 << 20
 """A message from a browser is no larger: it says what was clicked, or how a figure is zoomed."""
@@ -117,7 +121,7 @@ class _Pages(BokehTornado):
         self.ahead = asyncio.ensure_future(store.read_ahead())  # while the browser starts
         origins = [f"{host}:{address.port}" for host in ("127.0.0.1", "localhost", "[::1]", "*")]
         super().__init__(
-            Application(FunctionHandler(_session_maker(store))),
+            Application(FunctionHandler(self._make_session)),
             extra_websocket_origins=origins,  # the guard has looked at the origin before
             extra_patterns=[(path, _Asset) for path in ASSETS],
             sign_sessions=True,  # what a session was asked for comes from this server alone
@@ -152,6 +156,18 @@ class _Pages(BokehTornado):
         self._clients.add(connection)
         return connection
 
+    def _make_session(self, document: Document) -> None:
+        # A session that comes back is another one, with models of its own: the page's script loads
+        # the page anew instead, and says so.
+        document.config.update(reconnect_session=False, notify_connection_status=False)
+        Session(document, self.store, partial(self._say, document))
+
+    def _say(self, document: Document, words: dict[str, Any]) -> None:
+        """Send words to the script of a document's page."""
+        for connection in cast("set[_Connection]", self._clients):
+            if connection.session.document is document:
+                connection.say(words)
+
     def _page_arguments(self) -> dict[str, Any]:
         return {
             "application_context": self._applications["/"],
@@ -169,11 +185,16 @@ class _Connection(ServerConnection):
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 — Bokeh's
         super().__init__(*args, **kwargs)
         self._changes: list[DocumentPatchedEvent] = []
+        self._saying: asyncio.Future[None] | None = None  # a task that nobody holds may be lost
 
     def send_patch_document(self, event: DocumentPatchedEvent) -> Awaitable[None]:
         """The session waits for what this returns once its callback is over."""
         self._changes.append(event)
         return _Sent(self._send_changes)
+
+    def say(self, words: dict[str, Any]) -> None:
+        """Send words to the page's script."""
+        self._saying = asyncio.ensure_future(self._socket.send_message(_message(words)))
 
     async def _send_changes(self) -> None:
         changes, self._changes = self._changes, []
@@ -188,6 +209,12 @@ def _in_one_piece(changes: list[DocumentPatchedEvent]) -> patch_doc:
     content = PatchJson(events=serializer.encode(changes))
     models.flush_synced(lambda model: not serializer.has_ref(model))
     return patch_doc(patch_doc.create_header(), {}, content)
+
+
+def _message(words: dict[str, Any]) -> patch_doc:
+    """What `patch_doc.create` makes of words, which are lists, texts and numbers."""
+    event = {"kind": "MessageSent", "msg_type": SAID, "msg_data": words}
+    return patch_doc(patch_doc.create_header(), {}, cast("PatchJson", {"events": [event]}))
 
 
 class _Sent:
@@ -275,13 +302,3 @@ def _listen(address: Address) -> socket.socket:
 
 def _silent(_handler: RequestHandler) -> None:
     """Requests are not logged: addresses hold names of runs, and the first one a token."""
-
-
-def _session_maker(store: RunStore) -> Callable[[Document], None]:
-    def make(document: Document) -> None:
-        # A session that comes back is another one, with models of its own: the page's script loads
-        # the page anew instead, and says so.
-        document.config.update(reconnect_session=False, notify_connection_status=False)
-        Session(document, store)
-
-    return make

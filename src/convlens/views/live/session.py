@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from bokeh.document import Document
+from bokeh.document import Document, without_document_lock
 
 from convlens.beat import until_beat
 from convlens.errors import ConvlensError
@@ -15,19 +16,14 @@ from convlens.views.live.commands import Command
 from convlens.views.live.compare_screen import CompareScreen
 from convlens.views.live.layout import bar, place
 from convlens.views.live.list_screen import ListScreen
-from convlens.views.live.models import Commands, Panels, State
+from convlens.views.live.models import Commands, Panels, Say, State
+from convlens.views.live.pace import LATE_S
 from convlens.views.live.run_screen import RunScreen
 from convlens.views.live.store import RunStore
 from convlens.views.markup import text
 
 if TYPE_CHECKING:
     from bokeh.server.contexts import BokehSessionContext
-
-LATE_S = 0.1
-"""Between the beat on which a training hands over what it has, and a page's look at it.
-
-So a page shows a batch within a second, and looks little more than once in one.
-"""
 
 
 class Screen(Protocol):
@@ -36,8 +32,15 @@ class Screen(Protocol):
     title: str
     body: str
 
-    def tick(self) -> None:
-        """Show what is new in the record."""
+    def glance(self) -> bool:
+        """Have the page's script show what is new, outside the document; false if that is not all.
+
+        Nothing that is in the document may be changed meanwhile.
+        """
+        ...
+
+    def tick(self) -> bool | None:
+        """Show what is new in the record; true if there is more to show once this is sent."""
         ...
 
     def do(self, command: Command) -> None:
@@ -68,6 +71,10 @@ class SorryScreen:
             '<p><a href="/?list=1">All runs</a></p>',
         )
 
+    def glance(self) -> bool:
+        """Everything is shown by `tick`."""
+        return False
+
     def tick(self) -> None:
         """Nothing comes of itself."""
 
@@ -85,10 +92,11 @@ class Session:
     Args:
         document: Bokeh's document of this session; figures and panels become its roots.
         store: the runs.
+        say: sends words to the page's script, past the document.
     """
 
-    def __init__(self, document: Document, store: RunStore) -> None:
-        self._store, self._document = store, document
+    def __init__(self, document: Document, store: RunStore, say: Say) -> None:
+        self._store, self._document, self._say = store, document, say
         self._panels = Panels(document)
         self._state = State(document)
         self._commands = Commands(document, self._do)
@@ -115,20 +123,28 @@ class Session:
         try:
             if other and other != key:
                 return CompareScreen(store, (key, other), document, panels, asked, dark)
-            return RunScreen(store, key, document, panels, asked, dark)
+            return RunScreen(store, key, document, panels, asked, dark, self._say)
         except ConvlensError as error:
             return SorryScreen(panels, str(error))
 
     def _wait(self) -> None:
-        self._document.add_timeout_callback(self._on_beat, math.ceil(1e3 * until_beat(LATE_S)))
+        on_beat = without_document_lock(self._on_beat)
+        self._document.add_timeout_callback(on_beat, math.ceil(1e3 * until_beat(LATE_S)))
 
     def _on_beat(self) -> None:
+        """Most beats have losses only: what Bokeh would do about those costs more than reading."""
         self._wait()
-        self._tick()
+        if self._seen and not self._glance():
+            self._document.add_next_tick_callback(self._tick)
+
+    def _glance(self) -> bool:
+        with suppress(ConvlensError):  # the next look meets it too, and says so
+            return self._screen.glance()
+        return False
 
     def _tick(self) -> None:
-        if self._seen:
-            self._guarded(self._screen.tick)
+        if self._seen and self._guarded(self._screen.tick):
+            self._document.add_next_tick_callback(self._tick)
 
     def _do(self, command: dict[str, Any]) -> None:
         if command["do"] == "visible":  # nothing is drawn in a tab that nobody sees
@@ -137,14 +153,16 @@ class Session:
         else:
             self._guarded(lambda: self._screen.do(command))
 
-    def _guarded(self, what: Any) -> None:  # noqa: ANN401 — a call
+    def _guarded(self, what: Callable[[], bool | None]) -> bool | None:
+        more = None
         try:
-            what()
+            more = what()
         except ConvlensError as error:
             self._panels.put("trouble", f'<p class="state" role="alert">{text(error)}</p>')
         else:
             self._panels.put("trouble", "")
         self._state.put(self._screen.tell())
+        return more
 
 
 def _asked(document: Document) -> tuple[dict[str, str], str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import sys
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +21,7 @@ from convlens.records import Finding
 from convlens.runs import Run, RunInfo, list_runs, open_run
 from convlens.runs.follow import Newest, RunFollower
 from convlens.views.distances import Comparison, compare
+from convlens.views.live.pace import keep_clear
 
 FRESH_S = 0.1
 """A run is looked at once in this time, however many pages show it."""
@@ -31,6 +34,9 @@ POINTS = 1_500
 
 KEEP_S = 60.0
 """What no page has asked for in this time is let go: a run may hold hundreds of megabytes."""
+
+LOWEST = 19
+"""The lowest priority of a thread, as ``nice`` has it."""
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -70,6 +76,7 @@ class RunStore:
         self._open: dict[str, _Followed] = {}
         self._jobs: dict[Hashable, _Job[Any]] = {}
         self._workers = ThreadPoolExecutor(1, "convlens view")
+        self._readers = ThreadPoolExecutor(1, "convlens view, reading", initializer=_give_way)
 
     def _add(self, place: Path) -> None:
         if (place / "run.db").is_file() or place.name == "run.db":
@@ -102,6 +109,14 @@ class RunStore:
             RunError: if there is no such run, or it cannot be read.
         """
         return self._followed(key).look()
+
+    def read(self, key: str) -> Future[Look]:
+        """Begin to look, in a thread that gives way to whatever computes on this machine.
+
+        Raises:
+            RunError: if there is no such run; the future's, if it cannot be read.
+        """
+        return self._readers.submit(self._followed(key).look, keep_clear)
 
     def newest(self, key: str, since: int) -> Newest:
         """A glance at what came after a step; see `RunFollower.newest`.
@@ -164,7 +179,8 @@ class RunStore:
 
     def close(self) -> None:
         """Let go of everything."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._workers, self._readers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass
@@ -195,9 +211,9 @@ class _Followed:
             follower.series(0)
         self.asked = time.monotonic()
 
-    def look(self) -> Look:
+    def look(self, between: Callable[[], None] | None = None) -> Look:
         if time.monotonic() - self._at > FRESH_S:
-            self.follower.refresh()
+            self.follower.refresh(between)
             self._at = time.monotonic()
         return self.last
 
@@ -205,6 +221,16 @@ class _Followed:
     def last(self) -> Look:
         """The state as it was read last."""
         return Look(self.follower, self.follower.version)
+
+
+def _give_way() -> None:
+    """Let this thread run where no other wants to, or now and then.
+
+    Where a training computes with every core, a thread of the usual priority stops one of its
+    threads, for which the others wait. On Linux a thread has a priority of its own.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
 
 
 Kept = TypeVar("Kept", _Followed, _Job[Any])

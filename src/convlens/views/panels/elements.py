@@ -175,7 +175,8 @@ def measured(value: float, half: float) -> str:
 def figures(values: Iterable[tuple[str, str]], kind: str = "") -> str:
     """Names and values, large."""
     rows = "".join(
-        f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in values
+        f'<div><dt>{text(name)}</dt><dd data-figure="{text(name)}">{text(value)}</dd></div>'
+        for name, value in values
     )
     return f'<dl class="figures {kind}">{rows}</dl>'
 

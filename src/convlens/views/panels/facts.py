@@ -43,7 +43,7 @@ def header(
     shown = [pair for pair in words.figures(meta, epochs, n_steps, wall_s) if pair[0] != "status"]
     badge = f'<span class="status {kind}">{text(_short(status, kind))}</span>'
     title = f"<h1>{text(name)} {badge}</h1>"
-    line = f'<p class="state-line" title="{text(state)}">{text(state)}</p>'
+    line = f'<p class="state-line" title="{text(state)}">{_counting(state, n_steps)}</p>'
     return panel("facts-top", title, line, figures(shown))
 
 
@@ -102,6 +102,13 @@ def findings(found: Sequence[Finding], layers: Sequence[str], live: bool = True)
         return button(inner, "layer", {"name": name}, True, "link")
 
     return panel("found", words.findings_list(found, layers, lead if live else None))
+
+
+def _counting(state: str, n_steps: int) -> str:
+    """The sentence with its number of steps where the page's script can count on."""
+    count = f"{n_steps:,}"
+    marked = f' <span data-figure="steps">{count}</span> steps'
+    return text(state).replace(f" {count} steps", marked)
 
 
 def _short(status: str, kind: str) -> str:
