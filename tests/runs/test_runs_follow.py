@@ -313,6 +313,28 @@ def test_one_thread_may_refresh_while_another_asks(writer: RunWriter) -> None:
         np.testing.assert_array_equal(found.counts, expected.counts)
 
 
+def test_what_another_thread_asks_for_first_while_a_run_is_read_comes_later(
+    writer: RunWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follower, newest = RunFollower(open_run(writer.path)), Source.newest
+    write(writer, 0, 100, layer=0)
+    follower.series(0)
+    write(writer, 0, 200, layer=0)
+    asked: list[object] = []
+
+    def meanwhile(source: Source) -> object:
+        if not asked:
+            asked.append(None)
+            asked.append(follower.figures("gradient"))
+            asked.append(follower.series(1))
+        return newest(source)
+
+    monkeypatch.setattr(Source, "newest", meanwhile)
+    assert follower.refresh()
+    assert len(asked) == 3
+    assert len(follower.series(0).first_step) == 200
+
+
 def steps_until(writer: RunWriter, stop: int) -> None:
     step = np.arange(stop)
     writer.write_steps(StepSeries(step, step // 100, 1.0 / (1 + step), step * 0.5, {}))

@@ -26,6 +26,7 @@ from views_data import step_series, write_healthy, write_run
 
 import convlens as cl
 from convlens.runs import create_run
+from convlens.views.live import pace
 from convlens.views.live.address import Address
 from convlens.views.live.pace import CROWDED_S
 from convlens.views.live.store import key_of
@@ -487,7 +488,10 @@ LINE = """() => {
 }"""
 
 
-def test_the_script_makes_the_line_of_losses_longer(browser: Any, tmp_path: Path) -> None:
+def test_the_script_makes_the_line_of_losses_longer(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace.Pace, "due", lambda self, age_s: False)  # nothing else would show it
     with serving([tmp_path]) as address, create_run(directory=tmp_path / "run") as writer:
 
         def losses_until(n: int) -> None:
@@ -496,6 +500,12 @@ def test_the_script_makes_the_line_of_losses_longer(browser: Any, tmp_path: Path
 
         losses_until(1000)
         visit = Visit(browser, address)
+        visit.page.evaluate(
+            """() => {
+            window.heard = 0;
+            Bokeh.documents.at(-1).on_message("added", () => { window.heard += 1; });
+        }"""
+        )
         # A line is begun by the figures; what follows is added, also to one that is cut short.
         for n in (1001, 1003, 1005):
             losses_until(n)
@@ -511,6 +521,7 @@ def test_the_script_makes_the_line_of_losses_longer(browser: Any, tmp_path: Path
                     line.setv({ data }, { sync: false });
                 }"""
                 )
+        assert visit.page.evaluate("window.heard") == 2
         visit.close()
 
 

@@ -20,6 +20,7 @@ from views_data import LAYOUT, layer_infos, normal_columns, step_series, write_c
 
 from convlens.beat import BEAT_S
 from convlens.errors import RunError
+from convlens.records import Epoch
 from convlens.runs import RunWriter, create_run
 from convlens.runs.follow import RunFollower
 from convlens.views.live import pace
@@ -158,7 +159,7 @@ def test_a_page_that_nobody_sees_reads_and_shows_nothing(tmp_path: Path) -> None
     writer.write_steps(step_series(np.ones(10)))
     writer.flush(wait=True)
     store = RunStore([tmp_path])
-    session = Session(Document(), store, lambda words: None)
+    session = Session(Document(), store, lambda words: True)
 
     def last() -> str:
         return session._screen.tell()["root"]["steps"]
@@ -205,7 +206,7 @@ def test_a_loop_that_records_no_loss_is_looked_at_whole_only_when_due(
         writer.write_layers(layer_infos()[:1], LAYOUT, 0.05)
         columns_until(writer, 10)
         store = RunStore([tmp_path])
-        session = Session(Document(), store, lambda words: None)
+        session = Session(Document(), store, lambda words: True)
         columns_until(writer, 20)
         session._tick()
         assert session._screen.tell()["root"]["steps"] == "9"
@@ -220,7 +221,7 @@ def test_each_page_goes_on_from_what_it_shows_itself(tmp_path: Path, rested: lis
         writer.write_steps(step_series(np.ones(100)))
         writer.flush(wait=True)
         store = RunStore([tmp_path])
-        one, other = (Session(Document(), store, lambda words: None) for _ in range(2))
+        one, other = (Session(Document(), store, lambda words: True) for _ in range(2))
         writer.write_steps(step_series(np.ones(150)))
         writer.flush(wait=True)
         rested[0] = True
@@ -235,6 +236,19 @@ def test_each_page_goes_on_from_what_it_shows_itself(tmp_path: Path, rested: lis
         store.close()
 
 
+def test_a_run_that_stays_as_it_is_is_not_drawn_again(tmp_path: Path, rested: list[bool]) -> None:
+    with create_run(directory=tmp_path / "run") as writer:
+        writer.write_steps(step_series(np.ones(100)))
+    store = RunStore([tmp_path])
+    page = Session(Document(), store, lambda words: True)
+    rested[0] = True
+    show_all(page)
+    for _ in range(3):
+        assert page._glance()
+        wait([one for one in [page._screen._reading._coming] if one is not None])
+    store.close()
+
+
 def test_the_end_of_a_run_is_shown_by_every_page_at_once(
     tmp_path: Path, rested: list[bool]
 ) -> None:
@@ -244,7 +258,7 @@ def test_the_end_of_a_run_is_shown_by_every_page_at_once(
     writer.write_steps(step_series(np.ones(100)))
     writer.flush(wait=True)
     store = RunStore([tmp_path])
-    pages = [Session(Document(), store, lambda words: None) for _ in range(2)]
+    pages = [Session(Document(), store, lambda words: True) for _ in range(2)]
     columns_until(writer, 20)
     writer.write_steps(step_series(np.ones(150)))
     writer.close()
@@ -263,7 +277,7 @@ def test_an_error_of_a_look_stays_until_there_is_none(
         writer.write_steps(step_series(np.ones(100)))
         writer.flush(wait=True)
         store = RunStore([tmp_path])
-        page = Session(Document(), store, lambda words: None)
+        page = Session(Document(), store, lambda words: True)
 
         def damaged(_self: RunFollower, _between: object) -> None:
             raise RunError("It is damaged.")
@@ -293,7 +307,13 @@ def test_the_script_is_told_of_losses_that_only_make_a_line_longer(
         writer.write_steps(step_series(np.ones(100)))
         writer.flush(wait=True)
         store = RunStore([tmp_path])
-        page = Session(Document(), store, said.append)
+        listening = [True]
+
+        def say(words: dict[str, Any]) -> bool:
+            said.extend([words] * listening[0])
+            return listening[0]
+
+        page = Session(Document(), store, say)
         assert page._glance(), "nothing is new"
         assert said == []
         for n, alone in ((101, False), (103, True), (104, True), (300, False), (301, True)):
@@ -313,15 +333,44 @@ def test_the_script_is_told_of_losses_that_only_make_a_line_longer(
         page._do({"do": "again"})  # the script has missed some
         (x,) = page._screen._figures.loss._raw.lines["xs"]
         assert x.tolist() == list(range(301))
+        listening[0] = False  # there is no script yet, or it does not take what is sent
+        writer.write_steps(step_series(np.full(302, 0.5)))
+        writer.flush(wait=True)
+        assert not page._glance()
+        assert page._screen._latest.last == 300
         store.close()
 
 
-def test_losses_shown_while_everything_was_read_stay(tmp_path: Path, rested: list[bool]) -> None:
+def test_ticks_do_not_pile_up_while_a_document_is_locked(
+    tmp_path: Path, rested: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create_run(directory=tmp_path / "run") as writer:
+        writer.write_steps(step_series(np.ones(100)))
+        writer.flush(wait=True)
+        store, called = RunStore([tmp_path]), list[object]()
+        document = Document()
+        page = Session(document, store, lambda words: True)
+        monkeypatch.setattr(document, "add_next_tick_callback", called.append)
+        for n in (200, 300, 400):
+            writer.write_steps(step_series(np.ones(n)))
+            writer.flush(wait=True)
+            page._on_beat()
+        assert len(called) == 1
+        page._tick()
+        assert page._screen.tell()["root"]["steps"] == "399"
+        writer.write_steps(step_series(np.ones(900)))
+        writer.flush(wait=True)
+        page._on_beat()
+        assert len(called) == 2
+        store.close()
+
+
+def test_what_was_shown_while_everything_was_read_stays(tmp_path: Path, rested: list[bool]) -> None:
     with create_run(directory=tmp_path / "run") as writer:
         writer.write_steps(step_series(np.ones(100)))
         writer.flush(wait=True)
         store = RunStore([tmp_path])
-        page = Session(Document(), store, lambda words: None)
+        page = Session(Document(), store, lambda words: True)
         writer.write_steps(step_series(np.ones(110)))
         writer.flush(wait=True)
         rested[0] = True
@@ -329,9 +378,13 @@ def test_losses_shown_while_everything_was_read_stay(tmp_path: Path, rested: lis
         rested[0] = False
         wait([page._screen._reading._coming])
         writer.write_steps(step_series(np.ones(115)))
+        writer.write_epoch(Epoch(0, 0, 114, 0.5, 0.25, {}, 1.0))
         writer.flush(wait=True)
         while page._screen.tick():
             pass
+        assert page._screen._look.follower.epochs == []
+        assert len(page._screen._figures.axis.epochs) == 1
+        assert "epochs finished" in page._panels._sources["header"].data["html"][0]
         assert page._screen._latest._since == 109
         assert page._screen._latest.last == 114
         (x,) = page._screen._figures.loss._raw.lines["xs"]

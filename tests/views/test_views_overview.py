@@ -577,7 +577,8 @@ def test_losses_that_would_only_make_the_line_longer_fit():
     assert not fits(view, 301, [np.nan])
     assert not fits(view, 301, [1e3]), "the axis does not reach so far"
     assert not fits(view, 301, [0.5] * 100), "nor so far to the right"
-    assert not view.fits(StepSeries(*[np.zeros(0)] * 4, {}), list(view.axis.epochs)), "an epoch"
+    more = [*view.axis.epochs, Epoch(2, 200, 309, 0.5, 0.125, {}, 1.0)]
+    assert not view.fits(StepSeries(*[np.zeros(0)] * 4, {}), more), "an epoch"
     view.set_log(True)
     assert fits(view, 301, [0.5])
     assert not fits(view, 301, [1e-9]), "the other axis counts where it is there"

@@ -99,7 +99,7 @@ class RunFollower:
     about 4 MB each where there are 4,096 columns, and 0.3 MB for each series of `figures`.
 
     No connection stays open between two calls, so that the writer can close its run. One thread
-    may `refresh` while another asks.
+    may `refresh` while another asks, or refreshes too.
 
     Args:
         run: what to follow.
@@ -252,10 +252,12 @@ class RunFollower:
     def _read(self, stamp: object, between: Callable[[], None] | None = None) -> None:
         self._stamp = None
         while True:
-            old, new = self._state, self._read_after(self._state, between)
+            old = self._state
+            new = self._read_after(old, between)
+            same = _look_same(new, old)
             with self._swapping:
                 if self._state is old:  # else another thread has read meanwhile: read what is new
-                    self.version += not _look_same(new, old)
+                    self.version += not same
                     self._state, self._stamp = new, stamp
                     return
 
@@ -292,6 +294,7 @@ class RunFollower:
         if run[: len(old.run)] != old.run:
             old = _State()
         epochs, steps = read_epochs(main), _steps_key(sources[0])
+        epochs = old.epochs if epochs == old.epochs else epochs
         curves = {
             points: old.curves[points]
             if steps == old.steps and points in old.curves
@@ -303,8 +306,10 @@ class RunFollower:
 
     def _with_layers(self, old: _State, new: _State, sources: Sequence[Source]) -> _State:
         """The new state with what was watched, as it is now."""
+        # Against the order in which another thread may add to them: a series has its quantity.
+        asked, figures = dict(self._series), list(self._figures)
+        quantities = list(self._quantities)
         newest = {source.file: source.newest() for source in sources}
-        quantities, asked = list(self._quantities), dict(self._series)
         new = replace(
             new,
             levels={source.file: source.level for source in sources},
@@ -321,7 +326,7 @@ class RunFollower:
         changes = {quantity: _changes(old, new, sources, quantity) for quantity in new.watches}
         return replace(
             new,
-            figures={q: _figures(old, new, sources, q, changes[q]) for q in list(self._figures)},
+            figures={q: _figures(old, new, sources, q, changes[q]) for q in figures},
             series={
                 key: _series(old, new, sources, info, changes[info.quantity])
                 for key, info in asked.items()

@@ -92,6 +92,7 @@ class RunView:
         matrix: Matrix,
         *,
         growing: bool = False,
+        last: int = -1,
     ) -> None:
         """Show the run as it is now; models stay, only what they show changes.
 
@@ -100,8 +101,10 @@ class RunView:
             epochs: the finished epochs.
             matrix: the layers.
             growing: whether the time axis has room for steps to come.
+            last: a later step that the time axis has to reach.
         """
-        self._span = span = _span(curves, epochs, matrix)
+        first, end = _span(curves, epochs, matrix)
+        self._span = span = first, max(end, last)
         self.axis.update(with_room(span) if growing else span, epochs)
         self.loss.update(curves, epochs)
         self.metric.update(epochs)

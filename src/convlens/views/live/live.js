@@ -102,8 +102,8 @@
     const line = doc.get_model_by_name("newest-losses");
     const x = first(line.data, "xs"), y = first(line.data, "ys"), name = first(line.data, "name");
     const end = x?.at(-1) ?? -1;
-    if (end >= steps.at(-1)) return;
-    if (end !== after) {
+    if (end >= Math.fround(steps.at(-1))) return;
+    if (end !== Math.fround(after)) {
       send({ do: "again" });
       return;
     }
@@ -116,6 +116,7 @@
       }
     }
   });
+  if (doc.get_model_by_name("newest-losses")) send({ do: "again" }); // what was said before
 
   const state = doc.get_model_by_name("state");
   function follow(data) {

@@ -6,13 +6,13 @@ with the losses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
-from convlens.records import StepCurves, StepSeries, empty_steps, join_steps
+from convlens.records import Epoch, StepCurves, empty_steps, join_steps
 from convlens.runs.follow import Newest
 from convlens.series import take_steps
 from convlens.views.live.pace import Pace
@@ -30,24 +30,32 @@ class Latest:
 
     Attributes:
         steps: those losses.
+        epochs: all finished epochs that are shown.
     """
 
     def __init__(self, glance: Callable[[int], Newest]) -> None:
         self._glance = glance
         self.steps = empty_steps()
+        self.epochs: Sequence[Epoch] = ()
         self._since = -1
         self._known: tuple[object, object, int] | None = None
 
-    def begin(self, curves: StepCurves, meta: Mapping[str, Any], n_layers: int) -> None:
-        """Everything was looked at, a while ago: its losses, its facts, how many layers there are.
+    def begin(
+        self,
+        curves: StepCurves,
+        epochs: Sequence[Epoch],
+        meta: Mapping[str, Any],
+        n_layers: int,
+    ) -> None:
+        """Everything was looked at, a while ago: losses, epochs, facts, how many layers there are.
 
         What was shown since then is still to be shown, unless it is of another run.
         """
         known, self._known = self._known, (meta.get("created"), meta.get("status"), n_layers)
         self._since = int(curves.last_step[-1]) if len(curves) else -1
-        later = self.steps.step > self._since
-        kept = np.flatnonzero(later & (known is not None and known[0] == self._known[0]))
-        self.steps = take_steps(self.steps, kept)
+        same = known is not None and known[0] == self._known[0]
+        self.steps = take_steps(self.steps, np.flatnonzero(same & (self.steps.step > self._since)))
+        self.epochs = self.epochs if same and len(self.epochs) > len(epochs) else epochs
 
     @property
     def last(self) -> int:
@@ -65,9 +73,9 @@ class Latest:
         seen = newest.created, newest.status, newest.n_layers
         return None if begun or many or seen != self._known else newest
 
-    def add(self, steps: StepSeries) -> None:
-        """These are shown too."""
-        self.steps = join_steps([self.steps, steps])
+    def add(self, newest: Newest) -> None:
+        """This is shown too."""
+        self.steps, self.epochs = join_steps([self.steps, newest.steps]), newest.epochs
 
 
 class Reading:
@@ -81,11 +89,17 @@ class Reading:
         self._begin, self._pace = begin, Pace()
         self._coming: Future[Look] | None = None
         self._error: BaseException | None = None
+        self._taken: Look | None = None
 
-    @property
-    def ready(self) -> bool:
+    def has_news(self) -> bool:
         """Whether there is something for `take`: what was read, or why it could not be."""
-        return self._error is not None or (self._coming is not None and self._coming.done())
+        coming = self._coming
+        if coming is None or not coming.done() or self._error is not None:
+            return self._error is not None
+        if coming.exception() is None and coming.result() == self._taken:
+            self._coming = None
+            return False
+        return True
 
     def take(self) -> Look | None:
         """What was read since the last time, None if nothing was.
@@ -96,7 +110,7 @@ class Reading:
         coming, look = self._coming, None
         if coming is not None and coming.done():
             self._coming, self._error = None, coming.exception()
-            look = None if self._error is not None else coming.result()
+            look = self._taken = None if self._error is not None else coming.result()
         if self._error is not None:
             self._coming = self._coming or self._begin()
             raise self._error

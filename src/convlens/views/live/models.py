@@ -17,8 +17,8 @@ from bokeh.models import ColumnDataSource, UIElement
 from convlens.records import StepSeries
 from convlens.views.canvas import darken
 
-Say = Callable[[dict[str, Any]], None]
-"""Sends the page's script something that is no change of the document."""
+Say = Callable[[dict[str, Any]], bool]
+"""Sends the page's script something that is no change of the document; false if it cannot now."""
 
 PANEL = "panel-"
 ROOT = "root-"

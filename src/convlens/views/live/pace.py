@@ -21,9 +21,9 @@ So a page shows a batch within a second, and looks little more than once in one.
 """
 
 CLEAR_S = 0.25
-"""Before a look, no other thread of the server may hold what Python runs one thread with.
+"""So long before a look no chunk is begun by a thread that reads beside.
 
-Of the lowest priority it may have to wait so long for a core, to let go of it.
+It may hold Python's lock, and have to wait about so long for a core before it can let go of it.
 """
 
 WAITED = Path("/proc/thread-self/schedstat")
@@ -44,7 +44,7 @@ BEHIND = 1 / 6
 
 
 class Pace:
-    """Puts costly work off until the server's thread has rested enough since the last time.
+    """Puts costly work off until the server has rested enough since the last time.
 
     What is counted is all that was done since then: reading, drawing and sending, for every page
     that is open.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import numpy as np
 from bokeh.document import Document
 
-from convlens.records import Epoch
+from convlens.records import StepSeries
 from convlens.runs.follow import Newest
 from convlens.runs.pieces import Series as Recorded
 from convlens.views import panels as shown
@@ -108,12 +108,14 @@ class RunScreen:
         if newest is None or not self._figures.fits(newest.steps, newest.epochs):
             return False
         if len(newest.steps):
-            after, self._told = self._latest.last, time.monotonic()
-            self._latest.add(newest.steps)
-            self._say(added(after, newest.steps, self._header_figures()))
+            figures = self._header_figures(newest.steps)
+            if not self._say(added(self._latest.last, newest.steps, figures)):
+                return False
+            self._latest.add(newest)
+            self._told = time.monotonic()
         self._reading.begin_when_due(self._wall_s() or 0.0)
         idle = time.monotonic() - self._told > AGO_S
-        return not (self._reading.ready or idle or self._beside.side == "findings")
+        return not (self._reading.has_news() or idle or self._beside.side == "findings")
 
     def tick(self) -> bool:
         """Show the newest losses; if there are none, all that has been read. Whether there is more.
@@ -133,7 +135,7 @@ class RunScreen:
             self._show_header()
         if self._beside.side == "findings":
             self._show_beside()
-        return more and self._reading.ready
+        return more and self._reading.has_news()
 
     def do(self, command: Command) -> None:
         """Carry out a command; one that there is not, or that makes no sense, does nothing."""
@@ -319,24 +321,24 @@ class RunScreen:
         """What a glance has found, by the figures; whether there was anything to show."""
         if not len(newest.steps) and newest.epochs is self._figures.axis.epochs:
             return False
-        self._latest.add(newest.steps)
-        self._show_latest(newest.epochs)
+        self._latest.add(newest)
+        self._show_latest()
         return True
 
-    def _show_latest(self, epochs: Sequence[Epoch] | None = None) -> None:
+    def _show_latest(self) -> None:
         """The losses since the last look at everything, and the epochs, by the figures."""
-        epochs = self._figures.axis.epochs if epochs is None else epochs
-        self._figures.extend(self._latest.steps, epochs, growing=self._growing)
+        self._figures.extend(self._latest.steps, self._latest.epochs, growing=self._growing)
         self._show_header()
 
     def _show_growth(self) -> None:
         """What grows with every step."""
         follower = self._look.follower
         curves, matrix = follower.curves(POINTS), self._matrix()
-        self._latest.begin(curves, follower.meta, len(self._names()))
-        self._figures.update(curves, follower.epochs, matrix, growing=self._growing)
+        self._latest.begin(curves, follower.epochs, follower.meta, len(self._names()))
+        epochs, last = self._latest.epochs, self._latest.last
+        self._figures.update(curves, epochs, matrix, growing=self._growing, last=last)
         self._show_latest()
-        self._panels.put("metric", chooser("metric", "metric", words.metric_names(follower.epochs)))
+        self._panels.put("metric", chooser("metric", "metric", words.metric_names(epochs)))
         self._show_layer()
 
     @property
@@ -350,7 +352,7 @@ class RunScreen:
             shown.header(
                 self._run.name,
                 self._look.follower.meta,
-                self._figures.axis.epochs,
+                self._latest.epochs,
                 self._last_step() + 1,
                 self._wall_s(),
                 self._run.last_written,
@@ -358,11 +360,12 @@ class RunScreen:
             ),
         )
 
-    def _header_figures(self) -> dict[str, str]:
-        """Those figures of the header that change with every step."""
-        meta, epochs = self._look.follower.meta, self._figures.axis.epochs
-        found = dict(words.figures(meta, epochs, self._last_step() + 1, self._wall_s()))
-        return {name: found[name] for name in ("steps", "wall time")}
+    def _header_figures(self, steps: StepSeries) -> dict[str, str]:
+        """Those figures of the header that change with every step, after these."""
+        meta, epochs = self._look.follower.meta, self._latest.epochs
+        n_steps, wall_s = int(steps.step[-1]) + 1, float(steps.wall_s[-1])
+        found = dict(words.figures(meta, epochs, n_steps, wall_s))
+        return {name: found[name] for name in shown.COUNTING}
 
     def _show_layer(self) -> None:
         """The chosen layer's figures and facts."""
@@ -376,7 +379,7 @@ class RunScreen:
         series = follower.series(index)
         grid = grid_of([series]) or Grid(0, 1, 1)
         gradients, updates = parameter_lines(follower, self._looking.layer, grid)
-        self._layer_view.update(series, gradients, updates, follower.epochs)
+        self._layer_view.update(series, gradients, updates, self._latest.epochs)
         head = layer_head(series.info, index, len(self._names()))
         facts = shown.facts_of_layer(follower.meta, series.info.name)
         fold = (

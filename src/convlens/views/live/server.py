@@ -162,11 +162,15 @@ class _Pages(BokehTornado):
         document.config.update(reconnect_session=False, notify_connection_status=False)
         Session(document, self.store, partial(self._say, document))
 
-    def _say(self, document: Document, words: dict[str, Any]) -> None:
-        """Send words to the script of a document's page."""
-        for connection in cast("set[_Connection]", self._clients):
-            if connection.session.document is document:
-                connection.say(words)
+    def _say(self, document: Document, words: dict[str, Any]) -> bool:
+        """Send words to the script of a document's page, unless it is not there yet, or behind."""
+        clients = cast("set[_Connection]", self._clients)
+        there = [one for one in clients if one.session.document is document]
+        if not there or any(one.behind for one in there):
+            return False
+        for connection in there:
+            connection.say(words)
+        return True
 
     def _page_arguments(self) -> dict[str, Any]:
         return {
@@ -191,6 +195,11 @@ class _Connection(ServerConnection):
         """The session waits for what this returns once its callback is over."""
         self._changes.append(event)
         return _Sent(self._send_changes)
+
+    @property
+    def behind(self) -> bool:
+        """Whether the last words are not sent yet."""
+        return self._saying is not None and not self._saying.done()
 
     def say(self, words: dict[str, Any]) -> None:
         """Send words to the page's script."""

@@ -103,7 +103,7 @@ class Session:
         asked, theme = _asked(document)
         document.theme = dark_theme() if theme == "dark" else THEME
         self._panels.put("trouble", "")
-        self._seen = True
+        self._seen, self._called = True, False
         with document.models.freeze():  # else all of them are gone through for each that is added
             self._screen = self._make(asked, theme == "dark")
         document.title = self._screen.title
@@ -134,8 +134,13 @@ class Session:
     def _on_beat(self) -> None:
         """Most beats have losses only: what Bokeh would do about those costs more than reading."""
         self._wait()
-        if self._seen and not self._glance():
-            self._document.add_next_tick_callback(self._tick)
+        if self._seen and not self._called and not self._glance():
+            self._call()
+
+    def _call(self) -> None:
+        """Have `_tick` called with the document's lock, once however long that takes."""
+        self._called = True
+        self._document.add_next_tick_callback(self._tick)
 
     def _glance(self) -> bool:
         with suppress(ConvlensError):  # the next look meets it too, and says so
@@ -143,8 +148,9 @@ class Session:
         return False
 
     def _tick(self) -> None:
+        self._called = False
         if self._seen and self._guarded(self._screen.tick):
-            self._document.add_next_tick_callback(self._tick)
+            self._call()
 
     def _do(self, command: dict[str, Any]) -> None:
         if command["do"] == "visible":  # nothing is drawn in a tab that nobody sees

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import sys
 import time
@@ -116,7 +117,7 @@ class RunStore:
         Raises:
             RunError: if there is no such run; the future's, if it cannot be read.
         """
-        return self._readers.submit(self._followed(key).look, keep_clear)
+        return self._readers.submit(self._followed(key).read)
 
     def newest(self, key: str, since: int) -> Newest:
         """A glance at what came after a step; see `RunFollower.newest`.
@@ -212,10 +213,16 @@ class _Followed:
         self.asked = time.monotonic()
 
     def look(self, between: Callable[[], None] | None = None) -> Look:
-        if time.monotonic() - self._at > FRESH_S:
+        now = time.monotonic()
+        if now - self._at > FRESH_S:
             self.follower.refresh(between)
-            self._at = time.monotonic()
+            self._at = now
         return self.last
+
+    def read(self) -> Look:
+        if not math.isfinite(self._at):  # a page has come back to a run that was let go
+            self.read_ahead()
+        return self.look(keep_clear)
 
     @property
     def last(self) -> Look:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from convlens.views.panels.choice import Choice, cell_of_unit, settle
 from convlens.views.panels.confusion import confusion
 from convlens.views.panels.differences import differences
-from convlens.views.panels.facts import facts_of_layer, findings, header
+from convlens.views.panels.facts import COUNTING, facts_of_layer, findings, header
 from convlens.views.panels.features import features, through_time
 from convlens.views.panels.kernels import kernels
 from convlens.views.panels.mistakes import mistakes
@@ -20,6 +20,7 @@ from convlens.views.panels.unit import unit
 from convlens.views.panels.window import window
 
 __all__ = [
+    "COUNTING",
     "Choice",
     "cell_of_unit",
     "confusion",

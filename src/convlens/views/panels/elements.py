@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -172,10 +172,13 @@ def measured(value: float, half: float) -> str:
     return f"{value:.{digits}f} ± {half:.{digits}f}".replace("-", "−")
 
 
-def figures(values: Iterable[tuple[str, str]], kind: str = "") -> str:
-    """Names and values, large."""
+def figures(
+    values: Iterable[tuple[str, str]], kind: str = "", counting: Collection[str] = ()
+) -> str:
+    """Names and values, large; those that the page's script counts on are marked."""
+    marks = {name: f' data-figure="{name}"' for name in counting}
     rows = "".join(
-        f'<div><dt>{text(name)}</dt><dd data-figure="{text(name)}">{text(value)}</dd></div>'
+        f"<div><dt>{text(name)}</dt><dd{marks.get(name, '')}>{text(value)}</dd></div>"
         for name, value in values
     )
     return f'<dl class="figures {kind}">{rows}</dl>'

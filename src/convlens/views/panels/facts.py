@@ -15,6 +15,9 @@ from convlens.views.tables import FIRST
 QUIET_S = 60.0
 """A run that is not closed and was not written to for so long may have been cut off."""
 
+COUNTING = ("steps", "wall time")
+"""The figures at the top that change with every step."""
+
 NO_ROW = "The run's summary says nothing about this layer."
 
 
@@ -44,7 +47,7 @@ def header(
     badge = f'<span class="status {kind}">{text(_short(status, kind))}</span>'
     title = f"<h1>{text(name)} {badge}</h1>"
     line = f'<p class="state-line" title="{text(state)}">{_counting(state, n_steps)}</p>'
-    return panel("facts-top", title, line, figures(shown))
+    return panel("facts-top", title, line, figures(shown, counting=COUNTING))
 
 
 def state_of(
