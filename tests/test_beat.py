@@ -5,7 +5,7 @@ import time
 import pytest
 
 from convlens.beat import BEAT_S, Beats, until_beat
-from convlens.views.live.session import LATE_S
+from convlens.views.live.pace import LATE_S
 
 
 @pytest.mark.parametrize("now", [0.0, 0.1, 1_000_000.7, 1_780_000_000.123])

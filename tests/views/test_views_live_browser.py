@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from live_server import serving
 from PIL import Image
-from views_data import step_series, write_healthy, write_run
+from views_data import losses_until, write_healthy, write_run
 
 import convlens as cl
 from convlens.runs import create_run
@@ -493,12 +493,7 @@ def test_the_script_makes_the_line_of_losses_longer(
 ) -> None:
     monkeypatch.setattr(pace.Pace, "due", lambda self, age_s: False)  # nothing else would show it
     with serving([tmp_path]) as address, create_run(directory=tmp_path / "run") as writer:
-
-        def losses_until(n: int) -> None:
-            writer.write_steps(step_series(np.full(n, 0.5)))
-            writer.flush(wait=True)
-
-        losses_until(1000)
+        losses_until(writer, 1000)
         visit = Visit(browser, address)
         visit.page.evaluate(
             """() => {
@@ -508,7 +503,7 @@ def test_the_script_makes_the_line_of_losses_longer(
         )
         # A line is begun by the figures; what follows is added, also to one that is cut short.
         for n in (1001, 1003, 1005):
-            losses_until(n)
+            losses_until(writer, n)
             visit.wait("steps", str(n - 1))
             visit.page.wait_for_function(f"n => ({LINE})().length === n", arg=n)
             assert visit.page.evaluate(LINE) == list(range(n))

@@ -16,7 +16,7 @@ from bokeh.document import Document
 from bokeh.models import ColumnDataSource
 from bokeh.protocol import Protocol
 from bokeh.server.session import ServerSession
-from views_data import LAYOUT, layer_infos, normal_columns, step_series, write_columns
+from views_data import LAYOUT, layer_infos, losses_until, normal_columns, step_series, write_columns
 
 from convlens.beat import BEAT_S
 from convlens.errors import RunError
@@ -156,8 +156,7 @@ def test_what_one_callback_changes_is_one_message() -> None:
 
 def test_a_page_that_nobody_sees_reads_and_shows_nothing(tmp_path: Path) -> None:
     writer = create_run(directory=tmp_path / "run")
-    writer.write_steps(step_series(np.ones(10)))
-    writer.flush(wait=True)
+    losses_until(writer, 10)
     store = RunStore([tmp_path])
     session = Session(Document(), store, lambda words: True)
 
@@ -166,8 +165,7 @@ def test_a_page_that_nobody_sees_reads_and_shows_nothing(tmp_path: Path) -> None
 
     assert last() == "9"
     session._do({"do": "visible", "value": False})
-    writer.write_steps(step_series(np.ones(20)))
-    writer.flush(wait=True)
+    losses_until(writer, 20)
     session._tick()
     assert last() == "9"
     session._do({"do": "visible", "value": True})
@@ -218,17 +216,14 @@ def test_a_loop_that_records_no_loss_is_looked_at_whole_only_when_due(
 
 def test_each_page_goes_on_from_what_it_shows_itself(tmp_path: Path, rested: list[bool]) -> None:
     with create_run(directory=tmp_path / "run") as writer:
-        writer.write_steps(step_series(np.ones(100)))
-        writer.flush(wait=True)
+        losses_until(writer, 100)
         store = RunStore([tmp_path])
         one, other = (Session(Document(), store, lambda words: True) for _ in range(2))
-        writer.write_steps(step_series(np.ones(150)))
-        writer.flush(wait=True)
+        losses_until(writer, 150)
         rested[0] = True
         show_all(one)
         rested[0] = False
-        writer.write_steps(step_series(np.ones(160)))
-        writer.flush(wait=True)
+        losses_until(writer, 160)
         for session in (one, other):
             session._tick()
             (x,) = session._screen._figures.loss._raw.lines["xs"]
@@ -255,8 +250,7 @@ def test_the_end_of_a_run_is_shown_by_every_page_at_once(
     writer = create_run(directory=tmp_path / "run")
     writer.write_layers(layer_infos()[:1], LAYOUT, 0.05)
     columns_until(writer, 10)
-    writer.write_steps(step_series(np.ones(100)))
-    writer.flush(wait=True)
+    losses_until(writer, 100)
     store = RunStore([tmp_path])
     pages = [Session(Document(), store, lambda words: True) for _ in range(2)]
     columns_until(writer, 20)
@@ -274,8 +268,7 @@ def test_an_error_of_a_look_stays_until_there_is_none(
     tmp_path: Path, rested: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with create_run(directory=tmp_path / "run") as writer:
-        writer.write_steps(step_series(np.ones(100)))
-        writer.flush(wait=True)
+        losses_until(writer, 100)
         store = RunStore([tmp_path])
         page = Session(Document(), store, lambda words: True)
 
@@ -304,8 +297,7 @@ def test_the_script_is_told_of_losses_that_only_make_a_line_longer(
 ) -> None:
     said: list[dict[str, Any]] = []
     with create_run(directory=tmp_path / "run") as writer:
-        writer.write_steps(step_series(np.ones(100)))
-        writer.flush(wait=True)
+        losses_until(writer, 100)
         store = RunStore([tmp_path])
         listening = [True]
 
@@ -317,8 +309,7 @@ def test_the_script_is_told_of_losses_that_only_make_a_line_longer(
         assert page._glance(), "nothing is new"
         assert said == []
         for n, alone in ((101, False), (103, True), (104, True), (300, False), (301, True)):
-            writer.write_steps(step_series(np.full(n, 0.5)))
-            writer.flush(wait=True)
+            losses_until(writer, n, 0.5)
             assert page._glance() is alone, n
             if not alone:  # the line is begun by the figures, and the time axis is theirs
                 page._tick()
@@ -334,8 +325,7 @@ def test_the_script_is_told_of_losses_that_only_make_a_line_longer(
         (x,) = page._screen._figures.loss._raw.lines["xs"]
         assert x.tolist() == list(range(301))
         listening[0] = False  # there is no script yet, or it does not take what is sent
-        writer.write_steps(step_series(np.full(302, 0.5)))
-        writer.flush(wait=True)
+        losses_until(writer, 302, 0.5)
         assert not page._glance()
         assert page._screen._latest.last == 300
         store.close()
@@ -345,21 +335,18 @@ def test_ticks_do_not_pile_up_while_a_document_is_locked(
     tmp_path: Path, rested: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with create_run(directory=tmp_path / "run") as writer:
-        writer.write_steps(step_series(np.ones(100)))
-        writer.flush(wait=True)
+        losses_until(writer, 100)
         store, called = RunStore([tmp_path]), list[object]()
         document = Document()
         page = Session(document, store, lambda words: True)
         monkeypatch.setattr(document, "add_next_tick_callback", called.append)
         for n in (200, 300, 400):
-            writer.write_steps(step_series(np.ones(n)))
-            writer.flush(wait=True)
+            losses_until(writer, n)
             page._on_beat()
         assert len(called) == 1
         page._tick()
         assert page._screen.tell()["root"]["steps"] == "399"
-        writer.write_steps(step_series(np.ones(900)))
-        writer.flush(wait=True)
+        losses_until(writer, 900)
         page._on_beat()
         assert len(called) == 2
         store.close()
@@ -367,12 +354,10 @@ def test_ticks_do_not_pile_up_while_a_document_is_locked(
 
 def test_what_was_shown_while_everything_was_read_stays(tmp_path: Path, rested: list[bool]) -> None:
     with create_run(directory=tmp_path / "run") as writer:
-        writer.write_steps(step_series(np.ones(100)))
-        writer.flush(wait=True)
+        losses_until(writer, 100)
         store = RunStore([tmp_path])
         page = Session(Document(), store, lambda words: True)
-        writer.write_steps(step_series(np.ones(110)))
-        writer.flush(wait=True)
+        losses_until(writer, 110)
         rested[0] = True
         page._tick()
         rested[0] = False
@@ -413,4 +398,4 @@ def test_reading_waits_while_a_look_is_near(monkeypatch: pytest.MonkeyPatch) -> 
     clock[0] += BEAT_S - pace.CLEAR_S + 1e-3
     pace.keep_clear()
     after = clock[0] - (101.0 * BEAT_S + pace.LATE_S)
-    assert 0.0 < after <= pace.LATE_S + 1e-6
+    assert 0.0 < after <= pace.LOOK_S + 1e-6

@@ -256,3 +256,9 @@ def write_healthy(base: Path) -> Run:
 def write_collapsed(base: Path) -> Run:
     n = 5 * PER_EPOCH
     return write_run(base, "collapsed", collapsed_layers(n), collapsed_loss(n), (0.1135,) * 5)
+
+
+def losses_until(writer: RunWriter, n: int, loss: float = 1.0) -> None:
+    """Have a run on the disk whose first ``n`` steps have this loss."""
+    writer.write_steps(step_series(np.full(n, loss)))
+    writer.flush(wait=True)

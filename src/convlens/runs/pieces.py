@@ -76,8 +76,8 @@ class Source:
     """One rank's file, in a read transaction.
 
     Args:
-        file: see below.
-        database: see below.
+        file: its path.
+        database: the transaction.
         between: called before each chunk that is read.
 
     Attributes:

@@ -349,7 +349,8 @@ class StatFigure:
         self.plot.update(min_border_left=58, min_border_right=10, min_width=MIN_WIDTH)
         ticker = LogTicker(desired_num_ticks=3) if log else BasicTicker(desired_num_ticks=4)
         self.plot.yaxis.ticker = ticker
-        self.plot.yaxis.major_label_policy = NoOverlap()
+        for one in (self.plot.xaxis, self.plot.yaxis):
+            one.major_label_policy = NoOverlap()
         axis.mark_epochs(self.plot)
         self.slots = [
             Lines([self.plot], color, dashed=i == 1, tip=tip)

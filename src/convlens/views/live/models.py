@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from bokeh.document import Document
 from bokeh.models import ColumnDataSource, UIElement
 
@@ -84,7 +83,7 @@ def added(after: int, steps: StepSeries, figures: Mapping[str, str]) -> dict[str
         steps: those to add.
         figures: texts of the header's figures, by their names.
     """
-    losses = np.float32(steps.loss).tolist()
+    losses = steps.loss.tolist()
     return {"after": after, "steps": steps.step.tolist(), "losses": losses, "figures": figures}
 
 

@@ -26,6 +26,9 @@ CLEAR_S = 0.25
 It may hold Python's lock, and have to wait about so long for a core before it can let go of it.
 """
 
+LOOK_S = 0.1
+"""And so long after it has begun: a look at the losses takes some milliseconds."""
+
 WAITED = Path("/proc/thread-self/schedstat")
 """Nanoseconds that this thread has run, and that it has waited for a core (Linux)."""
 
@@ -74,10 +77,10 @@ class Pace:
 
 
 def keep_clear() -> None:
-    """Wait in a thread of a low priority while the next look at a beat is near."""
+    """Wait in a thread of a low priority, from shortly before a look until it is over."""
     left = until_beat(LATE_S)
     if left < CLEAR_S:
-        time.sleep(left + LATE_S)
+        time.sleep(left + LOOK_S)
 
 
 def _waited_s() -> float:
