@@ -53,8 +53,8 @@ def empty_steps() -> StepSeries:
 
 def join_steps(parts: Sequence[StepSeries]) -> StepSeries:
     """Series one after the other; a hyperparameter or group that a part lacks is NaN there."""
-    if not parts:
-        return empty_steps()
+    if len(parts) < 2:
+        return parts[0] if parts else empty_steps()
     lengths = [len(part) for part in parts]
     names = dict.fromkeys(name for part in parts for name in part.hypers)
     return StepSeries(

@@ -37,7 +37,7 @@ def check_points(points: int) -> None:
         raise ArgumentError(f"points={points} leaves nothing of a curve; give 1 or more.")
 
 
-def take_steps(steps: StepSeries, rows: Ints) -> StepSeries:
+def take_steps(steps: StepSeries, rows: Ints | slice) -> StepSeries:
     """Some of the steps, in this order."""
     hypers = {name: values[rows] for name, values in steps.hypers.items()}
     return StepSeries(
@@ -51,7 +51,7 @@ def cut_steps(steps: StepSeries, first: int | None, last: int | None) -> StepSer
         return steps
     low = 0 if first is None else int(np.searchsorted(steps.step, first))
     high = len(steps) if last is None else int(np.searchsorted(steps.step, last, "right"))
-    return take_steps(steps, np.arange(low, max(low, high)))
+    return take_steps(steps, slice(low, high))
 
 
 def width_bits(first: int, last: int, points: int) -> int:

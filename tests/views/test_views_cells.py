@@ -48,9 +48,11 @@ def test_only_what_changed_is_worked_out_and_all_is_as_if_it_were_anew(tmp_path:
     stages = growing(tmp_path / "run", STOPS)
     cells, since = LayerCells(stages[0]), list[int | None]()
     for series in stages[1:]:
-        since.append(cells.grow(series))
-        if since[-1] is None:
-            cells = LayerCells(series)
+        before = cells.heat.cells.copy()
+        grown = cells.grown(series)
+        np.testing.assert_array_equal(cells.heat.cells, before, "it is still shown")
+        cells, first = grown or (LayerCells(series), None)
+        since.append(first)
         anew = LayerCells(series.history())
         assert cells.grid == anew.grid
         for name in ("first_step", "counts", "n", "nan", "calls"):

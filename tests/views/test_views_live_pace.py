@@ -342,12 +342,12 @@ def test_ticks_do_not_pile_up_while_a_document_is_locked(
         monkeypatch.setattr(document, "add_next_tick_callback", called.append)
         for n in (200, 300, 400):
             losses_until(writer, n)
-            page._on_beat()
+            page.on_beat()
         assert len(called) == 1
         page._tick()
         assert page._screen.tell()["root"]["steps"] == "399"
         losses_until(writer, 900)
-        page._on_beat()
+        page.on_beat()
         assert len(called) == 2
         store.close()
 
@@ -382,7 +382,7 @@ def test_reading_gives_way_and_nothing_else_does(tmp_path: Path) -> None:
     with create_run(directory=tmp_path / "run"):
         store = RunStore([tmp_path])
         (key,) = store.list()
-        store.read(key).result()
+        store.read(key, lambda look: None).result()
         found = store._readers.submit(lambda: os.getpriority(os.PRIO_PROCESS, 0)).result()
         assert found == 19
         assert os.getpriority(os.PRIO_PROCESS, 0) < 19

@@ -6,6 +6,7 @@ alone, and on limits that are rounded, so that they seldom change.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -34,7 +35,8 @@ QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 class LayerCells:
     """A layer on its cells.
 
-    The images have room for as many cells as a run may get, and a growing run fills them.
+    The images have room for as many cells as a run may get, and a growing run fills them. Nothing
+    of it changes: `grown` gives another.
 
     Args:
         source: the layer's history, or what a follower keeps of it.
@@ -59,14 +61,14 @@ class LayerCells:
         self.quantiles: Floats = self.history.quantiles(QUANTILES)
         self._work_out(0)
 
-    def grow(self, series: Series) -> int | None:
-        """Take up what is new of the same layer.
+    def grown(self, series: Series) -> tuple[LayerCells, int] | None:
+        """The same layer with what is new of it.
 
         Returns:
-            The first cell that may have changed; None if all is to be worked out anew.
+            Its cells, and the first of them that may have changed; None if all is to be worked out
+            anew.
         """
-        older, self._series = self._series, series
-        since = None if older is None else series.changed_since(older)
+        since = None if self._series is None else series.changed_since(self._series)
         if since is None or not len(self.history) or _grid(series) != self.grid:
             return None
         cell = max(0, (since - self.grid.first) // self.grid.width)
@@ -74,12 +76,14 @@ class LayerCells:
         kept = int(np.searchsorted(self.history.first_step, begin))
         new = condense(series.history(begin, narrow=True), self.grid)
         columns = concatenate([self.history.columns[:kept], new.columns])
-        self.history = replace(self.history, columns=columns)
         found = [self.quantiles[:, :kept], new.quantiles(QUANTILES)]
-        self.quantiles = np.concatenate(found, axis=1)
-        known, self._limits = self._limits, steady_range(self.history)
-        same = self._work_out(kept if self._limits == known else 0)
-        return cell if same else 0
+        after = copy(self)
+        after._series, after.history = series, replace(self.history, columns=columns)
+        after.quantiles = np.concatenate(found, axis=1)
+        after._counts, after._image = self._counts.copy(), self._image.copy()
+        after._limits = steady_range(after.history)
+        same = after._work_out(kept if after._limits == self._limits else 0)
+        return after, cell if same else 0
 
     @property
     def heat(self) -> Heat:

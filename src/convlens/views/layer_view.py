@@ -252,6 +252,7 @@ class LayerView:
         ]
         rows = [row(*(s.plot for s in pair), sizing_mode="stretch_width") for pair in stats]
         self._cells: LayerCells | None = None
+        self._prepared: _Prepared | None = None
         self.root: UIElement = column(self.heat.plot, *rows, sizing_mode="stretch_width")
         for plot in (self.heat.plot, *(s.plot for pair in stats for s in pair)):
             plot.on_event(DoubleTap, lambda: axis.follow(True))
@@ -279,15 +280,22 @@ class LayerView:
         """
         if epochs:
             self.axis.update(self._span(layer), epochs)
-        since = None
-        if self._cells is not None and isinstance(layer, Recorded):
-            since = self._cells.grow(layer)
-        if self._cells is None or since is None:
-            self._cells, since = LayerCells(layer), 0
+        prepared, self._prepared = self._prepared, None
+        if prepared is None or not prepared.fits(layer, self._cells):
+            prepared = _prepared(layer, self._cells)
+        self._cells = prepared.cells
         history = self._cells.history
-        self.heat.draw(self._cells, since, _heat_title(history))
+        self.heat.draw(self._cells, prepared.since, _heat_title(history))
         self._draw_stats(history)
         self._draw_parameters(gradients, updates)
+
+    def prepare(self, layer: Recorded) -> None:
+        """Work out what takes longest of an `update` by this layer, in whichever thread.
+
+        The figures stay as they are, and may be changed meanwhile: what does not fit then is worked
+        out by the update itself.
+        """
+        self._prepared = _prepared(layer, self._cells)
 
     def show(self, sentence: str | None = None) -> None:
         """Show no layer, and this sentence; None asks to choose one."""
@@ -317,6 +325,25 @@ class LayerView:
         self.gradients.draw(_by_slot(gradients or ()), missing)
         missing = NO_UPDATES if updates is None else NO_PARAMETERS
         self.updates.draw(_by_slot(updates or ()), missing)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What `LayerView.update` by a layer shows, where certain cells are shown."""
+
+    layer: LayerHistory | Recorded
+    shown: LayerCells | None
+    cells: LayerCells
+    since: int
+
+    def fits(self, layer: LayerHistory | Recorded, shown: LayerCells | None) -> bool:
+        return layer is self.layer and shown is self.shown
+
+
+def _prepared(layer: LayerHistory | Recorded, shown: LayerCells | None) -> _Prepared:
+    grown = shown.grown(layer) if shown is not None and isinstance(layer, Recorded) else None
+    cells, since = grown or (LayerCells(layer), 0)
+    return _Prepared(layer, shown, cells, since)
 
 
 class StatFigure:

@@ -74,7 +74,7 @@ class RunScreen:
         self._say = say
         self._look = store.look(key)
         self._latest = Latest(partial(store.newest, key))
-        self._reading = Reading(partial(store.read, key))
+        self._reading = Reading(partial(store.read, key, self._prepare))
         self._run = self._look.follower.run
         self.title = f"{self._run.name} – convlens"
         self._quantity = asked.get("quantity", "")
@@ -366,6 +366,12 @@ class RunScreen:
         n_steps, wall_s = int(steps.step[-1]) + 1, float(steps.wall_s[-1])
         found = dict(words.figures(meta, epochs, n_steps, wall_s))
         return {name: found[name] for name in shown.COUNTING}
+
+    def _prepare(self, look: Look) -> None:
+        """What takes longest of showing a look, for the thread that has read it."""
+        index = self._index()
+        if look != self._look and index is not None:
+            self._layer_view.prepare(look.follower.series(index))
 
     def _show_layer(self) -> None:
         """The chosen layer's figures and facts."""

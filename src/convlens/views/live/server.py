@@ -35,10 +35,12 @@ from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop
 from tornado.web import RequestHandler
 
+from convlens.beat import until_beat
 from convlens.errors import ArgumentError
 from convlens.views.live.address import Address
 from convlens.views.live.frame import head, not_found, rest
 from convlens.views.live.guard import Guard, Refused, safe_headers
+from convlens.views.live.pace import LATE_S
 from convlens.views.live.session import Session, known_theme
 from convlens.views.live.store import RunStore
 
@@ -109,7 +111,7 @@ class LiveServer:
 
     def close(self) -> None:
         """Answer nothing any more."""
-        self._pages.ahead.cancel()
+        self._pages.close()
         self._server.stop()
 
 
@@ -118,6 +120,7 @@ class _Pages(BokehTornado):
 
     def __init__(self, store: RunStore, address: Address) -> None:
         self.store, self.guard = store, Guard(address, PATHS)
+        self._sessions: list[Session] = []
         self.ahead = asyncio.ensure_future(store.read_ahead())  # while the browser starts
         origins = [f"{host}:{address.port}" for host in ("127.0.0.1", "localhost", "[::1]", "*")]
         super().__init__(
@@ -135,6 +138,22 @@ class _Pages(BokehTornado):
         )
         self.add_handlers(".*", [("/", _Page, self._page_arguments())])
         self.add_transform(safe_headers(address))
+        self._wait()
+
+    def _wait(self) -> None:
+        # A timer of Bokeh's for each session takes ten times as long as one of the loop's for all.
+        self._timer = IOLoop.current().call_later(until_beat(LATE_S), self._on_beat)
+
+    def _on_beat(self) -> None:
+        self._wait()
+        self._sessions = [session for session in self._sessions if not session.is_over]
+        for session in self._sessions:
+            IOLoop.current().add_callback(session.on_beat)  # what one raises concerns no other
+
+    def close(self) -> None:
+        """Begin nothing any more."""
+        self.ahead.cancel()
+        IOLoop.current().remove_timeout(self._timer)
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:  # noqa: ANN401 — Tornado's delegate
         refusal = self.guard.refusal(request)
@@ -160,7 +179,7 @@ class _Pages(BokehTornado):
         # A session that comes back is another one, with models of its own: the page's script loads
         # the page anew instead, and says so.
         document.config.update(reconnect_session=False, notify_connection_status=False)
-        Session(document, self.store, partial(self._say, document))
+        self._sessions.append(Session(document, self.store, partial(self._say, document)))
 
     def _say(self, document: Document, words: dict[str, Any]) -> bool:
         """Send words to the script of a document's page, unless it is not there yet, or behind."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from bokeh.document import Document, without_document_lock
+from bokeh.document import Document
 
-from convlens.beat import until_beat
 from convlens.errors import ConvlensError
 from convlens.views.canvas import THEME, dark_theme
 from convlens.views.live.commands import Command
@@ -17,7 +15,6 @@ from convlens.views.live.compare_screen import CompareScreen
 from convlens.views.live.layout import bar, place
 from convlens.views.live.list_screen import ListScreen
 from convlens.views.live.models import Commands, Panels, Say, State
-from convlens.views.live.pace import LATE_S
 from convlens.views.live.run_screen import RunScreen
 from convlens.views.live.store import RunStore
 from convlens.views.markup import text
@@ -109,7 +106,6 @@ class Session:
         document.title = self._screen.title
         document.template_variables.update(body=self._screen.body)
         self._state.put(self._screen.tell())
-        self._wait()
 
     def _make(self, asked: Mapping[str, str], dark: bool) -> Screen:
         """The list; a run where one is asked for, or where there is only one; or two compared."""
@@ -127,13 +123,17 @@ class Session:
         except ConvlensError as error:
             return SorryScreen(panels, str(error))
 
-    def _wait(self) -> None:
-        on_beat = without_document_lock(self._on_beat)
-        self._document.add_timeout_callback(on_beat, math.ceil(1e3 * until_beat(LATE_S)))
+    @property
+    def is_over(self) -> bool:
+        """Whether the page was closed a while ago."""
+        context = cast("BokehSessionContext | None", self._document.session_context)
+        return context is None or context.destroyed
 
-    def _on_beat(self) -> None:
-        """Most beats have losses only: what Bokeh would do about those costs more than reading."""
-        self._wait()
+    def on_beat(self) -> None:
+        """Show what is new. Called on every beat, `LATE_S` after it, without the document's lock.
+
+        Most beats have losses only: what Bokeh would do about those costs more than reading.
+        """
         if self._seen and not self._called and not self._glance():
             self._call()
 

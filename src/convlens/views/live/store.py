@@ -111,13 +111,17 @@ class RunStore:
         """
         return self._followed(key).look()
 
-    def read(self, key: str) -> Future[Look]:
+    def read(self, key: str, then: Callable[[Look], None]) -> Future[Look]:
         """Begin to look, in a thread that gives way to whatever computes on this machine.
+
+        Args:
+            key: the run.
+            then: what else that thread has to do.
 
         Raises:
             RunError: if there is no such run; the future's, if it cannot be read.
         """
-        return self._readers.submit(self._followed(key).read)
+        return self._readers.submit(self._followed(key).read, then)
 
     def newest(self, key: str, since: int) -> Newest:
         """A glance at what came after a step; see `RunFollower.newest`.
@@ -125,7 +129,7 @@ class RunStore:
         Raises:
             RunError: if there is no such run, or it cannot be read.
         """
-        return self._followed(key).follower.newest(since)
+        return self._followed(key).newest(since)
 
     def _followed(self, key: str) -> _Followed:
         followed = self._open.get(key)
@@ -201,6 +205,7 @@ class _Followed:
     def __init__(self, run: Run) -> None:
         self.follower = RunFollower(run)
         self.asked = self._at = -float("inf")
+        self._glance: tuple[float, int, Newest] | None = None  # when, since which step
 
     def read_ahead(self) -> None:
         """Ask for what a page begins with."""
@@ -219,10 +224,19 @@ class _Followed:
             self._at = now
         return self.last
 
-    def read(self) -> Look:
+    def read(self, then: Callable[[Look], None]) -> Look:
         if not math.isfinite(self._at):  # a page has come back to a run that was let go
             self.read_ahead()
-        return self.look(keep_clear)
+        look = self.look(keep_clear)
+        keep_clear()
+        then(look)
+        return look
+
+    def newest(self, since: int) -> Newest:
+        now = time.monotonic()
+        if self._glance is None or now - self._glance[0] > FRESH_S or self._glance[1] != since:
+            self._glance = now, since, self.follower.newest(since)
+        return self._glance[2]
 
     @property
     def last(self) -> Look:
