@@ -30,11 +30,18 @@ from typing import Any
 import numpy as np
 
 import convlens as cl
+from convlens.beat import until_beat
+from convlens.views.live.pace import LATE_S, LOOK_S
 
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SETTLED_S = 8.0
-FOLLOWED = 8
 SELDOM_S = 1.0
+LET_GO = (True, True, True, True, False)
+"""In which of the beats of a round the server is let go, in random order."""
+
+AFTER_S = LATE_S + LOOK_S
+"""A block is from so long after a beat, when a look is over, to so long after the next."""
+
 DRAWN = "html[data-drawn=all]"
 
 Tab = Any
@@ -184,25 +191,23 @@ def _share(server: Server, seconds: float) -> float:
 
 
 class Blocks(cl.Callback):
-    """Times a training's steps in blocks, with the server let go or held in each.
+    """Times a training's steps in blocks of one beat, with the server let go or held in each.
+
+    A server that was held for a beat looks as soon as it is let go, so it does all of its work in
+    the blocks in which it is: what it costs is the mean of all blocks against that of those in
+    which it was held. Blocks are short as the time that a step takes drifts from second to second.
 
     Args:
         server: who follows the training.
-        rounds: of `FOLLOWED` blocks followed, one alone, and one alone again, in random order. What
-            a held server has put off it does in the next block in which it is let go: the fewer it
-            is held for, the less that adds to what following costs.
-        block_s: seconds of a block.
+        rounds: of the blocks of `LET_GO`.
         settled: whether what comes of opening the page is over, which is not timed.
     """
 
-    def __init__(
-        self, server: Server, rounds: int, block_s: float, settled: Callable[[], bool]
-    ) -> None:
-        self._server, self._block_s, self._settled = server, block_s, settled
+    def __init__(self, server: Server, rounds: int, settled: Callable[[], bool]) -> None:
+        self._server, self._settled = server, settled
         rng = np.random.default_rng(0)
-        sides = [0] * FOLLOWED + [1, 2]
-        self._plan = [int(side) for _ in range(rounds) for side in rng.permutation(sides)]
-        self.steps: list[tuple[int, list[float]]] = []
+        self._plan = [bool(go) for _ in range(rounds) for go in rng.permutation(LET_GO)]
+        self._blocks: list[list[float]] = []
         self._until = self._last = 0.0
 
     def before_epoch(self, learn: cl.Learner) -> None:
@@ -214,34 +219,38 @@ class Blocks(cl.Callback):
         """A step is over."""
         del learn
         now = time.perf_counter()
-        if self.steps and self._last:
-            self.steps[-1][1].append(now - self._last)
+        if self._blocks and self._last:
+            self._blocks[-1].append(now - self._last)
         if now > self._until and self._settled():
-            if len(self.steps) == len(self._plan):
+            if len(self._blocks) == len(self._plan):
                 raise cl.CancelFitError
-            side = self._plan[len(self.steps)]
-            os.kill(self._server.pid, signal.SIGCONT if side == 0 else signal.SIGSTOP)
-            self.steps.append((side, []))
-            self._until = time.perf_counter() + self._block_s
+            go = self._plan[len(self._blocks)]
+            os.kill(self._server.pid, signal.SIGCONT if go else signal.SIGSTOP)
+            self._blocks.append([])
+            self._until = time.perf_counter() + until_beat(AFTER_S)
         self._last = time.perf_counter()
 
     def means(self) -> np.ndarray:
-        """(rounds, 3) seconds a step: followed, alone, alone again."""
-        if len(self.steps) < len(self._plan):
+        """(rounds, 2) seconds a step: in all blocks, and where the server was held."""
+        if len(self._blocks) < len(self._plan):
             raise SystemExit("The training ended before all blocks were timed; ask for fewer.")
-        total = np.zeros((2, len(self.steps) // (FOLLOWED + 2), 3))
-        for i, (side, times) in enumerate(self.steps):
-            total[:, i // (FOLLOWED + 2), side] += sum(times[1:]), len(times[1:])
-        return total[0] / total[1]
+        shape = -1, len(LET_GO)
+        total = np.array([sum(block) for block in self._blocks]).reshape(shape)
+        n = np.array([len(block) for block in self._blocks]).reshape(shape)
+        held = ~np.array(self._plan).reshape(shape)
+        alone = (total * held).sum(axis=1) / (n * held).sum(axis=1)
+        return np.stack([total.sum(axis=1) / n.sum(axis=1), alone], axis=1)
 
 
-def slowed(base: Path, rounds: int, block_s: float, threads: int, *, drawn: bool) -> np.ndarray:
-    """The steps of the chapter's network on MNIST, with its page open; see `Blocks.means`.
+def slowed(base: Path, rounds: int, threads: int, *, drawn: bool) -> tuple[np.ndarray, float]:
+    """The steps of the chapter's network on MNIST, with its page open.
+
+    Returns:
+        See `Blocks.means`; and the server's share of a core meanwhile.
 
     Args:
         base: where the run is put.
         rounds: see `Blocks`.
-        block_s: see `Blocks`; several of the half seconds in which a training hands over.
         threads: of the training.
         drawn: whether the page is drawn by a browser on this machine, which takes a core or more of
             it; else it is read and dropped, as if the browser were elsewhere.
@@ -253,7 +262,7 @@ def slowed(base: Path, rounds: int, block_s: float, threads: int, *, drawn: bool
     with serving(base) as server, ExitStack() as stack:
         show = partial(opened, stack.enter_context(browsing())) if drawn else _listening(stack)
         opens = _Opens(show, server)
-        blocks = Blocks(server, rounds, block_s, opens.settled)
+        blocks = Blocks(server, rounds, opens.settled)
         learn = cl.Learner(
             cl.mnist(batch_size=64),
             cl.simple_cnn(1, 10, norm="batch"),
@@ -263,7 +272,7 @@ def slowed(base: Path, rounds: int, block_s: float, threads: int, *, drawn: bool
         )
         learn.fit(1000, 0.01)
         opens.check()
-    return blocks.means()
+        return blocks.means(), opens.share()
 
 
 class _Opens(cl.Callback):
@@ -272,6 +281,7 @@ class _Opens(cl.Callback):
     def __init__(self, show: Callable[[str], object], server: Server) -> None:
         self._show, self._server, self._page = show, server, None
         self._opened = math.inf
+        self._began: tuple[float, float] | None = None
 
     def after_step(self, learn: cl.Learner) -> None:
         """The page shows the run's first steps."""
@@ -281,7 +291,15 @@ class _Opens(cl.Callback):
 
     def settled(self) -> bool:
         """Whether all processes have started, and the page has been there for a while."""
-        return time.perf_counter() - self._opened > SETTLED_S
+        there = time.perf_counter() - self._opened > SETTLED_S
+        if there and self._began is None:
+            self._began = time.perf_counter(), self._server.cpu_s()
+        return there
+
+    def share(self) -> float:
+        """Of a core, that the server has taken since."""
+        began = self._began or (-math.inf, 0.0)
+        return (self._server.cpu_s() - began[1]) / (time.perf_counter() - began[0])
 
     def check(self) -> None:
         """A page that was not there to the end would cost nothing."""

@@ -311,17 +311,20 @@ def measure_live(path: Path, seconds: float, n_steps: int, began: float) -> list
 
 
 def measure_slowing(base: Path, rounds: int, threads: int, *, drawn: bool) -> Result:
-    """What being looked at costs a training, against the mean of the two blocks alone."""
-    logs = np.log(page.slowed(base, rounds, 1.0, threads, drawn=drawn))
+    """What being looked at costs a training; and how far its steps alone differ from themselves."""
+    times, share = page.slowed(base, rounds, threads, drawn=drawn)
     where = "drawn by a browser on these cores" if drawn else "drawn elsewhere"
     title = f"training with {threads} thread{'s' if threads > 1 else ''}, its page {where}"
-    print(f"  {title}: {rounds} rounds, {1e3 * np.exp(np.median(logs[:, 1])):.2f} ms a step")
-    result: Result = {"title": title, "rounds": rounds, "target": 1.01}
-    alone = (logs[:, 1] + logs[:, 2]) / 2
-    for name, found in (("followed", logs[:, 0] - alone), ("A/A", logs[:, 2] - logs[:, 1])):
-        resampled = np.random.default_rng(0).choice(found, (4000, len(found))).mean(axis=1)
-        low, high = np.exp(np.percentile(resampled, [2.5, 97.5]))
-        middle = float(np.exp(found.mean()))
+    alone = times[:, 1]
+    print(f"  {title}: {rounds} rounds, {1e3 * np.median(alone):.2f} ms a step")
+    print(f"    the server took {share:.2%} of a core")
+    result: Result = {"title": title, "rounds": rounds, "target": 1.01, "server": share}
+    half = len(alone) // 2
+    pairs = {"followed": (times[:, 0], alone), "A/A": (alone[: 2 * half : 2], alone[1::2][:half])}
+    for name, (new, old) in pairs.items():
+        some = np.random.default_rng(0).integers(len(new), size=(4000, len(new)))
+        low, high = np.percentile(new[some].sum(axis=1) / old[some].sum(axis=1), [2.5, 97.5])
+        middle = float(new.sum() / old.sum())
         print(f"    {name:<10} ratio {middle:.4f} (95 % interval {low:.4f} to {high:.4f})")
         result[name] = {"ratio": middle, "low": float(low), "high": float(high)}
     return result
@@ -335,7 +338,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--layers", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--slowing-rounds", type=int, default=40, help="ten seconds each")
+    parser.add_argument("--slowing-rounds", type=int, default=120, help="of five beats each")
     parser.add_argument("--seconds", type=float, default=20.0, help="of following a growing run")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--run", type=Path, help="a run made before, for reading and page")

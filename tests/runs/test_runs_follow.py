@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -27,6 +28,7 @@ from convlens.histories import FIGURES, LayerHistory, LayerInfo
 from convlens.outlines import outline
 from convlens.records import Epoch, StepCurves, StepSeries
 from convlens.runs import Run, RunWriter, create_run, join_run, open_run
+from convlens.runs.database import KeptOpen
 from convlens.runs.follow import SERIES, RunFollower
 from convlens.runs.pieces import Series, Source
 from convlens.runs.schema import DATABASE
@@ -357,6 +359,7 @@ def test_a_glance_gives_what_came_after_a_step(writer: RunWriter) -> None:
     assert follower.curves().last_step[-1] == 99, "a glance is no refresh"
     assert follower.refresh()
     assert follower.curves().last_step[-1] == 2099
+    follower.rest()
 
 
 def test_a_glance_keeps_the_epochs_until_there_are_others(writer: RunWriter) -> None:
@@ -373,6 +376,7 @@ def test_a_glance_keeps_the_epochs_until_there_are_others(writer: RunWriter) -> 
     steps_until(writer, 5)
     assert follower.newest(-1).epochs is two
     assert list(follower.epochs) == epochs[:1]
+    follower.rest()
     writer.close()
     assert follower.newest(-1).status == "finished"
 
@@ -385,9 +389,47 @@ def test_a_glance_at_files_that_did_not_change_opens_none(
     for file in writer.path.iterdir():
         os.utime(file, (1e9, 1e9))
     follower = RunFollower(open_run(writer.path))
-    newest = follower.newest(3)
-    monkeypatch.setattr(Run, "transaction", lambda self: pytest.fail("it was opened"))
+    follower.newest(3)
+    newest = follower.newest(3)  # it may not change from now on
+    monkeypatch.setattr(KeptOpen, "reading", lambda self: pytest.fail("it was opened"))
     assert follower.newest(3) is newest
+
+
+def test_a_file_that_is_glanced_at_stays_open_until_it_may_rest(writer: RunWriter) -> None:
+    follower = RunFollower(open_run(writer.path))
+    opened = follower._file._open
+    assert opened is None, "nobody has glanced at it"
+    for n in (5, 6, 7):
+        steps_until(writer, n)
+        assert len(follower.newest(-1).steps) == n
+        assert follower._file._open is (opened := opened or follower._file._open)
+    follower.rest()
+    writer.close()
+    assert [path.name for path in writer.path.iterdir()] == [DATABASE], "closed into one file"
+    for _ in range(2):
+        assert follower.newest(-1).status == "finished"
+        assert follower._file._open is None
+
+
+def test_a_glance_meets_another_run_in_the_same_place(tmp_path: Path) -> None:
+    one, other = (create_run(directory=tmp_path / name) for name in ("one", "other"))
+    for writer, n in ((one, 5), (other, 8)):
+        steps_until(writer, n)
+    place = tmp_path / "place"
+    shutil.copytree(one.path, place)  # as a crash leaves it
+    follower = RunFollower(open_run(place))
+    assert len(follower.newest(-1).steps) == 5
+    shutil.rmtree(place)
+    with pytest.raises(RunError, match="cannot be opened"):
+        follower.newest(-1)
+    shutil.copytree(other.path, place)
+    assert len(follower.newest(-1).steps) == 8
+    shutil.rmtree(place)
+    shutil.copytree(one.path, place)
+    assert len(follower.newest(-1).steps) == 5
+    follower.rest()
+    for writer in (one, other):
+        writer.close()
 
 
 def test_what_was_read_in_between_is_news_for_the_next_refresh(writer: RunWriter) -> None:
@@ -518,7 +560,10 @@ def test_a_writer_can_be_killed_and_can_close(tmp_path: Path) -> None:
             follower = follower or RunFollower(run)
             follower.refresh()
             assert len(follower.history(0)) == n
+            assert follower.newest(-1).status == "running"
         process.kill() if kill else process.stdin.close()
+        while not kill and follower.newest(-1).status == "running":
+            pass  # its file stays open until then
         process.wait()
         follower.refresh()
         assert_follows(follower, open_run(folder))

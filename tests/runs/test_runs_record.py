@@ -241,11 +241,14 @@ def test_closing_leaves_one_plain_file_and_ends_writing(tmp_path: Path) -> None:
             call()
 
 
-def test_closing_beside_a_reader_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reading", [True, False])
+def test_closing_beside_a_reader_loses_nothing(tmp_path: Path, *, reading: bool) -> None:
     writer = create_run("mnist", tmp_path)
     with sqlite3.connect(writer.path / DATABASE) as other:
         other.execute("BEGIN")
         other.execute("SELECT * FROM meta").fetchall()
+        if not reading:  # but the file stays open
+            other.execute("COMMIT")
         writer.write_steps(make_steps(0, 5))
         writer.close()
     other.close()

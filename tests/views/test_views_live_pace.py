@@ -91,8 +91,8 @@ def test_where_no_core_is_free_it_is_done_seldom(clock: Clock) -> None:
     assert next_due(paced, clock, work_s=0.03, wait_s=0.0) == pytest.approx(1.2, abs=0.02)
 
 
-@pytest.mark.parametrize(("age_s", "expected_s"), [(5.0, 1.2), (60.0, 10.0), (240.0, 30.0)])
-def test_no_more_than_a_sixth_of_a_training_is_not_shown_yet(
+@pytest.mark.parametrize(("age_s", "expected_s"), [(5.0, 1.2), (60.0, 12.0), (240.0, 45.0)])
+def test_no_more_than_a_fifth_of_a_training_is_not_shown_yet(
     clock: Clock, age_s: float, expected_s: float
 ) -> None:
     """Where no core is free; never oftener than elsewhere."""
@@ -170,8 +170,8 @@ def test_a_page_that_nobody_sees_reads_and_shows_nothing(tmp_path: Path) -> None
     assert last() == "9"
     session._do({"do": "visible", "value": True})
     assert last() == "19"
-    writer.close()
     store.close()
+    writer.close()
 
 
 def columns_until(writer: RunWriter, n: int) -> None:
@@ -242,6 +242,27 @@ def test_a_run_that_stays_as_it_is_is_not_drawn_again(tmp_path: Path, rested: li
         assert page._glance()
         wait([one for one in [page._screen._reading._coming] if one is not None])
     store.close()
+
+
+def test_a_page_keeps_its_run_from_being_closed_only_while_it_glances(
+    tmp_path: Path, rested: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = create_run(directory=tmp_path / "run")
+    losses_until(writer, 100)
+    store = RunStore([tmp_path])
+    page = Session(Document(), store, lambda words: True)
+    (followed,) = store._open.values()
+    page.on_beat()
+    clock = time.monotonic()
+    for late_s, open_ in ((0.0, True), (BEAT_S + 0.1, True), (2 * BEAT_S, False)):
+        monkeypatch.setattr(time, "monotonic", lambda t=clock + late_s: t)
+        store.rest()
+        assert (followed.follower._file._open is not None) is open_
+    page.on_beat()
+    assert followed.follower._file._open is not None
+    store.close()
+    writer.close()
+    assert [path.name for path in writer.path.iterdir()] == ["run.db"]
 
 
 def test_the_end_of_a_run_is_shown_by_every_page_at_once(

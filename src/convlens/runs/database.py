@@ -23,6 +23,51 @@ def reading(file: Path) -> Generator[sqlite3.Connection]:
         yield database
 
 
+class KeptOpen:
+    """A file that is read again and again, through a connection that stays open between two times.
+
+    To open a record takes longer than to read what is new in it. As long as it is open, its writer
+    cannot close it into one file, for which it waits a second; so `close` it in time.
+
+    Args:
+        file: a run's.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._open: tuple[sqlite3.Connection, int] | None = None
+
+    @contextmanager
+    def reading(self) -> Generator[sqlite3.Connection]:
+        """One read transaction; see `reading`. After an error the file is opened anew."""
+        with explained(self._file):
+            try:
+                database = self._begin()
+                yield database
+                database.execute("COMMIT")
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Let go of the file until it is read again."""
+        if self._open is not None:
+            self._open[0].close()
+            self._open = None
+
+    def _begin(self) -> sqlite3.Connection:
+        try:
+            inode = self._file.stat().st_ino
+        except OSError as error:
+            raise cannot_open(self._file, error.strerror) from error
+        if self._open is not None and self._open[1] == inode:
+            self._open[0].execute("BEGIN")
+        else:  # another run may have come to lie here
+            self.close()
+            self._open = connect(self._file), inode
+        return self._open[0]
+
+
 @contextmanager
 def explained(file: Path) -> Generator[None]:
     """Whatever only a damaged or missing file can cause becomes a sentence that names it.
@@ -69,7 +114,8 @@ def connect(file: Path) -> sqlite3.Connection:
 
 
 def _begin(uri: str, file: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(uri, uri=True, isolation_level=None)
+    # One that is kept open may be closed by another thread than it was used in.
+    database = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
     try:
         database.execute("PRAGMA temp_store = MEMORY")  # of the views, where nothing can be written
         database.execute("BEGIN")

@@ -17,7 +17,7 @@ from convlens.errors import find_layer
 from convlens.histories import LayerHistory, LayerInfo, SeriesFigures, UpdateHistory
 from convlens.plots import POINTS
 from convlens.records import Epoch, StepCurves, StepSeries
-from convlens.runs.database import cannot_open, connect, explained
+from convlens.runs.database import KeptOpen, cannot_open, connect, explained
 from convlens.runs.histories import aligned, rank_files, read_layers, read_settings
 from convlens.runs.pieces import Changes, Figures, Row, Series, Source, Watch
 from convlens.runs.reader import Run, read_epochs, read_meta
@@ -98,8 +98,9 @@ class RunFollower:
     asked for once is kept up to date; of full histories the eight that were asked for last, with
     about 4 MB each where there are 4,096 columns, and 0.3 MB for each series of `figures`.
 
-    No connection stays open between two calls, so that the writer can close its run. One thread
-    may `refresh` while another asks, or refreshes too.
+    No connection stays open between two calls, so that the writer can close its run, but that of
+    `newest` while the run grows: `rest` closes it. One thread may `refresh` while another asks, or
+    refreshes too.
 
     Args:
         run: what to follow.
@@ -112,6 +113,7 @@ class RunFollower:
         self.run, self.version = run, 0
         self._state = _State()
         self._swapping = Lock()
+        self._file = KeptOpen(run.path / DATABASE)
         self._stamp: object = None  # of the files when they were read, None if it proves nothing
         self._glance: tuple[object, int, Newest] | None = None  # with its stamp, and since when
         self._seen = -1  # the version at the last refresh
@@ -148,10 +150,16 @@ class RunFollower:
         Raises:
             RunError: if the run cannot be read.
         """
-        stamp = _stamp(self.run.path)
-        if self._glance is None or stamp is None or self._glance[:2] != (stamp, since):
-            self._glance = stamp, since, self._read_newest(since)
-        return self._glance[2]
+        known = self._glance
+        again = known is not None and known[1] == since  # else there was news, and is more soon
+        stamp = _stamp(self.run.path) if again else None
+        if known is None or stamp is None or known[0] != stamp:
+            known = self._glance = stamp, since, self._read_newest(since)
+        return known[2]
+
+    def rest(self) -> None:
+        """Let go of the run's file until the next call of `newest`, so that it can be closed."""
+        self._file.close()
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -276,16 +284,19 @@ class RunFollower:
 
     def _read_newest(self, since: int) -> Newest:
         known = [self._state.epochs, () if self._glance is None else self._glance[2].epochs]
-        with self.run.transaction() as database:
+        with self._file.reading() as database:
             created, status, n_layers, n_epochs = database.execute(AT_A_GLANCE).fetchone()
             epochs = next((epochs for epochs in known if len(epochs) == n_epochs), None)
-            return Newest(
+            newest = Newest(
                 json.loads(created or "null"),
                 json.loads(status or "null"),
                 n_layers,
                 read_epochs(database) if epochs is None else epochs,
                 read_steps(database, since + 1),
             )
+        if newest.status != "running":  # its writer is about to close it
+            self.rest()
+        return newest
 
     def _next(self, old: _State, sources: Sequence[Source], meta: Mapping[str, Any]) -> _State:
         """The state after an older one."""

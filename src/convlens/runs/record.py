@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
@@ -30,6 +31,9 @@ from convlens.snapshots import Snapshot, facts_of
 
 BUSY_S = 10.0
 """How long a commit waits for whoever else holds the file, before it is tried again later."""
+
+FOLD_S = 1.0
+"""And how long for readers, where the write-ahead log is folded into the file."""
 
 LOG_LIMIT = 32 << 20
 """Bytes of the write-ahead log beyond which it is emptied, even if readers come and go."""
@@ -383,28 +387,45 @@ def _limit_log(database: sqlite3.Connection, file: Path) -> None:
     """Empty a long write-ahead log; readers that poll would never let SQLite start it anew."""
     with suppress(FileNotFoundError):
         if file.with_name(file.name + "-wal").stat().st_size > LOG_LIMIT:
-            _fold_log(database, "PRAGMA wal_checkpoint(TRUNCATE)")
+            _fold_log(database)
 
 
 def _into_one_file(database: sqlite3.Connection) -> None:
     """Fold the write-ahead log into the file and leave write-ahead mode.
 
-    A reader at work at this moment keeps SQLite from doing so: the record is as complete, only in
-    two or three files, and the reader knows how to open those too.
+    A reader that has it open keeps SQLite from doing so: a page lets go when it sees that the run
+    has ended. If it does not, the record is as complete, only in two or three files, and readers
+    know how to open those too.
     """
-    _fold_log(database, "PRAGMA wal_checkpoint(TRUNCATE)", "PRAGMA journal_mode = DELETE")
+    until = time.monotonic() + FOLD_S
+    if _fold_log(database):
+        while not _leave_log(database) and time.monotonic() < until:
+            time.sleep(0.01)
 
 
-def _fold_log(database: sqlite3.Connection, *statements: str) -> None:
-    """Wait a second at most for readers of old states, and leave it at that."""
-    database.execute("PRAGMA busy_timeout = 1000")
+def _leave_log(database: sqlite3.Connection) -> bool:
+    """Leave write-ahead mode; False if somebody has the file open: SQLite does not wait."""
     try:
-        for statement in statements:
-            with closing(database.execute(statement)) as cursor:
-                cursor.fetchall()
+        with closing(database.execute("PRAGMA journal_mode = DELETE")) as cursor:
+            cursor.fetchall()
     except sqlite3.OperationalError as error:
         if not _is_locked(error):
             raise
+        return False
+    return True
+
+
+def _fold_log(database: sqlite3.Connection) -> bool:
+    """Whether it could be done: readers of old states are waited for, but not for ever."""
+    database.execute(f"PRAGMA busy_timeout = {int(FOLD_S * 1000)}")
+    try:
+        with closing(database.execute("PRAGMA wal_checkpoint(TRUNCATE)")) as cursor:
+            (busy, _, _) = cursor.fetchone()
+        return not busy
+    except sqlite3.OperationalError as error:
+        if not _is_locked(error):
+            raise
+        return False
     finally:
         database.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
 

@@ -39,10 +39,10 @@ SHARE = 0.025
 LONGEST_S = 4.0
 """What costs much is put off so long at most."""
 
-CROWDED_S = 30.0
+CROWDED_S = 45.0
 """And so long where no core is free, once a training has gone on for a while."""
 
-BEHIND = 1 / 6
+BEHIND = 1 / 5
 """But no longer than this share of the training: as much of each figure is empty at the most."""
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import socket
+import struct
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from dataclasses import replace
 from functools import partial
@@ -33,6 +34,7 @@ from bokeh.server.views.ws import WSHandler
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPServerRequest
 from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream
 from tornado.web import RequestHandler
 
 from convlens.beat import until_beat
@@ -147,6 +149,7 @@ class _Pages(BokehTornado):
     def _on_beat(self) -> None:
         self._wait()
         self._sessions = [session for session in self._sessions if not session.is_over]
+        self.store.rest()
         for session in self._sessions:
             IOLoop.current().add_callback(session.on_beat)  # what one raises concerns no other
 
@@ -218,11 +221,27 @@ class _Connection(ServerConnection):
     @property
     def behind(self) -> bool:
         """Whether the last words are not sent yet."""
-        return self._saying is not None and not self._saying.done()
+        stream = self._stream()
+        waits = self._saying is not None and not self._saying.done()
+        return waits or stream is None or stream.writing()
 
     def say(self, words: dict[str, Any]) -> None:
         """Send words to the page's script."""
-        self._saying = asyncio.ensure_future(self._socket.send_message(_message(words)))
+        self._saying = asyncio.ensure_future(self._send_words(_message(words)))
+
+    async def _send_words(self, message: patch_doc) -> None:
+        """What `WSHandler.send_message` does, but the parts in one piece: a third of the work."""
+        parts = message.header_json, message.metadata_json, message.content_json
+        with await self._socket.write_lock.acquire():
+            stream = self._stream()
+            if stream is not None:
+                stream.write(b"".join(_frame(part.encode()) for part in parts))
+
+    def _stream(self) -> IOStream | None:
+        """What the socket's frames go through, None once it is closed."""
+        there = self._socket.ws_connection
+        stream = None if there is None else there.stream
+        return None if stream is None or stream.closed() else stream
 
     async def _send_changes(self) -> None:
         changes, self._changes = self._changes, []
@@ -243,6 +262,14 @@ def _message(words: dict[str, Any]) -> patch_doc:
     """What `patch_doc.create` makes of words, which are lists, texts and numbers."""
     event = {"kind": "MessageSent", "msg_type": SAID, "msg_data": words}
     return patch_doc(patch_doc.create_header(), {}, cast("PatchJson", {"events": [event]}))
+
+
+def _frame(text: bytes) -> bytes:
+    """A text as one frame of a server's web socket (RFC 6455, section 5.2)."""
+    n = len(text)
+    if n < 126:
+        return struct.pack("!BB", 0x81, n) + text
+    return struct.pack("!BBH" if n < 1 << 16 else "!BBQ", 0x81, 126 + (n >> 16 > 0), n) + text
 
 
 class _Sent:

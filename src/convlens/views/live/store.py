@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from convlens.beat import BEAT_S
 from convlens.doctor import diagnose
 from convlens.errors import ConvlensError, RunError
 from convlens.records import Finding
@@ -131,6 +132,11 @@ class RunStore:
         """
         return self._followed(key).newest(since)
 
+    def rest(self) -> None:
+        """Let go of the files of runs that no page glances at now, so that they can be closed."""
+        for followed in self._open.values():
+            followed.rest()
+
     def _followed(self, key: str) -> _Followed:
         followed = self._open.get(key)
         if followed is None:
@@ -180,10 +186,15 @@ class RunStore:
 
     def _let_go(self) -> None:
         """Forget what no open page shows: each of them asks several times a second."""
-        self._open, self._jobs = _asked_lately(self._open), _asked_lately(self._jobs)
+        kept = _asked_lately(self._open)
+        for key in self._open.keys() - kept.keys():
+            self._open[key].follower.rest()
+        self._open, self._jobs = kept, _asked_lately(self._jobs)
 
     def close(self) -> None:
         """Let go of everything."""
+        for followed in self._open.values():
+            followed.follower.rest()
         for pool in (self._workers, self._readers):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -237,6 +248,10 @@ class _Followed:
         if self._glance is None or now - self._glance[0] > FRESH_S or self._glance[1] != since:
             self._glance = now, since, self.follower.newest(since)
         return self._glance[2]
+
+    def rest(self) -> None:
+        if self._glance is not None and time.monotonic() - self._glance[0] > 1.5 * BEAT_S:
+            self.follower.rest()
 
     @property
     def last(self) -> Look:
