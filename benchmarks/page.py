@@ -230,23 +230,27 @@ class Blocks(cl.Callback):
             self._until = time.perf_counter() + until_beat(AFTER_S)
         self._last = time.perf_counter()
 
-    def means(self) -> np.ndarray:
-        """(rounds, 2) seconds a step: in all blocks, and where the server was held."""
+    def sums(self) -> np.ndarray:
+        """(2, rounds, 3) seconds, and how many steps they are of.
+
+        In all blocks, in the one in which the server was held, and in another one of each round.
+        """
         if len(self._blocks) < len(self._plan):
             raise SystemExit("The training ended before all blocks were timed; ask for fewer.")
         shape = -1, len(LET_GO)
         total = np.array([sum(block) for block in self._blocks]).reshape(shape)
         n = np.array([len(block) for block in self._blocks]).reshape(shape)
         held = ~np.array(self._plan).reshape(shape)
-        alone = (total * held).sum(axis=1) / (n * held).sum(axis=1)
-        return np.stack([total.sum(axis=1) / n.sum(axis=1), alone], axis=1)
+        other = np.roll(held, 2, axis=1)  # not the next, in which it looks twice
+        chosen = np.stack([np.ones_like(held), held, other], axis=-1)
+        return np.stack([(part[..., None] * chosen).sum(axis=1) for part in (total, n)])
 
 
 def slowed(base: Path, rounds: int, threads: int, *, drawn: bool) -> tuple[np.ndarray, float]:
     """The steps of the chapter's network on MNIST, with its page open.
 
     Returns:
-        See `Blocks.means`; and the server's share of a core meanwhile.
+        See `Blocks.sums`; and the server's share of a core meanwhile.
 
     Args:
         base: where the run is put.
@@ -272,7 +276,7 @@ def slowed(base: Path, rounds: int, threads: int, *, drawn: bool) -> tuple[np.nd
         )
         learn.fit(1000, 0.01)
         opens.check()
-        return blocks.means(), opens.share()
+        return blocks.sums(), opens.share()
 
 
 class _Opens(cl.Callback):

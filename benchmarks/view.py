@@ -311,20 +311,24 @@ def measure_live(path: Path, seconds: float, n_steps: int, began: float) -> list
 
 
 def measure_slowing(base: Path, rounds: int, threads: int, *, drawn: bool) -> Result:
-    """What being looked at costs a training; and how far its steps alone differ from themselves."""
-    times, share = page.slowed(base, rounds, threads, drawn=drawn)
+    """What being looked at costs a training: all blocks against those in which nobody looked.
+
+    Beside it, all but those against another block of each round, which should be the same.
+    """
+    sums, share = page.slowed(base, rounds, threads, drawn=drawn)
     where = "drawn by a browser on these cores" if drawn else "drawn elsewhere"
     title = f"training with {threads} thread{'s' if threads > 1 else ''}, its page {where}"
-    alone = times[:, 1]
-    print(f"  {title}: {rounds} rounds, {1e3 * np.median(alone):.2f} ms a step")
+    everything, alone, other = np.moveaxis(sums, 2, 0)
+    each = alone[0].sum() / alone[1].sum()
+    print(f"  {title}: {rounds} rounds, {1e3 * each:.2f} ms a step")
     print(f"    the server took {share:.2%} of a core")
     result: Result = {"title": title, "rounds": rounds, "target": 1.01, "server": share}
-    half = len(alone) // 2
-    pairs = {"followed": (times[:, 0], alone), "A/A": (alone[: 2 * half : 2], alone[1::2][:half])}
-    for name, (new, old) in pairs.items():
-        some = np.random.default_rng(0).integers(len(new), size=(4000, len(new)))
-        low, high = np.percentile(new[some].sum(axis=1) / old[some].sum(axis=1), [2.5, 97.5])
-        middle = float(new.sum() / old.sum())
+    some = np.random.default_rng(0).integers(rounds, size=(4000, rounds))
+    for name, new, old in (("followed", everything, alone), ("A/A", everything - alone, other)):
+        (t, n), (t_old, n_old) = new[:, some].sum(axis=2), old[:, some].sum(axis=2)
+        low, high = np.percentile((t / n) / (t_old / n_old), [2.5, 97.5])
+        (t, n), (t_old, n_old) = new.sum(axis=1), old.sum(axis=1)
+        middle = float((t / n) / (t_old / n_old))
         print(f"    {name:<10} ratio {middle:.4f} (95 % interval {low:.4f} to {high:.4f})")
         result[name] = {"ratio": middle, "low": float(low), "high": float(high)}
     return result

@@ -403,6 +403,9 @@ def test_a_file_that_is_glanced_at_stays_open_until_it_may_rest(writer: RunWrite
         steps_until(writer, n)
         assert len(follower.newest(-1).steps) == n
         assert follower._file._open is (opened := opened or follower._file._open)
+    assert len(follower.newest(6).steps) == 0
+    assert follower._file._open is None, "nothing came"
+    assert len(follower.newest(5).steps) == 1
     follower.rest()
     writer.close()
     assert [path.name for path in writer.path.iterdir()] == [DATABASE], "closed into one file"
@@ -427,6 +430,10 @@ def test_a_glance_meets_another_run_in_the_same_place(tmp_path: Path) -> None:
     shutil.rmtree(place)
     shutil.copytree(one.path, place)
     assert len(follower.newest(-1).steps) == 5
+    steps_until(one, 12)  # which is in the log alone: a mirror brings a new one
+    shutil.copy(one.path / f"{DATABASE}-wal", place / "log")
+    (place / "log").replace(place / f"{DATABASE}-wal")
+    assert len(follower.newest(-1).steps) == 12
     follower.rest()
     for writer in (one, other):
         writer.close()

@@ -252,13 +252,15 @@ def test_a_page_keeps_its_run_from_being_closed_only_while_it_glances(
     store = RunStore([tmp_path])
     page = Session(Document(), store, lambda words: True)
     (followed,) = store._open.values()
+    losses_until(writer, 110)
     page.on_beat()
     clock = time.monotonic()
     for late_s, open_ in ((0.0, True), (BEAT_S + 0.1, True), (2 * BEAT_S, False)):
         monkeypatch.setattr(time, "monotonic", lambda t=clock + late_s: t)
         store.rest()
         assert (followed.follower._file._open is not None) is open_
-    page.on_beat()
+    losses_until(writer, 120)
+    page._tick()
     assert followed.follower._file._open is not None
     store.close()
     writer.close()

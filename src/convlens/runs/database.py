@@ -35,7 +35,7 @@ class KeptOpen:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._open: tuple[sqlite3.Connection, int] | None = None
+        self._open: tuple[sqlite3.Connection, tuple[int, int]] | None = None
 
     @contextmanager
     def reading(self) -> Generator[sqlite3.Connection]:
@@ -56,16 +56,24 @@ class KeptOpen:
             self._open = None
 
     def _begin(self) -> sqlite3.Connection:
+        inodes = self._inodes()
+        if self._open is not None and self._open[1] == inodes:
+            self._open[0].execute("BEGIN")
+        else:  # another run may have come to lie here, or a newer copy of its log
+            self.close()
+            self._open = connect(self._file), inodes
+        return self._open[0]
+
+    def _inodes(self) -> tuple[int, int]:
+        """Of the file and of its log, 0 if there is none."""
         try:
-            inode = self._file.stat().st_ino
+            own = self._file.stat().st_ino
         except OSError as error:
             raise cannot_open(self._file, error.strerror) from error
-        if self._open is not None and self._open[1] == inode:
-            self._open[0].execute("BEGIN")
-        else:  # another run may have come to lie here
-            self.close()
-            self._open = connect(self._file), inode
-        return self._open[0]
+        try:
+            return own, self._file.with_name(self._file.name + "-wal").stat().st_ino
+        except OSError:
+            return own, 0
 
 
 @contextmanager

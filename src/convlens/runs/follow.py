@@ -99,8 +99,8 @@ class RunFollower:
     about 4 MB each where there are 4,096 columns, and 0.3 MB for each series of `figures`.
 
     No connection stays open between two calls, so that the writer can close its run, but that of
-    `newest` while the run grows: `rest` closes it. One thread may `refresh` while another asks, or
-    refreshes too.
+    `newest` as long as each call finds new steps: `rest` closes it. One thread may `refresh` while
+    another asks, or refreshes too.
 
     Args:
         run: what to follow.
@@ -151,7 +151,8 @@ class RunFollower:
             RunError: if the run cannot be read.
         """
         known = self._glance
-        again = known is not None and known[1] == since  # else there was news, and is more soon
+        # Not asked for the first time after news: more is likely, and opening is what it costs.
+        again = known is not None and known[1] == since
         stamp = _stamp(self.run.path) if again else None
         if known is None or stamp is None or known[0] != stamp:
             known = self._glance = stamp, since, self._read_newest(since)
@@ -234,7 +235,8 @@ class RunFollower:
         keys = [(info.quantity, info.index) for info in infos]
         for key, info in zip(keys, infos, strict=True):
             _remember(self._series, key, info, SERIES)
-        return self._read_once(all(key in self._state.series for key in keys))
+        state = self._state
+        return state if all(key in state.series for key in keys) else self._read_once(False)
 
     def _histories(self, *infos: LayerInfo) -> list[LayerHistory]:
         keys = [(info.quantity, info.index) for info in infos]
@@ -294,8 +296,8 @@ class RunFollower:
                 read_epochs(database) if epochs is None else epochs,
                 read_steps(database, since + 1),
             )
-        if newest.status != "running":  # its writer is about to close it
-            self.rest()
+        if newest.status != "running" or not len(newest.steps):
+            self.rest()  # its writer is about to close it, or has died, or takes its time
         return newest
 
     def _next(self, old: _State, sources: Sequence[Source], meta: Mapping[str, Any]) -> _State:
@@ -431,4 +433,4 @@ def _remember(asked: dict[Key, Value], key: Key, value: Value, limit: int) -> No
     asked.pop(key, None)
     asked[key] = value
     for old in list(asked)[:-limit]:
-        del asked[old]
+        asked.pop(old, None)  # another thread may have done so

@@ -32,7 +32,7 @@ from convlens.snapshots import Snapshot, facts_of
 BUSY_S = 10.0
 """How long a commit waits for whoever else holds the file, before it is tried again later."""
 
-FOLD_S = 1.0
+FOLD_S = 2.0
 """And how long for readers, where the write-ahead log is folded into the file."""
 
 LOG_LIMIT = 32 << 20
@@ -393,9 +393,10 @@ def _limit_log(database: sqlite3.Connection, file: Path) -> None:
 def _into_one_file(database: sqlite3.Connection) -> None:
     """Fold the write-ahead log into the file and leave write-ahead mode.
 
-    A reader that has it open keeps SQLite from doing so: a page lets go when it sees that the run
-    has ended. If it does not, the record is as complete, only in two or three files, and readers
-    know how to open those too.
+    A reader that has it open keeps SQLite from doing so. A page does, but lets go when it sees that
+    the run has ended, or two beats after its last look; one that is just reading everything may not
+    in time. Then the record is as complete, only in two or three files, which readers know how to
+    open too.
     """
     until = time.monotonic() + FOLD_S
     if _fold_log(database):

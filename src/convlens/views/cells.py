@@ -6,6 +6,7 @@ alone, and on limits that are rounded, so that they seldom change.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 
@@ -32,6 +33,10 @@ QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 """The shares below the lines that are drawn over a layer's histograms."""
 
 
+def at_once() -> None:
+    """What is called between two parts of some work that nothing has to wait for."""
+
+
 class LayerCells:
     """A layer on its cells.
 
@@ -40,6 +45,7 @@ class LayerCells:
 
     Args:
         source: the layer's history, or what a follower keeps of it.
+        between: called between the parts of the work.
 
     Attributes:
         grid: the cells, with room for more.
@@ -48,21 +54,32 @@ class LayerCells:
         quantiles: (5, K) the `QUANTILES` of the history's columns.
     """
 
-    def __init__(self, source: LayerHistory | Series) -> None:
+    def __init__(
+        self, source: LayerHistory | Series, between: Callable[[], None] = at_once
+    ) -> None:
         self._series = source if isinstance(source, Series) else None
         self.grid = _grid(source)
         whole = source.history(narrow=True) if isinstance(source, Series) else source
+        between()
         self.history = condense(whole, self.grid)
+        between()
         self._limits = steady_range(self.history)
         shape = ROWS, self.grid.n_cells
         self._counts = np.zeros(shape, np.float32)
         self._image = np.full(shape, EMPTY, np.uint8)
         self._peak = 0.0
         self.quantiles: Floats = self.history.quantiles(QUANTILES)
+        between()
         self._work_out(0)
 
-    def grown(self, series: Series) -> tuple[LayerCells, int] | None:
+    def grown(
+        self, series: Series, between: Callable[[], None] = at_once
+    ) -> tuple[LayerCells, int] | None:
         """The same layer with what is new of it.
+
+        Args:
+            series: what a follower keeps of it now.
+            between: called between the parts of the work.
 
         Returns:
             Its cells, and the first of them that may have changed; None if all is to be worked out
@@ -75,6 +92,7 @@ class LayerCells:
         begin = self.grid.first + cell * self.grid.width
         kept = int(np.searchsorted(self.history.first_step, begin))
         new = condense(series.history(begin, narrow=True), self.grid)
+        between()
         columns = concatenate([self.history.columns[:kept], new.columns])
         found = [self.quantiles[:, :kept], new.quantiles(QUANTILES)]
         after = copy(self)
@@ -82,6 +100,7 @@ class LayerCells:
         after.quantiles = np.concatenate(found, axis=1)
         after._counts, after._image = self._counts.copy(), self._image.copy()
         after._limits = steady_range(after.history)
+        between()
         same = after._work_out(kept if after._limits == self._limits else 0)
         return after, cell if same else 0
 

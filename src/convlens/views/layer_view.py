@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ from convlens.records import Epoch
 from convlens.runs.pieces import Series as Recorded
 from convlens.sketch import Floats
 from convlens.views.canvas import MIN_WIDTH, PALE, StepAxis, relabel, retitle, short
-from convlens.views.cells import QUANTILES, LayerCells
+from convlens.views.cells import QUANTILES, LayerCells, at_once
 from convlens.views.lines import MARGIN, Drawn, Lines, Message, Series, ValueRange
 from convlens.views.matrices import name_in_module
 from convlens.views.timeline import EMPTY, Grid, Heat, heat_of
@@ -282,24 +282,28 @@ class LayerView:
             self.axis.update(self._span(layer), epochs)
         prepared, self._prepared = self._prepared, None
         if prepared is None or not prepared.fits(layer, self._cells):
-            prepared = _prepared(layer, self._cells)
+            prepared = _prepared(layer, self._cells, at_once)
         self._cells = prepared.cells
         history = self._cells.history
         self.heat.draw(self._cells, prepared.since, _heat_title(history))
         self._draw_stats(history)
         self._draw_parameters(gradients, updates)
 
-    def prepare(self, layer: Recorded) -> None:
+    def prepare(self, layer: Recorded, between: Callable[[], None]) -> None:
         """Work out what takes longest of an `update` by this layer, in whichever thread.
 
         The figures stay as they are, and may be changed meanwhile: what does not fit then is worked
         out by the update itself.
+
+        Args:
+            layer: what a follower keeps of it.
+            between: called now and then, for a thread that has to wait for others.
         """
-        self._prepared = _prepared(layer, self._cells)
+        self._prepared = _prepared(layer, self._cells, between)
 
     def show(self, sentence: str | None = None) -> None:
         """Show no layer, and this sentence; None asks to choose one."""
-        self._cells = None
+        self._cells = self._prepared = None
         self.heat.clear(CHOOSE if sentence is None else sentence)
         for stat in (self.mean, self.std, self.near_zero, self.channels):
             stat.draw([], "")
@@ -340,9 +344,13 @@ class _Prepared:
         return layer is self.layer and shown is self.shown
 
 
-def _prepared(layer: LayerHistory | Recorded, shown: LayerCells | None) -> _Prepared:
-    grown = shown.grown(layer) if shown is not None and isinstance(layer, Recorded) else None
-    cells, since = grown or (LayerCells(layer), 0)
+def _prepared(
+    layer: LayerHistory | Recorded, shown: LayerCells | None, between: Callable[[], None]
+) -> _Prepared:
+    grown = None
+    if shown is not None and isinstance(layer, Recorded):
+        grown = shown.grown(layer, between)
+    cells, since = grown or (LayerCells(layer, between), 0)
     return _Prepared(layer, shown, cells, since)
 
 

@@ -26,6 +26,7 @@ from convlens.views.live.inside import Inside, Looking, neighbour
 from convlens.views.live.layout import QUANTITIES, run_body
 from convlens.views.live.looks import Latest, Reading
 from convlens.views.live.models import Panels, Say, add_figure, added
+from convlens.views.live.pace import keep_clear
 from convlens.views.live.store import POINTS, Look, RunStore
 from convlens.views.matrices import Matrix, make_matrix
 from convlens.views.overview import Heights, RunView
@@ -369,9 +370,10 @@ class RunScreen:
 
     def _prepare(self, look: Look) -> None:
         """What takes longest of showing a look, for the thread that has read it."""
-        index = self._index()
-        if look != self._look and index is not None:
-            self._layer_view.prepare(look.follower.series(index))
+        names = [info.name for info in look.follower.layers("activation")]
+        if look != self._look and self._looking.layer in names:
+            series = look.follower.series(names.index(self._looking.layer))
+            self._layer_view.prepare(series, keep_clear)
 
     def _show_layer(self) -> None:
         """The chosen layer's figures and facts."""

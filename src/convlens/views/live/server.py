@@ -240,8 +240,7 @@ class _Connection(ServerConnection):
     def _stream(self) -> IOStream | None:
         """What the socket's frames go through, None once it is closed."""
         there = self._socket.ws_connection
-        stream = None if there is None else there.stream
-        return None if stream is None or stream.closed() else stream
+        return None if there is None or there.is_closing() else there.stream
 
     async def _send_changes(self) -> None:
         changes, self._changes = self._changes, []

@@ -117,7 +117,7 @@ class RunStore:
 
         Args:
             key: the run.
-            then: what else that thread has to do.
+            then: what else that thread has to do; the look is the same without it.
 
         Raises:
             RunError: if there is no such run; the future's, if it cannot be read.
@@ -240,7 +240,8 @@ class _Followed:
             self.read_ahead()
         look = self.look(keep_clear)
         keep_clear()
-        then(look)
+        with suppress(ConvlensError):  # whoever shows the look will meet it
+            then(look)
         return look
 
     def newest(self, since: int) -> Newest:
