@@ -209,6 +209,7 @@ class Blocks(cl.Callback):
         self._plan = [bool(go) for _ in range(rounds) for go in rng.permutation(LET_GO)]
         self._blocks: list[list[float]] = []
         self._until = self._last = 0.0
+        self._began = self._used = 0.0
 
     def before_epoch(self, learn: cl.Learner) -> None:
         """The next step comes after something else, and is not timed."""
@@ -224,11 +225,17 @@ class Blocks(cl.Callback):
         if now > self._until and self._settled():
             if len(self._blocks) == len(self._plan):
                 raise cl.CancelFitError
+            if not self._blocks:
+                self._began, self._used = time.perf_counter(), self._server.cpu_s()
             go = self._plan[len(self._blocks)]
             os.kill(self._server.pid, signal.SIGCONT if go else signal.SIGSTOP)
             self._blocks.append([])
             self._until = time.perf_counter() + until_beat(AFTER_S)
         self._last = time.perf_counter()
+
+    def share(self) -> float:
+        """Of a core, that the server has taken since the first block began."""
+        return (self._server.cpu_s() - self._used) / (time.perf_counter() - self._began)
 
     def sums(self) -> np.ndarray:
         """(2, rounds, 3) seconds, and how many steps they are of.
@@ -276,7 +283,7 @@ def slowed(base: Path, rounds: int, threads: int, *, drawn: bool) -> tuple[np.nd
         )
         learn.fit(1000, 0.01)
         opens.check()
-        return blocks.sums(), opens.share()
+        return blocks.sums(), blocks.share()
 
 
 class _Opens(cl.Callback):
@@ -285,7 +292,6 @@ class _Opens(cl.Callback):
     def __init__(self, show: Callable[[str], object], server: Server) -> None:
         self._show, self._server, self._page = show, server, None
         self._opened = math.inf
-        self._began: tuple[float, float] | None = None
 
     def after_step(self, learn: cl.Learner) -> None:
         """The page shows the run's first steps."""
@@ -295,15 +301,7 @@ class _Opens(cl.Callback):
 
     def settled(self) -> bool:
         """Whether all processes have started, and the page has been there for a while."""
-        there = time.perf_counter() - self._opened > SETTLED_S
-        if there and self._began is None:
-            self._began = time.perf_counter(), self._server.cpu_s()
-        return there
-
-    def share(self) -> float:
-        """Of a core, that the server has taken since."""
-        began = self._began or (-math.inf, 0.0)
-        return (self._server.cpu_s() - began[1]) / (time.perf_counter() - began[0])
+        return time.perf_counter() - self._opened > SETTLED_S
 
     def check(self) -> None:
         """A page that was not there to the end would cost nothing."""

@@ -12,6 +12,7 @@ from convlens.runs import create_run, open_run
 from convlens.runs.follow import RunFollower
 from convlens.runs.pieces import Series
 from convlens.sketch import Columns
+from convlens.views import layer_view
 from convlens.views.canvas import StepAxis
 from convlens.views.cells import LayerCells
 from convlens.views.layer_view import LayerView
@@ -65,6 +66,29 @@ def test_only_what_changed_is_worked_out_and_all_is_as_if_it_were_anew(tmp_path:
     assert None in since[STOPS.index(601) - 1 :]
     assert since[STOPS.index(131) - 1] == 128  # the block that is open then begins there
     assert sum(s is None for s in since) < len(since) / 2
+
+
+def test_what_was_prepared_is_shown_and_not_worked_out_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = growing(tmp_path / "run", [40, 130, 700])
+    view, plain = LayerView(StepAxis((0, 899))), LayerView(StepAxis((0, 899)))
+    for series in (first, second, third):
+        plain.update(series)
+        waited: list[int] = []
+        view.prepare(series, lambda waited=waited: waited.append(1))
+        assert waited, "nothing was called between the parts"
+        with monkeypatch.context() as patched:
+            patched.setattr(layer_view, "prepare", lambda *_: pytest.fail("worked out again"))
+            view.update(series)
+        for name, mine in view.heat.source.data.items():
+            np.testing.assert_array_equal(mine, plain.heat.source.data[name], name)
+    view.prepare(third, lambda: None)
+    view.show(None)  # it does not fit any more
+    view.update(first)
+    fresh = LayerView(StepAxis((0, 899)))
+    fresh.update(first)
+    np.testing.assert_array_equal(view.heat.source.data["image"], fresh.heat.source.data["image"])
 
 
 def test_figures_show_what_a_view_that_never_saw_less_shows(tmp_path: Path) -> None:

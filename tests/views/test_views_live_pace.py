@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import wait
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from bokeh.document import Document
 from bokeh.models import ColumnDataSource
 from bokeh.protocol import Protocol
 from bokeh.server.session import ServerSession
+from tornado.websocket import WebSocketProtocol13
 from views_data import LAYOUT, layer_infos, losses_until, normal_columns, step_series, write_columns
 
 from convlens.beat import BEAT_S
@@ -24,7 +26,7 @@ from convlens.records import Epoch
 from convlens.runs import RunWriter, create_run
 from convlens.runs.follow import RunFollower
 from convlens.views.live import pace
-from convlens.views.live.server import _Connection
+from convlens.views.live.server import _Connection, _frame
 from convlens.views.live.session import Session
 from convlens.views.live.store import RunStore
 
@@ -152,6 +154,38 @@ def test_what_one_callback_changes_is_one_message() -> None:
     assert not any(message._buffers for message in socket.sent), "two messages more for each"
     kinds = [[event["kind"] for event in message.content["events"]] for message in socket.sent]
     assert kinds == [["ColumnDataChanged"] * 4 + ["TitleChanged"], ["TitleChanged"]]
+
+
+@pytest.mark.parametrize("n", [0, 1, 125, 126, 127, 65_535, 65_536, 70_000])
+def test_words_are_framed_as_tornado_frames_them(n: int) -> None:
+    written: list[bytes] = []
+    socket = SimpleNamespace(
+        FIN=0x80,
+        mask_outgoing=False,
+        _wire_bytes_out=0,
+        stream=SimpleNamespace(write=written.append),
+    )
+    text = bytes(97 + i % 26 for i in range(n))
+    WebSocketProtocol13._write_frame(socket, True, 0x1, text)
+    assert written == [_frame(text)]
+
+
+def test_several_who_ask_on_one_beat_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create_run(directory=tmp_path / "run") as writer:
+        losses_until(writer, 10)
+        store = RunStore([tmp_path])
+        (key,) = store.list()
+        clock = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+        first = store.newest(key, 5)
+        losses_until(writer, 20)
+        assert store.newest(key, 5) is first
+        assert len(store.newest(key, 6).steps) == 13, "of another step it knows nothing"
+        clock[0] = BEAT_S
+        assert len(store.newest(key, 5).steps) == 14
+        store.close()
 
 
 def test_a_page_that_nobody_sees_reads_and_shows_nothing(tmp_path: Path) -> None:

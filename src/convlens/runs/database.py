@@ -27,7 +27,7 @@ class KeptOpen:
     """A file that is read again and again, through a connection that stays open between two times.
 
     To open a record takes longer than to read what is new in it. As long as it is open, its writer
-    cannot close it into one file, for which it waits a second; so `close` it in time.
+    cannot close it into one file, for which it waits two seconds; so `close` it in time.
 
     Args:
         file: a run's.
@@ -122,8 +122,7 @@ def connect(file: Path) -> sqlite3.Connection:
 
 
 def _begin(uri: str, file: Path) -> sqlite3.Connection:
-    # One that is kept open may be closed by another thread than it was used in.
-    database = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+    database = sqlite3.connect(uri, uri=True, isolation_level=None)
     try:
         database.execute("PRAGMA temp_store = MEMORY")  # of the views, where nothing can be written
         database.execute("BEGIN")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +128,40 @@ class LayerCells:
         seen = self.history.columns.n_finite[start:] > 0
         self._image[:, at[start:]] = heat_levels(self._counts[:, at[start:]], peak, seen)
         return start > 0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is to be shown of a layer, where certain cells are shown.
+
+    Attributes:
+        layer: what it was made of.
+        shown: the cells that are shown, None if none are.
+        cells: those to be shown.
+        since: the first of them that may be another.
+    """
+
+    layer: LayerHistory | Series
+    shown: LayerCells | None
+    cells: LayerCells
+    since: int
+
+    def fits(self, layer: LayerHistory | Series, shown: LayerCells | None) -> bool:
+        """Whether it is of this layer, and for where these cells are shown."""
+        return layer is self.layer and shown is self.shown
+
+
+def prepare(
+    layer: LayerHistory | Series,
+    shown: LayerCells | None,
+    between: Callable[[], None] = at_once,
+) -> Prepared:
+    """Work out a layer's cells, from those that are shown if they are of the same layer."""
+    grown = None
+    if shown is not None and isinstance(layer, Series):
+        grown = shown.grown(layer, between)
+    cells, since = grown or (LayerCells(layer, between), 0)
+    return Prepared(layer, shown, cells, since)
 
 
 def steady_range(history: LayerHistory) -> tuple[float, float]:

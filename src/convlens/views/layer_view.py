@@ -35,7 +35,7 @@ from convlens.records import Epoch
 from convlens.runs.pieces import Series as Recorded
 from convlens.sketch import Floats
 from convlens.views.canvas import MIN_WIDTH, PALE, StepAxis, relabel, retitle, short
-from convlens.views.cells import QUANTILES, LayerCells, at_once
+from convlens.views.cells import QUANTILES, LayerCells, Prepared, prepare
 from convlens.views.lines import MARGIN, Drawn, Lines, Message, Series, ValueRange
 from convlens.views.matrices import name_in_module
 from convlens.views.timeline import EMPTY, Grid, Heat, heat_of
@@ -252,7 +252,7 @@ class LayerView:
         ]
         rows = [row(*(s.plot for s in pair), sizing_mode="stretch_width") for pair in stats]
         self._cells: LayerCells | None = None
-        self._prepared: _Prepared | None = None
+        self._prepared: Prepared | None = None
         self.root: UIElement = column(self.heat.plot, *rows, sizing_mode="stretch_width")
         for plot in (self.heat.plot, *(s.plot for pair in stats for s in pair)):
             plot.on_event(DoubleTap, lambda: axis.follow(True))
@@ -282,7 +282,7 @@ class LayerView:
             self.axis.update(self._span(layer), epochs)
         prepared, self._prepared = self._prepared, None
         if prepared is None or not prepared.fits(layer, self._cells):
-            prepared = _prepared(layer, self._cells, at_once)
+            prepared = prepare(layer, self._cells)
         self._cells = prepared.cells
         history = self._cells.history
         self.heat.draw(self._cells, prepared.since, _heat_title(history))
@@ -299,7 +299,7 @@ class LayerView:
             layer: what a follower keeps of it.
             between: called now and then, for a thread that has to wait for others.
         """
-        self._prepared = _prepared(layer, self._cells, between)
+        self._prepared = prepare(layer, self._cells, between)
 
     def show(self, sentence: str | None = None) -> None:
         """Show no layer, and this sentence; None asks to choose one."""
@@ -329,29 +329,6 @@ class LayerView:
         self.gradients.draw(_by_slot(gradients or ()), missing)
         missing = NO_UPDATES if updates is None else NO_PARAMETERS
         self.updates.draw(_by_slot(updates or ()), missing)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """What `LayerView.update` by a layer shows, where certain cells are shown."""
-
-    layer: LayerHistory | Recorded
-    shown: LayerCells | None
-    cells: LayerCells
-    since: int
-
-    def fits(self, layer: LayerHistory | Recorded, shown: LayerCells | None) -> bool:
-        return layer is self.layer and shown is self.shown
-
-
-def _prepared(
-    layer: LayerHistory | Recorded, shown: LayerCells | None, between: Callable[[], None]
-) -> _Prepared:
-    grown = None
-    if shown is not None and isinstance(layer, Recorded):
-        grown = shown.grown(layer, between)
-    cells, since = grown or (LayerCells(layer, between), 0)
-    return _Prepared(layer, shown, cells, since)
 
 
 class StatFigure:
