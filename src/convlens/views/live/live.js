@@ -4,6 +4,7 @@
 (async () => {
   const PANEL = "panel-";
   const THEME = "convlens-theme";
+  const PLAY_MS = 900; // for so long an epoch is shown, playing through time
   const root = document.documentElement;
   const systemDark = window.matchMedia("(prefers-color-scheme: dark)");
 
@@ -130,8 +131,22 @@
       else control.value = value;
     }
   }
-  follow(state.data);
-  onData(state, follow);
+  // Playing through time: an epoch is asked for when the one before it has been seen for a while.
+  let next = 0;
+  function playOn() {
+    if (root.dataset.playing !== "true") {
+      window.clearTimeout(next);
+      next = 0;
+    } else if (!next) {
+      next = window.setTimeout(() => window.requestAnimationFrame(() => {
+        next = 0;
+        send({ do: "play-on" });
+      }), PLAY_MS);
+    }
+  }
+  const onState = (data) => { follow(data); playOn(); };
+  onState(state.data);
+  onData(state, onState);
 
   // ---- a server that ended, or was out of reach: the session is gone, the address leads back ----
 

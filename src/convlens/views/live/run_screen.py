@@ -39,9 +39,6 @@ AGO_S = 2.0
 SMOOTH = 0.9
 """How much the loss is smoothed until somebody moves the slider: the first steps can be seen."""
 
-PLAY_MS = 900
-"""Playing through time shows each kept epoch for so long."""
-
 
 class RunScreen:
     """One run, as one page shows it.
@@ -81,7 +78,7 @@ class RunScreen:
         self._quantity = asked.get("quantity", "")
         self._quantity = self._quantity if self._quantity in QUANTITIES else "near_zero"
         self._smooth = SMOOTH
-        self._playing: Any = None
+        self._playing = False
         self._shown: object = None
         self._told = 0.0
         n_layers = len(self._look.follower.layers())
@@ -166,7 +163,7 @@ class RunScreen:
                 "epoch": "newest" if looking.epoch is None else str(looking.epoch),
                 "unit": f"{choice.channel}:{choice.cell}:{choice.probe}",
                 "steps": str(max(self._last_step(), 0)),
-                "playing": str(self._playing is not None).lower(),
+                "playing": str(self._playing).lower(),
             },
         }
 
@@ -192,6 +189,7 @@ class RunScreen:
             "next-epoch": lambda _: self._by_epoch(1),
             "previous-epoch": lambda _: self._by_epoch(-1),
             "play": lambda _: self._play(),
+            "play-on": lambda _: self._play_on(),
             "stop": lambda _: self._stop(newest=True),
             "confusion": self._to_pair,
             "side": lambda c: self._to_side(word(c, "side")),
@@ -255,26 +253,25 @@ class RunScreen:
         self._to_epoch(neighbour(self._epochs(), self._looking.epoch, step))
 
     def _play(self) -> None:
-        """Go through the kept epochs one by one; again, to hold on."""
-        if self._playing is not None:
+        """Go through the kept epochs, each when the page has seen the last; again, to hold on."""
+        if self._playing:
             self._stop(newest=False)
             return
         epochs = self._epochs()
         if len(epochs) > 1:
             if self._looking.epoch is None:
                 self._to_epoch(epochs[0])
-            self._playing = self._document.add_periodic_callback(self._played, PLAY_MS)
+            self._playing = True
             self._show_time()
 
-    def _played(self) -> None:
-        self._by_epoch(1)
-        if self._looking.epoch is None:
-            self._stop(newest=False)
+    def _play_on(self) -> None:
+        if self._playing:
+            self._by_epoch(1)
+            if self._looking.epoch is None:
+                self._stop(newest=False)
 
     def _stop(self, *, newest: bool) -> None:
-        if self._playing is not None:
-            self._document.remove_periodic_callback(self._playing)
-            self._playing = None
+        self._playing = False
         if newest:
             self._to_epoch(None)
         self._show_time()
@@ -421,8 +418,7 @@ class RunScreen:
 
     def _show_time(self) -> None:
         epochs = self._epochs()
-        playing = self._playing is not None
-        word = "Hold" if playing else "Play through time"
+        word = "Hold" if self._playing else "Play through time"
         off = "" if len(epochs) > 1 else " disabled"
         stages = self._inside.stages(self._looking.layer, self._names())
         self._panels.put(
@@ -430,7 +426,7 @@ class RunScreen:
             '<div class="controls"><h2>Inside the layer</h2>'
             + chooser("maps", "maps of", stages, self._looking.maps or self._looking.layer)
             + '<button type="button" data-do="play" data-key="play" '
-            f'aria-pressed="{str(playing).lower()}"{off}>{word}</button></div>',
+            f'aria-pressed="{str(self._playing).lower()}"{off}>{word}</button></div>',
         )
 
     def _show_beside(self) -> None:
