@@ -329,7 +329,10 @@ def _listening(stack: ExitStack) -> Callable[[str], object]:
 
 
 def listen(url: str) -> None:
-    """Ask for a page, open its socket, and drop what its session sends, until it sends no more."""
+    """Ask for a page, then for its document, and drop what its session sends, until that ends.
+
+    Before it was asked for its document, a session sends every model anew that it mentions.
+    """
     with urllib.request.urlopen(url) as answer:
         found = re.search(r'id="session">(.*?)</script>', answer.read().decode())
     assert found is not None
@@ -345,5 +348,8 @@ def listen(url: str) -> None:
         there.sendall(request.encode())
         answered = there.recv(1 << 16)
         assert answered.startswith(b"HTTP/1.1 101"), answered
+        for part in ({"msgid": "1", "msgtype": "PULL-DOC-REQ"}, {}, {}):
+            text = json.dumps(part).encode()
+            there.sendall(bytes([0x81, 0x80 | len(text)]) + bytes(4) + text)  # masked with zeros
         while there.recv(1 << 22):
             time.sleep(SELDOM_S)

@@ -25,7 +25,7 @@ from convlens.errors import RunError
 from convlens.records import Epoch
 from convlens.runs import RunWriter, create_run
 from convlens.runs.follow import RunFollower
-from convlens.views.live import pace
+from convlens.views.live import pace, run_screen
 from convlens.views.live.server import _Connection, _frame
 from convlens.views.live.session import Session
 from convlens.views.live.store import RunStore
@@ -385,6 +385,38 @@ def test_the_script_is_told_of_losses_that_only_make_a_line_longer(
         losses_until(writer, 302, 0.5)
         assert not page._glance()
         assert page._screen._latest.last == 300
+        store.close()
+
+
+def test_where_no_core_is_free_epochs_are_drawn_seldom(
+    tmp_path: Path, rested: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[dict[str, Any]] = []
+    with create_run(directory=tmp_path / "run") as writer:
+        losses_until(writer, 1000)
+        store = RunStore([tmp_path])
+        page = Session(Document(), store, lambda words: said.append(words) or True)
+        losses_until(writer, 1001)
+        page._tick()  # the line is begun
+
+        def epoch_ends(epoch: int, crowded: bool, latest_s: float) -> tuple[bool, int]:
+            """Whether a glance shows all that it finds, and how many epochs are drawn."""
+            page._screen._reading._pace.crowded = crowded
+            monkeypatch.setattr(run_screen, "EPOCHS_S", latest_s)
+            n = 1002 + epoch
+            writer.write_epoch(Epoch(epoch, n - 1, n - 1, 0.5, 0.4, {"accuracy": 0.9}, 1.0))
+            losses_until(writer, n)
+            alone = page._glance()
+            if not alone:
+                page._tick()
+            return alone, len(page._screen._figures.axis.epochs)
+
+        assert epoch_ends(0, crowded=True, latest_s=3600.0) == (False, 1)  # none was drawn yet
+        assert epoch_ends(1, crowded=True, latest_s=3600.0) == (True, 1)
+        assert said[-1]["steps"] == [1002], "its losses are shown all the same"
+        assert epoch_ends(2, crowded=False, latest_s=3600.0) == (False, 3)
+        assert epoch_ends(3, crowded=True, latest_s=3600.0) == (True, 3)
+        assert epoch_ends(4, crowded=True, latest_s=0.0) == (False, 5)
         store.close()
 
 

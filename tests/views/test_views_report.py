@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bokeh.models import Patch
+from bokeh.document import Document
+from bokeh.io.doc import patch_curdoc
+from bokeh.models import CustomJS, Patch
 from views_data import (
     LAYOUT,
     META,
@@ -440,6 +442,15 @@ def write_evil(base: Path) -> Run:
     writer.write_picture(Picture("worst", 0, np.zeros((1, 8, 8), np.uint8), [attack]))
     writer.close("failed", attack)
     return open_run(writer.path)
+
+
+def test_a_document_of_somebody_else_does_not_matter(healthy):
+    theirs = Document()
+    theirs.js_on_event("document_ready", CustomJS(code="alert('theirs')"))
+    with patch_curdoc(theirs):
+        assert "theirs" not in report(healthy)
+        del theirs  # as when a page of a Bokeh server in this process has been closed
+        assert "Losses and metrics" in report(healthy)
 
 
 def test_every_text_is_escaped(tmp_path):

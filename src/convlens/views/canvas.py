@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from bokeh.core.json_encoder import serialize_json
 from bokeh.core.property.vectorization import Value
+from bokeh.document import Document
 from bokeh.embed import json_item
 from bokeh.layouts import row
 from bokeh.model import Model
@@ -391,4 +392,6 @@ def side_by_side(plots: Sequence[figure]) -> UIElement:
 
 def embed(root: UIElement) -> str:
     """A figure or layout as JSON that may stand inside a script element."""
-    return serialize_json(json_item(root, theme=THEME)).replace("<", "\\u003c")
+    document = Document(theme=THEME)  # else Bokeh asks for this process's current one, for its own
+    document.add_root(root)
+    return serialize_json(json_item(root)).replace("<", "\\u003c")

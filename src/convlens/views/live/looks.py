@@ -116,6 +116,11 @@ class Reading:
             raise self._error
         return look
 
+    @property
+    def crowded(self) -> bool:
+        """Whether no core is free, as far as is known."""
+        return self._pace.crowded
+
     def begin_when_due(self, age_s: float) -> None:
         """Begin, unless that is too soon; see `Pace.due`."""
         if self._coming is None and self._pace.due(age_s):

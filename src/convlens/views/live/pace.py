@@ -51,9 +51,13 @@ class Pace:
 
     What is counted is all that was done since then: reading, drawing and sending, for every page
     that is open.
+
+    Attributes:
+        crowded: whether no core is free, as far as is known.
     """
 
     def __init__(self) -> None:
+        self.crowded = False
         self._begin()
 
     def _begin(self) -> None:
@@ -70,7 +74,8 @@ class Pace:
         if worked > SHARE * passed and passed < LONGEST_S:
             return False
         ran, waited = time.thread_time() - self._ran, _waited_s() - self._waited
-        if waited > ran and passed < min(BEHIND * age_s, CROWDED_S):
+        self.crowded = waited > ran
+        if self.crowded and passed < min(BEHIND * age_s, CROWDED_S):
             return False
         self._begin()
         return True

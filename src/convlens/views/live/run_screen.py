@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import numpy as np
 from bokeh.document import Document
 
-from convlens.records import StepSeries
+from convlens.records import Epoch, StepSeries
 from convlens.runs.follow import Newest
 from convlens.runs.pieces import Series as Recorded
 from convlens.views import panels as shown
@@ -35,6 +35,9 @@ from convlens.views.timeline import Grid, grid_of
 
 AGO_S = 2.0
 """The page says how long ago the run was last written to, no oftener than this."""
+
+EPOCHS_S = 10.0
+"""Where no core is free, finished epochs are drawn no oftener than this: it takes 5 ms."""
 
 SMOOTH = 0.9
 """How much the loss is smoothed until somebody moves the slider: the first steps can be seen."""
@@ -80,7 +83,7 @@ class RunScreen:
         self._smooth = SMOOTH
         self._playing = False
         self._shown: object = None
-        self._told = 0.0
+        self._told = self._epochs_drawn = 0.0
         n_layers = len(self._look.follower.layers())
         matrix = min(max(250, 110 + 9 * n_layers), 560)
         self._figures = RunView(heights=Heights(loss=165, metric=85, schedule=95, matrix=matrix))
@@ -103,7 +106,7 @@ class RunScreen:
     def glance(self) -> bool:
         """Have the page's script show the newest losses; false if there is anything else to do."""
         newest = self._latest.look()
-        if newest is None or not self._figures.fits(newest.steps, newest.epochs):
+        if newest is None or not self._figures.fits(newest.steps, self._epochs_due(newest)):
             return False
         if len(newest.steps):
             figures = self._header_figures(newest.steps)
@@ -114,6 +117,11 @@ class RunScreen:
         self._reading.begin_when_due(self._wall_s() or 0.0)
         idle = time.monotonic() - self._told > AGO_S
         return not (self._reading.has_news() or idle or self._beside.side == "findings")
+
+    def _epochs_due(self, newest: Newest) -> Sequence[Epoch]:
+        """The epochs that the figures are to show: the newest, or for now those that they do."""
+        waits = self._reading.crowded and time.monotonic() - self._epochs_drawn < EPOCHS_S
+        return self._figures.axis.epochs if waits else newest.epochs
 
     def tick(self) -> bool:
         """Show the newest losses; if there are none, all that has been read. Whether there is more.
@@ -325,6 +333,8 @@ class RunScreen:
 
     def _show_latest(self) -> None:
         """The losses since the last look at everything, and the epochs, by the figures."""
+        if self._latest.epochs is not self._figures.axis.epochs:
+            self._epochs_drawn = time.monotonic()
         self._figures.extend(self._latest.steps, self._latest.epochs, growing=self._growing)
         self._show_header()
 
