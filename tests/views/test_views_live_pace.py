@@ -26,7 +26,8 @@ from convlens.records import Epoch
 from convlens.runs import RunWriter, create_run
 from convlens.runs.follow import RunFollower
 from convlens.views.live import pace, run_screen
-from convlens.views.live.server import _Connection, _frame
+from convlens.views.live.address import make_address
+from convlens.views.live.server import LiveServer, _Connection, _frame
 from convlens.views.live.session import Session
 from convlens.views.live.store import RunStore
 
@@ -418,6 +419,34 @@ def test_where_no_core_is_free_epochs_are_drawn_seldom(
         assert epoch_ends(3, crowded=True, latest_s=3600.0) == (True, 3)
         assert epoch_ends(4, crowded=True, latest_s=0.0) == (False, 5)
         store.close()
+
+
+def test_a_page_that_ends_on_a_beat_is_not_looked_at_any_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with create_run(directory=tmp_path / "run") as writer:
+        losses_until(writer, 100)
+
+    async def serve() -> None:
+        store = RunStore([tmp_path])
+        server = LiveServer(store, make_address(port=0))
+        pages = server._pages
+        ended = await pages._applications["/"].create_session_if_needed("one")
+        await pages._applications["/"].create_session_if_needed("two")
+        looked = list[str]()
+        for name, page in zip(("one", "two"), pages._sessions, strict=True):
+            page.on_beat = lambda name=name: looked.append(name)  # type: ignore[method-assign]
+        pages._on_beat()
+        ended.destroy()  # what was begun on this beat comes after it
+        await asyncio.sleep(0)
+        assert looked == ["two"]
+        pages._on_beat()
+        assert len(pages._sessions) == 1
+        server.close()
+        store.close()
+
+    asyncio.run(serve())
+    assert caplog.text == ""
 
 
 def test_ticks_do_not_pile_up_while_a_document_is_locked(

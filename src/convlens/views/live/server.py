@@ -151,7 +151,7 @@ class _Pages(BokehTornado):
         self._sessions = [session for session in self._sessions if not session.is_over]
         self.store.rest()
         for session in self._sessions:
-            IOLoop.current().add_callback(session.on_beat)  # what one raises concerns no other
+            IOLoop.current().add_callback(_look, session)  # what one raises concerns no other
 
     def close(self) -> None:
         """Begin nothing any more."""
@@ -199,6 +199,11 @@ class _Pages(BokehTornado):
             "application_context": self._applications["/"],
             "bokeh_websocket_path": "/ws",
         }
+
+
+def _look(session: Session) -> None:
+    if not session.is_over:  # it may have ended since the beat
+        session.on_beat()
 
 
 class _Connection(ServerConnection):
