@@ -346,8 +346,11 @@ def listen(url: str) -> None:
     )
     with socket.create_connection((address.hostname, address.port)) as there:
         there.sendall(request.encode())
-        answered = there.recv(1 << 16)
-        assert answered.startswith(b"HTTP/1.1 101"), answered
+        answered = b""
+        while b'"ACK"' not in answered:
+            more = there.recv(1 << 16)
+            assert more, answered
+            answered += more
         for part in ({"msgid": "1", "msgtype": "PULL-DOC-REQ"}, {}, {}):
             text = json.dumps(part).encode()
             there.sendall(bytes([0x81, 0x80 | len(text)]) + bytes(4) + text)  # masked with zeros
