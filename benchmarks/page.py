@@ -238,26 +238,40 @@ class Blocks(cl.Callback):
         return (self._server.cpu_s() - self._used) / (time.perf_counter() - self._began)
 
     def sums(self) -> np.ndarray:
-        """(2, rounds, 3) seconds, and how many steps they are of.
+        """(2, rounds, 3) sums of steps' times, and how many steps they are of.
 
         In all blocks, in the one in which the server was held, and in another one of each round.
+        Each time is divided by the median of its block and the two on either side, as the machine
+        gets slower and faster by the second.
         """
         if len(self._blocks) < len(self._plan):
             raise SystemExit("The training ended before all blocks were timed; ask for fewer.")
         shape = -1, len(LET_GO)
-        total = np.array([sum(block) for block in self._blocks]).reshape(shape)
+        total = np.array([sum(block) for block in self._blocks]) / self._paces()
+        total = total.reshape(shape)
         n = np.array([len(block) for block in self._blocks]).reshape(shape)
         held = ~np.array(self._plan).reshape(shape)
         other = np.roll(held, 2, axis=1)  # not the next, in which it looks twice
         chosen = np.stack([np.ones_like(held), held, other], axis=-1)
         return np.stack([(part[..., None] * chosen).sum(axis=1) for part in (total, n)])
 
+    def step_s(self) -> float:
+        """Seconds that a step takes."""
+        return float(np.median(np.concatenate(self._blocks)))
 
-def slowed(base: Path, rounds: int, threads: int, *, drawn: bool) -> tuple[np.ndarray, float]:
+    def _paces(self) -> list[float]:
+        """Seconds that a step takes about each block."""
+        around = (self._blocks[max(i - 2, 0) : i + 3] for i in range(len(self._blocks)))
+        return [float(np.median(np.concatenate(blocks))) for blocks in around]
+
+
+def slowed(
+    base: Path, rounds: int, threads: int, *, drawn: bool
+) -> tuple[np.ndarray, float, float]:
     """The steps of the chapter's network on MNIST, with its page open.
 
     Returns:
-        See `Blocks.sums`; and the server's share of a core meanwhile.
+        See `Blocks.sums`; seconds that a step takes; and the server's share of a core meanwhile.
 
     Args:
         base: where the run is put.
@@ -283,7 +297,7 @@ def slowed(base: Path, rounds: int, threads: int, *, drawn: bool) -> tuple[np.nd
         )
         learn.fit(1000, 0.01)
         opens.check()
-        return blocks.sums(), blocks.share()
+        return blocks.sums(), blocks.step_s(), blocks.share()
 
 
 class _Opens(cl.Callback):

@@ -315,12 +315,11 @@ def measure_slowing(base: Path, rounds: int, threads: int, *, drawn: bool) -> Re
 
     Beside it, all but those against another block of each round, which should be the same.
     """
-    sums, share = page.slowed(base, rounds, threads, drawn=drawn)
+    sums, step_s, share = page.slowed(base, rounds, threads, drawn=drawn)
     where = "drawn by a browser on these cores" if drawn else "drawn elsewhere"
     title = f"training with {threads} thread{'s' if threads > 1 else ''}, its page {where}"
     everything, alone, other = np.moveaxis(sums, 2, 0)
-    each = alone[0].sum() / alone[1].sum()
-    print(f"  {title}: {rounds} rounds, {1e3 * each:.2f} ms a step")
+    print(f"  {title}: {rounds} rounds, {1e3 * step_s:.2f} ms a step")
     print(f"    the server took {share:.2%} of a core")
     result: Result = {"title": title, "rounds": rounds, "target": 1.01, "server": share}
     some = np.random.default_rng(0).integers(rounds, size=(4000, rounds))
