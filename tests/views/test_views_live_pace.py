@@ -23,7 +23,7 @@ from views_data import LAYOUT, layer_infos, losses_until, normal_columns, step_s
 from convlens.beat import BEAT_S
 from convlens.errors import RunError
 from convlens.records import Epoch
-from convlens.runs import RunWriter, create_run
+from convlens.runs import Run, RunWriter, create_run
 from convlens.runs.follow import RunFollower
 from convlens.views.live import pace, run_screen
 from convlens.views.live.address import make_address
@@ -90,8 +90,10 @@ def test_where_no_core_is_free_it_is_done_seldom(clock: Clock) -> None:
     for work_s in (0.001, 0.3):
         found = next_due(paced, clock, work_s, wait_s=2 * work_s)
         assert found == pytest.approx(pace.CROWDED_S, abs=0.02)
+        assert paced.crowded
     # The core is free again.
     assert next_due(paced, clock, work_s=0.03, wait_s=0.0) == pytest.approx(1.2, abs=0.02)
+    assert not paced.crowded
 
 
 @pytest.mark.parametrize(("age_s", "expected_s"), [(5.0, 1.2), (60.0, 12.0), (240.0, 45.0)])
@@ -322,6 +324,10 @@ def test_the_end_of_a_run_is_shown_by_every_page_at_once(
     store.close()
 
 
+def damaged(*_: object) -> None:
+    raise RunError("It is damaged.")
+
+
 def test_an_error_of_a_look_stays_until_there_is_none(
     tmp_path: Path, rested: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,9 +335,6 @@ def test_an_error_of_a_look_stays_until_there_is_none(
         losses_until(writer, 100)
         store = RunStore([tmp_path])
         page = Session(Document(), store, lambda words: True)
-
-        def damaged(_self: RunFollower, _between: object) -> None:
-            raise RunError("It is damaged.")
 
         rested[0] = True
         with monkeypatch.context() as patched:
@@ -394,30 +397,39 @@ def test_where_no_core_is_free_epochs_are_drawn_seldom(
 ) -> None:
     said: list[dict[str, Any]] = []
     with create_run(directory=tmp_path / "run") as writer:
+        writer.write_layers(layer_infos()[:1], LAYOUT, 0.05)
+        columns_until(writer, 1000)
         losses_until(writer, 1000)
         store = RunStore([tmp_path])
         page = Session(Document(), store, lambda words: said.append(words) or True)
         losses_until(writer, 1001)
         page._tick()  # the line is begun
 
-        def epoch_ends(epoch: int, crowded: bool, latest_s: float) -> tuple[bool, int]:
-            """Whether a glance shows all that it finds, and how many epochs are drawn."""
-            page._screen._reading._pace.crowded = crowded
-            monkeypatch.setattr(run_screen, "EPOCHS_S", latest_s)
+        def epoch_ends(epoch: int, crowded: bool, waits_s: float) -> tuple[bool, int]:
             n = 1002 + epoch
             writer.write_epoch(Epoch(epoch, n - 1, n - 1, 0.5, 0.4, {"accuracy": 0.9}, 1.0))
             losses_until(writer, n)
+            return on_beat(crowded, waits_s)
+
+        def on_beat(crowded: bool, waits_s: float) -> tuple[bool, int]:
+            """Whether a glance shows all that it finds, and how many epochs have their metric."""
+            page._screen._reading._pace.crowded = crowded
+            monkeypatch.setattr(run_screen, "EPOCHS_S", waits_s)
             alone = page._glance()
             if not alone:
                 page._tick()
-            return alone, len(page._screen._figures.axis.epochs)
+            page._screen._show_layer()  # as when another layer is opened: they wait all the same
+            return alone, sum(map(len, page._screen._figures.metric._lines.lines["xs"]))
 
-        assert epoch_ends(0, crowded=True, latest_s=3600.0) == (False, 1)  # none was drawn yet
-        assert epoch_ends(1, crowded=True, latest_s=3600.0) == (True, 1)
+        assert epoch_ends(0, crowded=False, waits_s=3600.0) == (False, 1)
+        assert epoch_ends(1, crowded=True, waits_s=3600.0) == (True, 1)
         assert said[-1]["steps"] == [1002], "its losses are shown all the same"
-        assert epoch_ends(2, crowded=False, latest_s=3600.0) == (False, 3)
-        assert epoch_ends(3, crowded=True, latest_s=3600.0) == (True, 3)
-        assert epoch_ends(4, crowded=True, latest_s=0.0) == (False, 5)
+        header = page._panels._sources["header"].data["html"][0]
+        assert "after epoch 1" not in header
+        assert epoch_ends(2, crowded=False, waits_s=3600.0) == (False, 3)
+        assert epoch_ends(3, crowded=True, waits_s=3600.0) == (True, 3)
+        assert on_beat(crowded=True, waits_s=0.0) == (False, 4), "its time has come"
+        assert epoch_ends(4, crowded=True, waits_s=0.0) == (False, 5)
         store.close()
 
 
@@ -447,6 +459,34 @@ def test_a_page_that_ends_on_a_beat_is_not_looked_at_any_more(
 
     asyncio.run(serve())
     assert caplog.text == ""
+
+
+def test_playing_goes_on_with_what_the_page_has_seen(
+    trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RunStore([trained.path])
+    page = Session(Document(), store, lambda words: True)
+
+    def after(do: str) -> tuple[str, str]:
+        page._do({"do": do})
+        told = page._screen.tell()["root"]
+        return told["epoch"], told["playing"]
+
+    assert after("play-on") == ("newest", "false"), "nobody plays"
+    assert after("play") == ("-1", "true")
+    assert after("play-on") == ("0", "true")
+    assert after("play") == ("0", "false"), "held"
+    assert after("play-on") == ("0", "false")
+    assert after("play") == ("0", "true")
+    assert after("play-on") == ("newest", "false"), "the end"
+
+    assert after("play") == ("-1", "true")
+    with monkeypatch.context() as patched:
+        patched.setattr(page._screen._inside, "show", damaged)
+        assert after("play-on") == ("-1", "false"), "else it would wait for ever"
+    assert "It is damaged." in page._panels._sources["trouble"].data["html"][0]
+    assert after("play") == ("-1", "true")
+    store.close()
 
 
 def test_ticks_do_not_pile_up_while_a_document_is_locked(

@@ -392,6 +392,7 @@ def side_by_side(plots: Sequence[figure]) -> UIElement:
 
 def embed(root: UIElement) -> str:
     """A figure or layout as JSON that may stand inside a script element."""
-    document = Document(theme=THEME)  # else Bokeh asks for this process's current one, for its own
+    # Of its own, else Bokeh copies from this process's current one, and fails where that is gone.
+    document = Document(theme=THEME)
     document.add_root(root)
     return serialize_json(json_item(root)).replace("<", "\\u003c")

@@ -41,3 +41,11 @@ def word(command: Command, name: str) -> str:
     """A text, empty if it is something else."""
     value = command.get(name)
     return value if isinstance(value, str) else ""
+
+
+def stop_of(command: Command) -> int | None:
+    """The epoch that a slider's position means; its stops are the epochs that were kept."""
+    stops, at = word(command, "epochs").split(","), whole(command, "value")
+    if at is None or not 0 <= at < len(stops):
+        return None
+    return whole({"epoch": stops[at]}, "epoch")

@@ -131,18 +131,17 @@
       else control.value = value;
     }
   }
-  // Playing through time: an epoch is asked for when the one before it has been seen for a while.
-  let next = 0;
+  // Playing through time: the next epoch is asked for a while after one came, once it was drawn.
+  let timed = null, timer = 0;
   function playOn() {
-    if (root.dataset.playing !== "true") {
-      window.clearTimeout(next);
-      next = 0;
-    } else if (!next) {
-      next = window.setTimeout(() => window.requestAnimationFrame(() => {
-        next = 0;
-        send({ do: "play-on" });
-      }), PLAY_MS);
-    }
+    const epoch = root.dataset.playing === "true" ? root.dataset.epoch : null;
+    if (epoch === timed) return;
+    timed = epoch;
+    window.clearTimeout(timer);
+    if (epoch === null) return;
+    timer = window.setTimeout(() => window.requestAnimationFrame(() => {
+      if (timed === epoch) send({ do: "play-on" });
+    }), PLAY_MS);
   }
   const onState = (data) => { follow(data); playOn(); };
   onState(state.data);

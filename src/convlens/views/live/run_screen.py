@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from urllib.parse import urlencode
 import numpy as np
 from bokeh.document import Document
 
+from convlens.errors import ConvlensError
 from convlens.records import Epoch, StepSeries
 from convlens.runs.follow import Newest
 from convlens.runs.pieces import Series as Recorded
@@ -20,7 +22,7 @@ from convlens.views import panels as shown
 from convlens.views import words
 from convlens.views.layer_view import LayerView
 from convlens.views.live.beside import Beside
-from convlens.views.live.commands import Command, place, share, whole, word
+from convlens.views.live.commands import Command, place, share, stop_of, whole, word
 from convlens.views.live.controls import chooser, layer_head, no_layers
 from convlens.views.live.inside import Inside, Looking, neighbour
 from convlens.views.live.layout import QUANTITIES, run_body
@@ -37,7 +39,7 @@ AGO_S = 2.0
 """The page says how long ago the run was last written to, no oftener than this."""
 
 EPOCHS_S = 10.0
-"""Where no core is free, finished epochs are drawn no oftener than this: it takes 5 ms."""
+"""Where no core is free, a finished epoch waits so long before it is drawn for its own sake."""
 
 SMOOTH = 0.9
 """How much the loss is smoothed until somebody moves the slider: the first steps can be seen."""
@@ -83,7 +85,7 @@ class RunScreen:
         self._smooth = SMOOTH
         self._playing = False
         self._shown: object = None
-        self._told = self._epochs_drawn = 0.0
+        self._told, self._epochs_drawn = 0.0, -math.inf
         n_layers = len(self._look.follower.layers())
         matrix = min(max(250, 110 + 9 * n_layers), 560)
         self._figures = RunView(heights=Heights(loss=165, metric=85, schedule=95, matrix=matrix))
@@ -106,7 +108,10 @@ class RunScreen:
     def glance(self) -> bool:
         """Have the page's script show the newest losses; false if there is anything else to do."""
         newest = self._latest.look()
-        if newest is None or not self._figures.fits(newest.steps, self._epochs_due(newest)):
+        if newest is None:
+            return False
+        newest = replace(newest, epochs=self._epochs_due(newest))
+        if not self._figures.fits(newest.steps, newest.epochs):
             return False
         if len(newest.steps):
             figures = self._header_figures(newest.steps)
@@ -119,7 +124,7 @@ class RunScreen:
         return not (self._reading.has_news() or idle or self._beside.side == "findings")
 
     def _epochs_due(self, newest: Newest) -> Sequence[Epoch]:
-        """The epochs that the figures are to show: the newest, or for now those that they do."""
+        """The epochs to show: the newest, or for now those that are shown: drawing takes 5 ms."""
         waits = self._reading.crowded and time.monotonic() - self._epochs_drawn < EPOCHS_S
         return self._figures.axis.epochs if waits else newest.epochs
 
@@ -193,7 +198,7 @@ class RunScreen:
             "maps": lambda c: self._to_stage(word(c, "value")),
             "metric": lambda c: self._figures.set_metric(word(c, "value")),
             "scale": lambda c: self._look_at(shared=word(c, "value") == "shared"),
-            "epoch": lambda c: self._to_epoch(_stop_of(c)),
+            "epoch": lambda c: self._to_epoch(stop_of(c)),
             "next-epoch": lambda _: self._by_epoch(1),
             "previous-epoch": lambda _: self._by_epoch(-1),
             "play": lambda _: self._play(),
@@ -273,10 +278,15 @@ class RunScreen:
             self._show_time()
 
     def _play_on(self) -> None:
-        if self._playing:
+        if not self._playing:
+            return
+        try:
             self._by_epoch(1)
-            if self._looking.epoch is None:
-                self._stop(newest=False)
+        except ConvlensError:
+            self._stop(newest=False)  # the script asks for the next only when it has seen this one
+            raise
+        if self._looking.epoch is None:
+            self._stop(newest=False)
 
     def _stop(self, *, newest: bool) -> None:
         self._playing = False
@@ -345,6 +355,7 @@ class RunScreen:
         self._latest.begin(curves, follower.epochs, follower.meta, len(self._names()))
         epochs, last = self._latest.epochs, self._latest.last
         self._figures.update(curves, epochs, matrix, growing=self._growing, last=last)
+        self._epochs_drawn = time.monotonic()
         self._show_latest()
         self._panels.put("metric", chooser("metric", "metric", words.metric_names(epochs)))
         self._show_layer()
@@ -483,11 +494,3 @@ class RunScreen:
             pair = follower.figures("update"), follower.figures("parameter")
             return make_matrix("update", activations, None, *pair)
         return make_matrix(self._quantity, activations)
-
-
-def _stop_of(command: Command) -> int | None:
-    """The epoch that a slider's position means; its stops are the epochs that were kept."""
-    stops, at = word(command, "epochs").split(","), whole(command, "value")
-    if at is None or not 0 <= at < len(stops):
-        return None
-    return whole({"epoch": stops[at]}, "epoch")

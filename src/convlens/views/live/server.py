@@ -151,8 +151,7 @@ class _Pages(BokehTornado):
         self._sessions = [session for session in self._sessions if not session.is_over]
         self.store.rest()
         for session in self._sessions:
-            # What one raises concerns no other. Tornado's add_callback wakes the loop once more.
-            asyncio.get_running_loop().call_soon(_look, session)
+            IOLoop.current().add_callback(_look, session)  # what one raises concerns no other
 
     def close(self) -> None:
         """Begin nothing any more."""
