@@ -50,8 +50,8 @@ SIDES = ("left", "right", "top", "bottom")
 CHOOSE = "Choose a layer: click a row of the matrix."
 NO_COLUMNS = "Nothing of this layer was recorded: it took part in no batch yet."
 NO_CHANNELS = "This layer has no channels."
-NO_GRADIENTS = "Gradients were not recorded:\nadd cl.GradientStats() to see them."
-NO_UPDATES = "Updates were not recorded:\nadd cl.UpdateStats() to see them."
+NO_GRADIENTS = "Gradients were not recorded:\nadd cl.GradientStats()."
+NO_UPDATES = "Updates were not recorded:\nadd cl.UpdateStats()."
 NO_PARAMETERS = "This layer has no parameters\nof its own."
 ALL_BAD = "Every value is NaN or infinite."
 
