@@ -55,7 +55,7 @@ def get(
     address: Address, path: str = "/", headers: Mapping[str, str] | None = None, method: str = "GET"
 ) -> tuple[int, dict[str, str], str]:
     """Status, headers and body; the path goes out exactly as it is given."""
-    connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=20)
     try:
         connection.putrequest(method, path, skip_host="Host" in (headers or {}))
         for name, value in (headers or {}).items():
