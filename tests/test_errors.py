@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
 from convlens import errors
@@ -59,3 +61,11 @@ def test_without_layers_both_say_so() -> None:
         find_layer(0, [])
     with pytest.raises(LayerNotFoundError, match="closest: none, there are no layers"):
         find_layer("a", [])
+
+
+def test_a_warning_ends_nothing_even_where_warnings_are_errors() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        errors.warn("nothing was seen")
+    with pytest.warns(errors.ConvlensWarning, match="nothing was seen"):
+        errors.warn("nothing was seen")

@@ -12,12 +12,16 @@
 
 Every message is one sentence that names the argument or the file, its value, what was expected and
 what to do. Whoever wants them all writes ``except convlens.ConvlensError``.
+
+What a user has to know and what ends nothing is a `ConvlensWarning`, issued by `warn`.
 """
 
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from numbers import Integral
 
 
@@ -55,6 +59,23 @@ class TrainingError(ConvlensError):
 
 class NonFiniteLossError(TrainingError):
     """The loss became NaN or infinite."""
+
+
+class ConvlensWarning(UserWarning):
+    """Something could not be seen or written; the training goes on."""
+
+
+def warn(message: str) -> None:
+    """Issue a `ConvlensWarning`.
+
+    It never raises, also where a filter makes warnings errors: it is called in the middle of a
+    user's training step, which must not end because of it.
+
+    Args:
+        message: one sentence.
+    """
+    with suppress(Warning):
+        warnings.warn(message, ConvlensWarning, stacklevel=3)
 
 
 def find_layer(layer: int | str, names: Sequence[str]) -> int:
