@@ -181,7 +181,7 @@ def test_it_is_plain_json():
     table = summary(simple_cnn(1, 10), (1, 1, 28, 28))
     plain = json.loads(json.dumps(table.to_dict()))
     assert plain == table.to_dict()
-    assert list(plain) == ["model", "rows", "totals", "input_shape", "memory", "notes"]
+    assert list(plain) == ["model", "rows", "totals", "input_shape", "inputs", "memory", "notes"]
     assert plain["input_shape"] == [1, 1, 28, 28]
     assert plain["totals"]["multiplications"] == 248_864
     assert plain["memory"]["parameters"] == 4 * 30_282

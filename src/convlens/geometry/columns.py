@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from convlens.errors import ArgumentError
-from convlens.geometry import shapes
+from convlens.execution import shapes
 from convlens.geometry.rows import Row
 
 INDENT = "  "

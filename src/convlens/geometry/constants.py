@@ -1,7 +1,8 @@
 """Values of the tensors that do not depend on the input: masks, indices, positions.
 
-Most operators need none. Where one does, what was computed so far without the input is computed
-again on the real parameters and buffers, on copies of them.
+What is made without parameters and buffers is real in the traced pass. What is computed from them
+is fake, and most operators need no value of it. Where one does, what was computed so far without
+the input is computed again on copies of the real parameters and buffers.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from convlens.execution import memory_of
+
 
 class Constants:
     """Keeps what was computed without the input, and computes it when a value is asked for."""
 
     def __init__(self) -> None:
         self._given: dict[int, Tensor] = {}
+        self._random: dict[int, Tensor] = {}  # real ones without a value that holds, by memory
         self._values: dict[int, Tensor | None] = {}
         self._waiting: list[tuple[OpOverload, Sequence[Any], Mapping[str, Any], object]] = []
 
@@ -33,7 +37,15 @@ class Constants:
         self, function: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: object
     ) -> None:
         """An operator has run that does not depend on the input."""
-        self._waiting.append((function, args, kwargs, out))
+        given, outputs = _tensors((args, kwargs)), _tensors(out)
+        if any(isinstance(t, FakeTensor) for t in (*given, *outputs)):
+            self._waiting.append((function, args, kwargs, out))
+        elif torch.Tag.nondeterministic_seeded not in function.tags and not any(
+            memory_of(t) in self._random for t in given
+        ):
+            return
+        # What is left is random, or a real tensor that a fake one was written into.
+        self._random |= {memory_of(t): t for t in outputs if not isinstance(t, FakeTensor)}
 
     def value(self, tensor: Tensor) -> NDArray[Any] | None:
         """The value of a tensor that does not depend on the input; None if it is not known."""
@@ -50,7 +62,7 @@ class Constants:
     def _look(self, tensor: Tensor) -> Tensor | None:
         """A value as it is now; operators that write in place have written into it."""
         if not isinstance(tensor, FakeTensor):
-            return tensor
+            return None if memory_of(tensor) in self._random else tensor
         if id(tensor) not in self._values and id(tensor) in self._given:
             real = self._given[id(tensor)].detach()
             known = real.device.type != "meta" and not isinstance(real, FakeTensor)
@@ -60,21 +72,20 @@ class Constants:
     def _compute(
         self, function: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any], out: object
     ) -> None:
-        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs, given = _tensors(out), _tensors((args, kwargs))
         shaped = not any(self._look(t) is None for t in given)
         results: list[Any] = [None] * len(outputs)
         if shaped and torch.Tag.nondeterministic_seeded not in function.tags:
             real_args, real_kwargs = tree_map_only(Tensor, self._look, (tuple(args), dict(kwargs)))
-            results = [
-                leaf
-                for leaf in tree_leaves(function(*real_args, **real_kwargs))
-                if isinstance(leaf, Tensor)
-            ]
+            results = _tensors(function(*real_args, **real_kwargs))
         elif _shape_only(function):
             results = [function(*_shaped(args), **kwargs)]
         for tensor, real in zip(outputs, results, strict=True):
             self._values[id(tensor)] = real
+
+
+def _tensors(values: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 _SHAPE_ONLY = ("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full")

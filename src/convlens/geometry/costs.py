@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from convlens.geometry import shapes
+from convlens.execution import modules
 
 Formula = Callable[..., int]
 
@@ -77,7 +77,7 @@ class CostCounter:
         """A run begins; what an earlier one counted before it failed is forgotten."""
         self.usage.clear()
 
-    def enter(self, name: str, module: nn.Module) -> None:
+    def enter(self, name: str, module: nn.Module, given: Sequence[Tensor]) -> None:  # noqa: ARG002
         """A module is about to run: its place in the order is that of its first run."""
         self.usage.setdefault(name, Usage(name, module)).calls += 1
 
@@ -94,6 +94,8 @@ class CostCounter:
         formula = self._formulas.get(function.overloadpacket)
         if formula is not None:
             usage.multiplications += formula(*args, **kwargs, out_val=out) // 2
+        elif isinstance(out, Tensor) and (weight := _filters(function, args)) is not None:
+            usage.multiplications += out.numel() * weight.numel() // weight.shape[0]
         elif torch.Tag.pointwise in function.tags and isinstance(out, Tensor):
             usage.uncounted.add(function.overloadpacket.__name__.strip("_"))
 
@@ -105,20 +107,33 @@ class CostCounter:
         usage.activations += sum(shape.numel() for shape in made)
 
 
-def own_parameters(module: nn.Module, met: set[int]) -> Parameters:
+def _filters(function: OpOverload, args: Sequence[Any]) -> Tensor | None:
+    """The weight (C_out, …) of an operator that is none of torch's own but multiplies as those do.
+
+    A deformable convolution, without its interpolation; quantized convolutions and linear layers.
+    """
+    if function.name().startswith("torchvision::deform_conv2d"):
+        return args[1]
+    if function.namespace == "quantized" and len(args) > 1:
+        unpack = getattr(args[1], "unpack", None)
+        return None if unpack is None else unpack()[0]
+    return None
+
+
+def count_parameters(module: nn.Module, met: dict[int, Tensor]) -> Parameters:
     """Count a module's own parameters, without its children's.
 
     Args:
         module: the module.
-        met: identities of the parameters counted before; those met here are added.
+        met: by their ``id``, the parameters counted before; those met here are added.
     """
     trainable = frozen = shared = n_bytes = 0
-    for parameter in module.parameters(recurse=False):
+    for parameter in modules.own_parameters(module):
         n = parameter.numel()
         if id(parameter) in met:
             shared += n
             continue
-        met.add(id(parameter))
+        met[id(parameter)] = parameter
         n_bytes += n * parameter.element_size()
         if parameter.requires_grad:
             trainable += n
@@ -184,8 +199,14 @@ def inputs_per_output(module: nn.Module) -> tuple[int, int] | None:
 
 def channels(module: nn.Module) -> tuple[int, int] | None:
     """Channels, or features, that a layer with a weight takes and gives; None for other layers."""
-    if isinstance(module, shapes.Convolution):
-        return module.in_channels, module.out_channels
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
+    pairs = (
+        ("in_channels", "out_channels"),
+        ("in_features", "out_features"),
+        ("num_features", "num_features"),  # batch and instance normalization
+        ("num_channels", "num_channels"),  # group normalization
+    )
+    for names in pairs:
+        taken, given = (getattr(module, name, None) for name in names)
+        if isinstance(taken, int) and isinstance(given, int):
+            return taken, given
     return None

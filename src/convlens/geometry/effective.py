@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convlens.errors import ArgumentError, find_layer
-from convlens.geometry import shapes
+from convlens.execution import copy_of, hook_layers, preserved, shapes, unwrapped
 from convlens.geometry.fields import LayerField, ReceptiveFields, receptive_field
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def effective_receptive_field(
         raise ArgumentError(
             f"images={what} is no floating tensor (N, C, H, W); give images as the model gets them."
         )
-    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    model = unwrapped(model)
     fields = receptive_field(model, images)
     names = list(fields.layers)
     name = names[find_layer(layer, names)]
@@ -118,8 +117,7 @@ def center_fields(
 ) -> dict[str, EffectiveField]:
     """The effective field of the unit in the middle of each layer: one forward run for all.
 
-    As `effective_receptive_field` with ``unit=(H // 2, W // 2)``. Runs the model as it is: its
-    mode, buffers and random numbers are the caller's business.
+    As `effective_receptive_field` with ``unit=(H // 2, W // 2)``.
 
     Args:
         model: any module that takes one tensor.
@@ -143,19 +141,15 @@ def center_fields(
 
         return keep
 
-    hooks = [model.get_submodule(n).register_forward_hook(keeper(n)) for n in layers]
     found: dict[str, EffectiveField] = {}
-    try:
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            x = images.detach().clone().requires_grad_()
-            model(x.clone())  # which the model may change in place
-            for name, (unit, total) in list(totals.items()):
-                made = _of_total(total, unit, x, fields.layers.get(f"{name}[0]") or fields[name])
-                if made is not None:
-                    found[name] = made
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with preserved(model, copy_of), torch.enable_grad():
+        hook_layers(model, keeper, layers)
+        x = images.detach().clone().requires_grad_()
+        model(x.clone())  # which the model may change in place
+        for name, (unit, total) in list(totals.items()):
+            made = _of_total(total, unit, x, fields.layers.get(f"{name}[0]") or fields[name])
+            if made is not None:
+                found[name] = made
     return {name: found[name] for name in layers if name in found}
 
 
@@ -216,19 +210,16 @@ def _gradients(
             outputs.append(output.clone())  # as it is now: it may be changed in place
 
     maps: list[NDArray[np.float64]] = []
-    x = images.detach().clone().requires_grad_()
-    hook = model.get_submodule(name).register_forward_hook(keep)
-    try:
-        with evaluation(model), torch.inference_mode(mode=False), torch.enable_grad():
-            model(x)
-            output = outputs[-1]
-            for unit in units:
-                total = output[(slice(None), slice(None), *unit)].sum()
-                (gradient,) = torch.autograd.grad(total, x, retain_graph=True)
-                magnitude = gradient.abs().sum((0, 1), dtype=torch.float64)
-                maps.append(magnitude.cpu().numpy())
-    finally:
-        hook.remove()
+    with preserved(model, copy_of), torch.enable_grad():
+        hook_layers(model, lambda _: keep, [name])
+        x = images.detach().clone().requires_grad_()
+        model(x)
+        output = outputs[-1]
+        for unit in units:
+            total = output[(slice(None), slice(None), *unit)].sum()
+            (gradient,) = torch.autograd.grad(total, x, retain_graph=True)
+            magnitude = gradient.abs().sum((0, 1), dtype=torch.float64)
+            maps.append(magnitude.cpu().numpy())
     return maps, [_center(field, images, unit) for unit in units]
 
 
@@ -278,15 +269,3 @@ def _radii(share: NDArray[np.float64], center: tuple[float, ...]) -> dict[int, f
     edges = np.concatenate([[0.0], steps + 0.5])
     held = np.concatenate([[0.0], within / within[-1]])
     return {s: float(np.interp(s / 100, held, edges)) for s in SHARES}
-
-
-@contextmanager
-def evaluation(model: nn.Module) -> Generator[None]:
-    """Evaluation inside; afterwards every module is in its own mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

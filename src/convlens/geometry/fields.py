@@ -7,13 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from convlens.errors import ArgumentError, find_layer
-from convlens.geometry import shapes
+from convlens.execution import Given, read_inputs, shapes, trace
 from convlens.geometry.reach import Field, Ints, Known, Reach, Unknown
-from convlens.geometry.tracing import trace
 from convlens.geometry.tracker import FieldTracker
+
+INDEPENDENT = "no dependence on the input"
+"""What is said of the field of an output that no pixel takes part in."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class ReceptiveFields(Mapping[str, LayerField]):
 
 
 def receptive_field(
-    model: nn.Module, input_shape: Sequence[int] | Tensor, *, operators: bool = False
+    model: nn.Module, input_shape: Given, *, operators: bool = False
 ) -> ReceptiveFields:
     """Find which input pixels each unit of each layer sees, without running the model.
 
@@ -171,41 +173,33 @@ def receptive_field(
     way depends on values is run on an image of zeros; `ReceptiveFields.notes` says so.
 
     Args:
-        model: any module that takes one tensor. Its weights, buffers and modes stay as they are.
-        input_shape: (N, C, L), (N, C, H, W) or (N, C, D, H, W), or a tensor of that shape.
+        model: any module. Everything about it stays as it is.
+        input_shape: (N, C, L), (N, C, H, W) or (N, C, D, H, W), or a tensor of that shape. For
+            several inputs a sequence of them, or a mapping by the names of ``forward``'s
+            arguments; the fields are those in the first that has axes to see along.
         operators: whether to have the tensors between modules too, as ``module:operator``, such
             as ``"layer1.0:add_"``; several of one name are in `ReceptiveFields.calls`.
 
     Raises:
         ArgumentError: if ``model`` is no module, or the shape is none or does not fit it.
     """
-    shape = (1, *shapes.check_input(input_shape)[1:])
-    if len(shape) < 3:
+    inputs = read_inputs(input_shape)
+    if all(len(shape) < 3 for shape in inputs.shapes):
         raise ArgumentError(
-            f"input_shape={tuple(shape)} has no axes along which a unit could see a part; give "
+            f"input_shape={inputs.shapes[0]} has no axes along which a unit could see a part; give "
             "(N, C, L), (N, C, H, W) or (N, C, D, H, W)."
         )
-    collector = FieldCollector(shape)
-    notes = trace(model, input_shape, [FieldTracker(collector.seen, operators=operators)])
-    return collector.result(notes)
+    tracker = FieldTracker(operators=operators)
+    traced = trace(model, inputs, [tracker])
+    return fields_of(tracker, traced.notes)
 
 
-class FieldCollector:
-    """Makes a `LayerField` of each module's run."""
-
-    def __init__(self, input_shape: tuple[int, ...]) -> None:
-        self._input_shape = input_shape
-        self._calls: dict[str, list[LayerField]] = {}
-
-    def seen(self, name: str, shape: tuple[int, ...] | None, known: Known) -> None:
-        """A module has run, or an operator."""
-        made = layer_field(name, self._input_shape, shape or (), known)
-        self._calls.setdefault(name, []).append(made)
-
-    def result(self, notes: tuple[str, ...] = ()) -> ReceptiveFields:
-        """The fields of all modules that have run."""
-        layers = {name: calls[-1] for name, calls in self._calls.items()}
-        return ReceptiveFields(self._input_shape, layers, self._calls, notes)
+def fields_of(tracker: FieldTracker, notes: tuple[str, ...] = ()) -> ReceptiveFields:
+    """The receptive fields that a tracker has found."""
+    shape, calls = tracker.input_shape, dict[str, list[LayerField]]()
+    for name, output_shape, known in tracker.found:
+        calls.setdefault(name, []).append(layer_field(name, shape, output_shape or (), known))
+    return ReceptiveFields(shape, {name: runs[-1] for name, runs in calls.items()}, calls, notes)
 
 
 def layer_field(
@@ -216,7 +210,7 @@ def layer_field(
     if not isinstance(known, tuple):
         grid = shape[2:] if len(shape) == len(input_shape) else shape[1:]
         nothing: tuple[int | None, ...] = (None,) * n_axes
-        reason = known.operator if isinstance(known, Unknown) else "no dependence on the input"
+        reason = known.operator if isinstance(known, Unknown) else INDEPENDENT
         return LayerField(name, shape, grid, nothing, nothing, nothing, unknown=reason)
     like_input = _has_grid(known, shape, len(input_shape))
     grid, drop = (shape[2:], (0, 1)) if like_input else (shape[1:], (0,))

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convlens.errors import ArgumentError
+from convlens.execution.shapes import check_tensor, times
 from convlens.geometry.arithmetic import output_size
-from convlens.geometry.shapes import check_tensor, times
 
 CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
 """What the planes of an image are called, by their number."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from convlens.errors import ArgumentError
+from convlens.execution.shapes import LETTERS, check_tensor, named
 from convlens.geometry.arithmetic import output_size, same_padding
-from convlens.geometry.shapes import LETTERS, check_tensor, named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 
+from convlens.execution import memory_of
 from convlens.geometry import reach, taps
 from convlens.geometry.periodic import Rule, window
 from convlens.geometry.reach import NOTHING_FIRST, NOTHING_LAST, Field, Known, Reach, Shape, Unknown
@@ -59,7 +59,7 @@ class Ledger:
         """A new tensor, perhaps in the memory of another; or one that now looks elsewhere."""
         entry = Entry(tensor, known, _place(tensor))
         if id(tensor) not in self._entries:
-            self._sharing.setdefault(_memory(tensor), []).append(tensor)
+            self._sharing.setdefault(memory_of(tensor), []).append(tensor)
         self._entries[id(tensor)] = entry
         return entry
 
@@ -69,10 +69,10 @@ class Ledger:
         written = self.note(tensor, known)
         if known is before.known:
             return
-        others = [t for t in self._sharing[_memory(tensor)] if t is not tensor]
+        others = [t for t in self._sharing[memory_of(tensor)] if t is not tensor]
         for other in others:  # the oldest, which made the memory, comes first
             seen = self._entries[id(other)]
-            base = self._entries[id(self._sharing[_memory(tensor)][0])]
+            base = self._entries[id(self._sharing[memory_of(tensor)][0])]
             now = _after_write(seen, written, base, operator)
             if now is not seen.known:
                 self._entries[id(other)] = replace(seen, known=now)
@@ -102,10 +102,6 @@ def _written_into(known: Known, box: Box, written: Entry) -> Known:
 
 def _part(box: Box, outer: Entry) -> Known:
     return box.cut(outer.known, outer.shape) if isinstance(outer.known, tuple) else outer.known
-
-
-def _memory(tensor: Tensor) -> int:
-    return StorageWeakRef(tensor.untyped_storage()).cdata
 
 
 def _place(tensor: Tensor) -> Place:

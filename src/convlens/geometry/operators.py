@@ -91,6 +91,7 @@ _NAMES: tuple[tuple[Effect, str], ...] = (
     (choosing.masked, "masked_fill"),
     (choosing.triangle, "tril triu"),
     (choosing.indexed, "index _unsafe_index"),
+    (choosing.embedded, "embedding"),
     (choosing.selected_by, "index_select"),
     (choosing.gathered, "gather"),
     (choosing.placed, "index_put _unsafe_index_put _index_put_impl"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -11,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convlens.errors import ArgumentError, LayerNotFoundError, find_layer
-from convlens.geometry import arithmetic, shapes
-from convlens.geometry.effective import evaluation
+from convlens.execution import copy_of, hook_layers, preserved, shapes, unwrapped
+from convlens.geometry import arithmetic
 from convlens.geometry.fields import ReceptiveFields, receptive_field
 from convlens.geometry.kernels import CHANNEL_NAMES
 from convlens.geometry.training_memory import check_count
@@ -277,8 +278,8 @@ def _growing(model: nn.Module, fields: ReceptiveFields) -> list[str]:
 
 def _leaves(model: nn.Module) -> set[str]:
     """The names of the modules without children."""
-    inner = getattr(model, "_orig_mod", model)
-    return {name for name, module in inner.named_modules() if not any(module.children())}
+    named = unwrapped(model).named_modules()
+    return {name for name, module in named if not any(module.children())}
 
 
 def show_positions(
@@ -334,39 +335,35 @@ def _convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
 
 def _first_weight(model: nn.Module, layer: str | int) -> Tensor:
     shapes.check_model(model)
-    found = _convolutions(getattr(model, "_orig_mod", model))
+    found = _convolutions(unwrapped(model))
     if not found:
         raise ArgumentError(
             f"model={type(model).__name__} has no two-dimensional convolution, so no kernels to "
             "show."
         )
-    return found[list(found)[find_layer(layer, list(found))]].weight.detach()
+    chosen = found[list(found)[find_layer(layer, list(found))]]
+    with preserved(chosen, copy_of), torch.no_grad():  # a weight may be computed when it is read
+        return chosen.weight.detach()
 
 
 def _input_channels(model: nn.Module, given: int) -> int:
-    first = next(iter(_convolutions(getattr(model, "_orig_mod", model)).values()), None)
+    first = next(iter(_convolutions(unwrapped(model)).values()), None)
     return given if first is None else first.in_channels
 
 
 def _outputs(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
     """The output of each module that gives one tensor, in the order in which they end."""
     shapes.check_model(model)
-    model = getattr(model, "_orig_mod", model)  # of a compiled model
+    model = unwrapped(model)
     outputs: dict[str, Tensor] = {}
-    hooks = [
-        module.register_forward_hook(_keeper(outputs, name))
-        for name, module in model.named_modules()
-    ]
     try:
-        with evaluation(model), torch.no_grad():
+        with preserved(model, copy_of), torch.no_grad():
+            hook_layers(model, partial(_keeper, outputs))
             model(batch)
     except RuntimeError as error:
         raise ArgumentError(
             f"image {shapes.named(tuple(batch.shape))} does not fit the model: {error}"
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not outputs:
         raise LayerNotFoundError("model has no module that gives a tensor.")
     return outputs

@@ -8,18 +8,19 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from convlens.errors import ArgumentError
+from convlens.execution.modules import has_children, named_layers
 from convlens.geometry.costs import (
     CostCounter,
     Usage,
     channels,
+    count_parameters,
     inputs_per_output,
-    own_parameters,
     window,
 )
-from convlens.geometry.fields import LayerField, ReceptiveFields
+from convlens.geometry.fields import INDEPENDENT, LayerField, ReceptiveFields
 from convlens.geometry.training_memory import LayerMemory
 
 Fold = str | type[nn.Module]
@@ -63,8 +64,8 @@ class Row:
         receptive_field: its size along each axis, in pixels, the padding included; None
             along an axis where it differs from position to position.
         jump: pixels between the fields of neighbouring units, along each axis.
-        receptive_field_note: "all" if every unit sees the whole image, "varies",
-            "unknown: OPERATOR", or empty.
+        receptive_field_note: "all" if every unit sees the whole image, "varies", "none" if the
+            output does not depend on the image, "unknown: OPERATOR", or empty.
     """
 
     name: str
@@ -150,8 +151,8 @@ def make_rows(
         fields: what its layers see.
         memory: what training keeps, by layer; None if it could not be found.
     """
-    modules = dict(model.named_modules())
-    met: set[int] = set()
+    modules = dict(named_layers(model))
+    met: dict[int, Tensor] = {}
     made: dict[str, Row] = {}
     for name in [*costs.usage, *(n for n in modules if n not in costs.usage)]:
         usage = costs.usage.get(name) or Usage(name, modules[name])
@@ -161,14 +162,16 @@ def make_rows(
     return _worth_showing(_as_tree(made))
 
 
-def _row(usage: Usage, seen: LayerField | None, kept: LayerMemory | None, met: set[int]) -> Row:
+def _row(
+    usage: Usage, seen: LayerField | None, kept: LayerMemory | None, met: dict[int, Tensor]
+) -> Row:
     module = usage.module
-    parent = any(True for _ in module.children())
-    owned = own_parameters(module, met)
+    parent = has_children(module)
+    owned = count_parameters(module, met)
     inputs, outputs = inputs_per_output(module) or (None, None)
     return Row(
         name=usage.name,
-        kind=type(module).__name__,
+        kind=module._get_name(),  # pyright: ignore[reportPrivateUsage] — as torch prints it
         depth=_depth(usage.name),
         parent=parent,
         folded=False,
@@ -201,7 +204,7 @@ def _field_note(seen: LayerField | None) -> str:
     if seen is None or not seen.size:
         return ""
     if seen.unknown:
-        return f"unknown: {seen.unknown}"
+        return "none" if seen.unknown == INDEPENDENT else f"unknown: {seen.unknown}"
     if seen.whole:
         return "all"
     return "varies" if None in seen.size else ""

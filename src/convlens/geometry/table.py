@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from convlens.geometry import shapes
+from convlens.execution import Given, read_inputs, shapes, trace, unwrapped
+from convlens.execution.modules import has_children
 from convlens.geometry.columns import COLUMNS, DROPPED_FIRST, Column, choose, n_bytes
 from convlens.geometry.costs import CostCounter
-from convlens.geometry.fields import FieldCollector, ReceptiveFields
+from convlens.geometry.fields import ReceptiveFields, fields_of
 from convlens.geometry.rows import Fold, Row, fold_rows, idle_kinds, make_rows
-from convlens.geometry.tracing import trace
 from convlens.geometry.tracker import FieldTracker
 from convlens.geometry.training_memory import Memory, check_count, measure_memory
 
@@ -40,7 +40,7 @@ class Summary:
             run are last among their neighbours.
         totals: sums of the columns ``trainable``, ``frozen``, ``parameters``,
             ``parameter_bytes``, ``multiplications``, ``activations``, ``kept``, ``kept_fixed``.
-        input_shape: (1, C, …), the one image that all numbers are for.
+        inputs: the shape of each input that all numbers are for: (1, C, …) for one image.
         batch_size: images in the batch of the training step whose memory is estimated.
         memory: what training holds, and its peak for any batch size.
         notes: what is left out of the numbers, and what marks mean.
@@ -51,12 +51,17 @@ class Summary:
     model: str
     rows: tuple[Row, ...]
     totals: dict[str, int] = field(hash=False)
-    input_shape: tuple[int, ...]
+    inputs: tuple[tuple[int, ...], ...]
     batch_size: int
     memory: Memory
     notes: tuple[str, ...]
     columns: tuple[Column, ...] = field(repr=False, compare=False)
     fields: ReceptiveFields = field(repr=False, compare=False)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(1, C, …): the shape of the first input."""
+        return self.inputs[0]
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -178,8 +183,9 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON.
 
-        ``rows`` (keys as in `Row`), ``totals``, ``input_shape``, ``memory`` (bytes; keys as in
-        `Memory`, ``batch_size`` and ``peak``), ``notes``.
+        ``rows`` (keys as in `Row`), ``totals``, ``input_shape`` (of the first input), ``inputs``
+        (the shapes of all), ``memory`` (bytes; keys as in `Memory`, ``batch_size`` and ``peak``),
+        ``notes``.
         """
         names = ("parameters", "gradients", "buffers", "input", "kept", "kept_fixed")
         memory = {name: getattr(self.memory, name) for name in names}
@@ -189,13 +195,16 @@ class Summary:
             "rows": [row.to_dict() for row in self.rows],
             "totals": dict(self.totals),
             "input_shape": list(self.input_shape),
+            "inputs": [list(shape) for shape in self.inputs],
             "memory": memory | {"batch_size": self.batch_size, "peak": peak},
             "notes": list(self.notes),
         }
 
     def title(self) -> str:
         """What the numbers are for."""
-        return f"{self.model}, one image, {shapes.named(self.input_shape)}"
+        n = self.input_shape[0]
+        what = "one image" if n == 1 else f"{n} images"
+        return f"{self.model}, {what}, {' and '.join(map(shapes.named, self.inputs))}"
 
     def lines(self) -> list[tuple[str, ...]]:
         """Headings, the cells of every row, and the totals, for the columns that are shown."""
@@ -207,7 +216,7 @@ class Summary:
 
 def summary(
     model: nn.Module,
-    input_shape: Sequence[int] | Tensor,
+    input_shape: Given,
     *,
     depth: int | None = None,
     fold: Sequence[Fold] | Fold = (),
@@ -222,10 +231,11 @@ def summary(
     8 → 16 channels, 3×3, output 7×7, has 8·16·3·3·7·7 = 56,448. Biases add none.
 
     Args:
-        model: any module that takes one tensor. Its weights, buffers, modes, and the random state
-            stay as they are.
+        model: any module. Its weights, buffers, caches, modes and hooks, and the random state, stay
+            as they are.
         input_shape: (N, C, H, W), or with one or three axes in place of H, W, or (N, F); or a
-            tensor of that shape.
+            tensor of that shape. For several inputs a sequence of shapes or tensors, or a mapping
+            by the names of ``forward``'s arguments.
         depth: fold everything that lies in more modules than so many; 0 leaves one row.
         fold: layers whose insides are left to one row: names, class names, or classes.
         columns: names of the columns to show; None shows those of `columns.COLUMNS` that are usual
@@ -237,26 +247,25 @@ def summary(
             model, with the layer's name, the shape it got and what its weight expects; if there is
             no such column, or nothing such to fold.
     """
-    given = shapes.check_input(input_shape)
-    shape = (1, *given[1:])
-    batch_size = given[0] if batch_size is None else batch_size
+    inputs = read_inputs(input_shape)
+    batch_size = inputs.n if batch_size is None else batch_size
     check_count("batch_size", batch_size, 1)
-    costs, collector = CostCounter(), FieldCollector(shape)
-    said = trace(model, input_shape, [costs, FieldTracker(collector.seen)])
-    fields = collector.result(said)
-    model = getattr(model, "_orig_mod", model)  # of a compiled model
-    example = input_shape if isinstance(input_shape, Tensor) else None
-    memory = measure_memory(model, shape, example)
+    costs, tracker = CostCounter(), FieldTracker()
+    traced = trace(model, inputs, [costs, tracker])
+    fields = fields_of(tracker, traced.notes)
+    model = unwrapped(model)
+    memory = measure_memory(model, inputs, traced.n)
     layers = None if memory.problem else {layer.name: layer for layer in memory.layers}
     every = make_rows(model, costs, fields, layers)
-    rows = tuple(fold_rows(every, prod(shape), depth, fold))
+    used = inputs.shapes_for(traced.n)
+    rows = tuple(fold_rows(every, sum(map(prod, used)), depth, fold))
     totals = {name: sum(getattr(row, name) or 0 for row in rows) for name in TOTALS}
     chosen = choose(columns, rows)
-    every_note = [*said, *_notes(every, rows, costs), *_memory_notes(memory, batch_size)]
+    every_note = [*traced.notes, *_notes(every, rows, costs), *_memory_notes(memory, batch_size)]
     hidden = {column.name for column in COLUMNS} - {column.name for column in chosen}
     notes = tuple(note for note in every_note if _subject(note) not in hidden)
     name = type(model).__name__
-    return Summary(name, rows, totals, shape, batch_size, memory, notes, chosen, fields)
+    return Summary(name, rows, totals, used, batch_size, memory, notes, chosen, fields)
 
 
 def _notes(every: Sequence[Row], rows: Sequence[Row], costs: CostCounter) -> Iterator[str]:
@@ -264,7 +273,7 @@ def _notes(every: Sequence[Row], rows: Sequence[Row], costs: CostCounter) -> Ite
     between = {
         name
         for usage in costs.usage.values()
-        if any(usage.module.children())
+        if has_children(usage.module)
         for name in usage.uncounted
     }
     if between:
@@ -279,8 +288,14 @@ def _notes(every: Sequence[Row], rows: Sequence[Row], costs: CostCounter) -> Ite
     unknown = list(dict.fromkeys(n[9:] for n in field_notes if n.startswith("unknown")))
     if unknown:
         yield f"field unknown: after {', '.join(unknown)}."
-    if any(row.receptive_field_note and None in row.receptive_field for row in rows):
-        yield "field all: every unit sees the whole image; varies: it differs from place to place."
+    meanings = {
+        "all": "every unit sees the whole image",
+        "varies": "it differs from place to place",
+        "none": "the output does not depend on the image",
+    }
+    said = [f"{note}: {what}" for note, what in meanings.items() if note in field_notes]
+    if said:
+        yield f"field {'; '.join(said)}."
     if any(not row.compresses for row in rows):
         yield "in/out !: a position makes as many numbers as it reads, or more."
     if any(row.shared for row in rows):

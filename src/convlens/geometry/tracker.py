@@ -1,8 +1,8 @@
-"""Follows the fields of all tensors through a run; see `tracing.Observer`."""
+"""Tracks the receptive field of every tensor during one forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,53 +16,50 @@ from convlens.geometry.memory import Ledger
 from convlens.geometry.operators import effect_of
 from convlens.geometry.reach import Known, Unknown, input_field
 
-Seen = Callable[[str, "tuple[int, ...] | None", Known], None]
-"""Is told name, shape (None: not one tensor) and field of each tensor, when the run is over."""
+Found = tuple[str, tuple[int, ...] | None, Known]
+"""Name, shape (None: not one tensor) and field of a tensor."""
 
 
 class FieldTracker:
-    """Keeps what is known of each tensor, and says what is known of each module's output.
+    """Tracks what is known of each tensor; see `execution.Observer`.
 
     Args:
-        seen: is told of each module's output; of several tensors in it by ``name[0]``,
-            ``name['key']`` and so on; the module itself is then last, with no shape.
-        operators: whether to tell of each operator's output too, as ``module:operator``.
+        operators: whether to keep each operator's output too, as ``module:operator``.
+
+    Attributes:
+        input_shape: (N, C, …) of the input that the fields are for.
+        found: each module's output; of several tensors in it by ``name[0]``, ``name['key']`` and
+            so on; the module itself is then last, with no shape.
     """
 
-    def __init__(self, seen: Seen, *, operators: bool = False) -> None:
-        self._seen = seen
+    def __init__(self, *, operators: bool = False) -> None:
         self._operators = operators
-        self._start()
-
-    def _start(self) -> None:
-        self._ledger, self._constants = Ledger(), Constants()
-        self._found: list[tuple[str, tuple[int, ...] | None, Known]] = []
+        self.input_shape: tuple[int, ...] = ()
 
     def begin(self, tensor: Tensor) -> None:
         """A run begins, and an earlier one is forgotten; the input sees itself."""
-        self._start()
-        self._ledger.note(tensor, input_field(tuple(tensor.shape)))
+        self._ledger, self._constants = Ledger(), Constants()
+        self.found: list[Found] = []
+        self.input_shape = tuple(tensor.shape)
+        self._ledger.note(tensor, input_field(self.input_shape))
 
     def constant(self, fake: Tensor, real: Tensor) -> None:
         """A parameter or buffer, and what stands in its place."""
         self._constants.given(fake, real)
 
-    def enter(self, name: str, module: nn.Module) -> None:
+    def enter(self, name: str, module: nn.Module, given: Sequence[Tensor]) -> None:
         """Nothing to do."""
 
     def leave(self, name: str, module: nn.Module, output: object) -> None:  # noqa: ARG002
-        """A module has run: keep what its output sees. The model itself is the last one."""
+        """A module has run: keep what its output sees."""
         paths = [(p, t) for p, t in tree_leaves_with_path(output) if isinstance(t, Tensor)]
         for path, tensor in paths:
             self._find(name if len(paths) == 1 else name + keystr(path), tensor)
         if len(paths) != 1:
-            self._found.append((name, None, Unknown(f"an output of {len(paths)} tensors")))
-        if not name:
-            for found in self._found:
-                self._seen(*found)
+            self.found.append((name, None, Unknown(f"an output of {len(paths)} tensors")))
 
     def _find(self, name: str, tensor: Tensor) -> None:
-        self._found.append((name, tuple(tensor.shape), self._ledger.entry(tensor).known))
+        self.found.append((name, tuple(tensor.shape), self._ledger.entry(tensor).known))
 
     def operator(
         self,
@@ -111,16 +108,18 @@ class FieldTracker:
         effect = effect_of(function) if outputs else None
         if effect is None or any(0 in tensor.shape for tensor in [*inputs, *outputs[:1]]):
             return [unknown] * len(outputs)
-        result = effect(
-            Call(
-                str(function),
-                arguments,
-                self._ledger.entry,
-                self._constants.value,
-                tuple(outputs[0].shape),
-                len(outputs),
-            )
+        call = Call(
+            str(function),
+            arguments,
+            self._ledger.entry,
+            self._constants.value,
+            tuple(outputs[0].shape),
+            len(outputs),
         )
+        try:
+            result = effect(call)
+        except LookupError:  # it needs the field of an argument that has none here
+            result = unknown
         if isinstance(result, list):
             return result
         return [result, *[unknown] * (len(outputs) - 1)]

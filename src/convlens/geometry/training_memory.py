@@ -7,18 +7,26 @@ to (`torch.autograd.graph.saved_tensors_hooks`), so that no rule for an operator
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from convlens.errors import ArgumentError
+from convlens.execution import (
+    Inputs,
+    ValuesNeededError,
+    has_children,
+    memory_of,
+    named_layers,
+    own_parameters,
+    run_on_fake,
+    unwrapped,
+)
 
 PROBE_BATCH = 127
 """Images of the fake batch: a prime, so that a size it divides grows with the batch."""
@@ -59,6 +67,7 @@ class Memory:
         kept_fixed: the same, whatever the batch.
         layers: the same by layer, in the order of the forward pass.
         problem: why ``kept`` is None, or empty.
+        unit: images that "each image" stands for: 1, or more for a model that does not take one.
     """
 
     parameters: int
@@ -69,6 +78,7 @@ class Memory:
     kept_fixed: int
     layers: tuple[LayerMemory, ...] = field(repr=False)
     problem: str = ""
+    unit: int = 1
 
     def peak(self, batch_size: int, optimizer_copies: int = 1) -> int | None:
         """An estimate of the most that a training step holds, in bytes.
@@ -96,13 +106,13 @@ class Memory:
         if self.kept is None:
             return None
         always = self.parameters + self.buffers + optimizer_copies * self.gradients
-        worst, kept, done = self.gradients, 0, 0
+        worst, kept, done, n = self.gradients, 0, 0, -(-batch_size // self.unit)
         for layer in self.layers:
-            kept += batch_size * layer.kept + layer.kept_fixed
+            kept += n * layer.kept + layer.kept_fixed
             waiting = self.gradients - done
-            worst = max(worst, kept + waiting + batch_size * layer.passing)
+            worst = max(worst, kept + waiting + n * layer.passing)
             done += layer.gradients
-        return always + batch_size * self.input + worst
+        return always + n * self.input + worst
 
 
 def check_count(name: str, value: object, least: int) -> None:
@@ -115,194 +125,142 @@ def check_count(name: str, value: object, least: int) -> None:
         raise ArgumentError(f"{name}={value!r} must be a whole number of at least {least}.")
 
 
-def measure_memory(model: nn.Module, shape: Sequence[int], example: Tensor | None = None) -> Memory:
-    """What training ``model`` on images of a shape (N, C, …) holds; N does not matter.
-
-    The model runs once on fake tensors, with every module in training mode; afterwards everything
-    about it is as it was.
+def measure_memory(model: nn.Module, inputs: Inputs, unit: int = 1) -> Memory:
+    """What training ``model`` holds, found by one pass in training mode on fake tensors.
 
     Args:
-        model: any module that takes one tensor.
-        shape: of its input.
-        example: gives the input's type and device; those of the model's parameters without one.
+        model: any module; it is left as it was.
+        inputs: what it is called with.
+        unit: images that it takes at least.
     """
-    model = getattr(model, "_orig_mod", model)  # of a compiled model
-    parameters = dict(model.named_parameters())
-    buffers = dict(model.named_buffers())
-    reals = [t for t in [*parameters.values(), *buffers.values()] if t.is_floating_point()]
-    like = example if example is not None else reals[0] if reals else torch.empty(0)
-    trained = [p for p in parameters.values() if p.requires_grad]
+    model = unwrapped(model)
+    parameters = [p for _, module in named_layers(model) for p in own_parameters(module)]
+    buffers = list(model.buffers())
     problem = ""
     keeper = _Keeper()
+    hooks = torch.autograd.graph.saved_tensors_hooks(keeper.pack, keeper.unpack)
     try:
-        _run(model, {**parameters, **buffers}, (PROBE_BATCH, *shape[1:]), like, keeper)
+        contexts = [torch.enable_grad(), hooks]
+        run_on_fake(model, inputs, PROBE_BATCH * unit, [keeper], contexts, training=True)
     except Exception as error:  # whatever a model raises: the table does without these numbers
-        problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        kind = "" if isinstance(error, ArgumentError | ValuesNeededError) else type(error).__name__
+        problem = f"{kind}: {' '.join(str(error).split())[:200]}".removeprefix(": ")
     layers = tuple(keeper.layers(model))
     return Memory(
-        parameters=_bytes(parameters.values()),
-        gradients=_bytes(trained),
-        buffers=_bytes(buffers.values()),
-        input=torch.Size(shape[1:]).numel() * like.element_size(),
+        parameters=_bytes(parameters),
+        gradients=_bytes(p for p in parameters if p.requires_grad),
+        buffers=_bytes(buffers),
+        input=inputs.n_bytes(unit, [*parameters, *buffers]),
         kept=None if problem else sum(layer.kept for layer in layers),
         kept_fixed=0 if problem else sum(layer.kept_fixed for layer in layers),
         layers=() if problem else layers,
         problem=problem,
+        unit=unit,
     )
 
 
 class _Saved:
-    """Stands for a saved tensor; autograd lets it go when it lets the tensor go."""
+    """Stands for a saved tensor; autograd lets it go when it would let the tensor go.
+
+    It holds the memory, so that its identity is not used anew, and not the tensor, which would hold
+    the graph that holds this.
+    """
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+        self.storage = tensor.untyped_storage()
 
 
 class _Keeper:
-    """Listens to what autograd saves, and in which module."""
+    """Listens to what autograd saves, and in which module; see `execution.Observer`."""
 
     def __init__(self) -> None:
-        self.running: list[str] = [""]
-        self.given: list[set[int]] = []
-        self.passing: dict[str, int] = {}
-        self.order: list[str] = []
+        self._running: list[str] = [""]
+        self._given: list[set[int]] = []
+        self._passing: dict[str, int] = {}
+        self._order: list[str] = []
+        self._own: set[int] = set()  # memory of parameters, buffers and inputs
         self._saved: list[tuple[str, int, int, weakref.ref[_Saved]]] = []
         self._kept: dict[str, list[int]] = {}
 
     def pack(self, tensor: Tensor) -> _Saved:
         saved = _Saved(tensor)
-        storage = tensor.untyped_storage()
-        entry = (self.running[-1], _identity(tensor), storage.nbytes(), weakref.ref(saved))
+        n_bytes = saved.storage.nbytes()
+        entry = (self._running[-1], memory_of(tensor), n_bytes, weakref.ref(saved))
         self._saved.append(entry)
         return saved
 
     @staticmethod
-    def unpack(saved: _Saved) -> Tensor:
-        return saved.tensor
+    def unpack(_: _Saved) -> Tensor:
+        raise RuntimeError("there is no backward pass")
 
-    def enter(self, name: str, values: object) -> None:
-        self.running.append(name)
-        self.given.append({_identity(t) for t in _tensors(values)})
-        self.passing[name] = sum(t.untyped_storage().nbytes() for t in _tensors(values))
-        if name not in self.order:
-            self.order.append(name)
+    def begin(self, tensor: Tensor) -> None:
+        """Nothing to do."""
 
-    def leave(self, name: str, values: object) -> None:
-        while self.running.pop() != name:  # a model may catch what its layers raise
-            self.given.pop()
-        given = self.given.pop()
-        made = [t for t in _tensors(values) if _identity(t) not in given]
+    def constant(self, fake: Tensor, real: Tensor) -> None:  # noqa: ARG002
+        """Memory that is there anyway."""
+        self._own.add(memory_of(fake))
+
+    def operator(
+        self,
+        function: OpOverload,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        out: object,
+        layer: str,
+    ) -> None:
+        """Nothing to do."""
+
+    def enter(self, name: str, module: nn.Module, given: Sequence[Tensor]) -> None:  # noqa: ARG002
+        """A module is about to run."""
+        if not name:
+            self._own.update(map(memory_of, given))
+        self._running.append(name)
+        self._given.append(set(map(memory_of, given)))
+        self._passing[name] = sum(t.untyped_storage().nbytes() for t in given)
+        if name not in self._order:
+            self._order.append(name)
+
+    def leave(self, name: str, module: nn.Module, output: object) -> None:  # noqa: ARG002
+        """A module has run; the model itself is the last one, while its output is still held."""
+        while self._running.pop() != name:  # a model may catch what its layers raise
+            self._given.pop()
+        given = self._given.pop()
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        made = [t for t in tensors if memory_of(t) not in given]
         # In place, the gradient of the output becomes that of the input where it lies.
-        self.passing[name] += sum(t.untyped_storage().nbytes() for t in made)
+        self._passing[name] += sum(t.untyped_storage().nbytes() for t in made)
+        if not name:
+            self._sum_up()
 
-    def close(self, own: set[int]) -> None:
-        """Sum up what is still saved, each memory once, without those in ``own``."""
-        met = set(own)
+    def _sum_up(self) -> None:
+        """Sum up what is still saved, each memory once."""
+        met = set(self._own)
         for name, memory, n_bytes, saved in self._saved:
             if saved() is not None and memory not in met:
                 met.add(memory)
-                per_batch, rest = divmod(n_bytes, PROBE_BATCH)
+                per_unit, rest = divmod(n_bytes, PROBE_BATCH)
                 sums = self._kept.setdefault(name, [0, 0])
                 if rest:
                     sums[1] += n_bytes
                 else:
-                    sums[0] += per_batch
+                    sums[0] += per_unit
         self._saved.clear()
 
     def layers(self, model: nn.Module) -> Generator[LayerMemory]:
-        modules = dict(model.named_modules())
+        modules = dict(named_layers(model))
         met: set[int] = set()
-        names = [*self.order, *(name for name in modules if name not in self.order)]
+        names = [*self._order, *(name for name in modules if name not in self._order)]
         for name in names:
-            own = [p for p in modules[name].parameters(recurse=False) if id(p) not in met]
+            own = [p for p in own_parameters(modules[name]) if id(p) not in met]
             met.update(map(id, own))
             kept, fixed = self._kept.get(name, (0, 0))
-            leaf = not any(True for _ in modules[name].children())
-            passing = self.passing.get(name, 0) // PROBE_BATCH if leaf else 0
+            leaf = not has_children(modules[name])
+            passing = self._passing.get(name, 0) // PROBE_BATCH if leaf else 0
             trained = _bytes(p for p in own if p.requires_grad)
             yield LayerMemory(name, kept, fixed, trained, passing)
 
 
-def _run(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    shape: tuple[int, ...],
-    like: Tensor,
-    keeper: _Keeper,
-) -> None:
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    modules = dict(model.named_modules())
-    with ExitStack() as stack:
-        stack.enter_context(_in_training(modules.values()))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.inference_mode(mode=False))
-        stack.enter_context(torch.enable_grad())
-        fakes = {name: _fake(fake, tensor) for name, tensor in tensors.items()}
-        for name, module in modules.items():
-            before = module.register_forward_pre_hook(
-                _entering(keeper, name), prepend=True, with_kwargs=True
-            )
-            stack.callback(before.remove)
-            stack.callback(module.register_forward_hook(_leaving(keeper, name)).remove)
-        stack.enter_context(fake)
-        device = "cpu" if like.is_meta else like.device
-        image = torch.empty(shape, dtype=like.dtype, device=device)
-        own = {_identity(t) for t in [*fakes.values(), image]}
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keeper.pack, keeper.unpack))
-        output = torch.func.functional_call(model, fakes, (image,))
-        keeper.close(own)
-        del output  # until now it held what backward would need
-
-
-def _fake(mode: FakeTensorMode, tensor: Tensor) -> Tensor:
-    """A fake of a tensor; one without a device of its own is taken to lie on the CPU.
-
-    On "meta" torch chooses other operators than on any real device.
-    """
-    if not tensor.is_meta:
-        return mode.from_tensor(tensor)
-    with mode:
-        made = torch.empty_like(tensor, device="cpu")
-        return made.requires_grad_(tensor.requires_grad)
-
-
-def _entering(keeper: _Keeper, name: str) -> Callable[..., None]:
-    def enter(_: nn.Module, args: Any, kwargs: Any) -> None:  # noqa: ANN401
-        keeper.enter(name, (args, kwargs))
-
-    return enter
-
-
-def _leaving(keeper: _Keeper, name: str) -> Callable[..., None]:
-    def leave(_: nn.Module, __: object, output: object) -> None:
-        keeper.leave(name, output)
-
-    return leave
-
-
-@contextmanager
-def _in_training(modules: Any) -> Generator[None]:  # noqa: ANN401
-    """Training mode inside; afterwards every attribute of every module is what it was."""
-    saved = [(module, dict(vars(module))) for module in modules]
-    try:
-        for module, _ in saved:
-            module.training = True
-        yield
-    finally:
-        for module, attributes in saved:
-            vars(module).clear()
-            vars(module).update(attributes)
-
-
-def _tensors(values: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
-
-
-def _identity(tensor: Tensor) -> int:
-    return StorageWeakRef(tensor.untyped_storage()).cdata
-
-
-def _bytes(tensors: Any) -> int:  # noqa: ANN401 — any iterable of tensors
+def _bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the memory below tensors, each counted once."""
     sizes = {id(t): t.numel() * t.element_size() for t in tensors}
     return sum(sizes.values())

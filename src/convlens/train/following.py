@@ -1,13 +1,11 @@
 """Follows probe images through a model: feature maps, kernels, receptive fields.
 
-The model is run in evaluation, without autocast, and left as it was: modes, buffers, gradients,
-random numbers, compiled graphs; hooks are removed, also when it raises.
+The model is run in evaluation, without autocast, and left as it was; see `execution.preserved`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +16,9 @@ from torch.nn import functional as F
 from torch.nn.modules import activation
 from torch.nn.parameter import is_lazy
 
+from convlens.execution import copy_of, hook_layers, preserved, unwrapped
 from convlens.geometry import EffectiveField, LayerField, ReceptiveFields, receptive_field
-from convlens.geometry.effective import center_fields, evaluation
+from convlens.geometry.effective import center_fields
 from convlens.snapshots import (
     BEFORE,
     EffectiveFieldMap,
@@ -29,7 +28,6 @@ from convlens.snapshots import (
     Snapshot,
 )
 from convlens.train import budget
-from convlens.train.probes import same_random
 from convlens.watching.probes import BatchNorm, first_tensor
 
 CONVS = (nn.Conv2d, nn.ConvTranspose2d)
@@ -77,7 +75,7 @@ class Follower:
     def __init__(
         self, model: nn.Module, inputs: Tensor, n_layers: int, kept: Sequence[int]
     ) -> None:
-        self._model: nn.Module = getattr(model, "_orig_mod", model)
+        self._model = unwrapped(model)
         self._inputs, self._kept = inputs, kept
         self.notes: list[str] = []
         self._layers: list[_Layer] = []
@@ -92,11 +90,11 @@ class Follower:
             name: module
             for name, module in self._model.named_modules()
             if isinstance(module, nn.Conv2d)
-            and not is_lazy(module.weight)
+            and not any(map(is_lazy, module.parameters()))
             and max(module.kernel_size) <= budget.KERNEL_SIDE
         }
         self._planes = budget.choose_planes(
-            [tuple(c.weight.shape) for n, c in self._convs.items() if n not in self._first_convs]
+            [_weight_shape(c) for n, c in self._convs.items() if n not in self._first_convs]
         )
         self._run("receptive fields", self._find_fields)
 
@@ -130,14 +128,23 @@ class Follower:
     def _run(self, what: str, work: Callable[[], None]) -> bool:
         """Do something with the model, which may be any: what it raises becomes a note."""
         try:
-            with _as_it_is(self._model):
-                work()
+            work()
         except Exception as error:
             note = f"No {what}: {type(error).__name__}: {error}".strip()
             if note not in self.notes:
                 self.notes.append(note)
             return False
         return True
+
+    def _forward(
+        self, x: Tensor, modules: dict[str, nn.Module], make: Callable[[str], Callable[..., None]]
+    ) -> None:
+        """Run the model in evaluation with hooks on some modules."""
+        if any(is_lazy(tensor) for tensor in self._model.parameters()):
+            raise ValueError("parameters have no shape before the first batch")
+        with preserved(self._model, copy_of), torch.no_grad():
+            hook_layers(self._model, make, modules)
+            self._model(x)
 
     # ---- once -----------------------------------------------------------------------------------
 
@@ -160,8 +167,7 @@ class Follower:
             return see
 
         candidates = {n: m for n, m in self._model.named_modules() if _is_watched(n, m)}
-        with _hooks(candidates, watch), torch.no_grad():
-            self._model(x)
+        self._forward(x, candidates, watch)
         if x._version != untouched:  # changed in place, perhaps before a convolution saw it
             self._first_convs.clear()
         for name, module in candidates.items():
@@ -225,8 +231,7 @@ class Follower:
 
             return keep
 
-        with _hooks({x.name: x.module for x in self._layers}, watch), torch.no_grad():
-            self._model(self._inputs.clone())
+        self._forward(self._inputs.clone(), {x.name: x.module for x in self._layers}, watch)
         for layer in self._layers:
             if layer.name in pooled:
                 values = pooled[layer.name].numpy()
@@ -240,8 +245,9 @@ class Follower:
         for name, conv in self._convs.items():
             first = name in self._first_convs
             n_out, n_in = budget.PLANES[0] if first else self._planes
-            weight = conv.weight.detach()
-            bias = torch.zeros(0) if conv.bias is None else conv.bias.detach()
+            with preserved(conv, copy_of), torch.no_grad():  # it may be computed when it is read
+                weight = conv.weight.detach()
+                bias = torch.zeros(0) if conv.bias is None else conv.bias.detach()
             yield Kernels(
                 epoch,
                 name,
@@ -343,6 +349,10 @@ def padding_before(conv: nn.Conv2d) -> tuple[int, int]:
     return (int(rows), int(columns))
 
 
+def _weight_shape(conv: nn.Conv2d) -> tuple[int, ...]:
+    return (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+
+
 def _middle(field: LayerField | None) -> tuple[int, ...]:
     return () if field is None else tuple(n // 2 for n in field.grid)
 
@@ -359,45 +369,3 @@ def _line(field: LayerField, axis: int) -> tuple[NDArray[np.int64], NDArray[np.i
 
 def _reals(tensor: Tensor) -> NDArray[np.float32]:
     return tensor.float().cpu().numpy().copy()
-
-
-@contextmanager
-def _hooks(
-    modules: dict[str, nn.Module], make: Callable[[str], Callable[..., None]]
-) -> Generator[None]:
-    handles = [module.register_forward_hook(make(name)) for name, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _as_it_is(model: nn.Module) -> Generator[None]:
-    """Evaluation in full precision inside; afterwards the model is what it was."""
-    tensors = [*model.parameters(), *model.buffers()]
-    devices = {tensor.device for tensor in tensors}
-    if any(is_lazy(tensor) for tensor in tensors):
-        raise ValueError("parameters have no shape before the first batch")
-    saved = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    with ExitStack() as stack:
-        stack.enter_context(same_random(devices))
-        stack.enter_context(evaluation(model))
-        if _is_compiled(model):  # hooks run in no graph that was made without them
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        for kind in {device.type for device in devices} - {"meta"}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in saved:
-                    buffer.copy_(value)
-
-
-def _is_compiled(model: nn.Module) -> bool:
-    return any(
-        hasattr(module, "_orig_mod") or vars(module).get("_compiled_call_impl") is not None
-        for module in model.modules()
-    )

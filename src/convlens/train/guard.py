@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from convlens.errors import NonFiniteLossError
+from convlens.execution import copy_of, hook_layers, preserved
 from convlens.train.callbacks import Callback
 from convlens.train.stats import ActivationStats
 from convlens.watching.probes import first_tensor
@@ -77,7 +79,7 @@ def first_non_finite(model: nn.Module, x: Tensor) -> str | None:
     """The first layer in order of execution whose output for ``x`` is not finite.
 
     Args:
-        model: run once more, without gradients; its buffers and the random state stay as they are.
+        model: run once more, in its mode, without gradients; it stays as it is.
         x: (N, C, H, W), the batch.
 
     Returns:
@@ -87,20 +89,15 @@ def first_non_finite(model: nn.Module, x: Tensor) -> str | None:
         return "the input itself"
     found: list[str] = []
 
-    def look(module: nn.Module, args: object, output: object) -> None:  # noqa: ARG001
-        out = first_tensor(output)
-        if not found and out is not None and not bool(out.isfinite().all()):
-            found.append(f"{names[module]!r} ({type(module).__name__})")
+    def looking(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, args: object, output: object) -> None:  # noqa: ARG001
+            out = first_tensor(output)
+            if not found and out is not None and not bool(out.isfinite().all()):
+                found.append(f"{name or '(root)'!r} ({type(module).__name__})")
 
-    names = {module: name or "(root)" for name, module in model.named_modules()}
-    handles = [module.register_forward_hook(look) for module in names]
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        with torch.no_grad(), torch.random.fork_rng():
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for buffer, value in before:
-            buffer.copy_(value)
+        return look
+
+    with preserved(model, copy_of, training=None), torch.no_grad():
+        hook_layers(model, looking)
+        model(x)
     return found[0] if found else None

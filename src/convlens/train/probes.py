@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from convlens.execution import same_random
 from convlens.images import DataLoaders
 from convlens.images.loaders import TensorLoader
 
@@ -78,19 +78,6 @@ def _is_in_order(loader: DataLoader[Any]) -> bool:
         and isinstance(loader.sampler, SequentialSampler)
         and len(loader.dataset) > 0  # pyright: ignore[reportArgumentType]
     )
-
-
-@contextmanager
-def same_random(devices: Iterable[torch.device] = ()) -> Generator[None]:
-    """Put random numbers of torch, NumPy and Python back where they were."""
-    gpus = sorted({d.index or 0 for d in devices if d.type == "cuda"})
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 — what others use
-    try:
-        with torch.random.fork_rng(gpus):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager

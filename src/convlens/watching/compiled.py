@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from convlens.errors import ArgumentError
-from convlens.geometry.tracing import trace
+from convlens.execution import read_inputs, trace
 from convlens.watching import normalization
 from convlens.watching.book import Sketchbook, Slot
 from convlens.watching.operators import NO_AXIS, operators, watchers
@@ -145,7 +145,7 @@ class CompiledSide:
 
 
 class BeforeRelus:
-    """An observer of `geometry.tracing.trace`: which modules' outputs a ReLU takes directly."""
+    """An observer of `execution.trace`: which modules' outputs a ReLU takes directly."""
 
     def __init__(self) -> None:
         aten = torch.ops.aten
@@ -158,7 +158,7 @@ class BeforeRelus:
     def begin(self, tensor: Tensor) -> None:
         """Nothing to do."""
 
-    def enter(self, name: str, module: nn.Module) -> None:
+    def enter(self, name: str, module: nn.Module, given: Sequence[Tensor]) -> None:
         """Nothing to do."""
 
     def leave(self, name: str, module: nn.Module, output: object) -> None:  # noqa: ARG002
@@ -192,7 +192,7 @@ def layers_before_relus(model: nn.Module, inputs: Sequence[Any]) -> set[str]:
     tensors = [x for x in inputs if isinstance(x, Tensor)]
     if len(tensors) == 1 and len(inputs) == 1:
         with suppress(ArgumentError):
-            trace(model, tensors[0], [observer])
+            trace(model, read_inputs(tensors[0]), [observer])
     return observer.names
 
 

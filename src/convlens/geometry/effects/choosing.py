@@ -73,6 +73,8 @@ def _alternative(mask: NDArray[np.bool_], one: Reach, other: Reach) -> Reach:
 def indexed(call: Call) -> Known:
     """``x[rows, columns]`` by constant indices or masks."""
     tensors: list[Tensor | None] = list(call["indices"])
+    if not call.sees("self"):
+        return _looked_up(call, tensors)
     shape, field = call.shape_of("self"), call.field("self")
     given = [d for d, t in enumerate(tensors) if t is not None]
     values = [None if t is None else call.value(t) for t in tensors]
@@ -88,6 +90,25 @@ def indexed(call: Call) -> Known:
         return np.broadcast_to(array, _opened(array.shape, shape, arrays))[index]
 
     return tuple(seen.map(at).with_rule(None, None) for seen in field)
+
+
+def embedded(call: Call) -> Known:
+    """Rows of a constant table, by indices that depend on the input."""
+    return call.unknown() if call.sees("weight") else _looked_up(call, [call["indices"]])
+
+
+def _looked_up(call: Call, tensors: Sequence[Tensor | None]) -> Known:
+    """A constant table at indices that depend on the input: what is found sees what they see."""
+    found: list[tuple[Field, Shape]] = []
+    rank = max(len(call.entry(t).shape) for t in tensors if t is not None)
+    rest = (1,) * (len(call.shape) - rank)
+    for tensor in tensors:
+        if tensor is None:
+            return call.unknown()
+        shape = call.entry(tensor).shape
+        if (field := call.field_of(tensor)) is not None:
+            found.append((reach.reshape(field, shape, shape + rest), shape + rest))
+    return reach.union(found, call.shape)
 
 
 def selected_by(call: Call) -> Known:

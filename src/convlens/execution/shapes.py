@@ -24,27 +24,31 @@ Convolution = (
 )
 
 
-def check_input(value: object) -> tuple[int, ...]:
+def check_input(value: object, name: str = "input_shape") -> tuple[int, ...]:
     """The shape of an input, given as a shape or as a tensor.
+
+    Args:
+        value: what was given.
+        name: the argument that it was given as.
 
     Raises:
         ArgumentError: if it is no sequence of two to five whole numbers of at least 1.
     """
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | Tensor | torch.Size):
         raise ArgumentError(
-            f"input_shape={brief(value)} is no shape; give a tensor or a tuple such as "
+            f"{name}={brief(value)} is no shape; give a tensor or a tuple such as "
             "(N, C, H, W) = (1, 3, 224, 224)."
         )
     shape: tuple[Any, ...] = tuple(value.shape) if isinstance(value, Tensor) else tuple(value)
     if len(shape) not in LETTERS:
         raise ArgumentError(
-            f"input_shape={shape} has {len(shape)} axes; give 2 to 5, batch and channels first, "
+            f"{name}={shape} has {len(shape)} axes; give 2 to 5, batch and channels first, "
             "such as (N, C, H, W) = (1, 3, 224, 224)."
         )
     for letter, size in zip(LETTERS[len(shape)].split(", "), shape, strict=True):
         if isinstance(size, bool) or not isinstance(size, Integral) or int(size) < 1:
             raise ArgumentError(
-                f"input_shape={shape} has {letter} = {size!r}; every size must be a whole number "
+                f"{name}={shape} has {letter} = {size!r}; every size must be a whole number "
                 "of at least 1."
             )
     return tuple(int(size) for size in shape)

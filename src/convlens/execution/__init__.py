@@ -1,0 +1,35 @@
+"""Runs a user's model, on fake or on real tensors, and leaves it as it was."""
+
+from __future__ import annotations
+
+from convlens.execution.inputs import Given, Inputs, read_inputs
+from convlens.execution.modules import has_children, hook_layers, named_layers, own_parameters
+from convlens.execution.state import copy_of, preserved, same_random, unwrapped
+from convlens.execution.tracing import (
+    Observer,
+    Traced,
+    ValuesNeededError,
+    memory_of,
+    run_on_fake,
+    trace,
+)
+
+__all__ = [
+    "Given",
+    "Inputs",
+    "Observer",
+    "Traced",
+    "ValuesNeededError",
+    "copy_of",
+    "has_children",
+    "hook_layers",
+    "memory_of",
+    "named_layers",
+    "own_parameters",
+    "preserved",
+    "read_inputs",
+    "run_on_fake",
+    "same_random",
+    "trace",
+    "unwrapped",
+]
