@@ -176,7 +176,7 @@ class Box:
             for d, (start, step, count) in enumerate(self.parts)
         )
 
-        def write(which: str, nothing: np.int64) -> reach.Ints:
+        def write(which: str, nothing: np.int32) -> reach.Ints:
             array = np.broadcast_to(getattr(old, which) if old else nothing, full).copy()
             array[at] = getattr(new, which) if new else nothing
             return array

@@ -18,7 +18,7 @@ from convlens.geometry.taps import Ints, Taps, strided
 
 Shape = tuple[int, ...]
 
-NOTHING_FIRST, NOTHING_LAST = np.int64(2**62), np.int64(-(2**62))
+NOTHING_FIRST, NOTHING_LAST = np.int32(2**30), np.int32(-(2**30))
 """First and last position of an element that sees no input: neutral under minimum and maximum."""
 
 
@@ -69,7 +69,7 @@ def input_field(shape: Sequence[int]) -> Field:
     rank = len(shape)
 
     def own(dim: int) -> Reach:
-        line = np.arange(shape[dim], dtype=np.int64)
+        line = np.arange(shape[dim], dtype=np.int32)
         places = line.reshape([-1 if d == dim else 1 for d in range(rank)])
         return Reach(places, places, IDENTITY, dim)
 
@@ -90,7 +90,7 @@ def read(reach: Reach, dim: int, n_in: int, taps: Taps) -> Reach:
     if reach.first.shape[dim] == 1 and bool(taps.valid.any(axis=1).all()):
         return reach.with_rule(rule, reach.dim)
 
-    def gather(array: Ints, nothing: np.int64) -> Ints:
+    def gather(array: Ints, nothing: np.int32) -> Ints:
         shape = list(array.shape)
         shape[dim] = n_in
         values = np.take(np.broadcast_to(array, shape), taps.index, axis=dim)

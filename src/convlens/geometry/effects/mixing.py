@@ -176,7 +176,7 @@ def _allowed(call: Call) -> Mask | str | None:
 def _attended(seen: Reach, length: int, allowed: Mask) -> Reach:
     """The union over the keys that each query may see: (N, heads, S, 1) to (N, heads, T, 1)."""
 
-    def pick(array: Ints, nothing: np.int64) -> Ints:
+    def pick(array: Ints, nothing: np.int32) -> Ints:
         lines = np.broadcast_to(array, (*array.shape[:2], length, 1)).swapaxes(2, 3)
         return np.where(allowed, lines, nothing)
 

@@ -230,7 +230,7 @@ def im2col(call: Call) -> Known:
         return call.unknown()
     _, _, places = _blocks(call, shape[2:])
 
-    def cut(array: Ints, nothing: np.int64) -> Ints:
+    def cut(array: Ints, nothing: np.int32) -> Ints:
         whole = np.broadcast_to(array, (*array.shape[:2], *shape[2:]))
         edge = np.full((*array.shape[:2], shape[2] + 1, shape[3] + 1), nothing)
         edge[:, :, :-1, :-1] = whole
