@@ -67,21 +67,27 @@ class ReceptiveFields(Mapping[str, LayerField]):
         layers: the field of each module's last run, in the order in which they ended first.
         calls: the fields of all runs of each module.
         notes: what has to be said of the run; empty if nothing has.
+        kinds: the class names of ``layers``, empty for containers and single tensors.
     """
 
     input_shape: tuple[int, ...]
     layers: Mapping[str, LayerField]
     calls: Mapping[str, Sequence[LayerField]] = field(repr=False)
     notes: tuple[str, ...] = ()
+    kinds: Sequence[str] = field(default=(), repr=False)
 
     def __getitem__(self, layer: str | int) -> LayerField:
-        """The field of a layer, by name or index.
+        """The field of a layer, by name, index or kind, such as ``"last conv"``.
 
         Raises:
             LayerNotFoundError: if there is no such layer, with the closest names.
         """
+        return self.layers[self.find(layer)]
+
+    def find(self, layer: str | int) -> str:
+        """The name of a layer, given as to ``fields[layer]``."""
         names = list(self.layers)
-        return self.layers[names[find_layer(layer, names)]]
+        return names[find_layer(layer, names, self.kinds)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layers)
@@ -187,7 +193,7 @@ def receptive_field(
         )
     collector = FieldCollector(shape)
     notes = trace(model, input_shape, [FieldTracker(collector.seen, operators=operators)])
-    return collector.result(notes)
+    return collector.result(model, notes)
 
 
 class FieldCollector:
@@ -202,10 +208,12 @@ class FieldCollector:
         made = layer_field(name, self._input_shape, shape or (), known)
         self._calls.setdefault(name, []).append(made)
 
-    def result(self, notes: tuple[str, ...] = ()) -> ReceptiveFields:
-        """The fields of all modules that have run."""
+    def result(self, model: nn.Module, notes: tuple[str, ...] = ()) -> ReceptiveFields:
+        """The fields of all modules of a model that have run."""
         layers = {name: calls[-1] for name, calls in self._calls.items()}
-        return ReceptiveFields(self._input_shape, layers, self._calls, notes)
+        modules = dict(getattr(model, "_orig_mod", model).named_modules(remove_duplicate=False))
+        kinds = [shapes.layer_kind(modules[n]) if n in modules else "" for n in layers]
+        return ReceptiveFields(self._input_shape, layers, self._calls, notes, kinds)
 
 
 def layer_field(

@@ -124,7 +124,9 @@ def show_features(
     outputs = _outputs(model, _batch_of_one(image))
     if layer is None:
         return _show_all_features(model, outputs, most, columns, figure)
-    name = list(outputs)[find_layer(layer, list(outputs))]
+    modules = dict(getattr(model, "_orig_mod", model).named_modules(remove_duplicate=False))
+    kinds = [shapes.layer_kind(modules[name]) for name in outputs]
+    name = list(outputs)[find_layer(layer, list(outputs), kinds)]
     maps = outputs[name]
     if maps.dim() != 4:
         raise ArgumentError(
@@ -340,7 +342,8 @@ def _first_weight(model: nn.Module, layer: str | int) -> Tensor:
             f"model={type(model).__name__} has no two-dimensional convolution, so no kernels to "
             "show."
         )
-    return found[list(found)[find_layer(layer, list(found))]].weight.detach()
+    kinds = [type(module).__name__ for module in found.values()]
+    return found[list(found)[find_layer(layer, list(found), kinds)]].weight.detach()
 
 
 def _input_channels(model: nn.Module, given: int) -> int:

@@ -24,6 +24,15 @@ Convolution = (
 )
 
 
+def layer_kind(module: nn.Module) -> str:
+    """The class name of a layer, by which `convlens.errors.find_layer` finds it.
+
+    Empty for a container: a module with children and without parameters of its own.
+    """
+    owns = any(True for _ in module.parameters(recurse=False))
+    return type(module).__name__ if owns or not any(True for _ in module.children()) else ""
+
+
 def check_input(value: object) -> tuple[int, ...]:
     """The shape of an input, given as a shape or as a tensor.
 

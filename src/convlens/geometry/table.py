@@ -65,14 +65,15 @@ class Summary:
         return len(self.rows)
 
     def __getitem__(self, layer: str | int) -> Row:
-        """A row by the layer's name or by its place.
+        """A row by the layer's name, by its place, or by its kind, such as ``"last conv"``.
 
         Raises:
             LayerNotFoundError: with the closest names.
         """
         from convlens.errors import find_layer
 
-        return self.rows[find_layer(layer, [row.name for row in self.rows])]
+        kinds = ["" if row.parent and row.channels is None else row.kind for row in self.rows]
+        return self.rows[find_layer(layer, [row.name for row in self.rows], kinds)]
 
     def __str__(self) -> str:
         """Aligned plain text."""
@@ -243,7 +244,7 @@ def summary(
     check_count("batch_size", batch_size, 1)
     costs, collector = CostCounter(), FieldCollector(shape)
     said = trace(model, input_shape, [costs, FieldTracker(collector.seen)])
-    fields = collector.result(said)
+    fields = collector.result(model, said)
     model = getattr(model, "_orig_mod", model)  # of a compiled model
     example = input_shape if isinstance(input_shape, Tensor) else None
     memory = measure_memory(model, shape, example)
