@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from convlens.images import DataLoaders
+from convlens.images.batches import first_batch, same_generators, same_random
 from convlens.images.loaders import TensorLoader
 
 SEED = 0
@@ -33,7 +32,7 @@ def choose_probes(dls: DataLoaders, n: int) -> tuple[Tensor, Tensor] | None:
     if isinstance(dls.valid, TensorLoader):
         return _of_tensors(dls.valid, n)
     if dls.valid is not None:
-        with same_random(), _same_generators(dls.valid):
+        with same_random(), same_generators(dls.valid):
             return pick_probes(*_pool(dls.valid, POOL * n), n)
     return _of_tensors(dls.train, n) if isinstance(dls.train, TensorLoader) else None
 
@@ -69,7 +68,7 @@ def _pool(batches: Iterable[tuple[Tensor, Tensor]], n: int) -> tuple[Tensor, Ten
         spread = np.linspace(0, len(items) - 1, min(n, len(items))).round().astype(int)
         collate: Any = batches.collate_fn
         return collate([items[i] for i in spread.tolist()])
-    return next(iter(batches))
+    return first_batch(batches, "dls.valid")
 
 
 def _is_in_order(loader: DataLoader[Any]) -> bool:
@@ -78,29 +77,3 @@ def _is_in_order(loader: DataLoader[Any]) -> bool:
         and isinstance(loader.sampler, SequentialSampler)
         and len(loader.dataset) > 0  # pyright: ignore[reportArgumentType]
     )
-
-
-@contextmanager
-def same_random(devices: Iterable[torch.device] = ()) -> Generator[None]:
-    """Put random numbers of torch, NumPy and Python back where they were."""
-    gpus = sorted({d.index or 0 for d in devices if d.type == "cuda"})
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 — what others use
-    try:
-        with torch.random.fork_rng(gpus):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-
-
-@contextmanager
-def _same_generators(batches: object) -> Generator[None]:
-    """The same for generators of a loader's own."""
-    owners = [batches, getattr(batches, "sampler", None)]
-    found = [getattr(owner, "generator", None) for owner in owners]
-    states = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)
