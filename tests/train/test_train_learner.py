@@ -484,7 +484,7 @@ def test_a_summary_says_what_it_does_not_know(tmp_path):
 
 @pytest.mark.parametrize("n_epochs", [0, -1, 1.5, "2"])
 def test_no_epochs(n_epochs):
-    sentence = rf"n_epochs={n_epochs!r} is the number of epochs; give a whole number of at least 1"
+    sentence = rf"n_epochs={n_epochs!r} is not a number of epochs; give at least 1, a whole number"
     with pytest.raises(cl.ArgumentError, match=sentence):
         learner().fit(n_epochs)
 

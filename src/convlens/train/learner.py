@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
 from operator import length_hint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -306,7 +307,10 @@ class Learner:
                 raise
 
     def _prepare(self, n_epochs: int, schedule: Schedule) -> None:
-        check_whole("n_epochs", n_epochs, 1, "the number of epochs")
+        if not isinstance(n_epochs, Integral) or n_epochs < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArgumentError(
+                f"n_epochs={n_epochs!r} is not a number of epochs; give at least 1, a whole number."
+            )
         self.n_epochs, self.step = n_epochs, 0
         self.n_steps = n_epochs * count_batches(self.dls.train, "dls.train")
         if self.dls.valid is not None and length_hint(self.dls.valid, 1) == 0:
