@@ -157,6 +157,14 @@ def test_a_loader_of_ones_own_says_how_it_normalizes_or_gives_the_images(files):
     known = cl.Learner(cl.DataLoaders(batches, scale=scale), model, run=None, progress=False)
     for x in (raw, pixels()[:, None], files[1]):
         torch.testing.assert_close(known.predict(x).probabilities, right)
+    with pytest.raises(cl.ArgumentError, match=r"different shapes .* \(1, 9, 9\) and \(1, 12"):
+        known.predict([files[1][0], pillow(files[1][0]).resize((9, 9))])
+
+
+def test_files_for_a_model_of_other_channels_than_grey_and_colour(files):
+    learn, _ = made(np.zeros((N, 12, 12, 4), np.uint8))
+    with pytest.raises(cl.ArgumentError, match=r"one channel or three; the model was trained on C"):
+        learn.predict(files[1])
 
 
 @pytest.mark.parametrize(
