@@ -29,9 +29,8 @@ def train(norm: str | None, one_cycle: bool, lr: float, epochs: int, seed: int) 
     dls = cl.mnist(batch_size=512, device="cpu", seed=seed)
     learn = cl.Learner(dls, model, metrics=[cl.accuracy], seed=seed, run=None, progress=False)
     (learn.fit_one_cycle if one_cycle else learn.fit)(epochs, lr)
-    answers = torch.cat([learn.predict(x).labels for x, _ in dls.valid or ()]).bincount(
-        minlength=10
-    )
+    said = [learn.predict(x, normalized=True).labels for x, _ in dls.valid or ()]
+    answers = torch.cat(said).bincount(minlength=10)
     return {
         "seed": seed,
         "accuracy": round(learn.recorder.epochs[-1].metrics["accuracy"], 4),

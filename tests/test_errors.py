@@ -63,6 +63,31 @@ def test_without_layers_both_say_so() -> None:
         find_layer("a", [])
 
 
+KINDS = ["Conv2d", "Conv2d", "Linear", "BatchNorm1d"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "position"),
+    [("first conv", 0), ("last conv", 1), ("last Linear", 2), ("first norm", 3), ("head.norm", 3)],
+)
+def test_a_layer_by_its_kind(layer: str, position: int) -> None:
+    assert find_layer(layer, NAMES, KINDS) == position
+
+
+def test_a_name_wins_over_a_kind() -> None:
+    assert find_layer("last conv", ["last conv", "b"], ["Linear", "Conv2d"]) == 0
+
+
+def test_a_kind_that_no_layer_has_says_the_kinds() -> None:
+    with pytest.raises(
+        LayerNotFoundError,
+        match="'last pool': no layer's class name contains 'pool'; there are: BatchNorm1d, Conv2d",
+    ):
+        find_layer("last pool", NAMES, KINDS)
+    with pytest.raises(LayerNotFoundError, match="'last conv' is not among the 4 layers; closest"):
+        find_layer("last conv", NAMES)
+
+
 def test_a_warning_ends_nothing_even_where_warnings_are_errors() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

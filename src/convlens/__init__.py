@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convlens import geometry, nets
-    from convlens._facade import report, watch
-    from convlens.doctor import diagnose
+    from convlens._facade import diagnose, report, watch
     from convlens.errors import (
         ArgumentError,
         CheckpointError,
@@ -64,8 +63,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "convlens": ["geometry", "nets"],
-    "convlens._facade": ["report", "watch"],
-    "convlens.doctor": ["diagnose"],
+    "convlens._facade": ["diagnose", "report", "watch"],
     "convlens.errors": [
         "ArgumentError",
         "CheckpointError",

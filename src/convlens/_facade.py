@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from convlens.errors import ArgumentError
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from convlens.records import Finding, RunRecord
     from convlens.runs import Run
     from convlens.watching import ActivationWatch
     from convlens.watching.probes import Layers
@@ -77,21 +81,78 @@ def watch(
     return stats
 
 
-def report(run: Run | str | Path, out: str | Path | None = None) -> Path:
+class HasRun(Protocol):
+    """What records to a run: a `Learner`, what `watch` gives, a Lightning callback."""
+
+    @property
+    def run_path(self) -> Path | None:
+        """The run's directory, None without one."""
+        ...
+
+
+def run_of(run: Run | HasRun | str | Path) -> Run:
+    """The run of whatever has one, opened.
+
+    Args:
+        run: an opened run, the path of a run's directory, or what records to one.
+
+    Raises:
+        ArgumentError: if it has no run.
+        RunError: if there is no readable run at its path.
+    """
+    from convlens.runs import Run, open_run
+
+    if isinstance(run, Run):
+        return run
+    path = run if isinstance(run, str | os.PathLike) else getattr(run, "run_path", None)
+    if path is not None:
+        return open_run(path)
+    why = (
+        "which has no run: it keeps everything in memory (run=None), or has not begun"
+        if hasattr(run, "run_path")
+        else "which records no run"
+    )
+    raise ArgumentError(
+        f"run is a {type(run).__name__}, {why}; give a run, its path, or a Learner or a watcher "
+        "that records one (run='auto')."
+    )
+
+
+def diagnose(run: Run | HasRun | str | Path | RunRecord) -> list[Finding]:
+    """What a careful look at a run sees, in words, worst first.
+
+    It is never empty: a run without steps, one that is too short to judge and one with nothing
+    wrong say so.
+
+    Args:
+        run: an opened run, the path of a run's directory, what records to one (a `Learner`, what
+            `watch` gives), or a record.
+
+    Raises:
+        ArgumentError: if it has no run.
+        RunError: if there is no readable run at its path.
+    """
+    from convlens import doctor
+    from convlens.records import RunRecord
+
+    return doctor.diagnose(run if isinstance(run, RunRecord) else run_of(run).record())
+
+
+def report(run: Run | HasRun | str | Path, out: str | Path | None = None) -> Path:
     """Make a run's report: one HTML file that opens offline.
 
     Args:
-        run: an opened run, or the path of a run's directory.
+        run: an opened run, the path of a run's directory, or what records to one (a `Learner`, what
+            `watch` gives).
         out: where to write it; ``report.html`` in the run's directory if None.
 
     Returns:
         The file's path.
 
     Raises:
+        ArgumentError: if it has no run.
         RunError: if there is no readable run, or the file cannot be written.
     """
-    from convlens.runs import Run, open_run
     from convlens.views import write_report
 
-    opened = run if isinstance(run, Run) else open_run(run)
-    return write_report(opened, None if out is None else Path(out))
+    return write_report(run_of(run), None if out is None else Path(out))

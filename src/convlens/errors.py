@@ -68,25 +68,36 @@ class ConvlensWarning(UserWarning):
 def warn(message: str) -> None:
     """Issue a `ConvlensWarning`.
 
-    It never raises, also where a filter makes warnings errors: it is called in the middle of a
-    user's training step, which must not end because of it.
+    It never raises, also where a filter makes warnings errors or where standard error is closed: it
+    is called in the middle of a user's training step, which must not end because of it.
 
     Args:
         message: one sentence.
     """
-    with suppress(Warning):
+    with suppress(Exception):
         warnings.warn(message, ConvlensWarning, stacklevel=3)
 
 
-def find_layer(layer: int | str, names: Sequence[str]) -> int:
-    """Position of ``layer`` in ``names``: an index (negative counts from the end) or a name.
+def find_layer(layer: int | str, names: Sequence[str], kinds: Sequence[str] = ()) -> int:
+    """Position of ``layer`` in ``names``: an index (negative from the end), a name or a kind.
+
+    A kind is ``"first conv"``, ``"last norm"``: the first or last layer whose class name contains
+    the word, in any case.
+
+    Args:
+        layer: what to find.
+        names: the layers' names.
+        kinds: their class names, empty for what is not to be found by its kind; none if not known.
 
     Raises:
-        LayerNotFoundError: with the closest names, or the range of indices.
+        LayerNotFoundError: with the closest names, the kinds, or the range of indices.
     """
     if isinstance(layer, str):
         if layer in names:
             return list(names).index(layer)
+        end, _, kind = layer.partition(" ")
+        if kinds and kind and end in ("first", "last"):
+            return _find_kind(layer, end, kind, kinds)
         close = difflib.get_close_matches(layer, names, n=3, cutoff=0.4) or list(names)[:3]
         known = ", ".join(repr(name) for name in close) or "none, there are no layers"
         raise LayerNotFoundError(
@@ -105,3 +116,13 @@ def find_layer(layer: int | str, names: Sequence[str]) -> int:
         if names
         else f"layer={layer} was asked for, but no layers are recorded; train with watching on."
     )
+
+
+def _find_kind(layer: str, end: str, kind: str, kinds: Sequence[str]) -> int:
+    found = [i for i, known in enumerate(kinds) if kind.lower() in known.lower()]
+    if not found:
+        known = ", ".join(sorted({known for known in kinds if known}))
+        raise LayerNotFoundError(
+            f"layer={layer!r}: no layer's class name contains {kind!r}; there are: {known}."
+        )
+    return found[0 if end == "first" else -1]

@@ -169,7 +169,7 @@ WRONG = [
         {"x": COLOUR.astype(int)},
         r"x has dtype int64; expected uint8 pixels from 0 to 255, or floats",
     ),
-    ({"x": [1, 2]}, r"x is a list; give a NumPy array or a torch tensor"),
+    ({"x": [1, 2]}, r"x has shape \(2,\), which is 1 axes"),
     ({"x": COLOUR.astype(object)}, r"x has dtype object, which torch does not know; convert it"),
     ({"y": LABELS[:9]}, r"x has 30 images and y 9 labels; give one label for each image"),
     ({"y": LABELS * 1.0}, r"y has dtype float64; labels are integers from 0; convert them first"),
@@ -262,3 +262,35 @@ def test_a_missing_gpu_is_said():
         ArgumentError, match=r"device='cuda' cannot be used here \(.*\); give 'cpu'"
     ):
         from_arrays(COLOUR, LABELS, layout="NHWC", device="cuda")
+
+
+def test_lists_of_images_and_labels_are_taken_as_arrays():
+    right = in_order(from_arrays(COLOUR, LABELS, layout="NHWC"))
+    labels = LABELS.tolist()
+    for images in (list(COLOUR), tuple(map(torch.from_numpy, COLOUR))):
+        assert torch.equal(in_order(from_arrays(images, labels, layout="NHWC")), right)
+    halves = (list(COLOUR[:5]), labels[:5])
+    assert from_arrays(COLOUR, LABELS, layout="NHWC", valid=halves).valid.n_items == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"x": [COLOUR[0], COLOUR[1][:3]]},
+            r"x is a list whose parts do not fit together \(\(3, 4, 3\) and \(5, 4, 3\)\); give",
+        ),
+        (
+            {"x": [torch.zeros(2, 2), torch.zeros(3, 3)]},
+            r"x is a list whose parts do not fit .*\(2, 2\) and \(3, 3\)\); give all of them in",
+        ),
+        ({"x": [COLOUR[0], "cat.png"]}, r"x\[1\] is a str; .*cl.load_image reads an image file"),
+        ({"y": ["cat", "dog"]}, r"y\[0\] is a str; give arrays or tensors of numbers"),
+        ({"x": [[[1.0, 2.0], [3.0]]]}, r"x is a list .* \(setting an array element with a sequ"),
+        ({"x": []}, r"x has shape \(0,\), which is 1 axes"),
+        ({"classes": "cat"}, r"classes='cat' is one text; give a list of names"),
+    ],
+)
+def test_lists_that_cannot_work(change, sentence):
+    with pytest.raises(ArgumentError, match=sentence):
+        from_arrays(**{"x": COLOUR, "y": LABELS, "layout": "NHWC", **change})

@@ -233,9 +233,7 @@ def test_show_batch_of_other_iterables():
     assert [text.get_text() for text in ax.texts] == ["0", "1", "2"]
     assert ax.images[0].get_array().max() == 0
     assert ax.images[2].get_array().min() == 255
-    with pytest.raises(
-        ArgumentError, match=r"train is a list that gives no batches, so there is n"
-    ):
+    with pytest.raises(ArgumentError, match=r"train is a list that gives no batches; give it"):
         DataLoaders([]).show_batch()
     with pytest.raises(ArgumentError, match=r"n=0 is the number of images to show; give a whole"):
         DataLoaders([items(5)]).show_batch(0)
@@ -269,3 +267,21 @@ def test_batches_of_a_torch_loader_can_be_read_again_and_again():
     x, y = items(6)
     dls = DataLoaders(DataLoader(TensorDataset(x, y), batch_size=2))
     assert len(list(itertools.chain(dls.train, dls.train))) == 6
+
+
+@pytest.mark.usefixtures("_close_figures")
+def test_show_batch_of_labels_that_are_no_classes():
+    x, _ = items(3)
+    for y, captions in (
+        (torch.zeros(3, *x.shape[2:], dtype=torch.int64), []),
+        (torch.zeros(3, 4), []),
+        (torch.tensor([0.5, 1.0, 2.0]), ["0.5", "1.0", "2.0"]),
+    ):
+        ax = DataLoaders([(x, y)]).show_batch()
+        assert [text.get_text() for text in ax.texts if text.get_text()] == captions
+
+
+def test_names_of_classes_are_texts_in_a_list():
+    assert DataLoaders([items(3)], classes=[1, "b"]).classes == ("1", "b")
+    with pytest.raises(ArgumentError, match=r"classes='cats' is one text; give a list of names"):
+        DataLoaders([items(3)], classes="cats")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, IterableDataset
 
 import convlens as cl
 from convlens.runs.checkpoints import load_checkpoint
@@ -260,6 +261,14 @@ accuracy_again.__name__ = "accuracy"
         ({"device": "nonsense"}, r"device='nonsense' cannot be used here"),
         ({"dls": [1]}, r"dls is a list; give DataLoaders, from cl.mnist, cl.from_arrays"),
         ({"model": 3}, r"model is a int; give a torch.nn.Module"),
+        ({"metrics": [Log]}, r"metrics=\[<class .* is not a list of functions"),
+        ({"loss": nn.CrossEntropyLoss}, r"loss=CrossEntropyLoss is a class; give an object, Cross"),
+        ({"loss": "mse"}, r"loss='mse' is not a function of \(output, y\)"),
+        ({"optimizer": "adam"}, r"optimizer='adam' is not a function of \(parameters, lr\)"),
+        (
+            {"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)},
+            r"optimizer is a SGD object; give what makes it, torch.optim.SGD or a function",
+        ),
     ],
 )
 def test_learner_arguments_that_cannot_work(arguments, sentence):
@@ -473,62 +482,10 @@ def test_a_summary_says_what_it_does_not_know(tmp_path):
     assert len(learn.recorder.steps) == 3
 
 
-def test_predict():
-    learn = learner()
-    learn.fit(3, 0.01)
-    x = torch.cat([x for x, _ in learn.dls.valid])
-    said = learn.predict(x, batch_size=16)
-    assert said.probabilities.shape == (40, 3)
-    torch.testing.assert_close(said.probabilities.sum(dim=1), torch.ones(40))
-    assert said.names == tuple(str(label) for label in said.labels.tolist())
-    one = learn.predict(x[0])
-    torch.testing.assert_close(one.probabilities[0], said.probabilities[0])
-    with pytest.raises(
-        cl.ArgumentError, match=r"x is \(8, 8\); expected a tensor or array of shape"
-    ):
-        learn.predict(x[0, 0])
-
-
-def test_predict_raw_floats_and_arrays_as_from_arrays_got_them():
-    rng = np.random.default_rng(0)
-    raw, y = rng.normal(5, 3, (20, 8, 8)).astype(np.float32), np.arange(20) % 3
-    dls = cl.from_arrays(raw, y, layout="NHW", valid=(raw, y), batch_size=20)
-    learn = cl.Learner(dls, net(), run=None, progress=False)
-    x, _ = next(iter(dls.valid))
-    torch.testing.assert_close(
-        learn.predict(raw[:, None], normalized=False).probabilities,
-        learn.predict(x).probabilities,
-    )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"x": [1, 2]}, r"x is list; expected a tensor or array of shape \(N, C, H, W\)"),
-        ({"x": torch.zeros(2, 3, 8, 8)}, r"= \(2, 3, 8, 8\); the model was trained on C = 1"),
-        ({"x": torch.zeros(1, 8, 8), "batch_size": 0}, r"batch_size=0 is no number of images"),
-    ],
-)
-def test_predict_of_what_cannot_be(arguments, sentence):
-    with pytest.raises(cl.ArgumentError, match=sentence):
-        learner().predict(**arguments)
-
-
-def test_predict_normalizes_uint8_as_the_training_images_were():
-    rng = np.random.default_rng(0)
-    raw, y = rng.integers(0, 256, (20, 8, 8), dtype=np.uint8), np.arange(20) % 3
-    dls = cl.from_arrays(raw, y, layout="NHW", valid=(raw, y), batch_size=10)
-    learn = cl.Learner(dls, net(), run=None, progress=False)
-    x, _ = next(iter(dls.valid))
-    torch.testing.assert_close(
-        learn.predict(torch.from_numpy(raw[:10, None])).probabilities,
-        learn.predict(x[:10]).probabilities,
-    )
-
-
-@pytest.mark.parametrize("n_epochs", [0, -1])
+@pytest.mark.parametrize("n_epochs", [0, -1, 1.5, "2"])
 def test_no_epochs(n_epochs):
-    with pytest.raises(cl.ArgumentError, match=rf"n_epochs={n_epochs} is not a number of epochs"):
+    sentence = rf"n_epochs={n_epochs!r} is not a number of epochs; give at least 1, a whole number"
+    with pytest.raises(cl.ArgumentError, match=sentence):
         learner().fit(n_epochs)
 
 
@@ -537,9 +494,23 @@ def test_a_training_set_without_a_length():
         def __iter__(self):
             return iter([])
 
-    learn = cl.Learner(cl.DataLoaders(Endless()), net(), run=None, progress=False)
-    with pytest.raises(cl.ArgumentError, match=r"dls.train is a Endless without a length"):
-        learn.fit(1)
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([(torch.zeros(1, 8, 8), 0)])
+
+    for train, name in ((Endless(), "Endless"), (DataLoader(Stream()), "DataLoader")):
+        learn = cl.Learner(cl.DataLoaders(train), net(), run=None, progress=False)
+        with pytest.raises(cl.ArgumentError, match=rf"dls.train is a {name} without a length"):
+            learn.fit(1)
+
+
+def test_loaders_without_a_batch_are_refused_before_training():
+    batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))]
+    for train, valid, name in (([], batches, "train"), (batches, [], "valid")):
+        learn = cl.Learner(cl.DataLoaders(train, valid), net(), run=None, progress=False)
+        with pytest.raises(cl.ArgumentError, match=rf"dls.{name} has no batches"):
+            learn.fit(1)
+        assert len(learn.recorder.steps) == 0
 
 
 def test_nothing_to_read_before_a_fit():

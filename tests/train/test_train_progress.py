@@ -1,7 +1,14 @@
 """Progress in a pipe, a terminal and a real notebook."""
 
+import contextlib
 import io
+import os
+import pty
+import shlex
+import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import nbclient
 import nbformat
@@ -86,3 +93,126 @@ def test_the_line_of_an_epoch():
     assert epoch_line(epoch, 3) == (
         "epoch 2/3  train loss 0.2500  accuracy 50.00%  error 0.1250  2.0 s"
     )
+
+
+TRAIN = """
+import numpy as np, convlens as cl
+x = np.random.default_rng(0).normal(size=(96, 1, 8, 8)).astype("float32")
+dls = cl.from_arrays(x, np.arange(96) % 3, layout="NCHW", valid=0.25, batch_size=2, name="toy")
+learn = cl.Learner(dls, cl.simple_cnn(1, 3, widths=(4, 8)), metrics=[cl.accuracy], run="run")
+learn.fit(3, 0.01)
+open("done", "w").write(str(len(learn.recorder.epochs)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "said"), [("| head -1", "cannot be shown ([Errno 32]"), (">&- 2>&-", "")]
+)
+def test_a_program_without_an_output_trains_and_records(tmp_path, redirection, said):
+    (tmp_path / "train.py").write_text(TRAIN)
+    command = f"{shlex.quote(sys.executable)} train.py {redirection}"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "done").read_text() == "3"
+    assert done.stderr.count("Progress") == bool(said)
+    assert said in done.stderr
+    with cl.open_run(tmp_path / "run") as run:
+        assert (run.meta["status"], len(run.epochs)) == ("finished", 3)
+
+
+def full():
+    return open("/dev/full", "w")
+
+
+def broken_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+def broken_terminal():
+    """A pipe that says it is a terminal, so that rich writes to it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = type("Terminal", (io.TextIOWrapper,), {"isatty": lambda self: True})
+    return stream(os.fdopen(writer, "wb"))
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+def closed_terminal():
+    far, near = pty.openpty()
+    os.close(far)
+    return os.fdopen(near, "w")
+
+
+@pytest.fixture(params=[full, broken_pipe, broken_terminal, closed, closed_terminal])
+def failing(request):
+    if request.param is full and not Path("/dev/full").exists():
+        pytest.skip("only Linux has /dev/full")
+    stream = request.param()
+    yield stream
+    with contextlib.suppress(OSError):
+        stream.close()
+
+
+@pytest.mark.parametrize("saying", ["a warning", "an error", "nothing"])
+def test_an_output_that_fails_ends_no_training(failing, saying, monkeypatch):
+    """Nor does saying so, where warnings are errors or standard error fails too."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", failing)
+    learn = learner()
+    with warnings.catch_warnings(record=saying == "a warning") as caught:
+        warnings.simplefilter("error" if saying == "an error" else "always")
+        if saying == "nothing":
+            monkeypatch.setattr(
+                warnings, "showwarning", lambda m, *rest: print(m, file=failing, flush=True)
+            )
+        learn.fit(2, 0.01)
+    assert len(learn.recorder.epochs) == 2
+    assert sys.stdout is failing  # rich puts itself before it while it shows a bar
+    if saying == "a warning":
+        assert [w.category for w in caught] == [cl.ConvlensWarning]
+        assert str(caught[0].message).startswith("Progress cannot be shown (")
+
+
+class Failing:
+    """A display that fails at its n-th call."""
+
+    def __init__(self, n, error):
+        self.n, self.error, self.calls = n, error, []
+
+    def __getattr__(self, name):
+        def call(*args):
+            self.calls.append(name)
+            if len(self.calls) == self.n:
+                raise self.error
+
+        return call
+
+
+@pytest.mark.parametrize("n", [1, 2, 20])
+def test_a_display_that_fails_is_given_up(monkeypatch, n):
+    display = Failing(n, RuntimeError("no kernel"))
+    monkeypatch.setattr(progress, "REFRESH_S", 0.0)
+    monkeypatch.setattr(progress, "choose_display", lambda: display)
+    learn = learner()
+    with pytest.warns(cl.ConvlensWarning, match=r"cannot be shown \(no kernel\); training goes on"):
+        learn.fit(1, 0.01)
+    assert len(learn.recorder.epochs) == 1
+    assert display.calls[n:] == ["stop"]
+
+
+def test_an_interrupt_while_showing_stops_the_training(monkeypatch):
+    display = Failing(5, KeyboardInterrupt())
+    monkeypatch.setattr(progress, "REFRESH_S", 0.0)
+    monkeypatch.setattr(progress, "choose_display", lambda: display)
+    with pytest.raises(KeyboardInterrupt):
+        learner().fit(1, 0.01)

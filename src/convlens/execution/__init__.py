@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from convlens.execution.inputs import Given, Inputs, read_inputs
-from convlens.execution.modules import has_children, hook_layers, named_layers, own_parameters
+from convlens.execution.modules import (
+    has_children,
+    hook_layers,
+    layer_kind,
+    named_layers,
+    own_parameters,
+)
 from convlens.execution.state import copy_of, preserved, same_random, unwrapped
 from convlens.execution.tracing import (
     Observer,
@@ -23,6 +29,7 @@ __all__ = [
     "copy_of",
     "has_children",
     "hook_layers",
+    "layer_kind",
     "memory_of",
     "named_layers",
     "own_parameters",

@@ -51,3 +51,12 @@ def own_parameters(module: nn.Module) -> Iterator[Tensor]:
     unpack = getattr(module, "_weight_bias", None)  # of a quantized layer
     if unpack is not None:
         yield from (tensor for tensor in unpack() if isinstance(tensor, Tensor))
+
+
+def layer_kind(module: nn.Module) -> str:
+    """The class name of a layer, by which `convlens.errors.find_layer` finds it.
+
+    Empty for a container: a module with children and without parameters of its own.
+    """
+    owns = any(True for _ in own_parameters(module))
+    return type(module).__name__ if owns or not has_children(module) else ""

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convlens.errors import ArgumentError, find_layer
+from convlens.errors import ArgumentError
 from convlens.execution import copy_of, hook_layers, preserved, shapes, unwrapped
 from convlens.geometry.fields import LayerField, ReceptiveFields, receptive_field
 
@@ -79,7 +79,7 @@ def effective_receptive_field(
     Args:
         model: any module that takes one tensor. Its weights, gradients and modes stay as they are.
         images: (N, C, H, W), or with one or three axes in place of H, W; on the model's device.
-        layer: a module's name, or an index among the modules that run.
+        layer: a module's name, an index among the modules that run, or ``"last conv"``.
         unit: a place on the layer's grid, such as (row, column). None averages over the units in
             the middle of the grid, three along each axis, each from its own centre.
 
@@ -96,8 +96,7 @@ def effective_receptive_field(
         )
     model = unwrapped(model)
     fields = receptive_field(model, images)
-    names = list(fields.layers)
-    name = names[find_layer(layer, names)]
+    name = fields.find(layer)
     field = fields.layers[name]
     units = _units(field, images, unit)
     maps, offsets = _gradients(model, name, images, field, units)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from convlens.errors import ArgumentError, find_layer
-from convlens.execution import Given, read_inputs, shapes, trace
+from convlens.execution import Given, layer_kind, read_inputs, shapes, trace, unwrapped
 from convlens.geometry.reach import Field, Ints, Known, Reach, Unknown
 from convlens.geometry.tracker import FieldTracker
 
@@ -69,21 +69,27 @@ class ReceptiveFields(Mapping[str, LayerField]):
         layers: the field of each module's last run, in the order in which they ended first.
         calls: the fields of all runs of each module.
         notes: what has to be said of the run; empty if nothing has.
+        kinds: the class names of ``layers``, empty for containers and single tensors.
     """
 
     input_shape: tuple[int, ...]
     layers: Mapping[str, LayerField]
     calls: Mapping[str, Sequence[LayerField]] = field(repr=False)
     notes: tuple[str, ...] = ()
+    kinds: Sequence[str] = field(default=(), repr=False)
 
     def __getitem__(self, layer: str | int) -> LayerField:
-        """The field of a layer, by name or index.
+        """The field of a layer, by name, index or kind, such as ``"last conv"``.
 
         Raises:
             LayerNotFoundError: if there is no such layer, with the closest names.
         """
+        return self.layers[self.find(layer)]
+
+    def find(self, layer: str | int) -> str:
+        """The name of a layer, given as to ``fields[layer]``."""
         names = list(self.layers)
-        return self.layers[names[find_layer(layer, names)]]
+        return names[find_layer(layer, names, self.kinds)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.layers)
@@ -191,15 +197,20 @@ def receptive_field(
         )
     tracker = FieldTracker(operators=operators)
     traced = trace(model, inputs, [tracker])
-    return fields_of(tracker, traced.notes)
+    return fields_of(tracker, model, traced.notes)
 
 
-def fields_of(tracker: FieldTracker, notes: tuple[str, ...] = ()) -> ReceptiveFields:
-    """The receptive fields that a tracker has found."""
+def fields_of(
+    tracker: FieldTracker, model: nn.Module, notes: tuple[str, ...] = ()
+) -> ReceptiveFields:
+    """The receptive fields that a tracker has found in a model."""
     shape, calls = tracker.input_shape, dict[str, list[LayerField]]()
     for name, output_shape, known in tracker.found:
         calls.setdefault(name, []).append(layer_field(name, shape, output_shape or (), known))
-    return ReceptiveFields(shape, {name: runs[-1] for name, runs in calls.items()}, calls, notes)
+    layers = {name: runs[-1] for name, runs in calls.items()}
+    modules = dict(unwrapped(model).named_modules(remove_duplicate=False))
+    kinds = [layer_kind(modules[name]) if name in modules else "" for name in layers]
+    return ReceptiveFields(shape, layers, calls, notes, kinds)
 
 
 def layer_field(

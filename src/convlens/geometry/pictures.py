@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convlens.errors import ArgumentError, LayerNotFoundError, find_layer
-from convlens.execution import copy_of, hook_layers, preserved, shapes, unwrapped
+from convlens.execution import copy_of, hook_layers, layer_kind, preserved, shapes, unwrapped
 from convlens.geometry import arithmetic
 from convlens.geometry.fields import ReceptiveFields, receptive_field
 from convlens.geometry.kernels import CHANNEL_NAMES
@@ -125,7 +125,9 @@ def show_features(
     outputs = _outputs(model, _batch_of_one(image))
     if layer is None:
         return _show_all_features(model, outputs, most, columns, figure)
-    name = list(outputs)[find_layer(layer, list(outputs))]
+    modules = dict(unwrapped(model).named_modules(remove_duplicate=False))
+    kinds = [layer_kind(modules[name]) for name in outputs]
+    name = list(outputs)[find_layer(layer, list(outputs), kinds)]
     maps = outputs[name]
     if maps.dim() != 4:
         raise ArgumentError(
@@ -341,7 +343,8 @@ def _first_weight(model: nn.Module, layer: str | int) -> Tensor:
             f"model={type(model).__name__} has no two-dimensional convolution, so no kernels to "
             "show."
         )
-    chosen = found[list(found)[find_layer(layer, list(found))]]
+    kinds = [type(module).__name__ for module in found.values()]
+    chosen = found[list(found)[find_layer(layer, list(found), kinds)]]
     with preserved(chosen, copy_of), torch.no_grad():  # a weight may be computed when it is read
         return chosen.weight.detach()
 

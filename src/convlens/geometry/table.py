@@ -70,14 +70,15 @@ class Summary:
         return len(self.rows)
 
     def __getitem__(self, layer: str | int) -> Row:
-        """A row by the layer's name or by its place.
+        """A row by the layer's name, by its place, or by its kind, such as ``"last conv"``.
 
         Raises:
             LayerNotFoundError: with the closest names.
         """
         from convlens.errors import find_layer
 
-        return self.rows[find_layer(layer, [row.name for row in self.rows])]
+        kinds = ["" if row.parent and row.channels is None else row.kind for row in self.rows]
+        return self.rows[find_layer(layer, [row.name for row in self.rows], kinds)]
 
     def __str__(self) -> str:
         """Aligned plain text."""
@@ -252,7 +253,7 @@ def summary(
     check_count("batch_size", batch_size, 1)
     costs, tracker = CostCounter(), FieldTracker()
     traced = trace(model, inputs, [costs, tracker])
-    fields = fields_of(tracker, traced.notes)
+    fields = fields_of(tracker, model, traced.notes)
     model = unwrapped(model)
     memory = measure_memory(model, inputs, traced.n)
     layers = None if memory.problem else {layer.name: layer for layer in memory.layers}

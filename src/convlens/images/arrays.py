@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
-from typing import Any
+from numbers import Number, Real
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,11 +17,12 @@ from convlens.images.loaders import (
     TensorLoader,
     check_batch_size,
     check_seed,
+    class_names,
     shuffled,
 )
 from convlens.images.pixels import PixelScale, measure_scale, plain_scale
 
-Array = NDArray[Any] | Tensor
+Array = NDArray[Any] | Tensor | Sequence[Any]
 
 RANKS = {"NHW": 3, "NHWC": 4, "NCHW": 4}
 
@@ -48,7 +49,8 @@ def from_arrays(
     The images are kept on the device as float32 and normalized once: 4 bytes a pixel.
 
     Args:
-        x: images, uint8 (0 to 255) or float, NumPy array or tensor.
+        x: images, uint8 (0 to 255) or float: a NumPy array, a tensor, or a list of either, of one
+            size. Floats within 0 and 1 are taken to go from black to white.
         y: (N,) integer labels from 0.
         layout: what the axes of ``x`` are: "NHW", "NHWC" or "NCHW". It is never guessed.
         valid: images and labels to validate on (same layout, dtype and image size as ``x``), or
@@ -72,6 +74,7 @@ def from_arrays(
     images, labels = _images("x", x, layout), _labels("y", y)
     _check_lengths("x", images, "y", labels)
     train, held_out = _split(images, labels, valid, layout, seed)
+    classes = None if classes is None else class_names(classes)
     names = _class_names(classes, train[1], None if held_out is None else held_out[1])
     raw, black, white = _raw_pixels("x", train[0], target)
     scale = _scale(images, raw, black, white, normalize)
@@ -113,6 +116,8 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 
 def _tensor(argument: str, value: Any) -> Tensor:  # noqa: ANN401  # it checks what came
+    if isinstance(value, list | tuple):
+        value = _stacked(argument, cast("Sequence[Any]", value))
     if isinstance(value, Tensor):
         return value.detach()
     if not isinstance(value, np.ndarray):
@@ -127,6 +132,28 @@ def _tensor(argument: str, value: Any) -> Tensor:  # noqa: ANN401  # it checks w
     except TypeError as error:
         raise ArgumentError(
             f"{argument} has dtype {array.dtype}, which torch does not know; convert it first."
+        ) from error
+
+
+def _stacked(argument: str, values: Sequence[Any]) -> Array:
+    """A list of arrays, tensors or numbers as one of them."""
+    kinds = (np.ndarray, Tensor, Number, list, tuple)
+    odd = next((i for i, one in enumerate(values) if not isinstance(one, kinds)), None)
+    if odd is not None:
+        raise ArgumentError(
+            f"{argument}[{odd}] is a {type(values[odd]).__name__}; give arrays or tensors of "
+            "numbers (cl.load_image reads an image file)."
+        )
+    try:
+        if values and all(isinstance(one, Tensor) for one in values):
+            return torch.stack(list(values))
+        return np.asarray(values)
+    except (RuntimeError, ValueError) as error:
+        sizes = sorted({str(tuple(one.shape)) for one in values if hasattr(one, "shape")})
+        raise ArgumentError(
+            f"{argument} is a list whose parts do not fit together "
+            f"({' and '.join(sizes[:2]) or str(error).partition('. ')[0]}); give all of them in "
+            "one shape and dtype."
         ) from error
 
 

@@ -62,8 +62,28 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
         raise DataError(f"{file} has too many pixels to be read safely: {error}") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what decoders raise
         raise DataError(f"{file} is a damaged image: {error}.") from error
-    image = torch.from_numpy(values)
-    if size is None:
+    return scaled(torch.from_numpy(values), size)
+
+
+def from_pillow(image: Image, name: str) -> Tensor:
+    """A Pillow image as `load_image` gives those of files.
+
+    Args:
+        image: of any mode.
+        name: what messages call it.
+
+    Raises:
+        DataError: if it cannot be decoded, or its white is not known.
+    """
+    try:
+        return torch.from_numpy(_values(_upright(image), Path(name)))
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # it is read here at the latest
+        raise DataError(f"{name} is a damaged image: {error}.") from error
+
+
+def scaled(image: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """An image (C, H, W) scaled to ``size``, bilinear with antialiasing; as it is if None."""
+    if size is None or tuple(image.shape[1:]) == tuple(size):
         return image
     return torch.nn.functional.interpolate(image[None], size=size, mode="bilinear", antialias=True)[
         0

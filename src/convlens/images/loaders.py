@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convlens.errors import ArgumentError
+from convlens.images.batches import first_batch
 from convlens.images.pixels import PixelScale, range_scale
 from convlens.plots import show_images
 
@@ -102,7 +103,7 @@ class TensorLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch the next iteration gives, from 0."""
-        _check_whole("epoch", epoch, 0, "the epoch to give next")
+        check_whole("epoch", epoch, 0, "the epoch to give next")
         self._epoch = epoch
 
     @property
@@ -156,7 +157,8 @@ class DataLoaders:
         scale: how the pixels were normalized, None if not known.
 
     Raises:
-        ArgumentError: if ``train`` or ``valid`` can be iterated only once or not at all.
+        ArgumentError: if ``train`` or ``valid`` can be iterated only once or not at all, or
+            ``classes`` is one text.
     """
 
     def __init__(
@@ -174,7 +176,7 @@ class DataLoaders:
             _check_batches("valid", valid)
         self.train = train
         self.valid = valid
-        self.classes = tuple(classes)
+        self.classes = class_names(classes)
         self.name = name
         self.scale = scale
         resident = train.device if isinstance(train, TensorLoader) else "cpu"
@@ -215,27 +217,33 @@ class DataLoaders:
         """The name of a label, or its number where no name is known."""
         return self.classes[y] if 0 <= y < len(self.classes) else str(y)
 
+    def captions(self, y: Tensor) -> list[str]:
+        """What to write above images: the names of N labels, or nothing where they are no numbers.
+
+        Args:
+            y: (N,) labels or values; masks (N, H, W) and other targets get empty captions.
+        """
+        if y.ndim != 1:
+            return [""] * len(y)
+        return [self.label(v) if isinstance(v, int) else str(v) for v in y.tolist()]
+
     def show_batch(self, n: int = 32, ax: Axes | None = None) -> Axes:
         """Draw the first ``n`` images of the next training batches with their labels.
 
-        A `TensorLoader` is only looked at; of another iterable the first batch is taken, and at
-        most that is shown.
+        The loader gives the same batches afterwards. Of anything but a `TensorLoader` the first
+        batch is shown at most.
 
         Raises:
-            ArgumentError: if ``n`` is below 1, or there are no batches.
+            ArgumentError: if ``n`` is below 1, there are no batches, or they are no pairs of
+                tensors (x, y).
         """
-        _check_whole("n", n, 1, "the number of images to show")
+        check_whole("n", n, 1, "the number of images to show")
         x, y = self.train.peek(n) if isinstance(self.train, TensorLoader) else self._first(n)
-        captions = [self.label(label) for label in y.tolist()]
-        return show_images(self.to_uint8(x), captions, ax=ax)
+        return show_images(self.to_uint8(x), self.captions(y), ax=ax)
 
     def _first(self, n: int) -> tuple[Tensor, Tensor]:
-        for x, y in self.train:
-            return x[:n], y[:n]
-        raise ArgumentError(
-            f"train is a {type(self.train).__name__} that gives no batches, so there is nothing to "
-            "show; give it at least one."
-        )
+        x, y = first_batch(self.train, "train")
+        return x[:n], y[:n]
 
 
 def shuffled(n: int, seed: int, *key: int) -> Tensor:
@@ -250,25 +258,37 @@ def shuffled(n: int, seed: int, *key: int) -> Tensor:
 
 def check_batch_size(batch_size: int) -> None:
     """Raises ArgumentError if it is no whole number, or below 1."""
-    _check_whole("batch_size", batch_size, 1, "the number of images per batch")
+    check_whole("batch_size", batch_size, 1, "the number of images per batch")
 
 
 def check_seed(seed: int) -> None:
     """Raises ArgumentError if it is no whole number, negative, or more than 64 bits long."""
-    _check_whole("seed", seed, 0, "where the random order comes from")
+    check_whole("seed", seed, 0, "where the random order comes from")
     if seed >= 2**64:
         raise ArgumentError(f"seed={seed} is too large; give a whole number below 2**64.")
 
 
-def _check_whole(argument: str, value: int, lowest: int, what: str) -> None:
+def check_whole(argument: str, value: object, lowest: int, what: str) -> None:
+    """Raises ArgumentError if it is no whole number of at least ``lowest``."""
     try:
-        good = operator.index(value) >= lowest
+        good = operator.index(value) >= lowest  # pyright: ignore[reportArgumentType]
     except TypeError:
         good = False
     if not good:
         raise ArgumentError(
             f"{argument}={value!r} is {what}; give a whole number of at least {lowest}."
         )
+
+
+def class_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """The names of classes as texts.
+
+    Raises:
+        ArgumentError: if it is one text, whose letters would be taken for classes.
+    """
+    if isinstance(classes, str):
+        raise ArgumentError(f"classes={classes!r} is one text; give a list of names.")
+    return tuple(map(str, classes))
 
 
 def check_batch_shape(x: Tensor) -> None:

@@ -28,6 +28,20 @@ class PixelScale:
     black: float
     white: float
 
+    @property
+    def is_known(self) -> bool:
+        """Whether black and white of an image file are known in raw values: 0 and 1, or 0 and 255.
+
+        Of floats in any other range they are not: there ``black`` and ``white`` are the smallest
+        and the largest value of the training images, which is good enough to draw them.
+        """
+        return (self.black, self.white) in ((0.0, 1.0), (0.0, 255.0))
+
+    @property
+    def highest(self) -> float:
+        """The largest value of a normalized image: that of white, in its brightest channel."""
+        return float(((self.white - self.mean) / self.std).max())
+
     def normalize_(self, raw: Tensor) -> Tensor:
         """Normalize float32 images (N, C, H, W) in place."""
         return raw.sub_(_per_channel(self.mean, raw)).div_(_per_channel(self.std, raw))
@@ -39,6 +53,11 @@ class PixelScale:
         """
         raw = pictures.to(torch.float32, copy=True)
         return self.normalize_(raw.mul_((self.white - self.black) / 255.0).add_(self.black))
+
+    def from_unit(self, pixels: Tensor) -> Tensor:
+        """Float pixels (N, C, H, W) from 0 (black) to 1 (white), as the network gets them."""
+        raw = pixels.to(torch.float32, copy=True)
+        return self.normalize_(raw.mul_(self.white - self.black).add_(self.black))
 
     def to_uint8(self, x: Tensor) -> NDArray[np.uint8]:
         """The picture of normalized images (N, C, H, W): (N, H, W, 3) if C is 3, else (N, H, W).

@@ -57,12 +57,18 @@ class _Histories(ABC, Generic[History]):
         return iter(self.names)
 
     def __getitem__(self, layer: int | str) -> History:
-        """One history: by an index (negative counts from the end) or a name.
+        """One history: by an index (negative counts from the end), a name or a kind.
+
+        ``stats["last conv"]`` is the last layer whose class name contains "conv", in any case.
 
         Raises:
-            LayerNotFoundError: if nothing has this index or name.
+            LayerNotFoundError: if nothing has this index, name or kind.
         """
-        return self.history(find_layer(layer, self.names))
+        return self.history(self._find(layer))
+
+    def _find(self, layer: int | str) -> int:
+        layers = self.layers
+        return find_layer(layer, [info.name for info in layers], [info.kind for info in layers])
 
 
 class UpdateHistories(_Histories[UpdateHistory]):
@@ -74,9 +80,10 @@ class UpdateHistories(_Histories[UpdateHistory]):
 
 
 class LayerHistories(_Histories[LayerHistory]):
-    """The histories of several watched layers, by index or by name.
+    """The histories of several watched layers, by index, name or kind.
 
-    ``stats[-2]`` and ``stats["0.0"]`` are `LayerHistory` objects; iterating gives the names.
+    ``stats[-2]``, ``stats["0.0"]`` and ``stats["last conv"]`` are `LayerHistory` objects; iterating
+    gives the names.
     """
 
     @overload
@@ -103,7 +110,7 @@ class LayerHistories(_Histories[LayerHistory]):
         """Draw mean, standard deviation and share near zero, by step.
 
         Args:
-            layer: its index or name, as in ``stats[layer]``; None draws all of them as small
+            layer: its index, name or kind, as in ``stats[layer]``; None draws all of them as small
                 multiples, the first 60 if there are more.
             axes: where to draw: three axes, or three for each of several layers; None makes a new
                 figure.
@@ -158,7 +165,7 @@ class LayerHistories(_Histories[LayerHistory]):
         """Draw the histogram of every batch as one coloured column.
 
         Args:
-            layer: its index or name, as in ``stats[layer]``; None draws all of them as small
+            layer: its index, name or kind, as in ``stats[layer]``; None draws all of them as small
                 multiples, the first 60 if there are more.
             ax: where to draw one layer, a new figure if None.
             limit: the range of values drawn; see `plots.color_dim`.
@@ -194,9 +201,7 @@ class LayerHistories(_Histories[LayerHistory]):
         names = self.names
         if not names:
             find_layer(0, names)  # it says so
-        chosen = [
-            find_layer(one, names) for one in (range(len(names)) if layers is None else layers)
-        ]
+        chosen = list(range(len(names))) if layers is None else list(map(self._find, layers))
         if not chosen:
             raise LayerNotFoundError("layers is empty; give one at least, or None for all.")
         room = MOST_LAYERS if limited else len(chosen)

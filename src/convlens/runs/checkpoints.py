@@ -55,7 +55,7 @@ def save_checkpoint(
         CheckpointError: if it cannot be written.
     """
     folder = Path(folder)
-    files = {MODEL: _model_tensors(model)}
+    files = {MODEL: {name: _own(value) for name, value in check_state(model).items()}}
     facts: dict[str, Any] = {"format": FORMAT, "facts": dict(manifest or {})}
     if optimizer is not None:
         files[OPTIMIZER], facts["optimizer"] = _split(optimizer.state_dict())
@@ -154,16 +154,21 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for name, value in model.state_dict().items():
+def check_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's state, as far as it can be saved.
+
+    Raises:
+        ArgumentError: if a part of it is no tensor.
+    """
+    state: dict[str, Any] = model.state_dict()
+    for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise ArgumentError(
                 f"The model's state {name!r} is a {type(value).__name__}, not a tensor, and cannot "
-                "be written without pickle; keep it in the manifest instead."
+                "be saved without pickle; have get_extra_state return a tensor, or give run=None "
+                "to train without a record."
             )
-        tensors[name] = _own(value)
-    return tensors
+    return state
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,10 @@ class CancelBatchError(Exception):
 
 
 class CancelEpochError(Exception):
-    """Raise it in an event to skip the rest of the epoch, its validation too."""
+    """Raise it in an event to skip the rest of the epoch, its validation too.
+
+    Gradients that no step has used are dropped.
+    """
 
 
 class CancelFitError(Exception):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
-from convlens.errors import NonFiniteLossError
+from convlens.errors import NonFiniteLossError, TrainingError
 from convlens.execution import copy_of, hook_layers, preserved
 from convlens.train.callbacks import Callback
 from convlens.train.stats import ActivationStats
@@ -61,18 +63,73 @@ class NonFiniteGuard(Callback):
         for callback in learn.callbacks:
             if isinstance(callback, ActivationStats):
                 callback.watch.detach()  # the search below is no step
-        culprit = first_non_finite(learn.model, learn.x)
-        said = (
-            f"the first layer whose output was not finite is {culprit}"
-            if culprit
-            else "every layer's output was finite, so it is the loss function or the labels"
-        )
         loss = float(learn.loss.detach())
+        lost = f" The weights are lost, too: {_AGAIN}." if non_finite_state(learn.model) else ""
         raise NonFiniteLossError(
-            f"The loss became {loss} at {where} (epoch {learn.epoch}); {said}. "
+            f"The loss became {loss} at {where} (epoch {learn.epoch}); {_culprit(learn)}. "
             "Lower the learning rate, warm up (fit_one_cycle), add norm='batch', or look for "
-            "values in the data that are not finite."
+            f"values in the data that are not finite.{lost}"
         )
+
+
+_FLOATS = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.complex64, torch.complex128),
+}
+_AGAIN = "load a checkpoint (cl.load_checkpoint), or make the model and the Learner anew"
+
+
+def check_finite(model: nn.Module, optimizer: Optimizer) -> None:
+    """Refuse to train weights that are lost: a lower learning rate would not help.
+
+    Raises:
+        TrainingError: if a parameter is NaN or infinite, or a buffer or the optimizer's state NaN.
+    """
+    lost = non_finite_state(model)
+    whose = "model"
+    if lost is None:
+        states: Iterable[object] = getattr(optimizer, "state", {}).values()
+        named = (pair for state in states if isinstance(state, Mapping) for pair in state.items())
+        lost, whose = _first_bad(named, infinite=False), "optimizer"
+    if lost is not None:
+        raise TrainingError(
+            f"The {whose}'s {lost} is not finite before the first step: a training whose values "
+            f"became NaN has left it so, or whatever made the {whose}. Lowering the learning rate "
+            f"does not help; {_AGAIN}."
+        )
+
+
+def non_finite_state(model: nn.Module) -> str | None:
+    """The first parameter that is NaN or infinite, or buffer that is NaN; None if all is well.
+
+    A buffer may well be infinite: attention masks are.
+    """
+    return _first_bad(model.named_parameters(), infinite=True) or _first_bad(
+        model.named_buffers(), infinite=False
+    )
+
+
+def _first_bad(values: Iterable[tuple[str, object]], *, infinite: bool) -> str | None:
+    named = [
+        (name, value.detach())
+        for name, value in values
+        if isinstance(value, Tensor) and value.dtype in _FLOATS and not is_lazy(value)
+        if value.layout == torch.strided and not value.is_meta
+    ]
+    bad = [~value.isfinite().all() if infinite else value.isnan().any() for _, value in named]
+    # One wait for the device in place of one for each tensor.
+    found = torch.stack([b.to(bad[0].device) for b in bad]).tolist() if bad else []
+    return next((repr(name) for (name, _), b in zip(named, found, strict=True) if b), None)
+
+
+def _culprit(learn: Learner) -> str:
+    try:
+        culprit = first_non_finite(learn.model, learn.x)
+    except Exception as error:  # of a model, which is run once more
+        return f"which layer began cannot be said ({type(error).__name__}: {error})"
+    if culprit is None:
+        return "every layer's output was finite, so it is the loss function or the labels"
+    return f"the first layer whose output was not finite is {culprit}"
 
 
 def first_non_finite(model: nn.Module, x: Tensor) -> str | None:

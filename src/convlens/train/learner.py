@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral
+from operator import length_hint
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from convlens.errors import ArgumentError, TrainingError
 from convlens.geometry import Summary, summary
-from convlens.images import DataLoaders
+from convlens.images import Batches, DataLoaders
 from convlens.images.arrays import pick_device
+from convlens.images.batches import first_batch, images_and_labels
+from convlens.images.inputs import network_inputs
+from convlens.images.loaders import check_whole
 from convlens.records import RecordSink
 from convlens.train.callbacks import (
     EVENTS,
@@ -28,13 +32,23 @@ from convlens.train.callbacks import (
     CancelEpochError,
     CancelFitError,
 )
-from convlens.train.checks import check_arguments, metric_name
-from convlens.train.guard import NonFiniteGuard
-from convlens.train.metrics import Metric
+from convlens.train.checks import check_arguments, count_batches, make_optimizer
+from convlens.train.explain import (
+    check_loss,
+    check_output,
+    check_scores,
+    explain_forward,
+    explain_loss,
+)
+from convlens.train.guard import NonFiniteGuard, check_finite
+from convlens.train.metrics import Metric, measure, metric_name
 from convlens.train.progress import Progress
 from convlens.train.recorder import Recorder
 from convlens.train.recording import Checkpoint, recording
-from convlens.train.schedules import Constant, OneCycle, Schedule, Scheduler
+from convlens.train.schedules import Constant, GroupSettings, OneCycle, Schedule, Scheduler
+
+if TYPE_CHECKING:
+    from convlens.images.inputs import Images
 
 adamw = partial(AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01)
 """The chapter's optimizer: AdamW with β₂ 0.99, eps 1e-5, weight decay 0.01."""
@@ -62,8 +76,11 @@ class Learner:
         dls: what to train and validate on.
         model: gets x (N, C, H, W), gives the output that the loss takes.
         loss: function of (output, y) that gives a scalar, the mean over the batch.
-        optimizer: called with the model's parameters and ``lr=``; the chapter's AdamW by default.
-        metrics: functions of (output, y) that give a batch's mean; named by their ``__name__``.
+        optimizer: called with the model's parameters and ``lr=``, the schedule's highest rate, at
+            the first fit; the chapter's AdamW by default. Parameter groups keep the ratio of their
+            rate to that one, and a momentum of their own; see `GroupSettings`.
+        metrics: functions of (output, y) that give a batch's mean, a number or a tensor of one;
+            named by their ``__name__``.
         callbacks: kept for every fit, reachable under their class names in snake_case.
         device: where to train; None for where the data lies.
         seed: seeds torch's random numbers at the beginning of every fit; None leaves them alone.
@@ -94,7 +111,7 @@ class Learner:
         base: str | Path = "runs",
         progress: bool = True,
     ) -> None:
-        check_arguments(dls, model, metrics, callbacks)
+        check_arguments(dls, model, loss, optimizer, metrics, callbacks)
         self.dls, self.loss_function, self.metrics = dls, loss, tuple(metrics)
         self.device = dls.device if device is None else pick_device(device)
         self.model = model.to(self.device)
@@ -108,6 +125,8 @@ class Learner:
         self.validation: dict[str, float] = {}
         self.x = self.y = self.output = self.loss = torch.empty(0)
         self._optimizer: Optimizer | None = None
+        self._groups = GroupSettings(1.0)
+        self._fits: set[bool] = set()  # in training, in validation: output and labels fit
         self._events: dict[str, list[Callable[[Learner], None]]] = {}
         self.callbacks: list[Callback] = []
         always = [Recorder(), NonFiniteGuard(), *([Progress()] if progress else [])]
@@ -120,6 +139,9 @@ class Learner:
         """Train for ``n_epochs`` at a constant learning rate; momentum stays as it is.
 
         Raises:
+            ArgumentError: if an argument, or what the Learner was given, cannot work.
+            TrainingError: if the model, its output or the loss does not fit the batches, or the
+                weights are not finite before the first step.
             NonFiniteLossError: if the loss becomes NaN or infinite.
         """
         self._fit(n_epochs, Constant(lr), callbacks)
@@ -138,11 +160,13 @@ class Learner:
         """Train for ``n_epochs`` with the 1cycle policy; see `OneCycle` for the arguments.
 
         Raises:
+            ArgumentError: as of `fit`.
+            TrainingError: as of `fit`.
             NonFiniteLossError: if the loss becomes NaN or infinite.
         """
         self._fit(n_epochs, OneCycle(lr_max, div, div_final, pct_start, moms), callbacks)
 
-    def validate(self, batches: Iterable[tuple[Tensor, Tensor]] | None = None) -> dict[str, float]:
+    def validate(self, batches: Batches | None = None) -> dict[str, float]:
         """Loss and metrics over all items of ``batches``, ``dls.valid`` if None.
 
         Returns:
@@ -150,18 +174,20 @@ class Learner:
 
         Raises:
             ArgumentError: if there is nothing to validate on.
+            TrainingError: if model, loss or a metric does not fit the batches.
         """
+        what = "dls.valid" if batches is None else "batches"
         batches = self.dls.valid if batches is None else batches
         if batches is None:
             raise ArgumentError("dls.valid is None; give validate(batches) something to look at.")
         rows: list[Tensor] = []
         sizes: list[int] = []
         with self._mode(training=False), torch.no_grad():
-            for x, y in batches:
-                if not self._batch(x, y):
+            for batch in batches:
+                if not self._batch(*images_and_labels(batch, what)):
                     continue
-                values = [self.loss, *(metric(self.output, self.y) for metric in self.metrics)]
-                rows.append(torch.stack([value.detach().float() for value in values]))
+                found = [measure(m, self.output, self.y, self.loss.device) for m in self.metrics]
+                rows.append(torch.stack([self.loss.detach().float().reshape(()), *found]))
                 sizes.append(len(self.x))
         if not rows:
             raise ArgumentError(
@@ -173,58 +199,43 @@ class Learner:
         return dict(zip(names, means.tolist(), strict=True))
 
     def predict(
-        self, x: Tensor | NDArray[Any], batch_size: int = 512, *, normalized: bool = True
+        self, x: Images, batch_size: int = 512, *, normalized: bool | None = None
     ) -> Prediction:
         """Classify images.
 
+        Image files and Pillow images are brought to the channels and the size of the training
+        images. Tensors and arrays are pixels unless ``normalized`` says otherwise: uint8 from 0 to
+        255, floats from 0 to 1 as `load_image` gives them, or from 0 to 255.
+
         Args:
-            x: (N, C, H, W) or one image (C, H, W), float or uint8. uint8 images are normalized as
-                the training images were.
+            x: an image file, a Pillow image, a tensor or array of one image (C, H, W) or of several
+                (N, C, H, W); or a list of files, of Pillow images, or of images (C, H, W).
             batch_size: how many at a time.
-            normalized: whether float images are already as the loaders give them; False for raw
-                pixels, in the units of those given to `from_arrays`.
+            normalized: True for floats as the loaders give them; False for floats in the units of
+                those given to `from_arrays`, where these were no pixels from 0 to 1 or to 255.
 
         Raises:
-            ArgumentError: if ``x`` is no array of images with the right channels.
+            ArgumentError: if ``x`` is no images with the right channels, or it cannot be known how
+                to normalize them.
+            TrainingError: if the model cannot take them, or its output is no scores of the classes.
         """
-        x = self._images(x, normalized)
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size={batch_size} is no number of images; give at least 1.")
+        check_whole("batch_size", batch_size, 1, "the number of images at a time")
+        outputs: list[Tensor] = []
         with self._mode(training=False), torch.no_grad():
-            outputs = [self.model(part.to(self.device)) for part in x.split(batch_size)]
+            for part in network_inputs(x, self.dls, batch_size, normalized=normalized):
+                outputs.append(self._run_model(part.to(self.device)))
+                check_scores(outputs[-1], self.dls.classes)
         probabilities = torch.cat(outputs).softmax(dim=1).cpu()
         labels = probabilities.argmax(dim=1)
         return Prediction(
             labels, tuple(self.dls.label(label) for label in labels.tolist()), probabilities
         )
 
-    def _images(self, x: Any, normalized: bool) -> Tensor:  # noqa: ANN401 — it checks what came
-        """``x`` as normalized images (N, C, H, W)."""
-        if not isinstance(x, Tensor | np.ndarray) or x.ndim not in (3, 4):
-            what = tuple(x.shape) if isinstance(x, Tensor | np.ndarray) else type(x).__name__
-            raise ArgumentError(
-                f"x is {what}; expected a tensor or array of shape (N, C, H, W), or (C, H, W) for "
-                "one image."
-            )
-        images = torch.as_tensor(x)
-        images = images if images.ndim == 4 else images[None]
-        known = self.dls.facts()["input_shape"]
-        if known is not None and images.shape[1] != known[0]:
-            raise ArgumentError(
-                f"x has shape (N, C, H, W) = {tuple(images.shape)}; the model was trained on "
-                f"C = {known[0]}."
-            )
-        if self.dls.scale is not None and images.dtype == torch.uint8:
-            return self.dls.scale.from_uint8(images)
-        if self.dls.scale is not None and not normalized:
-            return self.dls.scale.normalize_(images.float().clone())
-        return images.float() if images.dtype in (torch.uint8, torch.float64) else images
-
     def summary(self) -> Summary:
         """Shapes, parameters, multiplications and receptive field of each layer, for one image."""
         shape = self.dls.facts()["input_shape"]
         if shape is None:
-            x, _ = next(iter(self.dls.train))
+            x, _ = first_batch(self.dls.train, "dls.train")
             shape = x.shape[1:]
         return summary(self.model, (1, *shape))
 
@@ -269,7 +280,8 @@ class Learner:
 
     def _fit(self, n_epochs: int, schedule: Schedule, callbacks: Sequence[Callback]) -> None:
         self._prepare(n_epochs, schedule)
-        active = sorted([Scheduler(schedule), *self.callbacks, *callbacks], key=lambda c: c.order)
+        scheduler = Scheduler(schedule, self._groups)
+        active = sorted([scheduler, *self.callbacks, *callbacks], key=lambda c: c.order)
         with recording(self, schedule), self._mode(training=True), ExitStack() as ending:
             ending.callback(self._listen, ())
             self._listen(active)
@@ -277,6 +289,7 @@ class Learner:
                 for callback in active:
                     ending.callback(self._end, callback)
                     callback.before_fit(self)
+                self.optimizer.zero_grad()  # of a fit that ended between backward and step
                 for self.epoch in range(n_epochs):
                     self._one_epoch()
                     self.epochs_done += 1
@@ -294,25 +307,37 @@ class Learner:
                 raise
 
     def _prepare(self, n_epochs: int, schedule: Schedule) -> None:
-        if n_epochs < 1:
-            raise ArgumentError(f"n_epochs={n_epochs} is not a number of epochs; give at least 1.")
-        if not hasattr(self.dls.train, "__len__"):
+        if not isinstance(n_epochs, Integral) or n_epochs < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ArgumentError(
-                f"dls.train is a {type(self.dls.train).__name__} without a length; the schedule "
-                "needs to know the number of batches, so give something that has len()."
+                f"n_epochs={n_epochs!r} is not a number of epochs; give at least 1, a whole number."
             )
         self.n_epochs, self.step = n_epochs, 0
-        self.n_steps = n_epochs * len(self.dls.train)  # pyright: ignore[reportArgumentType]
+        self.n_steps = n_epochs * count_batches(self.dls.train, "dls.train")
+        if self.dls.valid is not None and length_hint(self.dls.valid, 1) == 0:
+            raise ArgumentError("dls.valid has no batches; give it at least one, or None.")
         self.error, self.cancelled, self.validation = None, False, {}
+        self._fits.clear()
         if self.seed is not None:
             torch.manual_seed(self.seed)
-        lr, _ = schedule(0, self.n_steps)
         if self._optimizer is None:
-            self._optimizer = self.make_optimizer(self.model.parameters(), lr=lr)
+            lr, parameters = schedule.peak, self.model.parameters()
+            self._optimizer = make_optimizer(self.make_optimizer, parameters, lr)
+            self._groups = GroupSettings(lr)
+        self._groups.apply(self._optimizer, *schedule(0, self.n_steps))
+        check_finite(self.model, self._optimizer)
 
     def _end(self, callback: Callback) -> None:
-        with suppress(CancelBatchError, CancelEpochError, CancelFitError):  # it has ended already
+        """The callback's ``after_fit``; its error does not take the place of an earlier one."""
+        try:
             callback.after_fit(self)
+        except (CancelBatchError, CancelEpochError, CancelFitError):  # it has ended already
+            pass
+        except Exception as error:
+            if self.error is None:
+                self.error = error
+                raise
+            name = type(callback).__name__
+            self.error.add_note(f"{name}.after_fit raised too: {type(error).__name__}: {error}")
 
     def _one_epoch(self) -> None:
         try:
@@ -320,13 +345,13 @@ class Learner:
             set_epoch = getattr(self.dls.train, "set_epoch", None)
             if set_epoch is not None:
                 set_epoch(self.epochs_done)
-            for x, y in self.dls.train:
-                self._batch(x, y)
+            for batch in self.dls.train:
+                self._batch(*images_and_labels(batch, "dls.train"))
             if self.dls.valid is not None:
                 self._validate_epoch()
             self._event("after_epoch")
         except CancelEpochError:
-            pass
+            self.optimizer.zero_grad()  # it may have come between backward and step
 
     def _validate_epoch(self) -> None:
         with self._mode(training=False):
@@ -341,9 +366,9 @@ class Learner:
         done = False
         try:
             self._event("before_batch")
-            self.output = self.model(self.x)
+            self.output = self._run_model(self.x)
             self._event("before_loss")
-            self.loss = self.loss_function(self.output, self.y)
+            self.loss = self._compute_loss()
             self._event("after_loss")
             if self.training:
                 self._step()
@@ -354,8 +379,33 @@ class Learner:
             self._event("after_batch")
         return done
 
+    def _run_model(self, x: Tensor) -> Any:  # noqa: ANN401 — a model may return anything
+        try:
+            return self.model(x)
+        except Exception as error:
+            explain_forward(error, self.model, x)
+            raise
+
+    def _compute_loss(self) -> Tensor:
+        given = self.loss_function, self.output, self.y, self.dls.classes
+        if self.training not in self._fits:  # a look at y waits for a GPU: at the first batch only
+            check_output(*given)
+            self._fits.add(self.training)
+        try:
+            loss = self.loss_function(self.output, self.y)
+        except Exception as error:
+            explain_loss(error, *given)
+            raise
+        check_loss(loss, self.loss_function)
+        return loss
+
     def _step(self) -> None:
         self._event("before_backward")
+        if not self.loss.requires_grad:
+            raise TrainingError(
+                "The loss depends on no parameter that needs a gradient, so there is nothing to "
+                "train: all are frozen, or the output was detached or made without gradients."
+            )
         self.loss.backward()
         self._event("after_backward")
         self._event("before_step")

@@ -122,7 +122,7 @@ class Pictures(Callback, Interpretation):
         if learn.training and "batch" not in self.pictures:
             x, y = learn.x[: self.n_batch], learn.y[: self.n_batch]
             self._keep_picture(
-                learn, Picture("batch", -1, learn.dls.to_uint8(x), _labels(learn, y))
+                learn, Picture("batch", -1, learn.dls.to_uint8(x), learn.dls.captions(y))
             )
 
     def before_validation(self, learn: Learner) -> None:  # noqa: ARG002
@@ -168,7 +168,7 @@ class Pictures(Callback, Interpretation):
             return
         x = x.to(learn.device)
         inputs = x.detach().float().cpu().numpy().copy()
-        captions = tuple(_labels(learn, y))
+        captions = tuple(learn.dls.captions(y))
         self._keep(learn, [Probes(BEFORE, "", learn.dls.to_uint8(x), inputs, captions)])
         self._follower = Follower(learn.model, x.detach().clone(), self.n_layers, self._kept)
         self._look(learn, BEFORE)
@@ -231,12 +231,6 @@ class Pictures(Callback, Interpretation):
         learn.sink.write_meta(
             {"pictures": {**facts, "kept_epochs": list(self._kept), "notes": notes}}
         )
-
-
-def _labels(learn: Learner, y: Tensor) -> list[str]:
-    """The names of classes; numbers, or nothing, where they are none."""
-    labels = y.tolist() if y.ndim == 1 else [""] * len(y)
-    return [learn.dls.label(v) if isinstance(v, int) else str(v) for v in labels]
 
 
 def _is_classification(learn: Learner) -> bool:

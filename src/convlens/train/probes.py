@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from convlens.execution import same_random
 from convlens.images import DataLoaders
+from convlens.images.batches import first_batch, generators_of
 from convlens.images.loaders import TensorLoader
 
 SEED = 0
@@ -33,7 +33,7 @@ def choose_probes(dls: DataLoaders, n: int) -> tuple[Tensor, Tensor] | None:
     if isinstance(dls.valid, TensorLoader):
         return _of_tensors(dls.valid, n)
     if dls.valid is not None:
-        with same_random(), _same_generators(dls.valid):
+        with same_random(generators=generators_of(dls.valid)):
             return pick_probes(*_pool(dls.valid, POOL * n), n)
     return _of_tensors(dls.train, n) if isinstance(dls.train, TensorLoader) else None
 
@@ -69,7 +69,7 @@ def _pool(batches: Iterable[tuple[Tensor, Tensor]], n: int) -> tuple[Tensor, Ten
         spread = np.linspace(0, len(items) - 1, min(n, len(items))).round().astype(int)
         collate: Any = batches.collate_fn
         return collate([items[i] for i in spread.tolist()])
-    return next(iter(batches))
+    return first_batch(batches, "dls.valid")
 
 
 def _is_in_order(loader: DataLoader[Any]) -> bool:
@@ -78,16 +78,3 @@ def _is_in_order(loader: DataLoader[Any]) -> bool:
         and isinstance(loader.sampler, SequentialSampler)
         and len(loader.dataset) > 0  # pyright: ignore[reportArgumentType]
     )
-
-
-@contextmanager
-def _same_generators(batches: object) -> Generator[None]:
-    """The same for generators of a loader's own."""
-    owners = [batches, getattr(batches, "sampler", None)]
-    found = [getattr(owner, "generator", None) for owner in owners]
-    states = [(g, g.get_state()) for g in found if isinstance(g, torch.Generator)]
-    try:
-        yield
-    finally:
-        for generator, state in states:
-            generator.set_state(state)

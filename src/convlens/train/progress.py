@@ -6,8 +6,10 @@ import html
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from convlens.errors import warn
 from convlens.records import Epoch
 from convlens.train.callbacks import Callback
 
@@ -41,32 +43,62 @@ class Progress(Callback):
     """Shows a bar while training and one line per epoch.
 
     In a terminal the bar is rich's; in a notebook it is one HTML output that is updated in place;
-    anywhere else (a pipe, a log file) there is no bar, only the line per epoch.
+    anywhere else (a pipe, a log file) there is no bar, only the line per epoch. Without a standard
+    output there is nothing. A display that fails, as that of a closed terminal or a full disk, is
+    given up with a warning, and the training goes on.
     """
 
     order = 70
 
+    def __init__(self) -> None:
+        self._display: Display | None = None
+        self._shown = 0.0
+
     def before_fit(self, learn: Learner) -> None:
         """Choose a display and start it."""
-        self._display = choose_display()
-        self._display.start(learn.n_steps)
         self._shown = 0.0
+        try:
+            self._display = choose_display()
+        except Exception as error:  # of a standard output that is closed, or is none
+            self._give_up(error)
+        self._show(lambda display: display.start(learn.n_steps))
 
     def after_batch(self, learn: Learner) -> None:
         """Redraw the bar if it is time to."""
         now = time.monotonic()
         if learn.training and now - self._shown >= REFRESH_S:
             self._shown = now
-            self._display.update(learn.step, f"epoch {learn.epoch + 1}/{learn.n_epochs}")
+            self._update(learn)
 
     def after_epoch(self, learn: Learner) -> None:
         """Print the epoch's line."""
-        self._display.update(learn.step, f"epoch {learn.epoch + 1}/{learn.n_epochs}")
-        self._display.line(epoch_line(learn.recorder.epochs[-1], learn.n_epochs))
+        self._update(learn)
+        text = epoch_line(learn.recorder.epochs[-1], learn.n_epochs)
+        self._show(lambda display: display.line(text))
 
     def after_fit(self, learn: Learner) -> None:  # noqa: ARG002
         """Take the bar away."""
-        self._display.stop()
+        self._show(lambda display: display.stop())
+        self._display = None
+
+    def _update(self, learn: Learner) -> None:
+        text = f"epoch {learn.epoch + 1}/{learn.n_epochs}"
+        self._show(lambda display: display.update(learn.step, text))
+
+    def _show(self, show: Callable[[Display], None]) -> None:
+        """Do something with the display, if there is one; it may fail."""
+        if self._display is not None:
+            try:
+                show(self._display)
+            except Exception as error:
+                self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        display, self._display = self._display, None
+        if display is not None:
+            with suppress(Exception):  # rich's has put itself before standard output
+                display.stop()
+        warn(f"Progress cannot be shown ({error}); training goes on without.")
 
 
 def epoch_line(epoch: Epoch, n_epochs: int) -> str:
@@ -79,11 +111,14 @@ def epoch_line(epoch: Epoch, n_epochs: int) -> str:
     return "  ".join([*parts, f"{epoch.wall_s:.1f} s"])
 
 
-def choose_display() -> Display:
-    """The display that fits where the program runs."""
+def choose_display() -> Display | None:
+    """The display that fits where the program runs, None without standard output."""
     show = _notebook_display()
     if show is not None:
         return NotebookDisplay(show)
+    stdout: TextIO | None = sys.stdout
+    if stdout is None:  # it was closed when Python started
+        return None
     return TerminalDisplay() if sys.stdout.isatty() else PlainDisplay()
 
 
@@ -114,6 +149,11 @@ class TerminalDisplay:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
+        class Screen(Console):
+            def on_broken_pipe(self) -> None:
+                """Leave it to `Progress`; rich would end the program."""
+                raise BrokenPipeError("the pipe is closed")
+
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(bar_width=40),
@@ -121,7 +161,7 @@ class TerminalDisplay:
             TextColumn("steps, left"),
             TimeRemainingColumn(),
             # Not rich's shared one, which whoever used it first has bound to what stdout was then.
-            console=Console(),
+            console=Screen(),
             auto_refresh=False,
             transient=True,
         )

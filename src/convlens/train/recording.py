@@ -19,9 +19,9 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from convlens.errors import ArgumentError, RunError
+from convlens.errors import ArgumentError, ConvlensError, RunError, warn
 from convlens.runs import RunWriter, create_run, join_run
-from convlens.runs.checkpoints import save_checkpoint
+from convlens.runs.checkpoints import check_state, save_checkpoint
 from convlens.train.callbacks import Callback
 from convlens.train.schedules import Schedule, read_hypers
 from convlens.watching import ActivationWatch
@@ -38,6 +38,7 @@ def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
         yield
         return
     directory = None if learn.run == "auto" else learn.run
+    check_state(learn.model)  # what cannot be saved after an epoch is said before it
     writer = create_run(learn.dls.name, learn.base, directory)
     learn.sink, learn.run_path = writer, writer.path
     started = time.perf_counter()
@@ -55,8 +56,11 @@ def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
         raise
     finally:
         learn.sink = None
-        writer.write_meta({"wall_s": time.perf_counter() - started})
-        writer.close(status, error)
+        try:
+            writer.write_meta({"wall_s": time.perf_counter() - started})
+            writer.close(status, error)
+        except RunError as problem:  # the training is over: this must not take its place
+            warn(str(problem))
 
 
 def record_watch(stats: ActivationWatch, run: str | Path) -> Path:
@@ -165,17 +169,29 @@ def _summary(learn: Learner) -> dict[str, Any]:
 
 
 class Checkpoint(Callback):
-    """Saves weights and optimizer after every epoch; the newest replaces the one before."""
+    """Saves weights and optimizer after every epoch; the newest replaces the one before.
 
-    order = 60
+    It does so before the validation, so that an error there does not cost the epoch. The figures
+    of the validation are in the run's record.
+    """
+
+    order = -90  # before callbacks that validate with other weights, such as their running mean
+
+    def before_validation(self, learn: Learner) -> None:
+        """Save to the run's folder ``checkpoints``."""
+        self._save(learn)
 
     def after_epoch(self, learn: Learner) -> None:
-        """Save to the run's folder ``checkpoints``."""
-        if learn.sink is not None and learn.run_path is not None:
-            save_checkpoint(
-                learn.run_path / "checkpoints",
-                learn.model,
-                learn.optimizer,
-                {"epoch": learn.epoch, "step": learn.step, **learn.validation},
-                keep=1,
-            )
+        """Save where there is no validation."""
+        if learn.dls.valid is None:
+            self._save(learn)
+
+    def _save(self, learn: Learner) -> None:
+        if learn.sink is None or learn.run_path is None:
+            return
+        facts = {"epoch": learn.epoch, "step": learn.step}
+        folder = learn.run_path / "checkpoints"
+        try:
+            save_checkpoint(folder, learn.model, learn.optimizer, facts, keep=1)
+        except ConvlensError as error:
+            warn(f"The checkpoint of epoch {learn.epoch} is not saved; training goes on. {error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from convlens.errors import ArgumentError
@@ -58,6 +59,11 @@ class OneCycle:
                 "start, at the peak and at the end, such as (0.95, 0.85, 0.95)."
             )
 
+    @property
+    def peak(self) -> float:
+        """The highest learning rate: that with which the optimizer is made."""
+        return self.lr_max
+
     def __call__(self, step: int, n_steps: int) -> tuple[float, float]:
         """(learning rate, momentum) at ``step`` of ``n_steps``, counted from 0."""
         warm_up = max(self.pct_start * n_steps - 1, 0.0)
@@ -78,6 +84,11 @@ class Constant:
     def __post_init__(self) -> None:
         _check_positive("lr", self.lr)
 
+    @property
+    def peak(self) -> float:
+        """The learning rate."""
+        return self.lr
+
     def __call__(self, step: int, n_steps: int) -> tuple[float, None]:  # noqa: ARG002
         """(learning rate, None) at any step."""
         return self.lr, None
@@ -89,31 +100,59 @@ Schedule = OneCycle | Constant
 class Scheduler(Callback):
     """Sets learning rate and momentum of every parameter group before each training batch.
 
-    For Adam and its kin momentum is β₁.
+    Args:
+        schedule: gives both by the step.
+        groups: what each group has of its own.
     """
 
     order = -20
 
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: Schedule, groups: GroupSettings) -> None:
+        self._schedule, self._groups = schedule, groups
 
     def before_batch(self, learn: Learner) -> None:
         """Set the values of this step."""
         if learn.training:
-            lr, momentum = self.schedule(learn.step, learn.n_steps)
-            set_hypers(learn.optimizer, lr, momentum)
+            self._groups.apply(learn.optimizer, *self._schedule(learn.step, learn.n_steps))
 
 
-def set_hypers(optimizer: Optimizer, lr: float, momentum: float | None) -> None:
-    """Write learning rate and momentum into every parameter group; None leaves momentum alone."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-        if momentum is None:
-            continue
-        if "betas" in group:
-            group["betas"] = (momentum, *group["betas"][1:])
-        elif "momentum" in group:
-            group["momentum"] = momentum
+class GroupSettings:
+    """What each parameter group of an optimizer has of its own, which no schedule overwrites.
+
+    A group's learning rate is to the schedule's what it was, when the group was first seen, to the
+    rate that the optimizer was made with: a group made with ``lr / 10`` trains at a tenth of the
+    schedule's rate, in every fit. A group that was made with another momentum than the optimizer's
+    default keeps its momentum; the others get the schedule's. For Adam and its kin momentum is β₁.
+
+    Args:
+        lr: the rate that the optimizer is made with.
+    """
+
+    def __init__(self, lr: float) -> None:
+        self._lr = lr
+        self._ratios: list[float] = []
+        self._keeps_momentum: list[bool] = []
+
+    def apply(self, optimizer: Optimizer, lr: float, momentum: float | None) -> None:
+        """Write a schedule's values into the groups; None leaves momentum alone."""
+        for group in optimizer.param_groups[len(self._ratios) :]:  # new since the last time
+            self._ratios.append(float(group.get("lr", self._lr)) / self._lr)
+            defaults = getattr(optimizer, "defaults", group)
+            self._keeps_momentum.append(_momentum(group) != _momentum(defaults))
+        settings = zip(optimizer.param_groups, self._ratios, self._keeps_momentum, strict=False)
+        for group, ratio, keeps_momentum in settings:
+            group["lr"] = lr * ratio
+            if momentum is None or keeps_momentum:
+                continue
+            if "betas" in group:
+                group["betas"] = (momentum, *group["betas"][1:])
+            elif "momentum" in group:
+                group["momentum"] = momentum
+
+
+def _momentum(settings: dict[str, Any]) -> float | None:
+    betas = settings.get("betas")
+    return settings.get("momentum") if betas is None else betas[0]
 
 
 def read_hypers(group: dict[str, Any]) -> dict[str, float]:
@@ -132,5 +171,5 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def _check_positive(name: str, value: float) -> None:
-    if not (value > 0 and math.isfinite(value)):
-        raise ArgumentError(f"{name}={value} is not a positive number; try {name}=0.01 or so.")
+    if not (isinstance(value, Real) and value > 0 and math.isfinite(value)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(f"{name}={value!r} is not a positive number; try {name}=0.01 or so.")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from convlens.errors import ArgumentError, find_layer
+from convlens.execution import layer_kind
 
 BatchNorm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
 
@@ -26,7 +27,8 @@ def choose_layers(model: nn.Module, layers: Layers) -> list[tuple[str, nn.Module
     Args:
         model: any module.
         layers: ``"trainable"``, every module that owns parameters itself; ``"all"``, every module
-            without children; or a sequence of qualified names, modules and module classes.
+            without children; or a sequence of qualified names, kinds such as ``"last conv"``,
+            modules and module classes.
 
     Raises:
         ArgumentError: if nothing is chosen, the word is not known, or something is no layer of the
@@ -63,11 +65,12 @@ def _named_by_user(
 ) -> list[tuple[str, nn.Module]]:
     known = {name or "(root)": m for name, m in model.named_modules(remove_duplicate=False)}
     names, present = list(known), {id(module) for _, module in named}
+    named_kinds = list(map(layer_kind, known.values()))
     wanted: set[int] = set()
     kinds: list[type[nn.Module]] = []
     for layer in layers:
         if isinstance(layer, str):  # any of the names of a module that has several
-            wanted.add(id(known[names[find_layer(layer, names)]]))
+            wanted.add(id(known[names[find_layer(layer, names, named_kinds)]]))
         elif isinstance(layer, type):
             kinds.append(layer)
         elif id(layer) in present:

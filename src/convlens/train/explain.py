@@ -1,0 +1,283 @@
+"""What goes wrong in a batch, in a sentence: what torch raises there, and what it lets pass."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from convlens.errors import ConvlensError, TrainingError, warn
+from convlens.execution import shapes, unwrapped
+from convlens.watching.probes import BatchNorm
+
+_CLASS_LOSSES = {
+    *("cross_entropy", "nll_loss", "multi_margin_loss"),
+    *("CrossEntropyLoss", "NLLLoss", "MultiMarginLoss"),
+}
+"""Losses of torch that take scores (N, K, …) and labels (N, …)."""
+
+_VALUE_LOSSES = {
+    *("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss"),
+    *("binary_cross_entropy", "binary_cross_entropy_with_logits"),
+    *("MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "BCELoss", "BCEWithLogitsLoss"),
+}
+"""Losses of torch that compare outputs and labels of one shape, number by number."""
+
+_Conv = nn.modules.conv._ConvNd  # pyright: ignore[reportPrivateUsage]
+_Norm = nn.modules.batchnorm._NormBase  # pyright: ignore[reportPrivateUsage]
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def explain_forward(error: Exception, model: nn.Module, x: Tensor) -> None:
+    """Say in a sentence why a layer of torch's cannot take its input.
+
+    To other errors, which may be the model's own, the batch's shape is added as a note.
+
+    Args:
+        error: what the model raised.
+        model: the model.
+        x: its input.
+
+    Raises:
+        TrainingError: instead of the error.
+    """
+    batch = f"The batch x is {_named(x)}, {_dtype(x)}."
+    layer, given, is_torchs = _failed_layer(error)
+    why = None if layer is None or given is None else _why(layer, given)
+    if why is None and layer is not None and given is not None and is_torchs:
+        why = f"cannot take its input {_named(given)}: {_first_line(error)}"
+    if why is None or isinstance(error, ConvlensError):
+        error.add_note(batch)
+        return
+    names = unwrapped(model).named_modules()
+    name = next((name for name, module in names if module is layer), "")
+    raise TrainingError(f"Layer {name!r} ({type(layer).__name__}) {why} {batch}") from error
+
+
+def _failed_layer(error: Exception) -> tuple[nn.Module | None, Tensor | None, bool]:
+    """The innermost module that ran, its input, and whether its forward is torch's own."""
+    found: tuple[nn.Module | None, Tensor | None, bool] = (None, None, False)
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        code, local = frame.f_code, frame.f_locals
+        module = local.get("self")
+        if isinstance(module, nn.Module) and code.co_name.endswith("forward"):
+            arguments = [local.get(name) for name in code.co_varnames[1 : code.co_argcount]]
+            given = next((value for value in arguments if isinstance(value, Tensor)), None)
+            found = module, given, str(frame.f_globals.get("__name__")).startswith("torch.nn.")
+    return found
+
+
+def _why(layer: nn.Module, given: Tensor) -> str | None:
+    """Why a convolution, a linear layer or a batch normalization cannot take an input."""
+    kinds = ((_Conv, "in_channels", 1), (nn.Linear, "in_features", -1), (_Norm, "num_features", 1))
+    known = [(int(getattr(layer, n)), axis) for kind, n, axis in kinds if isinstance(layer, kind)]
+    if not known or given.ndim < 2:
+        return None
+    wanted, axis = known[0]
+    kernel = getattr(layer, "kernel_size", None)
+    if isinstance(kernel, tuple) and given.ndim != len(kernel) + 2:  # pyright: ignore[reportUnknownArgumentType]
+        return (
+            f"takes ({shapes.LETTERS[len(kernel) + 2]}), but its input has shape "  # pyright: ignore[reportUnknownArgumentType]
+            f"{tuple(given.shape)}; add a missing axis of channels with x.unsqueeze(1)."
+        )
+    if given.shape[axis] != wanted:
+        what = f"C = {wanted} channels" if axis == 1 else f"{wanted} features"
+        return f"takes {what}, but its input is {_named(given)}."
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, Tensor) and weight.dtype != given.dtype:
+        by = " / 255" if given.dtype == torch.uint8 else ""
+        return (
+            f"has weights of {_dtype(weight)}, but its input is {_dtype(given)}; convert the "
+            f"images in the data set or its transform with x.to({weight.dtype}){by}."
+        )
+    values = given.numel() // wanted
+    if isinstance(layer, BatchNorm) and layer.training and values < 2:
+        return (
+            f"is batch normalization, which needs more than one value for each channel in "
+            f"training, but its input is {_named(given)}. Leave out a last batch of one image "
+            "with drop_last=True, or choose another batch_size."
+        )
+    return None
+
+
+def check_output(loss: Loss, output: object, y: Tensor, classes: Sequence[str]) -> None:
+    """Refuse an output that does not fit labels or classes, where the loss is one of torch's.
+
+    Torch itself lets some of it pass: more outputs than classes, and values (N, 1) and (N,), which
+    are compared each with each. A loss of one's own may want such outputs, so that there a number
+    of outputs that is not that of the classes is a warning.
+
+    Args:
+        loss: the loss function.
+        output: what the model gave.
+        y: the labels.
+        classes: the classes' names, empty if not known.
+
+    Raises:
+        TrainingError: if the output does not fit.
+    """
+    problem = _unfit(loss, output, y, classes)
+    if problem is not None:
+        raise TrainingError(problem)
+    if not _is_torchs(loss) and isinstance(output, Tensor) and _are_classes(output, y):
+        n = output.shape[1]
+        if classes and n != len(classes):
+            warn(
+                f"The model gives {n} outputs for each image, but there are {len(classes)} "
+                "classes; predict needs one for each class."
+            )
+
+
+def explain_loss(
+    error: Exception, loss: Loss, output: object, y: Tensor, classes: Sequence[str]
+) -> None:
+    """Say in a sentence why a loss of torch's cannot take output and labels.
+
+    To other errors, which may be the loss function's own, the shapes are added as a note.
+
+    Raises:
+        TrainingError: instead of the error.
+    """
+    both = f"the output {_described(output)} and labels y {_described(y)}"
+    problem = _unfit(loss, output, y, classes)
+    if problem is None and isinstance(output, Tensor) and _are_classes(output, y):
+        problem = _out_of_range(loss, output, y)
+    if problem is None and _is_torchs(loss):
+        problem = f"The loss {_name(loss)} cannot take {both}: {_first_line(error)}"
+    if problem is None or isinstance(error, ConvlensError):
+        error.add_note(f"The loss was given {both}.")
+        return
+    raise TrainingError(problem) from error
+
+
+def _unfit(loss: Loss, output: object, y: Tensor, classes: Sequence[str]) -> str | None:
+    """What is wrong with an output, where the loss is one of torch's that are known here."""
+    name = _name(loss)
+    if not _is_torchs(loss) or name not in _CLASS_LOSSES | _VALUE_LOSSES:
+        return None
+    if not isinstance(output, Tensor):
+        return (
+            f"The model's output is a {type(output).__name__}, and the loss {name} takes a tensor; "
+            "give a loss function that takes the part that it needs."
+        )
+    if name in _VALUE_LOSSES:
+        return _unfit_values(name, output, y)
+    return _unfit_classes(loss, output, y, classes) if output.ndim >= 2 else None
+
+
+def _unfit_classes(loss: Loss, output: Tensor, y: Tensor, classes: Sequence[str]) -> str | None:
+    n = output.shape[1]
+    if classes and n != len(classes):
+        return (
+            f"The model gives {n} outputs for each image (its output has shape "
+            f"{tuple(output.shape)}), but there are {len(classes)} classes; give it as many. A "
+            "network that ends with Flatten has more where images are larger than it was made for."
+        )
+    if not _are_classes(output, y):
+        return None
+    if y.dtype not in (torch.int64, torch.uint8):
+        return (
+            f"The labels y are {_dtype(y)}; the loss {_name(loss)} takes int64: convert them with "
+            "y.long()."
+        )
+    return _out_of_range(loss, output, y)
+
+
+def _unfit_values(name: str, output: Tensor, y: Tensor) -> str | None:
+    if output.shape != y.shape:
+        return (
+            f"The loss {name} compares outputs and labels number by number, but the output has "
+            f"shape {tuple(output.shape)} and y {tuple(y.shape)}; give both one shape, with "
+            "y.unsqueeze(1) or output.squeeze(1)."
+        )
+    if not y.is_floating_point() or y.dtype == torch.float64 != output.dtype:
+        return (
+            f"The labels y are {_dtype(y)}, but the output is {_dtype(output)}, and the loss "
+            f"{name} takes both as floats of one kind: convert y with y.float()."
+        )
+    return None
+
+
+def _are_classes(output: Tensor, y: Tensor) -> bool:
+    """Whether there is a whole number for each item, or pixel, of an output (N, K, …)."""
+    whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    return whole and output.ndim >= 2 and y.ndim == output.ndim - 1
+
+
+def _out_of_range(loss: Loss, output: Tensor, y: Tensor) -> str | None:
+    given: dict[str, Any] = loss.keywords if isinstance(loss, partial) else {}
+    ignored = given.get("ignore_index", getattr(loss, "ignore_index", -100))
+    labels, n = y[y != ignored], output.shape[1]
+    low, high = (int(v) for v in torch.aminmax(labels)) if len(labels) else (0, 0)
+    if low >= 0 and high < n:
+        return None
+    return (
+        f"The labels y go from {low} to {high}, but the model gives {n} outputs for each image, "
+        f"for labels from 0 to {n - 1}; give the model more outputs, or renumber the labels."
+    )
+
+
+def check_loss(value: object, loss: Loss) -> None:
+    """Refuse what is no loss to train with.
+
+    Raises:
+        TrainingError: if it is no tensor of one number.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return
+    found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    raise TrainingError(
+        f"The loss {_name(loss)} gave {found}; expected one number, the mean over the batch "
+        "(reduction='mean')."
+    )
+
+
+def check_scores(output: object, classes: Sequence[str]) -> None:
+    """Refuse an output from which no class can be read.
+
+    Raises:
+        TrainingError: if it is not (N, K), a score for each class.
+    """
+    if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1:  # noqa: SIM102
+        if not classes or output.shape[1] == len(classes):
+            return
+    wanted = f"K = {len(classes)}, as many as there are classes" if classes else "K at least 2"
+    raise TrainingError(
+        f"The model's output is {_described(output)}; predict needs scores (N, K) with {wanted}."
+    )
+
+
+def _is_torchs(loss: Loss) -> bool:
+    inner: object = loss.func if isinstance(loss, partial) else loss
+    owner = type(inner) if isinstance(inner, nn.Module) else inner
+    return str(getattr(owner, "__module__", "")).startswith("torch.nn.")
+
+
+def _name(loss: Loss) -> str:
+    inner: object = loss.func if isinstance(loss, partial) else loss
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def _named(x: Tensor) -> str:
+    """The shape with the names of its axes."""
+    return shapes.named(tuple(x.shape))
+
+
+def _described(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    return f"of shape {tuple(value.shape)}, {_dtype(value)}"
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().partition("\n")[0].rstrip(".")
+    return f"{line or type(error).__name__}."
