@@ -138,7 +138,10 @@ def misfit(name: str, module: nn.Module, shapes: Sequence[Sequence[int]], error:
     expected = _expected(module, shapes[0]) if len(shapes) == 1 else None
     if expected is None:
         words = " ".join(str(error).split()) or type(error).__name__
-        return f"input_shape does not fit the model: {where} got {got} and raised: {words}"
+        hint = ""
+        if isinstance(error, TypeError) and "positional argument" in words:
+            hint = "; give several inputs as a sequence, or by name as a mapping"
+        return f"input_shape does not fit the model: {where} got {got} and raised: {words}{hint}"
     return f"input_shape does not fit the model: {where} got {got}, but {expected}."
 
 
