@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import itertools
 import json
+import math
 import os
+import re
 import shlex
+import signal
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from convlens.errors import ArgumentError, ConvlensError, LayerNotFoundError
+from convlens.terminal import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,18 +32,48 @@ if TYPE_CHECKING:
 NICE = 10
 """How far the page's server stands back behind what else runs on the machine."""
 
+RECORD = "run.db"
+
 RUNS = Path("runs")
 """The folder that keeps the runs, where none is named."""
 
-WHERE = "the folder that keeps the runs, or the folder of one run"
+MANY = 10**9
+"""More than this of anything is a slip of the keyboard."""
+
+MOST_PIXELS = 10**6
+"""The same along one side of an image."""
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as a shell gives it."""
 
 
 class Parser(argparse.ArgumentParser):
     """Says in one sentence what is wrong with the arguments, and leaves the usage to --help."""
 
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        args: Sequence[str] | None = None,
+        namespace: Any = None,  # noqa: ANN401 — argparse's
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Refuse an option that does not exist first, with the closest one that does."""
+        words = sys.argv[1:] if args is None else args
+        for word in itertools.takewhile(self._is_own, words):
+            name = word.partition("=")[0]
+            if re.match("--?[a-zA-Z]", name) and name not in self._option_string_actions:
+                known = [option for option in self._option_string_actions if option[:2] == "--"]
+                close = [option for option in known if option.startswith(name)]
+                close = close or difflib.get_close_matches(name, known, n=1)
+                hint = f" (did you mean {close[0]}?)" if close else ""
+                self.error(f"there is no option {name}{hint}")
+        return super().parse_known_args(args, namespace)
+
+    def _is_own(self, word: str) -> bool:
+        """Whether options may still follow, or belong to a command from here on."""
+        return word != "--" and (self._subparsers is None or word.startswith("-"))
+
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
-        _fail(f"{message}; see {self.prog} --help.", 2)
+        _fail(f"{message.rstrip('.')}; see {self.prog} --help.", 2)
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -50,53 +88,84 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def main() -> NoReturn:
-    """Run the command and exit: 0 done, 1 it failed, 2 its arguments cannot work."""
+    """Run the command and exit: 0 done, 1 it failed, 2 its arguments cannot work, 130 Ctrl-C."""
     arguments = _parser().parse_args()
     try:
         arguments.run_command(arguments)
     except KeyboardInterrupt:
-        _fail("Interrupted.", 1)
+        _fail("Interrupted.", INTERRUPTED)
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        if isinstance(error, ConvlensError | OSError):
-            _fail(str(error), 2 if isinstance(error, ArgumentError | LayerNotFoundError) else 1)
-        _fail(f"{type(error).__name__}: {error} (--debug prints the traceback.)", 1)
+        _fail(_sentence(error), 2 if isinstance(error, ArgumentError | LayerNotFoundError) else 1)
     sys.exit(0)
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, without the names of functions' arguments, which a user has not written."""
+    if isinstance(error, ConvlensError):
+        return re.sub(r"^input_shape(?= )", "the input", re.sub(r"^\w+=(?=\S)", "", str(error)))
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{str(error.filename)!r} cannot be read or written ({error.strerror})."
+    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
+        return "This takes more memory than there is; give a smaller image, batch or model."
+    return f"{type(error).__name__}: {error} (--debug prints the traceback.)"
+
+
+@contextmanager
+def _stoppable() -> Generator[None]:
+    """Let Ctrl-C unwind what must be tidied up, such as an open run; a second one does not wait."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt
+
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Train the chapter's network, watch it, and write a report."""
     learn = _learner(arguments)
-    try:
-        if arguments.schedule == "one-cycle":
-            learn.fit_one_cycle(arguments.epochs, arguments.lr)
-        else:
-            learn.fit(arguments.epochs, arguments.lr)
-    except (Exception, KeyboardInterrupt):
-        if learn.run_path is not None:
-            _print(f"What was recorded until then is in {learn.run_path}.", sys.stderr)
-        raise
-    _finish(learn, arguments.json)
+    with _stoppable():
+        try:
+            if arguments.schedule == "one-cycle":
+                learn.fit_one_cycle(arguments.epochs, arguments.lr)
+            else:
+                learn.fit(arguments.epochs, arguments.lr)
+            _finish(learn, arguments.json)
+        except (Exception, KeyboardInterrupt):
+            if learn.run_path is not None:
+                _print(f"What was recorded until then is in {learn.run_path}.", sys.stderr)
+            raise
 
 
 def make_report(arguments: argparse.Namespace) -> None:
     """Make a run's report anew, from its directory alone."""
     from convlens._facade import report
 
-    _print(str(report(arguments.run, arguments.out)))
+    _check_folder(arguments.run, "the folder of one run")
+    with _stoppable():
+        _print(str(report(arguments.run, arguments.out)))
 
 
 def list_all(arguments: argparse.Namespace) -> None:
     """List the runs in a folder."""
     from convlens.runs import list_runs
 
-    if arguments.folder.is_file():
+    folder: Path = arguments.folder
+    _check_folder(folder, "the folder that keeps the runs")
+    if os.path.isfile(folder / RECORD):  # noqa: PTH113 - Path.is_file raises where one may not look
         raise ArgumentError(
-            f"folder={str(arguments.folder)!r} is a file, not a folder; give the folder that keeps "
-            "the runs, such as runs."
+            f"{str(folder)!r} is one run; give the folder that keeps it, "
+            f"{str(folder.resolve().parent)!r}."
         )
-    found = list_runs(arguments.folder)
+    found = list_runs(folder)
     if arguments.json:
         rows = [
             {"path": str(info.path), "status": info.status, "created": info.created,
@@ -106,12 +175,12 @@ def list_all(arguments: argparse.Namespace) -> None:
         _print(json.dumps(rows))
         return
     if not found:
-        _print(f"No runs in {arguments.folder}; make one with: convlens train mnist")
+        _print(f"No runs in {folder}; make one with: convlens train mnist")
     for info in found:
         metrics = "  ".join(f"{name} {_number(name, v)}" for name, v in info.metrics.items())
-        when = info.created[:16].replace("T", " ")
+        name, when = printable(info.name), info.created[:16].replace("T", " ")
         _print(
-            f"{info.name:<20}  {info.status:<10}  {when:<16}  {info.n_epochs:>3} epochs  "
+            f"{name:<20}  {info.status:<10}  {when:<16}  {info.n_epochs:>3} epochs  "
             f"{info.problem or metrics}"
         )
 
@@ -124,7 +193,7 @@ def view(arguments: argparse.Namespace) -> None:
         arguments.address, arguments.port, arguments.token, tuple(arguments.host_name)
     )
     for place in arguments.runs:
-        _check_place(place)
+        _check_folder(place, "the folder that keeps the runs, or the folder of one run")
 
     def ready(served: Address) -> None:
         import webbrowser
@@ -135,19 +204,19 @@ def view(arguments: argparse.Namespace) -> None:
         with suppress(AttributeError, OSError):  # a training beside it comes first,
             os.nice(NICE)  # and the browser, were it started from here, would stand back too
 
-    with suppress(KeyboardInterrupt):
+    with _stoppable(), suppress(KeyboardInterrupt):
         serve(arguments.runs or [RUNS], address, ready)
 
 
-def _check_place(place: Path) -> None:
+def _check_folder(folder: Path, give: str) -> None:
     """A folder; only the one where the runs usually are may come later."""
-    if place.is_file():
-        is_record = place.name == "run.db"
-        what = "the file inside a run" if is_record else "a file, not a folder"
-        give = f"its folder, {str(place.parent)!r}" if is_record else WHERE
-        raise ArgumentError(f"runs={str(place)!r} is {what}; give {give}.")
-    if not place.exists() and place != RUNS:
-        raise ArgumentError(f"runs={str(place)!r} does not exist; give {WHERE}.")
+    if folder.exists() and not folder.is_dir():
+        what = "a file, not a folder"
+        if folder.name == RECORD:
+            what, give = "the file inside a run", f"its folder, {str(folder.parent)!r}"
+        raise ArgumentError(f"{str(folder)!r} is {what}; give {give}.")
+    if not folder.exists() and folder != RUNS:
+        raise ArgumentError(f"{str(folder)!r} does not exist; give {give}.")
 
 
 def show_summary(arguments: argparse.Namespace) -> None:
@@ -166,7 +235,8 @@ def show_summary(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print(json.dumps(table.to_dict()))
     elif arguments.markdown:
-        _print(table.to_markdown())
+        for line in table.to_markdown().split("\n"):
+            _print(line)
     else:
         table.print()
 
@@ -182,7 +252,7 @@ def show_field(arguments: argparse.Namespace) -> None:
     model, shape = _model(arguments)
     if len(shape) != 3:
         raise ArgumentError(
-            f"input={'x'.join(map(str, shape))} is no image, and a field is drawn on one; give "
+            f"--input {'x'.join(map(str, shape))} is no image, and a field is drawn on one; give "
             "CxHxW, or ask convlens.receptive_field."
         )
     asked = arguments.input is not None or arguments.size is not None
@@ -195,13 +265,13 @@ def show_field(arguments: argparse.Namespace) -> None:
     kinds = sorted(figure.canvas.get_supported_filetypes())
     if arguments.out.suffix[1:].lower() not in kinds:
         raise ArgumentError(
-            f"out={str(arguments.out)!r} is no kind of picture; give a name that ends in one of "
+            f"--out {arguments.out} is no kind of picture; give a name that ends in one of "
             f"{', '.join(kinds)}."
         )
     if not arguments.out.parent.is_dir():
         raise ArgumentError(
-            f"out={str(arguments.out)!r} lies in a folder that does not exist; make it, or give "
-            "another name."
+            f"--out {arguments.out} lies in a folder that does not exist; make it, or give another "
+            "name."
         )
     figure.savefig(arguments.out, dpi=150)
     _print(f"{' '.join(ax.get_title().split())}: {arguments.out}")
@@ -243,12 +313,17 @@ def _parser() -> Parser:
 def _add_train(command: Parser) -> None:
     add = command.add_argument
     add("data", choices=["mnist"], help="what to train on")
-    add("--epochs", type=int, default=5, help="passes over the training images")
-    add("--lr", type=float, default=0.1, help="learning rate; with one-cycle its peak")
-    add("--batch-size", type=int, default=512, help="images per step")
+    add("--epochs", type=_whole(1), default=5, help="passes over the training images")
+    add("--lr", type=_positive, default=0.1, help="learning rate; with one-cycle its peak")
+    add("--batch-size", type=_whole(1), default=512, help="images per step")
     add("--norm", choices=["batch", "none"], default="batch", help="normalization")
     add("--schedule", choices=["one-cycle", "constant"], default="one-cycle", help="schedule")
-    add("--seed", type=int, default=0, help="seed of the weights and of the order of the images")
+    add(
+        "--seed",
+        type=_whole(0, 2**64 - 1),
+        default=0,
+        help="seed of the weights and of the order of the images",
+    )
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
     add("--out", type=Path, default=RUNS, metavar="DIR", help="folder that keeps the runs")
     add("--watch", action=argparse.BooleanOptionalAction, default=True,
@@ -266,7 +341,7 @@ def _add_report(command: Parser) -> None:
 def _add_view(command: Parser) -> None:
     add = command.add_argument
     add("runs", type=Path, nargs="*", default=[RUNS], help="folders of runs, or of one run each")
-    add("--port", type=int, default=5006, help="0 for a free one")
+    add("--port", type=_whole(0, 65535), default=5006, help="0 for a free one")
     add("--address", default="127.0.0.1", help="another one can be reached by other machines")
     add("--token", help="what a browser must know; 'auto' makes one")
     add("--host-name", action="append", default=[], metavar="NAME",
@@ -281,14 +356,17 @@ def _add_runs(command: Parser) -> None:
 
 def _add_model(command: Parser) -> None:
     add = command.add_argument
-    add("model", help="simple_cnn, torchvision:NAME, timm:NAME, or file.py:object")
+    add("model", help="simple_cnn, torchvision:NAME, timm:NAME, or file.py:object, which runs that "
+        "Python file with all that it does")  # fmt: skip
     add("--input", type=_shape, metavar="CxHxW",
         help="the image, such as 3x224x224, if not what the model is made for")  # fmt: skip
-    add("--size", type=int,
-        help="height and width of the image, instead of --input")  # fmt: skip
-    add("--channels", type=int,
-        help="channels of the image, instead of --input")  # fmt: skip
-    add("--classes", type=int, help="number of classes")
+    add(
+        "--size",
+        type=_whole(1, MOST_PIXELS),
+        help="height and width of the image, instead of --input",
+    )
+    add("--channels", type=_whole(1, MOST_PIXELS), help="channels of the image, instead of --input")
+    add("--classes", type=_whole(1), help="number of classes")
     add("--norm", choices=["batch", "none"], default="batch", help="normalization of simple_cnn")
 
 
@@ -297,10 +375,14 @@ def _add_summary(command: Parser) -> None:
     add = command.add_argument
     add("--columns", type=_words, metavar="A,B",
         help="columns to show, such as kind,output,parameters")  # fmt: skip
-    add("--depth", type=int,
-        help="fold what lies deeper in the model")  # fmt: skip
+    add("--depth", type=_whole(0), help="fold what lies deeper in the model")
     add("--fold", type=_words, default=(), metavar="A,B", help="layers or kinds of layers to fold")
-    add("--batch-size", type=int, default=1, help="images in a batch, for the memory of training")
+    add(
+        "--batch-size",
+        type=_whole(1),
+        default=1,
+        help="images in a batch, for the memory of training",
+    )
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--markdown", action="store_true", help="print Markdown")
@@ -316,6 +398,33 @@ def _add_field(command: Parser) -> None:
     add("--out", type=Path, default=Path("field.png"), metavar="FILE", help="the picture")
 
 
+def _whole(least: int, most: int = MANY) -> Callable[[str], int]:
+    """Reads a whole number in these bounds."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, got {text}")
+        return value
+
+    return read
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number such as 0.01, got {text!r}")
+    return value
+
+
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
@@ -325,7 +434,7 @@ def _shape(text: str) -> tuple[int, ...]:
         sizes = tuple(int(size) for size in text.lower().replace("×", "x").split("x"))
     except ValueError:
         sizes = ()
-    if not 1 <= len(sizes) <= 4 or min(sizes) < 1:
+    if not 1 <= len(sizes) <= 4 or min(sizes) < 1 or max(sizes) > MOST_PIXELS:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no shape such as 3x224x224, without the batch"
         )
@@ -344,7 +453,7 @@ def _model(arguments: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
     from convlens._models import find_model
 
     if arguments.input is not None and (arguments.size or arguments.channels) is not None:
-        raise ArgumentError("input and size or channels say the same twice; give one of them.")
+        raise ArgumentError("--input says what --size and --channels say; give one or the other.")
     norm = None if arguments.norm == "none" else arguments.norm
     given = arguments.input[0] if arguments.input else arguments.channels
     model, made_for = find_model(arguments.model, given, arguments.classes, norm)
@@ -352,8 +461,8 @@ def _model(arguments: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
         return model, arguments.input
     if made_for is None and arguments.size is None:
         raise ArgumentError(
-            f"model={arguments.model!r} does not say what its input is; give --input, such as "
-            "--input 3x224x224."
+            f"{arguments.model!r} does not say what its input is; give --input, such as --input "
+            "3x224x224."
         )
     channels, height, width = made_for or (3, 0, 0)
     channels = channels if arguments.channels is None else arguments.channels
@@ -378,6 +487,8 @@ def _learner(arguments: argparse.Namespace) -> Learner:
             """The run is there from now on."""
             _print(f"Watch it: convlens view {shlex.quote(str(learn.run_path))}")
 
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError("--device cuda: torch finds no such device here; give cpu, or auto.")
     dls = getattr(images, arguments.data)(
         batch_size=arguments.batch_size,
         device=None if arguments.device == "auto" else arguments.device,
@@ -417,7 +528,7 @@ def _finish(learn: Learner, as_json: bool) -> None:
     _print(f"accuracy  {accuracy:.2%}")
     _print(f"run       {learn.run_path}")
     _print(f"report    {page}")
-    _print(f"page      convlens view {learn.run_path}")
+    _print(f"page      convlens view {shlex.quote(str(learn.run_path))}")
     if as_json:
         facts = [_epoch_facts(epoch) for epoch in epochs]
         result = {"accuracy": accuracy, "epochs": facts, "run": str(learn.run_path)}
@@ -433,8 +544,9 @@ def _number(name: str, value: float) -> str:
     return f"{value:.2%}" if name == "accuracy" else f"{value:.4f}"
 
 
-def _print(text: str, stream: Any = None) -> None:  # noqa: ANN401 — any text stream
-    print(text, file=stream or sys.stdout, flush=True)
+def _print(line: str, stream: Any = None) -> None:  # noqa: ANN401 — any text stream
+    """Print one line, whatever names in it hold."""
+    print(printable(line), file=stream or sys.stdout, flush=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:
