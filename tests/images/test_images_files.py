@@ -199,7 +199,9 @@ def test_what_unpacks_to_far_more_is_refused(tmp_path):
     much = zlib.compress(bytes(50_000_000), 9)
     for kind, begin in ((b"iTXt", b"k\0\1\0\0\0"), (b"zTXt", b"k\0\0"), (b"iCCP", b"k\0\0")):
         path = png_of_zeros(tmp_path / "a.png", 4, 4, chunk(kind, begin + much))
-        with pytest.raises(DataError, match=r"a\.png is a damaged image: Decompressed data too la"):
+        with pytest.raises(
+            DataError, match=r"a\.png is a damaged image: (?i:decompressed data too l)"
+        ):
             cl.load_image(path)
     texts = [chunk(b"zTXt", b"k%d\0\0" % i + zlib.compress(bytes(1_000_000), 9)) for i in range(70)]
     with pytest.raises(DataError, match=r"a\.png is a damaged image: Too much memory used in text"):
