@@ -1,9 +1,11 @@
 """The command: once as a process of its own, otherwise by its entry point in this process."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -328,6 +330,16 @@ def test_field(convlens, tmp_path):
 
 def test_version(convlens):
     assert convlens("--version").stdout == f"convlens {cl.__version__}\n"
+
+
+def test_the_commands_of_the_documentation_exist(convlens):
+    root = Path(__file__).parents[1]
+    texts = [p.read_text("utf-8") for p in (root / "README.md", *(root / "docs").glob("*.md"))]
+    blocks = re.findall(r"^```(.*?)^```", "".join(texts), re.DOTALL | re.MULTILINE)
+    lines = re.findall(r"^convlens ([^#\n]*)", "".join(blocks), re.MULTILINE)
+    assert len(lines) > 10
+    for line in lines:  # an unknown command or option is refused before help is given
+        assert convlens(*line.split(), "--help").code == 0, line
 
 
 def test_help_says_that_a_file_is_run(convlens):
