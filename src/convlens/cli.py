@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-import itertools
 import json
-import math
 import os
 import re
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from convlens._options import (
+    LARGEST_SIDE,
+    Help,
+    Parser,
+    image_shape,
+    indices,
+    positive_number,
+    whole_number,
+    word_list,
+)
 from convlens.errors import ArgumentError, ConvlensError, LayerNotFoundError
 from convlens.terminal import printable
 
@@ -37,54 +44,8 @@ RECORD = "run.db"
 RUNS = Path("runs")
 """The folder that keeps the runs, where none is named."""
 
-MANY = 10**9
-"""More than this of anything is a slip of the keyboard."""
-
-MOST_PIXELS = 10**6
-"""The same along one side of an image."""
-
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as a shell gives it."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Says in one sentence what is wrong with the arguments, and leaves the usage to --help."""
-
-    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        args: Sequence[str] | None = None,
-        namespace: Any = None,  # noqa: ANN401 — argparse's
-    ) -> tuple[argparse.Namespace, list[str]]:
-        """Refuse an option that does not exist first, with the closest one that does."""
-        words = sys.argv[1:] if args is None else args
-        for word in itertools.takewhile(self._is_own, words):
-            name = word.partition("=")[0]
-            if re.match("--?[a-zA-Z]", name) and name not in self._option_string_actions:
-                known = [option for option in self._option_string_actions if option[:2] == "--"]
-                close = [option for option in known if option.startswith(name)]
-                close = close or difflib.get_close_matches(name, known, n=1)
-                hint = f" (did you mean {close[0]}?)" if close else ""
-                self.error(f"there is no option {name}{hint}")
-        return super().parse_known_args(args, namespace)
-
-    def _is_own(self, word: str) -> bool:
-        """Whether options may still follow, or belong to a command from here on."""
-        return word != "--" and (self._subparsers is None or word.startswith("-"))
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with 2."""
-        _fail(f"{message.rstrip('.')}; see {self.prog} --help.", 2)
-
-
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Says of each option what it is by default, where that says something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, (), []) or action.default is False:  # 0 does say something
-            return action.help
-        if action.default == [RUNS]:
-            return f"{action.help} (default: {RUNS})"
-        return super()._get_help_string(action)
 
 
 def main() -> NoReturn:
@@ -313,14 +274,14 @@ def _parser() -> Parser:
 def _add_train(command: Parser) -> None:
     add = command.add_argument
     add("data", choices=["mnist"], help="what to train on")
-    add("--epochs", type=_whole(1), default=5, help="passes over the training images")
-    add("--lr", type=_positive, default=0.1, help="learning rate; with one-cycle its peak")
-    add("--batch-size", type=_whole(1), default=512, help="images per step")
+    add("--epochs", type=whole_number(1), default=5, help="passes over the training images")
+    add("--lr", type=positive_number, default=0.1, help="learning rate; with one-cycle its peak")
+    add("--batch-size", type=whole_number(1), default=512, help="images per step")
     add("--norm", choices=["batch", "none"], default="batch", help="normalization")
     add("--schedule", choices=["one-cycle", "constant"], default="one-cycle", help="schedule")
     add(
         "--seed",
-        type=_whole(0, 2**64 - 1),
+        type=whole_number(0, 2**64 - 1),
         default=0,
         help="seed of the weights and of the order of the images",
     )
@@ -341,7 +302,7 @@ def _add_report(command: Parser) -> None:
 def _add_view(command: Parser) -> None:
     add = command.add_argument
     add("runs", type=Path, nargs="*", default=[RUNS], help="folders of runs, or of one run each")
-    add("--port", type=_whole(0, 65535), default=5006, help="0 for a free one")
+    add("--port", type=whole_number(0, 65535), default=5006, help="0 for a free one")
     add("--address", default="127.0.0.1", help="another one can be reached by other machines")
     add("--token", help="what a browser must know; 'auto' makes one")
     add("--host-name", action="append", default=[], metavar="NAME",
@@ -358,28 +319,38 @@ def _add_model(command: Parser) -> None:
     add = command.add_argument
     add("model", help="simple_cnn, torchvision:NAME, timm:NAME, or file.py:object, which runs that "
         "Python file with all that it does")  # fmt: skip
-    add("--input", type=_shape, metavar="CxHxW",
+    add("--input", type=image_shape, metavar="CxHxW",
         help="the image, such as 3x224x224, if not what the model is made for")  # fmt: skip
     add(
         "--size",
-        type=_whole(1, MOST_PIXELS),
+        type=whole_number(1, LARGEST_SIDE),
         help="height and width of the image, instead of --input",
     )
-    add("--channels", type=_whole(1, MOST_PIXELS), help="channels of the image, instead of --input")
-    add("--classes", type=_whole(1), help="number of classes")
+    add(
+        "--channels",
+        type=whole_number(1, LARGEST_SIDE),
+        help="channels of the image, instead of --input",
+    )
+    add("--classes", type=whole_number(1), help="number of classes")
     add("--norm", choices=["batch", "none"], default="batch", help="normalization of simple_cnn")
 
 
 def _add_summary(command: Parser) -> None:
     _add_model(command)
     add = command.add_argument
-    add("--columns", type=_words, metavar="A,B",
+    add("--columns", type=word_list, metavar="A,B",
         help="columns to show, such as kind,output,parameters")  # fmt: skip
-    add("--depth", type=_whole(0), help="fold what lies deeper in the model")
-    add("--fold", type=_words, default=(), metavar="A,B", help="layers or kinds of layers to fold")
+    add("--depth", type=whole_number(0), help="fold what lies deeper in the model")
+    add(
+        "--fold",
+        type=word_list,
+        default=(),
+        metavar="A,B",
+        help="layers or kinds of layers to fold",
+    )
     add(
         "--batch-size",
-        type=_whole(1),
+        type=whole_number(1),
         default=1,
         help="images in a batch, for the memory of training",
     )
@@ -392,60 +363,10 @@ def _add_field(command: Parser) -> None:
     _add_model(command)
     add = command.add_argument
     add("--layer", required=True, help="the layer's name, or its index among those that run")
-    add("--unit", required=True, type=_place, metavar="ROW,COLUMN", help="its place on the grid")
+    add("--unit", required=True, type=indices, metavar="ROW,COLUMN", help="its place on the grid")
     add("--image", required=True, type=Path,
         help="an image file, scaled to the input if that is given")  # fmt: skip
     add("--out", type=Path, default=Path("field.png"), metavar="FILE", help="the picture")
-
-
-def _whole(least: int, most: int = MANY) -> Callable[[str], int]:
-    """Reads a whole number in these bounds."""
-
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
-        if value > most:
-            raise argparse.ArgumentTypeError(f"must be at most {most}, got {text}")
-        return value
-
-    return read
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a positive number such as 0.01, got {text!r}")
-    return value
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(size) for size in text.lower().replace("×", "x").split("x"))
-    except ValueError:
-        sizes = ()
-    if not 1 <= len(sizes) <= 4 or min(sizes) < 1 or max(sizes) > MOST_PIXELS:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no shape such as 3x224x224, without the batch"
-        )
-    return sizes
-
-
-def _place(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(place) for place in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no place such as 3,3") from None
 
 
 def _model(arguments: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
