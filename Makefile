@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test slow lint benchmarks pictures clean
+.PHONY: demo test slow lowest lint benchmarks pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/convlens train mnist --epochs 5 --lr 0.1 --batch-size 512 --norm batch
@@ -15,6 +15,18 @@ test: $(VENV)/.installed-test lint
 
 slow: $(VENV)/.installed-test
 	$(BIN)/pytest -m slow
+
+# Whether the lowest versions that pyproject.toml allows work, in an environment with just those.
+LOWEST := .venv-lowest
+lowest:
+	$(PYTHON) -m venv --clear $(LOWEST)
+	sed -nE '/^test = /,/^\]/d; s/.*"([a-z]+)>=([0-9.]+).*".*/\1==\2/p' pyproject.toml > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --editable '.[lightning,tensorboard,timm,torchvision]' hypothesis playwright pytest
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -p no:cacheprovider -W ignore tests/test_cli.py tests/images/test_images_files.py \
+		tests/runs/test_runs_checkpoints.py tests/geometry/test_geometry_pictures.py tests/watching/test_watching_compiled.py \
+		tests/integrations/test_integrations_tensorboard.py tests/integrations/test_integrations_lightning.py::test_a_recorded_fit_is_read_from_disk \
+		tests/views/test_views_browser.py::test_a_real_training_is_shown_whole \
+		tests/views/test_views_live_browser.py::test_a_training_is_seen_while_it_goes_on
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
@@ -42,4 +54,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(LOWEST) build dist

@@ -1,9 +1,11 @@
 """The command: once as a process of its own, otherwise by its entry point in this process."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,12 +123,37 @@ def test_runs(trained, convlens, tmp_path):
     assert "accuracy 9" in done.stdout
     listed = json.loads(convlens("runs", "--json", cwd=folder).stdout)
     assert listed[0]["epochs"] == 1
-    (tmp_path / "a file").touch()
-    done = convlens("runs", "a file")
-    assert (done.code, "folder='a file' is a file, not a folder" in done.stderr) == (2, True)
     assert convlens("runs", cwd=tmp_path).stdout == (
         "No runs in runs; make one with: convlens train mnist\n"
     )
+
+
+def test_runs_of_what_keeps_no_runs(trained, convlens, tmp_path):
+    (tmp_path / "a file").touch()
+    run = trained[0] / "runs" / "mnist-0001"
+    for place, sentence in {
+        "nope": "'nope' does not exist; give the folder that keeps the runs.",
+        "a file": "'a file' is a file, not a folder; give the folder that keeps the runs.",
+        run: f"'{run}' is one run; give the folder that keeps it, '{run.parent}'.",
+    }.items():
+        done = convlens("runs", place)
+        assert (done.code, done.stdout, done.stderr) == (2, "", f"convlens: {sentence}\n")
+
+
+def test_what_records_say_cannot_steer_the_terminal(convlens, tmp_path):
+    name = "a\x1b[2J\nb\u202etxt"
+    writer = create_run(directory=tmp_path / "runs" / name)
+    writer.write_meta({"created": "9\x9b\n9"})
+    writer.close()
+    done = convlens("runs")
+    assert done.code == 0
+    assert done.stdout.startswith("a\\x1b[2J\\nb\\u202etxt  finished    9\\x9b\\n9")
+    assert len(done.stdout.splitlines()) == 1
+    (tmp_path / "runs" / name / "run.db").write_bytes(b"damaged")
+    text = convlens("runs").stdout + convlens("report", f"runs/{name}").stderr
+    assert len(text.splitlines()) == 2
+    assert text.count("unreadable") == 1
+    assert all(char.isprintable() for char in text.replace("\n", ""))
 
 
 def test_summary(convlens):
@@ -199,6 +226,7 @@ def test_summary_of_a_files_models(convlens, tmp_path):
     (tmp_path / "nets_of_mine.py").write_text(MODELS_FILE)
     (tmp_path / "beside.py").write_text("width = 5")
     (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)")
     for name, shape, kind in (
         ("model", "5x9", "Conv1d"), ("make", "1x8x8", "Sequential"), ("Net", "6", "Net"),
     ):  # fmt: skip
@@ -217,6 +245,7 @@ def test_summary_of_a_files_models(convlens, tmp_path):
             "running 'broken.py' raised ZeroDivisionError: division by zero; mend",
         ),
         (["nowhere.py:make"], "the file 'nowhere.py' does not exist; give simple_cnn, torchvision"),
+        (["leaves.py:make"], "running 'leaves.py' raised SystemExit: 3; mend the file."),
     ):
         done = convlens("summary", *arguments)
         assert done.code == 2
@@ -239,7 +268,7 @@ def test_torchvisions_models_are_made_for_their_size_and_bring_no_weights(monkey
     assert cl.summary(model, (1, 3, 299, 299)).memory.problem == ""
 
 
-def test_a_library_that_is_not_installed_is_named_with_its_extra(convlens, monkeypatch):
+def test_a_library_that_is_not_installed_is_named(convlens, monkeypatch):
     from importlib import util
 
     monkeypatch.setattr(util, "find_spec", lambda name: None)
@@ -247,10 +276,10 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(convlens, monke
         done = convlens("summary", f"{library}:resnet18")
         assert (done.code, done.stdout) == (2, "")
         assert done.stderr == (
-            f"convlens: model='{library}:resnet18' needs {library}, which is not installed; "
-            f"pip install 'convlens[{library}]'.\n"
+            f"convlens: '{library}:resnet18' needs {library}, which is not installed; install it "
+            f"with: pip install {library}\n"
         )
-    assert "model='resnet18' is not known" in convlens("summary", "resnet18").stderr
+    assert "'resnet18' is not known" in convlens("summary", "resnet18").stderr
 
 
 def test_field(convlens, tmp_path):
@@ -279,16 +308,16 @@ def test_field(convlens, tmp_path):
     )
     assert done.stdout.startswith("the model, unit 0 of 10 sees rows 0–27, columns 0–27: 28×28 of")
     for arguments, sentence in (
-        (["--image", "dog.png"], "path='dog.png' does not exist; give an image file."),
-        (["--out", "field.doc"], "out='field.doc' is no kind of picture; give a name that ends in"),
+        (["--image", "dog.png"], "convlens: 'dog.png' does not exist; give an image file."),
+        (["--out", "field.doc"], "--out field.doc is no kind of picture; give a name that ends in"),
         (
             ["--out", "no/field.png"],
-            "out='no/field.png' lies in a folder that does not exist; make",
+            "--out no/field.png lies in a folder that does not exist; make",
         ),
-        (["--unit", "3,99"], "unit=(3, 99) is no place on the grid of layer '1.0'"),
+        (["--unit", "3,99"], "convlens: (3, 99) is no place on the grid of layer '1.0'"),
         (["--unit", "a"], "argument --unit: 'a' is no place such as 3,3"),
-        (["--layer", "conv9"], "layer='conv9' is not among the"),
-        (["--input", "2x28"], "input=2x28 is no image, and a field is drawn on one; give CxHxW"),
+        (["--layer", "conv9"], "convlens: 'conv9' is not among the"),
+        (["--input", "2x28"], "--input 2x28 is no image, and a field is drawn on one; give CxHxW"),
     ):
         given = {"--layer": "1.0", "--unit": "3,4", "--image": "cat.png", "--size": "28"}
         given |= {arguments[0]: arguments[1]}
@@ -301,6 +330,22 @@ def test_field(convlens, tmp_path):
 
 def test_version(convlens):
     assert convlens("--version").stdout == f"convlens {cl.__version__}\n"
+
+
+def test_the_commands_of_the_documentation_exist(convlens):
+    root = Path(__file__).parents[1]
+    texts = [p.read_text("utf-8") for p in (root / "README.md", *(root / "docs").glob("*.md"))]
+    blocks = re.findall(r"^```(.*?)^```", "".join(texts), re.DOTALL | re.MULTILINE)
+    lines = re.findall(r"^convlens ([^#\n]*)", "".join(blocks), re.MULTILINE)
+    assert len(lines) > 10
+    for line in lines:  # an unknown command or option is refused before help is given
+        assert convlens(*line.split(), "--help").code == 0, line
+
+
+def test_help_says_that_a_file_is_run(convlens):
+    for command in ("summary", "field"):
+        text = " ".join(convlens(command, "--help").stdout.split())
+        assert "file.py:object, which runs that Python file with all that it does" in text
 
 
 def test_help_lists_the_commands(convlens):
@@ -323,39 +368,54 @@ def test_help_says_what_an_option_is_by_default(convlens):
     [
         (["train", "cifar"], "argument data: invalid choice: 'cifar' (choose from"),
         (["train"], "the following arguments are required: data; see convlens train --help."),
-        (["train", "mnist", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
-        (["train", "mnist", "--epochs", "0"], "n_epochs=0 is not a number of epochs; give at"),
-        (["train", "mnist", "--lr", "-1"], "lr_max=-1.0 is not a positive number"),
-        (["train", "mnist", "--batch-size", "0"], "batch_size=0 is the number of images per batch"),
-        (["train", "mnist", "--seed", "-1"], "seed=-1 is where the random order comes from; give"),
-        (["train", "mnist", "--seed", str(2**64)], "is too large; give a whole number below 2**64"),
-        (["train", "mnist", "--device", "cuda"], "device='cuda' cannot be used here"),
+        (["train", "mnist", "--epochs", "many"], "--epochs: must be a whole number, got 'many'"),
+        (["train", "mnist", "--epochs", "0"], "argument --epochs: must be at least 1, got 0; see"),
+        (
+            ["train", "mnist", "--lr", "-1"],
+            "--lr: must be a positive number such as 0.01, got '-1'",
+        ),
+        (["train", "mnist", "--lr", "nan"], "--lr: must be a positive number such as 0.01, got"),
+        (["train", "mnist", "--lr", "1e999"], "--lr: must be a positive number such as 0.01, got"),
+        (["train", "mnist", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
+        (["train", "mnist", "--batch-size", "9" * 20], "--batch-size: must be at most 1000000000"),
+        (["train", "mnist", "--seed", "-1"], "argument --seed: must be at least 0, got -1"),
+        (["train", "mnist", "--seed", str(2**64)], "--seed: must be at most 18446744073709551615"),
+        (["train", "mnist", "--device", "cuda"], "--device cuda: torch finds no such device here"),
         (["train", "mnist", "--norm", "layer"], "argument --norm: invalid choice: 'layer' (choose"),
-        (["summary", "simple_cnn", "--size", "0"], "has H = 0; every size must be a whole number"),
+        (["view", "--port", "65536"], "argument --port: must be at most 65535, got 65536"),
+        (["view", "--address", "0.0.0.0"], "convlens: '0.0.0.0' can be reached by other machines"),
+        (["view", "--token", "short"], "convlens: token has 5 characters; give at least 16"),
+        (["report", "nowhere"], "convlens: 'nowhere' does not exist; give the folder of one run."),
+        (["summary", "simple_cnn", "--size", "0"], "--size: must be at least 1, got 0"),
+        (["summary", "simple_cnn", "--size", "9" * 9], "--size: must be at most 1000000, got 9"),
+        (["summary", "simple_cnn", "--depth", "-1"], "--depth: must be at least 0, got -1"),
+        (["summary", "simple_cnn", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
         (["summary", "simple_cnn", "--columns", "cost"], "columns has 'cost', which is no column;"),
+        (["summary", "simple_cnn", "--fold", "conv9"], "convlens: 'conv9' is neither a layer nor"),
         (["summary", "simple_cnn", "--input", "wide"], "argument --input: 'wide' is no shape such"),
+        (["summary", "simple_cnn", "--input", "3"], "convlens: the input does not fit the model:"),
         (
             ["summary", "simple_cnn", "--input", "1x8x8", "--size", "8"],
-            "input and size or channels",
+            "--input says what --size and --channels say",
         ),
         (["summary", "simple_cnn", "--input", "1x0x28"], "argument --input: '1x0x28' is no shape"),
         (
             ["summary", "simple_cnn", "--input", "1x1x1x28x28"],
             "such as 3x224x224, without the batch",
         ),
-        (
-            ["summary", "simple_cnn", "--classes", "0"],
-            "classes=0 must be a whole number of at least",
-        ),
-        (
-            ["summary", "simple_cnn", "--channels", "0"],
-            "channels=0 must be a whole number of at lea",
-        ),
-        (["summary", "simple_cn"], "model='simple_cn' is not known; give simple_cnn, torchvision:"),
+        (["summary", "simple_cnn", "--input", "3x9999999x9"], "--input: '3x9999999x9' is no shape"),
+        (["summary", "simple_cnn", "--classes", "0"], "--classes: must be at least 1, got 0"),
+        (["summary", "simple_cnn", "--channels", "0"], "--channels: must be at least 1, got 0"),
+        (["summary", "simple_cn"], "convlens: 'simple_cn' is not known; give simple_cnn, torchvis"),
         (["summary", "timm:resnet19"], "is not among timm's models; closest: resnet1"),
         (["summary", "torchvision:xyzzy"], "is not among torchvision's models; it has "),
         (["nothing"], "argument COMMAND: invalid choice: 'nothing' (choose from"),
-        (["train", "mnist", "--ep", "1"], "unrecognized arguments: --ep 1"),
+        (["train", "mnist", "--ep", "1"], "there is no option --ep (did you mean --epochs?); see"),
+        (["train", "mnist", "--epoch=3"], "no option --epoch (did you mean --epochs?); see convle"),
+        (["train", "mnist", "--no-wacth"], "no option --no-wacth (did you mean --no-watch?)"),
+        (["field", "simple_cnn", "--layr", "1"], "no option --layr (did you mean --layer?)"),
+        (["runs", "--zzz"], "convlens: there is no option --zzz; see convlens runs --help."),
+        (["--vresion"], "there is no option --vresion (did you mean --version?); see convlens --h"),
         ([], "the following arguments are required: COMMAND; see convlens --help."),
     ],
 )
@@ -377,23 +437,35 @@ def test_view_takes_folders_only(convlens, tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "run.db").touch()
     for place, sentence in {
-        "nowhere": f"runs='nowhere' does not exist; {where}",
-        "a.txt": f"runs='a.txt' is a file, not a folder; {where}",
-        "x/run.db": "runs='x/run.db' is the file inside a run; give its folder, 'x'.",
+        "nowhere": f"'nowhere' does not exist; {where}",
+        "a.txt": f"'a.txt' is a file, not a folder; {where}",
+        "x/run.db": "'x/run.db' is the file inside a run; give its folder, 'x'.",
     }.items():
         done = convlens("view", place, "--no-browser", "--port", 0)
         assert (done.code, done.stdout, done.stderr) == (2, "", f"convlens: {sentence}\n")
 
 
-def test_a_failure_exits_1_with_one_sentence(convlens):
-    done = convlens("report", "nowhere")
+def test_what_comes_after_two_dashes_is_no_option(convlens, tmp_path):
+    create_run(directory=tmp_path / "--mine").close()
+    done = convlens("report", "--", "--mine")
+    assert (done.code, done.stdout, done.stderr) == (0, "--mine/report.html\n", "")
+
+
+def test_a_failure_exits_1_with_one_sentence(convlens, tmp_path):
+    done = convlens("report", ".")
     assert done.code == 1
-    assert done.stderr.startswith("convlens: path='nowhere' does not exist; give the folder of")
+    assert done.stderr.startswith("convlens: ")
     assert len(done.stderr.splitlines()) == 1
+    (tmp_path / "file").touch()
+    done = convlens("train", "mnist", "--out", "file")
+    assert (done.code, done.stderr) == (
+        1, "convlens: 'file' cannot hold a new run (File exists); give a folder that you may write "
+        "to.\n",
+    )  # fmt: skip
 
 
 def test_debug_adds_the_traceback(convlens):
-    done = convlens("report", "nowhere", "--debug")
+    done = convlens("report", ".", "--debug")
     assert done.code == 1
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("convlens: ")
@@ -405,7 +477,14 @@ def test_the_keyboard_ends_it_with_a_word(convlens, monkeypatch):
 
     monkeypatch.setattr("convlens.runs.list_runs", interrupted)
     done = convlens("runs")
-    assert (done.code, done.stderr) == (1, "convlens: Interrupted.\n")
+    assert (done.code, done.stderr) == (130, "convlens: Interrupted.\n")
+
+
+def test_too_little_memory_is_a_sentence(convlens):
+    done = convlens("summary", "simple_cnn", "--classes", 10**9, "--channels", 10**6)
+    assert (done.code, done.stderr) == (
+        1, "convlens: This takes more memory than there is; give a smaller image, batch or model.\n"
+    )  # fmt: skip
 
 
 def test_an_unforeseen_failure_is_a_sentence_too(convlens, monkeypatch):
@@ -425,7 +504,7 @@ def test_the_keyboard_stops_a_training_and_says_where_it_is(convlens, monkeypatc
 
     monkeypatch.setattr("convlens.train.Pictures.before_validation", interrupted)
     done = convlens("train", "mnist", "--batch-size", 4096, "--no-watch")
-    assert done.code == 1
+    assert done.code == 130
     assert done.stderr.splitlines() == [
         "What was recorded until then is in runs/mnist-0001.", "convlens: Interrupted."
     ]  # fmt: skip

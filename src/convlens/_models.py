@@ -70,8 +70,8 @@ def _from_library(
 ) -> tuple[nn.Module, tuple[int, int, int] | None]:
     if util.find_spec(library) is None:
         raise ArgumentError(
-            f"model={spec!r} needs {library}, which is not installed; "
-            f"pip install 'convlens[{library}]'."
+            f"model={spec!r} needs {library}, which is not installed; install it with: "
+            f"pip install {library}"
         )
     known = _names(library)
     if name not in known:
@@ -138,7 +138,7 @@ def _from_file(path: Path, name: str, spec: str) -> nn.Module:
         sys.modules.setdefault(path.stem, module)
         try:
             loader.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ArgumentError(
                 f"model={spec!r}: running {str(path)!r} raised {type(error).__name__}: {error}; "
                 "mend the file."
@@ -169,7 +169,7 @@ def _from_file(path: Path, name: str, spec: str) -> nn.Module:
 def _made_by(make: Callable[[], Any], spec: str) -> object:
     try:
         return make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ArgumentError(
             f"model={spec!r}: calling it without arguments raised {type(error).__name__}: {error}; "
             "give a torch module, or what makes one without arguments."

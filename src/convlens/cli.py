@@ -5,14 +5,29 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
+import signal
 import sys
 import traceback
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from convlens._options import (
+    LARGEST_SIDE,
+    Help,
+    Parser,
+    image_shape,
+    indices,
+    positive_number,
+    whole_number,
+    word_list,
+)
 from convlens.errors import ArgumentError, ConvlensError, LayerNotFoundError
+from convlens.terminal import printable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,79 +39,94 @@ if TYPE_CHECKING:
 NICE = 10
 """How far the page's server stands back behind what else runs on the machine."""
 
+RECORD = "run.db"
+
 RUNS = Path("runs")
 """The folder that keeps the runs, where none is named."""
 
-WHERE = "the folder that keeps the runs, or the folder of one run"
-
-
-class Parser(argparse.ArgumentParser):
-    """Says in one sentence what is wrong with the arguments, and leaves the usage to --help."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with 2."""
-        _fail(f"{message}; see {self.prog} --help.", 2)
-
-
-class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Says of each option what it is by default, where that says something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, (), []) or action.default is False:  # 0 does say something
-            return action.help
-        if action.default == [RUNS]:
-            return f"{action.help} (default: {RUNS})"
-        return super()._get_help_string(action)
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as a shell gives it."""
 
 
 def main() -> NoReturn:
-    """Run the command and exit: 0 done, 1 it failed, 2 its arguments cannot work."""
+    """Run the command and exit: 0 done, 1 it failed, 2 its arguments cannot work, 130 Ctrl-C."""
     arguments = _parser().parse_args()
     try:
         arguments.run_command(arguments)
     except KeyboardInterrupt:
-        _fail("Interrupted.", 1)
+        _fail("Interrupted.", INTERRUPTED)
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        if isinstance(error, ConvlensError | OSError):
-            _fail(str(error), 2 if isinstance(error, ArgumentError | LayerNotFoundError) else 1)
-        _fail(f"{type(error).__name__}: {error} (--debug prints the traceback.)", 1)
+        _fail(_sentence(error), 2 if isinstance(error, ArgumentError | LayerNotFoundError) else 1)
     sys.exit(0)
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong, without the names of functions' arguments, which a user has not written."""
+    if isinstance(error, ConvlensError):
+        return re.sub(r"^input_shape(?= )", "the input", re.sub(r"^\w+=(?=\S)", "", str(error)))
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{str(error.filename)!r} cannot be read or written ({error.strerror})."
+    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):
+        return "This takes more memory than there is; give a smaller image, batch or model."
+    return f"{type(error).__name__}: {error} (--debug prints the traceback.)"
+
+
+@contextmanager
+def _stoppable() -> Generator[None]:
+    """Let Ctrl-C unwind what must be tidied up, such as an open run; a second one does not wait."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt
+
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Train the chapter's network, watch it, and write a report."""
     learn = _learner(arguments)
-    try:
-        if arguments.schedule == "one-cycle":
-            learn.fit_one_cycle(arguments.epochs, arguments.lr)
-        else:
-            learn.fit(arguments.epochs, arguments.lr)
-    except (Exception, KeyboardInterrupt):
-        if learn.run_path is not None:
-            _print(f"What was recorded until then is in {learn.run_path}.", sys.stderr)
-        raise
-    _finish(learn, arguments.json)
+    with _stoppable():
+        try:
+            if arguments.schedule == "one-cycle":
+                learn.fit_one_cycle(arguments.epochs, arguments.lr)
+            else:
+                learn.fit(arguments.epochs, arguments.lr)
+            _finish(learn, arguments.json)
+        except (Exception, KeyboardInterrupt):
+            if learn.run_path is not None:
+                _print(f"What was recorded until then is in {learn.run_path}.", sys.stderr)
+            raise
 
 
 def make_report(arguments: argparse.Namespace) -> None:
     """Make a run's report anew, from its directory alone."""
     from convlens._facade import report
 
-    _print(str(report(arguments.run, arguments.out)))
+    _check_folder(arguments.run, "the folder of one run")
+    with _stoppable():
+        _print(str(report(arguments.run, arguments.out)))
 
 
 def list_all(arguments: argparse.Namespace) -> None:
     """List the runs in a folder."""
     from convlens.runs import list_runs
 
-    if arguments.folder.is_file():
+    folder: Path = arguments.folder
+    _check_folder(folder, "the folder that keeps the runs")
+    if os.path.isfile(folder / RECORD):  # noqa: PTH113 - Path.is_file raises where one may not look
         raise ArgumentError(
-            f"folder={str(arguments.folder)!r} is a file, not a folder; give the folder that keeps "
-            "the runs, such as runs."
+            f"{str(folder)!r} is one run; give the folder that keeps it, "
+            f"{str(folder.resolve().parent)!r}."
         )
-    found = list_runs(arguments.folder)
+    found = list_runs(folder)
     if arguments.json:
         rows = [
             {"path": str(info.path), "status": info.status, "created": info.created,
@@ -106,12 +136,12 @@ def list_all(arguments: argparse.Namespace) -> None:
         _print(json.dumps(rows))
         return
     if not found:
-        _print(f"No runs in {arguments.folder}; make one with: convlens train mnist")
+        _print(f"No runs in {folder}; make one with: convlens train mnist")
     for info in found:
         metrics = "  ".join(f"{name} {_number(name, v)}" for name, v in info.metrics.items())
-        when = info.created[:16].replace("T", " ")
+        name, when = printable(info.name), info.created[:16].replace("T", " ")
         _print(
-            f"{info.name:<20}  {info.status:<10}  {when:<16}  {info.n_epochs:>3} epochs  "
+            f"{name:<20}  {info.status:<10}  {when:<16}  {info.n_epochs:>3} epochs  "
             f"{info.problem or metrics}"
         )
 
@@ -124,7 +154,7 @@ def view(arguments: argparse.Namespace) -> None:
         arguments.address, arguments.port, arguments.token, tuple(arguments.host_name)
     )
     for place in arguments.runs:
-        _check_place(place)
+        _check_folder(place, "the folder that keeps the runs, or the folder of one run")
 
     def ready(served: Address) -> None:
         import webbrowser
@@ -135,19 +165,19 @@ def view(arguments: argparse.Namespace) -> None:
         with suppress(AttributeError, OSError):  # a training beside it comes first,
             os.nice(NICE)  # and the browser, were it started from here, would stand back too
 
-    with suppress(KeyboardInterrupt):
+    with _stoppable(), suppress(KeyboardInterrupt):
         serve(arguments.runs or [RUNS], address, ready)
 
 
-def _check_place(place: Path) -> None:
+def _check_folder(folder: Path, give: str) -> None:
     """A folder; only the one where the runs usually are may come later."""
-    if place.is_file():
-        is_record = place.name == "run.db"
-        what = "the file inside a run" if is_record else "a file, not a folder"
-        give = f"its folder, {str(place.parent)!r}" if is_record else WHERE
-        raise ArgumentError(f"runs={str(place)!r} is {what}; give {give}.")
-    if not place.exists() and place != RUNS:
-        raise ArgumentError(f"runs={str(place)!r} does not exist; give {WHERE}.")
+    if folder.exists() and not folder.is_dir():
+        what = "a file, not a folder"
+        if folder.name == RECORD:
+            what, give = "the file inside a run", f"its folder, {str(folder.parent)!r}"
+        raise ArgumentError(f"{str(folder)!r} is {what}; give {give}.")
+    if not folder.exists() and folder != RUNS:
+        raise ArgumentError(f"{str(folder)!r} does not exist; give {give}.")
 
 
 def show_summary(arguments: argparse.Namespace) -> None:
@@ -166,7 +196,8 @@ def show_summary(arguments: argparse.Namespace) -> None:
     if arguments.json:
         _print(json.dumps(table.to_dict()))
     elif arguments.markdown:
-        _print(table.to_markdown())
+        for line in table.to_markdown().split("\n"):
+            _print(line)
     else:
         table.print()
 
@@ -182,7 +213,7 @@ def show_field(arguments: argparse.Namespace) -> None:
     model, shape = _model(arguments)
     if len(shape) != 3:
         raise ArgumentError(
-            f"input={'x'.join(map(str, shape))} is no image, and a field is drawn on one; give "
+            f"--input {'x'.join(map(str, shape))} is no image, and a field is drawn on one; give "
             "CxHxW, or ask convlens.receptive_field."
         )
     asked = arguments.input is not None or arguments.size is not None
@@ -195,13 +226,13 @@ def show_field(arguments: argparse.Namespace) -> None:
     kinds = sorted(figure.canvas.get_supported_filetypes())
     if arguments.out.suffix[1:].lower() not in kinds:
         raise ArgumentError(
-            f"out={str(arguments.out)!r} is no kind of picture; give a name that ends in one of "
+            f"--out {arguments.out} is no kind of picture; give a name that ends in one of "
             f"{', '.join(kinds)}."
         )
     if not arguments.out.parent.is_dir():
         raise ArgumentError(
-            f"out={str(arguments.out)!r} lies in a folder that does not exist; make it, or give "
-            "another name."
+            f"--out {arguments.out} lies in a folder that does not exist; make it, or give another "
+            "name."
         )
     figure.savefig(arguments.out, dpi=150)
     _print(f"{' '.join(ax.get_title().split())}: {arguments.out}")
@@ -243,12 +274,17 @@ def _parser() -> Parser:
 def _add_train(command: Parser) -> None:
     add = command.add_argument
     add("data", choices=["mnist"], help="what to train on")
-    add("--epochs", type=int, default=5, help="passes over the training images")
-    add("--lr", type=float, default=0.1, help="learning rate; with one-cycle its peak")
-    add("--batch-size", type=int, default=512, help="images per step")
+    add("--epochs", type=whole_number(1), default=5, help="passes over the training images")
+    add("--lr", type=positive_number, default=0.1, help="learning rate; with one-cycle its peak")
+    add("--batch-size", type=whole_number(1), default=512, help="images per step")
     add("--norm", choices=["batch", "none"], default="batch", help="normalization")
     add("--schedule", choices=["one-cycle", "constant"], default="one-cycle", help="schedule")
-    add("--seed", type=int, default=0, help="seed of the weights and of the order of the images")
+    add(
+        "--seed",
+        type=whole_number(0, 2**64 - 1),
+        default=0,
+        help="seed of the weights and of the order of the images",
+    )
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
     add("--out", type=Path, default=RUNS, metavar="DIR", help="folder that keeps the runs")
     add("--watch", action=argparse.BooleanOptionalAction, default=True,
@@ -266,7 +302,7 @@ def _add_report(command: Parser) -> None:
 def _add_view(command: Parser) -> None:
     add = command.add_argument
     add("runs", type=Path, nargs="*", default=[RUNS], help="folders of runs, or of one run each")
-    add("--port", type=int, default=5006, help="0 for a free one")
+    add("--port", type=whole_number(0, 65535), default=5006, help="0 for a free one")
     add("--address", default="127.0.0.1", help="another one can be reached by other machines")
     add("--token", help="what a browser must know; 'auto' makes one")
     add("--host-name", action="append", default=[], metavar="NAME",
@@ -281,26 +317,43 @@ def _add_runs(command: Parser) -> None:
 
 def _add_model(command: Parser) -> None:
     add = command.add_argument
-    add("model", help="simple_cnn, torchvision:NAME, timm:NAME, or file.py:object")
-    add("--input", type=_shape, metavar="CxHxW",
+    add("model", help="simple_cnn, torchvision:NAME, timm:NAME, or file.py:object, which runs that "
+        "Python file with all that it does")  # fmt: skip
+    add("--input", type=image_shape, metavar="CxHxW",
         help="the image, such as 3x224x224, if not what the model is made for")  # fmt: skip
-    add("--size", type=int,
-        help="height and width of the image, instead of --input")  # fmt: skip
-    add("--channels", type=int,
-        help="channels of the image, instead of --input")  # fmt: skip
-    add("--classes", type=int, help="number of classes")
+    add(
+        "--size",
+        type=whole_number(1, LARGEST_SIDE),
+        help="height and width of the image, instead of --input",
+    )
+    add(
+        "--channels",
+        type=whole_number(1, LARGEST_SIDE),
+        help="channels of the image, instead of --input",
+    )
+    add("--classes", type=whole_number(1), help="number of classes")
     add("--norm", choices=["batch", "none"], default="batch", help="normalization of simple_cnn")
 
 
 def _add_summary(command: Parser) -> None:
     _add_model(command)
     add = command.add_argument
-    add("--columns", type=_words, metavar="A,B",
+    add("--columns", type=word_list, metavar="A,B",
         help="columns to show, such as kind,output,parameters")  # fmt: skip
-    add("--depth", type=int,
-        help="fold what lies deeper in the model")  # fmt: skip
-    add("--fold", type=_words, default=(), metavar="A,B", help="layers or kinds of layers to fold")
-    add("--batch-size", type=int, default=1, help="images in a batch, for the memory of training")
+    add("--depth", type=whole_number(0), help="fold what lies deeper in the model")
+    add(
+        "--fold",
+        type=word_list,
+        default=(),
+        metavar="A,B",
+        help="layers or kinds of layers to fold",
+    )
+    add(
+        "--batch-size",
+        type=whole_number(1),
+        default=1,
+        help="images in a batch, for the memory of training",
+    )
     form = command.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--markdown", action="store_true", help="print Markdown")
@@ -310,33 +363,10 @@ def _add_field(command: Parser) -> None:
     _add_model(command)
     add = command.add_argument
     add("--layer", required=True, help="the layer's name, or its index among those that run")
-    add("--unit", required=True, type=_place, metavar="ROW,COLUMN", help="its place on the grid")
+    add("--unit", required=True, type=indices, metavar="ROW,COLUMN", help="its place on the grid")
     add("--image", required=True, type=Path,
         help="an image file, scaled to the input if that is given")  # fmt: skip
     add("--out", type=Path, default=Path("field.png"), metavar="FILE", help="the picture")
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(size) for size in text.lower().replace("×", "x").split("x"))
-    except ValueError:
-        sizes = ()
-    if not 1 <= len(sizes) <= 4 or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no shape such as 3x224x224, without the batch"
-        )
-    return sizes
-
-
-def _place(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(place) for place in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no place such as 3,3") from None
 
 
 def _model(arguments: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
@@ -344,7 +374,7 @@ def _model(arguments: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
     from convlens._models import find_model
 
     if arguments.input is not None and (arguments.size or arguments.channels) is not None:
-        raise ArgumentError("input and size or channels say the same twice; give one of them.")
+        raise ArgumentError("--input says what --size and --channels say; give one or the other.")
     norm = None if arguments.norm == "none" else arguments.norm
     given = arguments.input[0] if arguments.input else arguments.channels
     model, made_for = find_model(arguments.model, given, arguments.classes, norm)
@@ -352,8 +382,8 @@ def _model(arguments: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
         return model, arguments.input
     if made_for is None and arguments.size is None:
         raise ArgumentError(
-            f"model={arguments.model!r} does not say what its input is; give --input, such as "
-            "--input 3x224x224."
+            f"{arguments.model!r} does not say what its input is; give --input, such as --input "
+            "3x224x224."
         )
     channels, height, width = made_for or (3, 0, 0)
     channels = channels if arguments.channels is None else arguments.channels
@@ -378,6 +408,8 @@ def _learner(arguments: argparse.Namespace) -> Learner:
             """The run is there from now on."""
             _print(f"Watch it: convlens view {shlex.quote(str(learn.run_path))}")
 
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError("--device cuda: torch finds no such device here; give cpu, or auto.")
     dls = getattr(images, arguments.data)(
         batch_size=arguments.batch_size,
         device=None if arguments.device == "auto" else arguments.device,
@@ -417,7 +449,7 @@ def _finish(learn: Learner, as_json: bool) -> None:
     _print(f"accuracy  {accuracy:.2%}")
     _print(f"run       {learn.run_path}")
     _print(f"report    {page}")
-    _print(f"page      convlens view {learn.run_path}")
+    _print(f"page      convlens view {shlex.quote(str(learn.run_path))}")
     if as_json:
         facts = [_epoch_facts(epoch) for epoch in epochs]
         result = {"accuracy": accuracy, "epochs": facts, "run": str(learn.run_path)}
@@ -433,8 +465,9 @@ def _number(name: str, value: float) -> str:
     return f"{value:.2%}" if name == "accuracy" else f"{value:.4f}"
 
 
-def _print(text: str, stream: Any = None) -> None:  # noqa: ANN401 — any text stream
-    print(text, file=stream or sys.stdout, flush=True)
+def _print(line: str, stream: Any = None) -> None:  # noqa: ANN401 — any text stream
+    """Print one line, whatever names in it hold."""
+    print(printable(line), file=stream or sys.stdout, flush=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:

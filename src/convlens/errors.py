@@ -38,7 +38,7 @@ class LayerNotFoundError(ConvlensError, LookupError):
 
 
 class MissingLibraryError(ConvlensError, ImportError):
-    """An optional library is not installed; the message names the extra that brings it."""
+    """An optional library is not installed; the message says how to install it."""
 
 
 class DataError(ConvlensError):

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import struct
+import warnings
+import zlib
+from contextlib import suppress
+from subprocess import CalledProcessError
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 import convlens as cl
 from convlens.errors import ArgumentError, DataError
@@ -139,7 +146,103 @@ def test_what_is_no_image_gets_a_sentence(tmp_path):
         cl.load_image(path, size=(0, 5))
 
 
-def test_more_pixels_than_is_safe_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    with pytest.raises(DataError, match="has too many pixels to be read safely"):
-        cl.load_image(saved(tmp_path, Image.fromarray(GREY)))
+def chunk(kind: bytes, content: bytes) -> bytes:
+    checked = kind + content
+    return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+
+def png_of_zeros(path, width: int, height: int, *more: bytes):
+    """A grey PNG, whose pixels take a thousandth of their number."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes((width + 1) * height), 9)
+    parts = [chunk(b"IHDR", header), *more, chunk(b"IDAT", pixels), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+def tiff_of_zeros(path, *tags: tuple[int, ...]):
+    """A grey TIFF of 16×16 pixels with other tags: (tag, value), or (tag, value, kind)."""
+    pixels = zlib.compress(bytes(9_000_000), 9)
+    usual = [(256, 16), (257, 16), (258, 8), (259, 8), (262, 1), (277, 1)]
+    chosen = {tag: (value, *kind) for tag, value, *kind in (*usual, *tags)}
+    entries = [
+        struct.pack("<HHII", tag, *(kind or [4]), 1, value)
+        for tag, (value, *kind) in sorted(chosen.items())
+    ]
+    begin = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels
+    path.write_bytes(begin + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4))
+    return path
+
+
+def test_more_pixels_than_is_safe_are_refused_by_what_the_header_says(tmp_path):
+    with pytest.raises(DataError, match=r"a\.png has 8,001×8,000 pixels; at most 64,000,000 are"):
+        cl.load_image(png_of_zeros(tmp_path / "a.png", 8001, 8000))
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 60_000, 60_000, 0) + b"\x02\x02\x4c\x01\0;"
+    screen = b"GIF89a" + struct.pack("<HHBBB", 1, 1, 0x80, 0, 0) + bytes(6)
+    for name, content in {
+        "a.ppm": b"P6 100000 100000 255\n",
+        "a.bmp": b"BM"
+        + struct.pack("<IHHIIiiHHIIiiII", 99, 0, 0, 54, 40, 20000, 20000, 1, 24, *[0] * 6),
+        "a.gif": screen + frame,
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(
+            DataError, match=rf"a\.{name[2:]} has too many pixels to be read safely"
+        ):
+            cl.load_image(tmp_path / name)
+    tile = [(322, 9000), (323, 9000), (324, 8), (325, 9000)]
+    with pytest.raises(DataError, match=r"a\.tiff has 9,000×9,000 pixels; at most 64,000,000 are"):
+        cl.load_image(tiff_of_zeros(tmp_path / "a.tiff", *tile))
+
+
+def test_what_unpacks_to_far_more_is_refused(tmp_path):
+    much = zlib.compress(bytes(50_000_000), 9)
+    for kind, begin in ((b"iTXt", b"k\0\1\0\0\0"), (b"zTXt", b"k\0\0"), (b"iCCP", b"k\0\0")):
+        path = png_of_zeros(tmp_path / "a.png", 4, 4, chunk(kind, begin + much))
+        with pytest.raises(
+            DataError, match=r"a\.png is a damaged image: (?i:decompressed data too l)"
+        ):
+            cl.load_image(path)
+    texts = [chunk(b"zTXt", b"k%d\0\0" % i + zlib.compress(bytes(1_000_000), 9)) for i in range(70)]
+    with pytest.raises(DataError, match=r"a\.png is a damaged image: Too much memory used in text"):
+        cl.load_image(png_of_zeros(tmp_path / "a.png", 4, 4, *texts))
+    for rows in ([(278, 2**32 - 1), (279, 2**32 - 1)], [(278, 9000), (279, 100)]):
+        path = tiff_of_zeros(tmp_path / "a.tiff", (273, 2**32 - 1), *rows)
+        with pytest.raises(DataError, match=r"a\.tiff is a damaged image: "):
+            cl.load_image(path)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.mark.parametrize("name", ["a.eps", "a.png", "a.jpg"])
+def test_no_image_runs_a_program(tmp_path, monkeypatch, name):
+    """Pillow draws EPS with the first Ghostscript in PATH; this one leaves a mark."""
+    mark, program = tmp_path / "mark", tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {mark}\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it once a process
+    (tmp_path / name).write_bytes(EPS)
+    with pytest.raises(DataError, match=rf"{name} is no image that can be read; give one of BMP,"):
+        cl.load_image(tmp_path / name)
+    assert not mark.exists()
+    with Image.open(tmp_path / name) as opened, suppress(OSError, CalledProcessError):
+        opened.load()
+    assert mark.exists()  # so the mark would have been left
+
+
+@pytest.mark.parametrize("kind", [2, 5, 7, 11])  # text, a fraction, bytes, a float
+def test_a_tag_of_another_kind_is_a_sentence(tmp_path, kind):
+    path = tiff_of_zeros(tmp_path / "a.tiff", (259, 1), (273, 8, kind), (279, 256))
+    with warnings.catch_warnings(), pytest.raises(DataError, match=r"a\.tiff is a damaged image: "):
+        warnings.simplefilter("ignore")  # what Pillow says of metadata
+        cl.load_image(path)
+
+
+def test_what_the_system_cannot_read_is_not_called_damaged():
+    with pytest.raises(DataError, match=r"/proc/self/mem cannot be read \(Input/output error\)"):
+        cl.load_image("/proc/self/mem")
+    with pytest.raises(ArgumentError, match="x' does not exist; give an image file"):
+        cl.load_image("x" * 300)

@@ -431,7 +431,7 @@ def test_lightning_under_its_other_name(tmp_path):
     assert cl.open_run(tmp_path / "mine").activation_stats["net.0"].calls.tolist() == [1]
 
 
-def test_without_lightning_the_extra_is_named():
+def test_without_lightning_the_library_is_named():
     program = (
         "import sys; sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None\n"
         "import convlens as cl\n"
@@ -443,6 +443,6 @@ def test_without_lightning_the_extra_is_named():
     )
     assert re.fullmatch(
         r"convlens\.integrations\.lightning needs Lightning, which cannot be imported \(.+\); "
-        r"install it with: pip install 'convlens\[lightning\]'\.\n",
+        r"install it with: pip install lightning\n",
         done.stdout,
     )

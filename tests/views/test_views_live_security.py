@@ -148,6 +148,39 @@ def test_our_own_origin_may_connect(address: Address) -> None:
     assert "ACK" in connect(address, Origin=f"http://127.0.0.1:{address.port}")
 
 
+CLICKED = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document", "Sec-Fetch-User": "?1"}
+"""What a browser sends where a person has clicked on a link; Chromium's, tried."""
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "something new"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "empty", "Sec-Fetch-User": ""},
+        {"Sec-Fetch-Dest": "iframe"},
+        {"Sec-Fetch-User": ""},  # a script of that page, or its meta refresh
+    ],
+)
+def test_a_page_of_another_site_or_port_gets_no_session(
+    address: Address, site: str, changed: dict[str, str]
+) -> None:
+    for path in ("/", "/assets/live.js"):
+        status, _, body = get(address, path, {"Sec-Fetch-Site": site, **CLICKED, **changed})
+        assert (status, body) == (403, "Pages of other sites may not talk to this one.\n")
+
+
+def test_a_link_to_the_page_may_be_anywhere(address: Address, guarded: Address) -> None:
+    for site in ("cross-site", "same-site", "same-origin", "none"):
+        assert get(address, "/", {"Sec-Fetch-Site": site, **CLICKED})[0] == 200
+        headers = {"Sec-Fetch-Site": site, **CLICKED}
+        assert get(guarded, f"/?token={TOKEN}", headers)[0] == 302
+
+
+def test_nothing_is_fetched_ahead(address: Address) -> None:
+    headers = {"Sec-Fetch-Site": "none", "Sec-Purpose": "prefetch", "Sec-Fetch-Mode": "navigate"}
+    assert get(address, "/", headers)[0] == 403
+
+
 def test_a_session_that_the_server_did_not_make_is_refused(address: Address) -> None:
     payload = {"session_id": "mine", "session_expiry": 4_000_000_000}
     forged = base64.urlsafe_b64encode(json.dumps(payload).encode()).decode().rstrip("=")

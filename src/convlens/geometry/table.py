@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from torch import nn
 
@@ -19,6 +19,7 @@ from convlens.geometry.fields import ReceptiveFields, fields_of
 from convlens.geometry.rows import Fold, Row, fold_rows, idle_kinds, make_rows
 from convlens.geometry.tracker import FieldTracker
 from convlens.geometry.training_memory import Memory, check_count, measure_memory
+from convlens.terminal import encodable, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -82,7 +83,11 @@ class Summary:
 
     def __str__(self) -> str:
         """Aligned plain text."""
-        lines = self.lines()
+        return self._plain("utf-8")
+
+    def _plain(self, encoding: str) -> str:
+        """Aligned plain text in the characters that an encoding has."""
+        lines = [[encodable(cell, encoding) for cell in line] for line in self.lines()]
         widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
 
         def aligned(cells: Sequence[str]) -> str:
@@ -94,14 +99,21 @@ class Summary:
 
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
         head, *body, totals = map(aligned, lines)
-        return "\n".join([self.title(), head, rule, *body, rule, totals, *self.notes])
+        text = "\n".join([self.title(), head, rule, *body, rule, totals, *self.notes])
+        return encodable(text, encoding)
 
     __repr__ = __str__
 
     def print(self) -> None:
-        """Print it: a table that fits into a terminal, and plain text into a pipe or a file."""
-        if not sys.stdout.isatty():
-            sys.stdout.write(f"{self}\n")
+        """Print it: a table that fits into a terminal, and plain text into a pipe or a file.
+
+        Signs that the output's encoding does not have are written in plain ones: × as x, → as ->.
+        """
+        output = cast("TextIO | None", sys.stdout)
+        if output is None:  # it was closed
+            return
+        if not output.isatty():
+            output.write(self._plain(output.encoding or "utf-8") + "\n")
             return
         from rich.console import Console
 
@@ -111,21 +123,23 @@ class Summary:
         """A table for `rich.print`; columns that do not fit are left out, and named below."""
         from rich.markup import escape
 
-        lines = self.lines()
+        lines = [[encodable(cell, options.encoding) for cell in line] for line in self.lines()]
         shown, dropped = _fitting(self.columns, lines, options.max_width)
-        yield self._rich_table(lines, shown)
+        yield self._rich_table(lines, shown, encodable(self.title(), options.encoding))
         notes = [note for note in self.notes if _subject(note) not in dropped]
         if dropped:
             notes.append(f"left out for want of width: {', '.join(dropped)}.")
-        yield f"[dim]{escape(chr(10).join(notes))}[/dim]"
+        yield f"[dim]{escape(encodable(chr(10).join(notes), options.encoding))}[/dim]"
 
-    def _rich_table(self, lines: Sequence[Sequence[str]], shown: Sequence[int]) -> Table:
+    def _rich_table(
+        self, lines: Sequence[Sequence[str]], shown: Sequence[int], title: str
+    ) -> Table:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
         from rich.text import Text
 
         table = Table(
-            title=self.title(),
+            title=title,
             title_style="bold",
             title_justify="left",
             box=SIMPLE_HEAD,
@@ -175,7 +189,8 @@ class Summary:
 
         head, *rows, totals = self.lines()
         named = [
-            (row.name or cells[0], *cells[1:]) for row, cells in zip(self.rows, rows, strict=True)
+            (printable(row.name) or cells[0], *cells[1:])
+            for row, cells in zip(self.rows, rows, strict=True)
         ]
         sides = [":---" if column.words else "---:" for column in self.columns]
         table = [head, sides, *named, totals]
@@ -205,12 +220,13 @@ class Summary:
         """What the numbers are for."""
         n = self.input_shape[0]
         what = "one image" if n == 1 else f"{n} images"
-        return f"{self.model}, {what}, {' and '.join(map(shapes.named, self.inputs))}"
+        given = " and ".join(map(shapes.named, self.inputs))
+        return f"{printable(self.model)}, {what}, {given}"
 
     def lines(self) -> list[tuple[str, ...]]:
         """Headings, the cells of every row, and the totals, for the columns that are shown."""
         head = tuple(column.name for column in self.columns)
-        body = [tuple(column.cell(row) for column in self.columns) for row in self.rows]
+        body = [tuple(printable(column.cell(row)) for column in self.columns) for row in self.rows]
         sums = [column.total_cell(self.totals) for column in self.columns[1:]]
         return [head, *body, ("total", *sums)]
 
@@ -264,7 +280,7 @@ def summary(
     chosen = choose(columns, rows)
     every_note = [*traced.notes, *_notes(every, rows, costs), *_memory_notes(memory, batch_size)]
     hidden = {column.name for column in COLUMNS} - {column.name for column in chosen}
-    notes = tuple(note for note in every_note if _subject(note) not in hidden)
+    notes = tuple(printable(note) for note in every_note if _subject(note) not in hidden)
     name = type(model).__name__
     return Summary(name, rows, totals, used, batch_size, memory, notes, chosen, fields)
 

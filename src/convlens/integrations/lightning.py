@@ -27,7 +27,7 @@ else:
         except ImportError as error:
             raise MissingLibraryError(
                 "convlens.integrations.lightning needs Lightning, which cannot be imported "
-                f"({error}); install it with: pip install 'convlens[lightning]'."
+                f"({error}); install it with: pip install lightning"
             ) from error
 
 

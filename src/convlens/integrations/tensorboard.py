@@ -31,7 +31,7 @@ try:
 except ImportError as problem:
     raise MissingLibraryError(
         "convlens.integrations.tensorboard needs TensorBoard, which cannot be imported "
-        f"({problem}); install it with: pip install 'convlens[tensorboard]'."
+        f"({problem}); install it with: pip install tensorboard"
     ) from problem
 
 Events = Iterator[object]

@@ -74,7 +74,7 @@ def _register() -> Operators:
     # Not in a CUDA graph, which would replay it without its Python.
     enter = torch.library.custom_op(
         "convlens::enter_", _enter, mutates_args=("cursors", "buffers"),
-        tags=torch.Tag.cudagraph_unsafe,
+        tags=(torch.Tag.cudagraph_unsafe,),
     )  # fmt: skip
     changed = ("counts", "exact", "moments", "flags")
     sketch = torch.library.custom_op("convlens::sketch_", _sketch, mutates_args=changed)

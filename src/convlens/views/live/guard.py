@@ -37,7 +37,7 @@ class Guard:
                 "This page is not served under that name; open the address that was printed.",
             )
         origin = request.headers.get("Origin")
-        if origin is not None and not self._is_ours(origin):
+        if (origin is not None and not self._is_ours(origin)) or _is_of_another_site(request):
             return 403, "Pages of other sites may not talk to this one."
         if request.path not in self.paths:
             return 404, "There is nothing here; the page is at /."
@@ -104,6 +104,20 @@ def safe_headers(address: Address) -> type[OutputTransform]:
             return status_code, headers, chunk
 
     return SafeHeaders
+
+
+def _is_of_another_site(request: HTTPServerRequest) -> bool:
+    """Whether a page of another site, or of another port, asked for it without a person's click.
+
+    Each answer of "/" begins a session, which costs time beside a training. A link may be clicked
+    anywhere: that opens the page as a document of its own, which the other one cannot read.
+    Browsers say so (W3C, Fetch Metadata Request Headers); other programs send nothing of the kind.
+    """
+    get = request.headers.get
+    if get("Sec-Fetch-Site", "none") in ("same-origin", "none"):
+        return "Sec-Purpose" in request.headers  # fetched ahead, which any page may have asked for
+    clicked = (get("Sec-Fetch-Mode"), get("Sec-Fetch-Dest"), get("Sec-Fetch-User"))
+    return clicked != ("navigate", "document", "?1")
 
 
 def _cookie(request: HTTPServerRequest, name: str) -> str:
