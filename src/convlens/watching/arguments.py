@@ -7,6 +7,9 @@ from numbers import Integral, Real
 
 from convlens.errors import ArgumentError
 
+MODES = {"train": (True,), "eval": (False,), "both": (True, False)}
+"""For each ``mode``, the values of ``module.training`` whose forwards are counted."""
+
 
 def check_eps(eps: object) -> None:
     """Raise an `ArgumentError` unless ``eps`` is a bound of |x|."""
@@ -20,6 +23,15 @@ def check_every(every: object) -> None:
     """Raise an `ArgumentError` unless ``every`` is a number of steps."""
     if not isinstance(every, Integral) or every < 1:
         raise ArgumentError(f"every={every!r} is not a positive number of steps; use 1 for all.")
+
+
+def check_mode(mode: object) -> None:
+    """Raise an `ArgumentError` unless ``mode`` says which forwards are counted."""
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ArgumentError(
+            f"mode={mode!r} is not known; use 'train', 'eval' or 'both' for the forwards in "
+            "training mode, in evaluation mode, or all."
+        )
 
 
 def check_sample(sample: object) -> None:

@@ -1,4 +1,4 @@
-"""Which modules are watched, where their channels lie, and which of them feed a ReLU."""
+"""Which modules are watched, and where their channels lie."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.utils import parametrize
 
 from convlens.errors import ArgumentError, find_layer
 
@@ -25,8 +26,9 @@ def choose_layers(model: nn.Module, layers: Layers) -> list[tuple[str, nn.Module
 
     Args:
         model: any module.
-        layers: ``"trainable"``, every module that owns parameters itself; ``"all"``, every module
-            without children; or a sequence of qualified names, modules and module classes.
+        layers: ``"trainable"``, every module that owns parameters itself (see `owns_parameters`);
+            ``"all"``, every module without children; or a sequence of qualified names, modules and
+            module classes.
 
     Raises:
         ArgumentError: if nothing is chosen, the word is not known, or something is no layer of the
@@ -35,9 +37,9 @@ def choose_layers(model: nn.Module, layers: Layers) -> list[tuple[str, nn.Module
     """
     named = [(name or "(root)", module) for name, module in model.named_modules()]
     if layers == "trainable":
-        chosen = [pair for pair in named if any(True for _ in pair[1].parameters(recurse=False))]
+        chosen = [pair for pair in _layers(named) if owns_parameters(pair[1])]
     elif layers == "all":
-        chosen = [pair for pair in named if not any(True for _ in pair[1].children())]
+        chosen = [pair for pair in _layers(named) if not _children(pair[1])]
     elif isinstance(layers, str | nn.Module | type) or not isinstance(
         layers,
         Iterable,  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -54,6 +56,36 @@ def choose_layers(model: nn.Module, layers: Layers) -> list[tuple[str, nn.Module
             f"{type(model).__name__}; name at least one of them."
         )
     return chosen
+
+
+def owns_parameters(module: nn.Module) -> bool:
+    """Whether a module has parameters that are not those of a module inside it.
+
+    A parametrized tensor (`torch.nn.utils.parametrize`, such as spectral or weight normalization)
+    is one of the module that uses it, although torch keeps what it is computed from further inside.
+    """
+    within = [module, *_parametrizations(module).modules()]
+    return any(True for one in within for _ in one.parameters(recurse=False))
+
+
+def _parametrizations(module: nn.Module) -> nn.Module:
+    """The modules that compute a module's parametrized tensors; without any if it has none."""
+    if not parametrize.is_parametrized(module):
+        return nn.Module()
+    found = module.parametrizations
+    assert isinstance(found, nn.Module)
+    return found
+
+
+def _children(module: nn.Module) -> list[nn.Module]:
+    own = _parametrizations(module)
+    return [child for child in module.children() if child is not own]
+
+
+def _layers(named: Sequence[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """The modules without those that only compute a parametrized tensor."""
+    inside = {id(one) for _, module in named for one in _parametrizations(module).modules()}
+    return [pair for pair in named if id(pair[1]) not in inside]
 
 
 def _named_by_user(
@@ -77,7 +109,8 @@ def _named_by_user(
                 f"layers has {layer!r}, which is none of the {len(named)} modules of "
                 f"{type(model).__name__}; give names, modules of this model, or module classes."
             )
-    return [pair for pair in named if id(pair[1]) in wanted or isinstance(pair[1], tuple(kinds))]
+    wanted |= {id(module) for _, module in _layers(named) if isinstance(module, tuple(kinds))}
+    return [pair for pair in named if id(pair[1]) in wanted]
 
 
 def channel_rule(module: nn.Module) -> int | None:
@@ -134,10 +167,22 @@ def first_tensor(output: Any) -> Tensor | None:  # noqa: ANN401 — a module may
     return None
 
 
-_functorch: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+_C: Any = torch._C  # pyright: ignore[reportPrivateUsage]
+_functorch: Any = _C._functorch
 
 is_transformed: Callable[[Tensor], bool] = _functorch.is_functorch_wrapped_tensor
 """Whether `torch.func` (``vmap``, ``grad``, ``jvp`` …) has wrapped a tensor."""
+
+
+def in_backward() -> bool:
+    """Whether this thread is executing a backward pass."""
+    return _C._current_graph_task_id() != -1
+
+
+def are_fake(inputs: Sequence[Any]) -> bool:
+    """Whether a model is run without values, as a summary does it."""
+    key = _C._TorchDispatchModeKey.FAKE
+    return _C._get_dispatch_mode(key) is not None or any(isinstance(x, FakeTensor) for x in inputs)
 
 
 def untransformed(x: Tensor, rule: int | None) -> Tensor:
@@ -155,55 +200,3 @@ def untransformed(x: Tensor, rule: int | None) -> Tensor:
             if rule is not None and rule > 0 and x.ndim > 2:
                 x = x.flatten(0, 1)  # into the images, which come before the channels
     return x
-
-
-class ReluInputs(TorchFunctionMode):
-    """Notes which of the given tensors a ReLU is applied to while the mode is on.
-
-    It sees modules, functions and methods alike, which looking at the model's structure does not.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._outputs: dict[int, tuple[int, Tensor]] = {}
-        self.layers: set[int] = set()
-        self._relus = {
-            torch.relu,
-            torch.relu_,
-            torch.Tensor.relu,
-            torch.Tensor.relu_,
-            nn.functional.relu,
-            nn.functional.relu6,
-        }
-        self._clamps = {torch.clamp, torch.clamp_min, Tensor.clamp, Tensor.clamp_min}
-
-    @property
-    def asked(self) -> bool:
-        """Whether `add` was called at all."""
-        return bool(self._outputs)
-
-    def add(self, layer: int, output: Tensor) -> None:
-        """Ask about the output of this layer; it is kept alive so that its identity stays its."""
-        self._outputs[id(output)] = (layer, output)
-
-    def _clamps_at_zero(
-        self, func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None
-    ) -> bool:
-        """Whether it is a ReLU by another name: ``clamp(min=0)`` without an upper bound."""
-        if func not in self._clamps:
-            return False
-        low, *high = [*args[1:], *(value for value in (kwargs or {}).values() if value is not None)]
-        return not isinstance(low, Tensor) and low == 0 and not high
-
-    def __torch_function__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        if args and (func in self._relus or self._clamps_at_zero(func, args, kwargs)):
-            layer, output = self._outputs.get(id(args[0]), (-1, None))
-            if output is args[0]:
-                self.layers.add(layer)
-        return func(*args, **(kwargs or {}))
