@@ -388,7 +388,7 @@ class SeriesFigures:
 def figures_of(history: LayerHistory) -> NDArray[np.float32]:
     """(F, K) each of `FIGURES` for each column; bucket counts are not needed."""
     found = np.empty((len(FIGURES), len(history)), np.float32)
-    channels = history.channels or np.nan
+    channels = np.where(history.n > 0, history.channels or np.nan, np.nan)
     with np.errstate(over="ignore"):  # beyond float32 is infinite
         found[0], found[1] = history.mean, history.std
         found[2], found[3] = history.near_zero, history.near_zero_after_relu

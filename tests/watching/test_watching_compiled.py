@@ -248,8 +248,8 @@ def test_which_layers_a_relu_follows_in_a_compiled_model_of_two_inputs():
         run(torch.randn(3, 4), torch.randn(3, 4))
     assert not stats["a"].layer.feeds_relu
     assert stats.notes == (
-        "Which layers a ReLU follows could not be found (the model has 2 inputs; only one tensor "
-        "can be followed), so no dead channels are counted.",
+        "Which layers a ReLU follows could not be found (ArgumentError: the model has 2 inputs; "
+        "only one tensor can be followed), so no dead channels are counted.",
     )
 
 

@@ -209,14 +209,14 @@ def test_an_optimizer_that_is_not_torchs_is_said():
             assert len(said) == (step >= 99)  # after a while, not only at the end
     assert str(said[0].message).startswith("Gradients and updates are looked at in the step of a ")
     assert len(stats.notes) == 1
-    assert "none with a parameter of this model was seen in 110 steps" in stats.notes[0]
+    assert "none with a parameter of this model was seen in the first 110 steps" in stats.notes[0]
     assert len(stats.gradients["0.weight"]) == 0
 
 
 def test_a_short_loop_without_an_optimizer_is_said_when_watching_ends():
     model = small_net()
     with (
-        pytest.warns(cl.ConvlensWarning, match="was seen in 2 steps"),
+        pytest.warns(cl.ConvlensWarning, match="was seen in the first 2 steps"),
         cl.watch(model, updates=True),
     ):
         for _ in range(2):

@@ -26,7 +26,7 @@ from convlens.sketch import (
     decode,
     encode,
 )
-from convlens.watching.notes import Notes
+from convlens.watching.notes import Notes, described
 
 PENDING_BYTES = 1 << 27
 """What may wait for the ledger's thread; beyond it a step does wait, so that memory is bounded."""
@@ -160,7 +160,7 @@ class Ledger:
         try:
             work(*args)
         except Exception as error:
-            self._notes.say("kept", why=repr(error))
+            self._notes.say("kept", why=described(error))
         self.work_s += time.thread_time() - start
 
     def _forget_done(self) -> None:
@@ -180,7 +180,7 @@ class Ledger:
         try:
             work(self.sink)
         except Exception as error:
-            self._notes.say("sink", why=error)
+            self._notes.say("sink", why=described(error))
 
     def _write_layers(self, layers: Sequence[LayerInfo]) -> None:
         self._to_sink(lambda sink: sink.write_layers(layers, self.layout, self.eps, self.sample))

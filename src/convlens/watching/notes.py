@@ -32,8 +32,8 @@ FACTS = {
     "mode": "Nothing was recorded: the model was in {mode} mode in all of its {passed} forwards; "
     "call model.{call}() before, or watch with mode={mode!r} or 'both'.",
     "optimizer": "Gradients and updates are looked at in the step of a torch.optim.Optimizer, and "
-    "none with a parameter of this model was seen in {begun} steps: optimizers of another kind "
-    "cannot be watched.",
+    "none with a parameter of this model was seen in the first {begun} steps: optimizers of "
+    "another kind cannot be watched.",
     "parameters": "{unseen} parameters need a gradient and had none in any optimizer step that was "
     "seen: {names}.",
     "relus": "Which layers a ReLU follows could not be found ({why}), so no dead channels are "
@@ -41,7 +41,7 @@ FACTS = {
     "fork": "This process was forked while watching: it records on in memory and writes no run; "
     "{lost} chunks of columns that were being compressed are missing in it.",
     "sink": "Writing what is watched to the run failed {n} times, so it is kept in memory only: "
-    "{why}",
+    "{why}.",
     "kept": "{n} chunks of columns could not be kept: {why}.",
     "hooks": "{n} forwards could not be recorded as they should: {why}.",
     "look": "{n} optimizer steps could not be looked at: {why}.",
@@ -106,7 +106,8 @@ class Notes:
         self._counts[about] = self._counts.get(about, 0) + 1
         self._facts[about] = values
         if new:
-            self._first(self._sentence(about))
+            warn(self._sentence(about))
+            self.write()
 
     def _sentence(self, about: str) -> str:
         return FACTS[about].format(n=self._counts[about], **self._facts[about])
@@ -125,18 +126,20 @@ class Notes:
             known = {(one.info.quantity, one.why) for one in self._left_out.values()}
             self._left_out[key] = _LeftOut(info, why)
             if (info.quantity, why) not in known:
-                self._first(
+                warn(
                     f"The {info.quantity} of {info.name!r} ({info.kind}) cannot be sketched and is "
                     f"left out: {why}. So it is wherever this happens; stats.notes counts it."
                 )
         self._left_out[key].count += 1
+        if self._left_out[key].count == 1:
+            self.write()
 
     def guard(self, work: Callable[..., T], *args: object) -> T | None:
         """Do a part of a hook's work; None, and a note, if it fails."""
         try:
             return work(*args)
         except Exception as error:
-            self.say("hooks", why=repr(error))
+            self.say("hooks", why=described(error))
             return None
 
     def left_out(self, info: LayerInfo) -> bool:
@@ -150,10 +153,6 @@ class Notes:
             with suppress(Exception):  # whoever writes the run says that it cannot be written
                 self.sink.write_meta({self.key: list(sentences)})
 
-    def _first(self, sentence: str) -> None:
-        warn(sentence)
-        self.write()
-
 
 def named(names: Sequence[str]) -> str:
     """Names for a sentence: the first ones, and how many more there are."""
@@ -161,14 +160,26 @@ def named(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:NAMED])) + more
 
 
+def described(error: Exception) -> str:
+    """An error's class and the first line of its text; an error of somebody's may have none."""
+    name = type(error).__name__
+    try:
+        said = (str(error).splitlines() or [""])[0][:160].rstrip(".")
+    except Exception:
+        said = ""
+    return f"{name}: {said}" if said else name
+
+
 def _reason(error: Exception, value: object) -> str:
     if isinstance(error, CannotSketchError):
         return str(error)
-    said = (str(error).splitlines() or [""])[0][:160].rstrip(".")
-    what = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    if not isinstance(value, Tensor):
-        return what
-    return f"a {type(value).__name__} of {value.dtype}, {value.layout} gave {what}"
+    gave = described(error)
+    try:
+        if isinstance(value, Tensor):
+            return f"a {type(value).__name__} of {value.dtype}, {value.layout} gave {gave}"
+    except Exception:  # a tensor that does not say even this
+        return f"a {type(value).__name__} gave {gave}"
+    return gave
 
 
 def _told(quantity: str, why: str, members: Sequence[_LeftOut]) -> str:

@@ -17,7 +17,7 @@ from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
 from convlens.plots import LayerHistories, UpdateHistories
 from convlens.records import Epoch, RecordSink
 from convlens.watching.book import Sketchbook, Slot
-from convlens.watching.notes import Notes, named
+from convlens.watching.notes import Notes, described, named
 from convlens.watching.optimizers import Closure, step_hooks
 
 GRADIENT, PARAMETER, UPDATE = "gradient", "parameter", "update"
@@ -192,7 +192,7 @@ class ParameterWatch:
     def begin(self, step: int) -> None:
         """The next optimizer's step in this thread belongs to this number."""
         with self._lock:
-            if self._is_later_evaluation():
+            if self._passes():
                 return
             self._thread = get_ident()
             self.book.begin(step)
@@ -204,7 +204,7 @@ class ParameterWatch:
     def pause(self) -> None:
         """Look at no optimizer's step until the next `begin`, once one was looked at."""
         with self._lock:
-            if not self._is_later_evaluation() and not self._due:
+            if not self._passes() and not self._due:
                 self.book.pause()
 
     def refuse(self) -> None:
@@ -213,11 +213,18 @@ class ParameterWatch:
             if self._thread == get_ident():
                 self._thread = -1
 
-    def _is_later_evaluation(self) -> bool:
-        """Whether a closure is being evaluated again, for a gradient that is not the step's own."""
-        if not self._evaluation:
-            self._stepping = None  # one that has raised
-        return self._evaluation > 1 and self._thread == get_ident()
+    def _passes(self) -> bool:
+        """Whether a forward is one of a closure's later evaluations, which are no steps.
+
+        Outside of a closure no step is going on any more: one that is not ended has raised, or
+        another thread makes it.
+        """
+        me = get_ident()
+        if self._stepping is not None and not self._evaluation:
+            if self._stepping[1] != me and self._wants_updates:
+                self.notes.say("steps")
+            self._stepping = None
+        return self._evaluation > 1 and self._thread == me
 
     def before_step(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
         """Look at the gradients now, or after the closure's first evaluation; `StepListener`."""
@@ -235,7 +242,7 @@ class ParameterWatch:
                     return self._looking(closure, optimizer, parameters)
                 self._look(optimizer, parameters)
         except Exception as error:
-            self.notes.say("look", why=repr(error))
+            self.notes.say("look", why=described(error))
         return closure
 
     def _takes_turn(self, optimizer: Optimizer) -> bool:
@@ -268,7 +275,7 @@ class ParameterWatch:
                 try:
                     self._look(optimizer, parameters)
                 except Exception as error:
-                    self.notes.say("look", why=repr(error))
+                    self.notes.say("look", why=described(error))
             return loss
 
         return evaluate
@@ -291,8 +298,6 @@ class ParameterWatch:
                     self._list(parameter, index)
                 if self._wants_gradients and gradient is not None:
                     self._sketch(GRADIENT, index, _dense, gradient, scale)
-                if self._wants_updates:
-                    self._sketch(PARAMETER, index, self._before.get, parameter)
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Look at what the step has changed; `StepListener`."""
@@ -311,10 +316,12 @@ class ParameterWatch:
             try:
                 for parameter in self._parameters(optimizer) if self._wants_updates else ():
                     if parameter in self._before:
-                        self._sketch(UPDATE, self._index[parameter], self._change, parameter)
+                        index = self._index[parameter]
+                        self._sketch(PARAMETER, index, self._before.get, parameter)
+                        self._sketch(UPDATE, index, self._change, parameter)
                 self.book.step_done()
             except Exception as error:
-                self.notes.say("look", why=repr(error))
+                self.notes.say("look", why=described(error))
 
     def _sketch(
         self, quantity: str, index: int, value: Callable[..., Tensor | None], *args: object

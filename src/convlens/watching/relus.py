@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from threading import get_ident
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from convlens.errors import ArgumentError
 from convlens.geometry.tracing import trace
-from convlens.watching.notes import Notes
+from convlens.watching.notes import Notes, described
 from convlens.watching.probes import first_tensor
 
 _DEFAULTS: dict[str, dict[str, float | None]] = {
@@ -106,7 +107,8 @@ class WatchingRelus(TorchFunctionMode):
     ) -> Any:  # noqa: ANN401
         """See `ReluInputs.called`; the function runs as it would."""
         if not torch.compiler.is_compiling():  # what is traced has no identity
-            self.inputs.called(getattr(func, "__name__", ""), args, kwargs or {})
+            with suppress(Exception):  # of arguments that cannot be compared
+                self.inputs.called(getattr(func, "__name__", ""), args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
 
@@ -210,5 +212,5 @@ class ReluSearch:
         try:
             return layers_before_relus(self._model, inputs)
         except Exception as error:
-            self._notes.say("relus", why=str(error).rstrip("."))
+            self._notes.say("relus", why=described(error))
             return set()
