@@ -1,6 +1,7 @@
 """Loops of other shapes: what is recorded belongs to the right step, what is not seen is said."""
 
 import copy
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -133,6 +134,49 @@ def test_an_optimizer_that_moves_the_weights_before_its_closure():
 
 
 # ---- optimizers ---------------------------------------------------------------------------------
+
+
+def test_an_optimizer_that_calls_its_base_class_is_one_step():
+    class Own(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        p.mul_(0.9)
+
+    task, sizes = Regression(), []
+    optimizer = Own(task.model.parameters(), lr=0.1)
+    with cl.watch(task.model, gradients=True, updates=True) as stats:
+        for _ in range(3):
+            task.closure()
+            before = task.weight.detach().clone()
+            optimizer.step()
+            sizes.append((task.weight.detach() - before).norm().item())
+    assert stats.gradients["0.weight"].calls.tolist() == [1, 1, 1]
+    np.testing.assert_allclose(stats.gradients["0.weight"].norm, task.gradients, rtol=1e-6)
+    np.testing.assert_allclose(stats.updates["0.weight"].update.norm, sizes, rtol=1e-5)
+
+
+def test_a_step_that_raises_has_a_gradient_and_no_update():
+    class Fails(torch.optim.SGD):
+        def step(self, closure=None):
+            if next(turns) == 1:
+                raise ValueError("mine")
+            return super().step(closure)
+
+    task, turns = Regression(), iter(range(3))
+    optimizer = Fails(task.model.parameters(), lr=0.1)
+    with cl.watch(task.model, gradients=True, updates=True) as stats:
+        for _ in range(3):
+            task.closure()
+            with suppress(ValueError):
+                optimizer.step()
+    assert stats.gradients["0.weight"].first_step.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(stats.gradients["0.weight"].norm, task.gradients, rtol=1e-6)
+    update = stats.updates["0.weight"]
+    assert update.update.first_step.tolist() == update.parameter.first_step.tolist() == [0, 2]
+    assert np.isfinite(update.ratio).all()
 
 
 def test_several_optimizers_for_one_forward():
