@@ -139,8 +139,12 @@ class Notes:
         try:
             return work(*args)
         except Exception as error:
-            self.say("hooks", why=described(error))
+            self.failed(error)
             return None
+
+    def failed(self, error: Exception) -> None:
+        """Note that a part of a hook's work has failed."""
+        self.say("hooks", why=described(error))
 
     def left_out(self, info: LayerInfo) -> bool:
         """Whether something of this series was left out."""

@@ -169,6 +169,7 @@ def first_tensor(output: Any) -> Tensor | None:  # noqa: ANN401 — a module may
 
 _C: Any = torch._C  # pyright: ignore[reportPrivateUsage]
 _functorch: Any = _C._functorch
+_mode_of, _FAKE = _C._get_dispatch_mode, _C._TorchDispatchModeKey.FAKE
 
 is_transformed: Callable[[Tensor], bool] = _functorch.is_functorch_wrapped_tensor
 """Whether `torch.func` (``vmap``, ``grad``, ``jvp`` …) has wrapped a tensor."""
@@ -181,8 +182,7 @@ def in_backward() -> bool:
 
 def are_fake(inputs: Sequence[Any]) -> bool:
     """Whether a model is run without values, as a summary does it."""
-    key = _C._TorchDispatchModeKey.FAKE
-    return _C._get_dispatch_mode(key) is not None or any(isinstance(x, FakeTensor) for x in inputs)
+    return _mode_of(_FAKE) is not None or any(isinstance(x, FakeTensor) for x in inputs)
 
 
 def untransformed(x: Tensor, rule: int | None) -> Tensor:

@@ -21,7 +21,14 @@ from convlens.histories import FORWARD, LayerHistory, LayerInfo
 from convlens.plots import LayerHistories, UpdateHistories
 from convlens.records import Epoch, RecordSink
 from convlens.watching import normalization
-from convlens.watching.arguments import MODES, check_eps, check_every, check_mode, check_sample
+from convlens.watching.arguments import (
+    MODES,
+    check_eps,
+    check_every,
+    check_mode,
+    check_model,
+    check_sample,
+)
 from convlens.watching.book import Sketchbook, Slot
 from convlens.watching.compiled import CompiledSide
 from convlens.watching.copies import LeftOutOfCopies
@@ -59,23 +66,15 @@ class ActivationWatch(LayerHistories):
     `ConvlensWarning`) and counted in `notes`, such as values that have no sketch (sparse, nested,
     complex …), layers that are never called, forwards of a second thread during one.
 
-    Memory is bounded: beyond 4,096 steps neighbouring steps share a column, always by powers of
-    two; see `convlens.sketch.level_at`.
+    Memory is bounded: beyond 4,096 steps neighbours share a column; `convlens.sketch.level_at`.
+
+    A layer with several outputs is watched by its first floating-point tensor; with ``sample``, its
+    first axis is taken to be that of the images. Near zero for gradients and updates is 1e-7.
 
     Args:
-        model: any module; its layers are found once, here. A compiled module is compiled anew,
-            since it would ignore new hooks in silence.
-        layers: ``"trainable"`` (every module that owns parameters), ``"all"`` (every module without
-            children), or names, modules and module classes. A layer with several outputs is
-            watched by its first floating-point tensor.
-        eps: an activation with |x| ≤ eps is near zero; for gradients and updates that is 1e-7.
-        every: watch only each n-th step; 1 watches all.
-        mode: the forwards that are counted: ``"train"``, those in training mode; ``"eval"``, those
-            in evaluation mode; ``"both"``.
-        sample: look at this fraction of each batch's images only, the first ones; 1 looks at all.
-            Every layer's first axis is taken to be that of the images.
-        gradients: whether to sketch the gradient of each parameter before each optimizer's step.
-        updates: whether to sketch each parameter and what each optimizer's step adds to it.
+        model: any module; its layers are found once, here. What is compiled is compiled anew, since
+            it would ignore new hooks in silence.
+        layers, eps, every, mode, sample, gradients, updates: see `convlens.watch`.
         count_forwards: see above.
         sink: where finished columns are written to besides memory.
         flush_sink: whether nobody else flushes the sink.
@@ -107,15 +106,7 @@ class ActivationWatch(LayerHistories):
         check_every(every)
         check_mode(mode)
         check_sample(sample)
-        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ArgumentError(
-                f"model is a {type(model).__name__}, not a module; give the torch.nn.Module itself."
-            )
-        if isinstance(model, torch.jit.ScriptModule):
-            raise ArgumentError(
-                f"model is a {type(model).__name__}, which takes no hooks; give the module that "
-                "torch.jit made it from."
-            )
+        check_model(model)
         self.model, self.eps, self.every, self.sample = model, eps, every, sample
         self.count_forwards, self._modes = count_forwards, MODES[mode]
         self.close_sink: Callable[[str, str | None], None] | None = None  # of a sink of its own
@@ -142,11 +133,7 @@ class ActivationWatch(LayerHistories):
             self.book.counted = self._parameters.book.counted = FORWARD
         self._turn = Turn()
         self._compiled = CompiledSide(
-            self.book,
-            self._slots,
-            self._notes,
-            self._turn,
-            self._enter_forward,
+            self.book, self._slots, self._notes, self._turn, self._enter_forward
         )
         self._copies = LeftOutOfCopies()
         self._handles: list[RemovableHandle] = []
@@ -292,8 +279,7 @@ class ActivationWatch(LayerHistories):
         self._handles.clear()
         self._copies.clear()
         self._compiled.detach()
-        # If the first forward was left by an interrupt:
-        self._relus.end(complete=False, compiled=False)
+        self._relus.end(complete=False, compiled=False)  # of a first forward that was interrupted
         self._turn.clear()
         self._held = self._watched = False
         if self._began is not None:
@@ -355,11 +341,14 @@ class ActivationWatch(LayerHistories):
         if self._began is None:
             self._began = time.perf_counter()
         self._watched = step % self.every == 0
-        for watched in (self.book, *([self._parameters] if self._parameters.wanted else [])):
-            if self._watched:
-                self._notes.guard(watched.begin, step)
-            else:
-                self._notes.guard(watched.pause)
+        try:
+            for watched in (self.book, *([self._parameters] if self._parameters.wanted else [])):
+                if self._watched:
+                    watched.begin(step)
+                else:
+                    watched.pause()
+        except Exception as error:
+            self._notes.failed(error)
 
     def enter(self) -> None:
         """Count what runs until `leave` as one forward of the model, in whatever way it is called.
@@ -389,9 +378,7 @@ class ActivationWatch(LayerHistories):
         for book in self._books():
             book.flush()
 
-    # ---- the hooks ------------------------------------------------------------------------------
-
-    # Each is guarded: whatever fails in it, the user's step goes on.
+    # ---- the hooks: whatever fails in one, the user's step goes on ------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._held:
@@ -400,11 +387,14 @@ class ActivationWatch(LayerHistories):
             if module.training in self._modes:
                 self._compiled.enter(args)
         elif not in_backward() and not are_fake(args):
-            if module.training in self._modes:
-                self._notes.guard(self._begin, args)
-            else:
+            if module.training not in self._modes:
                 self._turn.leave()  # a replayed CUDA graph has left it on
                 self._turn.n_passed += 1
+                return
+            try:
+                self._begin(args)
+            except Exception as error:
+                self._notes.failed(error)
 
     def _begin(self, args: Sequence[Any]) -> bool:
         """A forward begins; False if it is left out."""
@@ -412,7 +402,7 @@ class ActivationWatch(LayerHistories):
         if count is None:
             return False
         self._compiled.let(count=count)
-        if count:
+        if count and not self._relus.done:
             self._relus.begin()
         return True
 
@@ -486,11 +476,15 @@ class ActivationWatch(LayerHistories):
         if torch.compiler.is_compiling():
             self._compiled.leave()
         else:
-            # Without an output the forward has failed, perhaps before it came to a ReLU.
-            self._notes.guard(self._end, output is not None)
+            try:  # without an output the forward has failed, perhaps before it came to a ReLU
+                self._end(output is not None)
+            except Exception as error:
+                self._notes.failed(error)
 
     def _end(self, complete: bool) -> None:
-        before_relus = self._relus.end(complete=complete, compiled=self._compiled.active)
+        before_relus: set[str] | None = None
+        if not self._relus.done:
+            before_relus = self._relus.end(complete=complete, compiled=self._compiled.active)
         if not self._turn.leave():
             return
         self._compiled.let(count=False)
