@@ -23,6 +23,7 @@ def watch(
     *,
     eps: float = 0.05,
     every: int = 1,
+    mode: str = "train",
     sample: float = 1.0,
     gradients: bool = False,
     updates: bool = False,
@@ -42,6 +43,8 @@ def watch(
             children), or a list of names, modules and module classes.
         eps: a value with |x| ≤ eps is near zero.
         every: watch only each n-th step; 1 watches all.
+        mode: the forwards that are counted: ``"train"``, those in training mode; ``"eval"``, those
+            in evaluation mode; ``"both"``.
         sample: look at this fraction of each batch's images only, the first ones; each figure then
             has a `standard_error`. 1 looks at all.
         gradients: also look at each parameter's gradient before each optimizer's step:
@@ -55,7 +58,8 @@ def watch(
             It is closed when watching ends, as failed if the ``with`` block raised.
 
     Returns:
-        An `ActivationWatch`, to be used with ``with`` or ``attach()`` and ``detach()``.
+        An `ActivationWatch`, to be used with ``with`` or ``attach()`` and ``detach()``. Its
+        ``notes`` say what could not be seen.
 
     Raises:
         ArgumentError: if an argument has a value that cannot work.
@@ -68,6 +72,7 @@ def watch(
         layers,
         eps=eps,
         every=every,
+        mode=mode,
         sample=sample,
         gradients=gradients,
         updates=updates,

@@ -26,6 +26,9 @@ _ERRORS = {"mean": 0, "std": 1, "near_zero": 2, "near_zero_after_relu": 3, "zero
 """Where each figure's squared error lies in `convlens.sketch.Columns.error`."""
 
 
+OPTIMIZER_STEP, FORWARD = "optimizer step", "forward"
+
+
 @dataclass(frozen=True)
 class LayerInfo:
     """What is known of a watched layer.
@@ -61,6 +64,8 @@ class LayerHistory:
         layout: the buckets of ``columns.counts``.
         eps: bound of near zero.
         sample: the fraction of each batch's images that was looked at; 1 is all of them.
+        counted: what its steps are: ``"optimizer step"``, or ``"forward"`` where a watcher counted
+            the forwards of the model.
     """
 
     layer: LayerInfo
@@ -68,18 +73,19 @@ class LayerHistory:
     layout: BucketLayout
     eps: float = 0.05
     sample: float = 1.0
+    counted: str = OPTIMIZER_STEP
 
     def __len__(self) -> int:
         return len(self.columns)
 
     @property
     def first_step(self) -> Ints:
-        """(K,) first optimizer step of each column."""
+        """(K,) first step of each column; see `counted`."""
         return self.columns.first_step
 
     @property
     def last_step(self) -> Ints:
-        """(K,) last optimizer step of each column."""
+        """(K,) last step of each column."""
         return self.columns.last_step
 
     @property
@@ -154,14 +160,17 @@ class LayerHistory:
 
     @property
     def dead_channels(self) -> Ints:
-        """(K,) channels without a single positive value where a ReLU follows; else all zero."""
-        dead: Flags = ~self.columns.positive
+        """(K,) channels without a single positive value where a ReLU follows; else all zero.
+
+        Where there was no value at all, as for an empty batch, no channel is dead, nor silent.
+        """
+        dead: Flags = ~self.columns.positive & (self.n > 0)[:, None]
         return dead.sum(axis=1) if self.layer.feeds_relu else np.zeros(len(self), np.int64)
 
     @property
     def silent_channels(self) -> Ints:
         """(K,) channels whose every value is near zero."""
-        silent: Flags = ~self.columns.active
+        silent: Flags = ~self.columns.active & (self.n > 0)[:, None]
         return silent.sum(axis=1)
 
     @property
@@ -379,7 +388,7 @@ class SeriesFigures:
 def figures_of(history: LayerHistory) -> NDArray[np.float32]:
     """(F, K) each of `FIGURES` for each column; bucket counts are not needed."""
     found = np.empty((len(FIGURES), len(history)), np.float32)
-    channels = history.channels or np.nan
+    channels = np.where(history.n > 0, history.channels or np.nan, np.nan)
     with np.errstate(over="ignore"):  # beyond float32 is infinite
         found[0], found[1] = history.mean, history.std
         found[2], found[3] = history.near_zero, history.near_zero_after_relu

@@ -214,6 +214,113 @@ def test_manual_optimization_with_two_optimizers(data):
     assert callback.stats["net.0"].calls.tolist() == [2] * 8
 
 
+class Measured(Digits):
+    """Keeps the gradient that each optimizer's step gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.norms = []
+
+    def on_before_optimizer_step(self, optimizer):
+        self.norms.append(self.net[0].weight.grad.norm().item())
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("every", [1, 2])
+def test_each_step_has_its_own_gradient(data, accumulate, every):
+    callback, model = WatchCallback(gradients=True, updates=True, every=every), Measured()
+    trainer(callback, accumulate_grad_batches=accumulate).fit(model, loader(data))
+    steps = list(range(0, 8 // accumulate, every))
+    history, update = callback.stats.gradients["net.0.weight"], callback.stats.updates[0]
+    assert history.first_step.tolist() == update.update.first_step.tolist() == steps
+    assert history.calls.tolist() == [1] * len(steps)
+    np.testing.assert_allclose(history.norm, [model.norms[k] for k in steps], rtol=1e-6)
+    np.testing.assert_allclose(update.update.norm, 0.1 * history.norm, rtol=1e-4)
+    assert callback.stats.notes == ()
+
+
+def test_a_clipped_gradient_is_the_one_that_the_optimizer_gets(data):
+    callback, model = WatchCallback(gradients=True), Measured()
+    trainer(callback, gradient_clip_val=0.01).fit(model, loader(data))
+    squares = sum(callback.stats.gradients[n].norm ** 2 for n in callback.stats.gradients)
+    np.testing.assert_allclose(np.sqrt(squares), [0.01] * 8, rtol=1e-3)
+    assert min(model.norms) > 0.01
+
+
+def test_an_optimizer_that_evaluates_its_closure_many_times(data):
+    class Quasi(Measured):
+        def training_step(self, batch, batch_idx):
+            self.evaluations.append(batch_idx)
+            return super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self):
+            self.evaluations = []
+            return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=3)
+
+    callback, model = WatchCallback(gradients=True), Quasi()
+    trainer(callback).fit(model, loader(data))
+    firsts = [model.evaluations.index(batch) for batch in range(8)]
+    assert len(model.evaluations) > 16
+    history = callback.stats.gradients["net.0.weight"]
+    assert history.first_step.tolist() == list(range(8))
+    np.testing.assert_allclose(history.norm, [model.norms[k] for k in firsts], rtol=1e-6)
+
+
+def test_a_backbone_that_is_unfrozen_later(data):
+    class Unfreezes(pl.callbacks.BaseFinetuning):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.net[0])
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(pl_module.net[0], optimizer)
+
+    class Head(Digits):
+        def configure_optimizers(self):
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+    watch = WatchCallback(gradients=True, run="mine")
+    trainer(watch, max_epochs=2, callbacks=[Unfreezes(), watch]).fit(Head(), loader(data))
+    for gradients in (watch.stats.gradients, cl.open_run("mine").gradient_stats):
+        assert gradients.names[:2] == ["net.0.weight", "net.0.bias"]
+        assert gradients["net.0.weight"].first_step.tolist() == list(range(8, 16))
+        assert gradients["net.3.weight"].first_step.tolist() == list(range(16))
+
+
+# Dynamo itself looks at .grad of what a compiled part is given, watched or not.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_a_compiled_module_with_batch_normalization(data):
+    plain, callback = WatchCallback(gradients=True), WatchCallback(gradients=True, run="mine")
+    trainer(plain).fit(Digits(), loader(data))
+    model = torch.compile(Digits(), backend="aot_eager")
+    try:
+        with pytest.warns(cl.ConvlensWarning, match="no dead channels are counted"):
+            trainer(callback).fit(model, loader(data))
+    finally:
+        torch.compiler.reset()
+    assert callback.stats.names == plain.stats.names
+    for name in plain.stats:
+        here, there = callback.stats[name], plain.stats[name]
+        assert here.first_step.tolist() == there.first_step.tolist() == list(range(8))
+        np.testing.assert_allclose(here.mean, there.mean, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(here.batch_var, there.batch_var, rtol=1e-3)
+    here, there = callback.stats.gradients, plain.stats.gradients
+    np.testing.assert_allclose(here[0].norm, there[0].norm, rtol=1e-4)
+    assert cl.open_run("mine").meta["notes"] == list(callback.stats.notes)
+
+
+def test_evaluation_in_the_midst_of_training_is_part_of_its_batch(data):
+    class Frozen(Digits):
+        def on_train_epoch_start(self):
+            self.net[2].eval()
+
+    callback = WatchCallback()
+    trainer(callback).fit(Frozen(), loader(data))
+    assert callback.stats["net.2"].calls.tolist() == [1] * 8
+    assert np.isnan(callback.stats["net.2"].batch_mean).all()
+    assert callback.stats["net.2"].running_mean.tolist() == [0.0] * 8
+
+
 def test_a_submodule(data):
     callback = WatchCallback(module="net")
     trainer(callback).fit(Digits(), loader(data))
@@ -351,6 +458,13 @@ def test_a_layer_that_is_not_there(data):
 def test_before_a_fit_there_is_nothing():
     with pytest.raises(cl.ArgumentError, match=r"WatchCallback holds nothing yet: give it to a Tr"):
         _ = WatchCallback().stats
+
+
+def test_a_callback_has_no_mode():
+    with pytest.raises(
+        cl.ArgumentError, match=r"mode is for cl.watch: WatchCallback records what tr"
+    ):
+        WatchCallback(mode="eval")
 
 
 def test_an_option_that_watching_does_not_have():

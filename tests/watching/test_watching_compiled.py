@@ -180,3 +180,160 @@ def test_a_functional_model_with_a_cross_entropy_inside():
         for _ in range(3):
             compiled(torch.randn(6, 1, 12, 12), torch.arange(6) % 3).backward()
     assert stats["net.0"].calls.tolist() == [1, 1, 1]
+
+
+# ---- what was compiled before, and what is not seen ---------------------------------------------
+
+
+def train_by(function, model, steps):
+    """As `train` does, where a function calls the model."""
+
+    class Called(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return function(x)
+
+    train(Called(), steps)
+
+
+def test_a_step_function_that_ran_before():
+    plain, model = small_net(), small_net()
+    expected = watched(plain, plain)
+    compiled = torch.compile(lambda x: model(x) + 0, backend="aot_eager")
+    compiled(torch.randn(6, 1, 12, 12))
+    model.load_state_dict(small_net().state_dict())
+    with cl.watch(model) as stats:
+        train_by(compiled, model, 5)
+    assert_same(stats, expected)
+    assert stats.notes == ()
+    compiled(torch.randn(6, 1, 12, 12))
+    assert len(stats["0"]) == 5
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_entered_around_compiled_parts(backend):
+    """As a compiled training step of Lightning: `enter` comes from outside of the graph."""
+    model = small_net()
+    run = torch.compile(
+        lambda x: model[4](model[3](model[2](model[1](model[0](x))))), backend=backend
+    )
+    with pytest.warns(cl.ConvlensWarning) as said, cl.watch(model, count_forwards=False) as stats:
+        for number in range(3):
+            stats.step(number)
+            stats.enter()
+            run(torch.randn(6, 1, 12, 12)).sum().backward()
+            stats.leave()
+    assert stats["3"].calls.tolist() == [1, 1, 1]
+    assert np.isfinite(stats["2"].batch_var).all()
+    assert [str(warning.message) for warning in said] == list(stats.notes)
+    assert stats.notes[0].endswith("(all layers are compiled), so no dead channels are counted.")
+    assert stats.notes[1].endswith("recorded: '6'.")
+
+
+def test_which_layers_a_relu_follows_in_a_compiled_model_of_two_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x, y):
+            return self.a(x).relu() + y
+
+    model = Two()
+    run = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with cl.watch(run) as stats:
+        run(torch.randn(3, 4), torch.randn(3, 4))
+    assert stats["a"].layer.feeds_relu
+    assert stats.notes == ()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("warmed", [False, True])
+def test_an_optimizer_that_is_compiled(whole, warmed):
+    """The optimizer's step, or all of the training step."""
+    model, plain = small_net(), small_net()
+    with cl.watch(plain, gradients=True, updates=True) as expected:
+        train(plain, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step(x):
+        F.cross_entropy(model(x), torch.arange(6) % 3).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    if whole:
+        step = torch.compile(step, backend="aot_eager")
+    else:
+        optimizer.step = torch.compile(optimizer.step, backend="aot_eager")
+    if warmed:
+        step(torch.randn(6, 1, 12, 12))
+        model.load_state_dict(small_net().state_dict())
+    generator = torch.Generator().manual_seed(1)
+    with cl.watch(model, gradients=True, updates=True) as stats:
+        for _ in range(3):
+            step(torch.randn(6, 1, 12, 12, generator=generator))
+    assert_same(stats, expected)
+    for name in expected.gradients:
+        found, true = stats.gradients[name], expected.gradients[name]
+        assert found.first_step.tolist() == [0, 1, 2]
+        np.testing.assert_allclose(found.norm, true.norm, rtol=1e-4, atol=1e-6)
+        found, true = stats.updates[name].update, expected.updates[name].update
+        np.testing.assert_allclose(found.norm, true.norm, rtol=1e-4, atol=1e-6)
+    assert stats.notes == ()
+
+
+def test_layers_without_parameters_of_a_compiled_model():
+    model = small_net()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with cl.watch(compiled, "all") as stats:
+        train(compiled, 2)
+    assert [stats[name].calls.tolist() for name in stats] == [[1, 1]] * 7
+    assert stats["1"].nonpositive[0] > 0.2
+    assert stats.notes == ()
+
+
+@pytest.mark.parametrize("mode", ["eval", "both"])
+def test_evaluation_forwards_of_a_compiled_model(mode):
+    model = small_net()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with cl.watch(compiled, mode=mode) as stats:
+        for training in (True, False, False):
+            compiled.train(training)
+            compiled(torch.randn(6, 1, 12, 12))
+    assert stats["0"].first_step.tolist() == list(range(2 if mode == "eval" else 3))
+    assert np.isnan(stats["2"].batch_var).tolist() == [False, True, True][3 - len(stats["2"]) :]
+    assert np.isfinite(stats["2"].running_var).all()
+
+
+def test_a_compiled_model_in_evaluation_is_said():
+    model = small_net().eval()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with pytest.warns(cl.ConvlensWarning, match="Nothing was recorded"), cl.watch(compiled):
+        compiled(torch.randn(6, 1, 12, 12))
+
+
+def test_after_a_compiled_forward_nothing_outside_of_one_is_recorded():
+    model = small_net()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with cl.watch(model) as stats:
+        compiled(torch.randn(6, 1, 12, 12))
+        model[0](torch.randn(6, 1, 12, 12))
+    assert stats["0"].calls.tolist() == [1]
+
+
+def test_a_compiled_operator_that_fails_ends_nothing():
+    model = small_net()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    stats = cl.watch(compiled)
+
+    def fails(*arguments):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.warns(cl.ConvlensWarning, match="out of memory"), stats:
+        stats.book.kernel = fails
+        train(compiled, 2)
+    assert stats.notes[0].startswith("8 × activation left out, of '0', '2', '3' and 1 more")

@@ -348,46 +348,6 @@ def test_an_interrupt_in_the_first_forward_leaves_no_mode_behind():
     assert len(torch.overrides._get_current_function_mode_stack()) == 0
 
 
-@pytest.mark.parametrize(
-    "relu",
-    [
-        lambda x: x.clamp_min(0),
-        lambda x: x.clamp(min=0),
-        lambda x: torch.clamp(x, 0),
-        F.relu6,
-        torch.relu_,
-    ],
-)
-def test_a_relu_by_another_name(relu):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Linear(2, 2)
-
-        def forward(self, x):
-            return relu(self.a(x))
-
-    model = Net()
-    with cl.watch(model) as stats:
-        model(torch.randn(3, 2))
-    assert stats["a"].layer.feeds_relu
-
-
-def test_a_clamp_on_both_sides_is_no_relu():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Linear(2, 2)
-
-        def forward(self, x):
-            return self.a(x).clamp(-1, 1) + self.a(x).clamp(0, 1)
-
-    model = Net()
-    with cl.watch(model) as stats:
-        model(torch.randn(3, 2))
-    assert not stats["a"].layer.feeds_relu
-
-
 def test_attach_twice_and_detach():
     model = small_net()
     stats = cl.watch(model).attach().attach()

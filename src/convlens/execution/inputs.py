@@ -34,6 +34,12 @@ class Inputs:
     kwargs: Mapping[str, Any]
     shapes: tuple[tuple[int, ...], ...]
 
+    @classmethod
+    def of(cls, *args: Any, **kwargs: Any) -> Inputs:  # noqa: ANN401
+        """Arguments as a model was called with."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        return cls(args, kwargs, tuple(tuple(t.shape) for t in tensors))
+
     @property
     def n(self) -> int:
         """N: how many images were given, the first axis of the first input."""

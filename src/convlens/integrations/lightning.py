@@ -43,7 +43,12 @@ class WatchCallback(Callback):
     whether ``training_step`` calls the module or parts of it; validation, sanity check, test and
     prediction are not. With manual optimization, a batch belongs to the step that ``global_step``
     shows when it begins. The hooks are there from the start of training to its end, also if it ends
-    in an exception. A callback holds one fit: the next begins anew.
+    in an exception. A callback holds one fit: the next begins anew. What could not be seen is in
+    ``stats.notes``, and warned of once.
+
+    With ``gradients=True`` a step has the gradient that the optimizer gets: accumulated, clipped
+    and without the scale of mixed precision. A compiled module is compiled once more after the
+    first step, in which layers before a ReLU are looked for.
 
     With several processes each rank watches its own part of the batch. ``stats`` is this rank's;
     who reads the run gets those of all ranks added up.
@@ -62,6 +67,7 @@ class WatchCallback(Callback):
 
     Raises:
         TypeError: if `convlens.watch` has no such option.
+        ArgumentError: if ``options`` has ``mode``.
     """
 
     def __init__(
@@ -73,6 +79,11 @@ class WatchCallback(Callback):
         **options: Any,  # noqa: ANN401
     ) -> None:
         super().__init__()
+        if "mode" in options:
+            raise ArgumentError(
+                "mode is for cl.watch: WatchCallback records what training batches run, whatever "
+                "the mode; leave it out."
+            )
         options["count_forwards"] = False  # the trainer says which step begins
         inspect.signature(ActivationWatch).bind(None, layers, **options)
         self._layers, self._module, self._run, self._options = layers, module, run, options

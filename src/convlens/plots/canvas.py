@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convlens.errors import ArgumentError
+from convlens.histories import FORWARD, LayerHistory
 from convlens.records import Epoch
 from convlens.sketch import Flags, Floats, Ints
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STEP_LABEL = "batch (optimizer step)"
+FORWARD_LABEL = "forward of the model"
 NONFINITE_LABEL = "NaN or infinite"
 
 # Okabe and Ito's palette: told apart with every common colour blindness.
@@ -50,12 +52,17 @@ def take_axes(axes: Sequence[Axes] | None, columns: int, size: tuple[float, floa
     return list(axes)
 
 
-def label_axes(ax: Axes, title: str, ylabel: str) -> None:
+def step_label(history: LayerHistory) -> str:
+    """What the steps of a history are, for the axis."""
+    return FORWARD_LABEL if history.counted == FORWARD else STEP_LABEL
+
+
+def label_axes(ax: Axes, title: str, ylabel: str, xlabel: str = STEP_LABEL) -> None:
     """Title, the step axis and the value axis."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     ax.set_title(title, parse_math=False)  # a name may hold dollar signs
-    ax.set_xlabel(STEP_LABEL)
+    ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

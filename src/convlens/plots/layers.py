@@ -21,6 +21,7 @@ from convlens.plots.canvas import (
     say_no_values,
     scale_values,
     short_count,
+    step_label,
     take_axes,
 )
 from convlens.records import Epoch
@@ -69,7 +70,7 @@ def _draw_series(
     ax: Axes, history: LayerHistory, epochs: Sequence[Epoch], values: Floats, label: str
 ) -> None:
     word = label.partition(" (")[0]
-    label_axes(ax, f"{layer_title(history)}: {word}", label)
+    label_axes(ax, f"{layer_title(history)}: {word}", label, step_label(history))
     if not len(history):
         say_empty(ax, "no batch was recorded yet")
         return
@@ -132,7 +133,8 @@ def color_dim(
     (ax,) = take_axes(None if ax is None else [ax], 1, (9.5, 4.4))
     what = history.layer.quantity
     unit = "batch" if what == "activation" else "step"
-    label_axes(ax, f"{layer_title(history)}: {what}s of every {unit}", what)
+    title = f"{layer_title(history)}: {what}s of every {unit}"
+    label_axes(ax, title, what, step_label(history))
     if not len(history):
         say_empty(ax, "no batch was recorded yet")
         return ax

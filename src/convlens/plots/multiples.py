@@ -15,11 +15,11 @@ from convlens.plots.canvas import (
     GREEN,
     GREY,
     NONFINITE_LABEL,
-    STEP_LABEL,
     mark_nonfinite,
     marker,
     say_no_values,
     scale_values,
+    step_label,
     take_axes,
 )
 from convlens.plots.layers import (
@@ -96,7 +96,7 @@ def color_dim_all(
     if axes is None:
         what = panels[0].layer.quantity
         title = f"{what.capitalize()}s of every {panels[0].unit}"
-        _frame(drawn, epochs, _heading(title, len(panels), left_out))
+        _frame(drawn, epochs, _heading(title, len(panels), left_out), panels[0].steps)
         _figure_of(drawn).supylabel(what, fontsize=FONT_PT + 1)
     if any(panel.bad.any() for panel in panels):
         _add_legend(drawn, drawn, own=axes is None)
@@ -139,7 +139,7 @@ def plot_layer_stats_all(
     if axes is None:
         what = rows[0].layer.quantity.capitalize()
         title = f"{what}s: mean, standard deviation, percentage near zero (|x| ≤ {rows[0].eps:g})"
-        _frame(drawn, epochs, _heading(title, len(rows), left_out))
+        _frame(drawn, epochs, _heading(title, len(rows), left_out), rows[0].steps)
     if any(row.after_relu is not None or row.bad.any() for row in rows):
         _add_legend(drawn, [triple[2] for triple in triples], own=axes is None)
     return triples
@@ -153,6 +153,7 @@ class _Panel:
         layer: whose values they are.
         after: what is said after its name.
         unit: what a column is of, a batch or a step.
+        steps: what the steps are, for the axis.
         spans: where the K columns lie.
         shares: (K, M) percentage of the finite values in each bin, NaN where there are none.
         edges: (M + 1,) of the bins.
@@ -162,6 +163,7 @@ class _Panel:
     layer: LayerInfo
     after: str
     unit: str
+    steps: str
     spans: Spans
     shares: Floats
     edges: Floats
@@ -184,7 +186,8 @@ def _panel(history: LayerHistory, limit: float | tuple[float, float] | None, bin
     after = f", {outside:.0f} % outside" if outside >= 1 else ""
     unit = "batch" if history.layer.quantity == "activation" else "step"
     spans = column_spans(history)
-    return _Panel(history.layer, after, unit, spans, shares, edges, history.nonfinite > 0)
+    steps, bad = step_label(history), history.nonfinite > 0
+    return _Panel(history.layer, after, unit, steps, spans, shares, edges, bad)
 
 
 def _narrowed(history: LayerHistory) -> LayerHistory:
@@ -245,6 +248,7 @@ class _Row:
 
     layer: LayerInfo
     eps: float
+    steps: str
     middle: Floats
     spans: Spans
     mean: Floats
@@ -258,6 +262,7 @@ class _Row:
         return cls(
             layer=history.layer,
             eps=history.eps,
+            steps=step_label(history),
             middle=history.middle_step,
             spans=column_spans(history),
             mean=history.mean,
@@ -413,7 +418,7 @@ def _share_steps(
         )  # fmt: skip
 
 
-def _frame(drawn: Sequence[Axes], epochs: Sequence[Epoch], title: str) -> None:
+def _frame(drawn: Sequence[Axes], epochs: Sequence[Epoch], title: str, steps: str) -> None:
     """What a figure of our own has around its panels; only the lowest panels number the steps."""
     figure = _figure_of(drawn)
     lowest: dict[int, tuple[int, Axes]] = {}
@@ -426,7 +431,7 @@ def _frame(drawn: Sequence[Axes], epochs: Sequence[Epoch], title: str) -> None:
     for _, ax in lowest.values():
         ax.tick_params(labelbottom=True)
     marked = 0 < len(epochs) <= MOST_EPOCH_LINES
-    text = STEP_LABEL + ("; dashed: an epoch ends" if marked else "")
+    text = steps + ("; dashed: an epoch ends" if marked else "")
     figure.supxlabel(text, fontsize=FONT_PT + 1)
     figure.suptitle(title, fontsize=FONT_PT + 3)
 

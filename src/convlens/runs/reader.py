@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from convlens.errors import RunError, find_layer
-from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
+from convlens.histories import FORWARD, OPTIMIZER_STEP, LayerHistory, LayerInfo, UpdateHistory
 from convlens.packets import unpack
 from convlens.plots import (
     POINTS,
@@ -256,7 +256,9 @@ class Run(Interpretation):
         meta = read_meta(database)
         complete = meta.get("status") != "running"
         others = rank_files(self.path, meta.get("ranks"), complete=complete)
-        return read_histories(database, series, others)
+        counted = FORWARD if meta.get("counted") == FORWARD else OPTIMIZER_STEP
+        histories = read_histories(database, series, others)
+        return [replace(history, counted=counted) for history in histories]
 
     @contextmanager
     def _reading(self) -> Generator[sqlite3.Connection]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from convlens.errors import ArgumentError, ConvlensError, RunError, warn
 from convlens.runs import RunWriter, create_run, join_run
@@ -135,11 +136,13 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
 
 
 def model_facts(model: nn.Module) -> dict[str, Any]:
-    """What a run says of its model."""
+    """What a run says of its model; that of a lazy one has no number of parameters yet."""
+    parameters = list(model.parameters())
+    known = not any(is_lazy(p) for p in parameters)
     return {
         "class": type(model).__name__,
         "text": str(model),
-        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "n_parameters": sum(p.numel() for p in parameters) if known else None,
     }
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import math
 from numbers import Integral, Real
 
+import torch
+from torch import nn
+
 from convlens.errors import ArgumentError
+
+MODES = {"train": (True,), "eval": (False,), "both": (True, False)}
+"""For each ``mode``, the values of ``module.training`` whose forwards are counted."""
 
 
 def check_eps(eps: object) -> None:
@@ -20,6 +26,28 @@ def check_every(every: object) -> None:
     """Raise an `ArgumentError` unless ``every`` is a number of steps."""
     if not isinstance(every, Integral) or every < 1:
         raise ArgumentError(f"every={every!r} is not a positive number of steps; use 1 for all.")
+
+
+def check_model(model: object) -> None:
+    """Raise an `ArgumentError` unless ``model`` is a module that takes hooks."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(
+            f"model is a {type(model).__name__}, not a module; give the torch.nn.Module itself."
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ArgumentError(
+            f"model is a {type(model).__name__}, which takes no hooks; give the module that "
+            "torch.jit made it from."
+        )
+
+
+def check_mode(mode: object) -> None:
+    """Raise an `ArgumentError` unless ``mode`` says which forwards are counted."""
+    if not isinstance(mode, str) or mode not in MODES:
+        raise ArgumentError(
+            f"mode={mode!r} is not known; use 'train', 'eval' or 'both' for the forwards in "
+            "training mode, in evaluation mode, or all."
+        )
 
 
 def check_sample(sample: object) -> None:

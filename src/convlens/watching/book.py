@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convlens.beat import Beats
-from convlens.histories import LayerHistory, LayerInfo
+from convlens.histories import OPTIMIZER_STEP, LayerHistory, LayerInfo
 from convlens.records import RecordSink
 from convlens.sketch import (
     CHUNK_BITS,
@@ -26,6 +26,7 @@ from convlens.watching.buffers import Buffers, columns_of
 from convlens.watching.kernels import Sketcher
 from convlens.watching.ledger import Ledger, Series, chunk_of
 from convlens.watching.normalization import Statistics
+from convlens.watching.notes import Notes
 from convlens.watching.probes import channel_axis
 from convlens.watching.ring import CudaLane, Ring, Rows
 from convlens.watching.sampling import squared_errors
@@ -43,6 +44,8 @@ class Slot:
         channel_rule: where its channels are, see `probes.channel_rule`.
         batch_norm: whether it keeps the statistics of a batch normalization.
         old: those from before the batch that is under way.
+        listed: whether a run is told of it.
+        seen: whether columns of it were handed over; known after `Sketchbook.flush` or later.
     """
 
     info: LayerInfo
@@ -50,6 +53,8 @@ class Slot:
     channel_rule: int | None = None
     batch_norm: bool = False
     old: Statistics | None = None
+    listed: bool = True
+    seen: bool = False
 
     @property
     def series(self) -> Series:
@@ -84,6 +89,7 @@ class Sketchbook:
         sample: the fraction of each batch's images that is looked at.
         sink: where columns are written to besides memory.
         flush_sink: whether nobody else flushes the sink.
+        notes: where to say what could not be seen or kept.
 
     Attributes:
         row: the row of the current step in every buffer, -1 while nothing is to be counted.
@@ -92,6 +98,7 @@ class Sketchbook:
         handover_s: seconds spent on handing columns to the ledger.
         n_sketches: how many tensors were sketched.
         n_flushes: how often the buffers were emptied.
+        counted: what its steps are, see `LayerHistory.counted`.
     """
 
     def __init__(
@@ -101,9 +108,10 @@ class Sketchbook:
         sink: RecordSink | None = None,
         *,
         flush_sink: bool = False,
+        notes: Notes | None = None,
     ) -> None:
         self.layout, self.eps, self.sample = BucketLayout(), eps, sample
-        self.ledger = Ledger(self.layout, eps, sample, sink, flush_sink=flush_sink)
+        self.ledger = Ledger(self.layout, eps, sample, sink, flush_sink=flush_sink, notes=notes)
         self.slots: dict[Series, Slot] = {}
         self.row = -1
         self.kernel_s, self.handover_s = 0.0, 0.0
@@ -116,6 +124,7 @@ class Sketchbook:
         self._on_ring: dict[torch.device, list[Series]] = {}
         self._beats, self._n_shown = Beats(), 0  # when last shown, and after which sketch
         self._declared = False
+        self.counted = OPTIMIZER_STEP
 
     @property
     def rare_s(self) -> float:
@@ -132,9 +141,9 @@ class Sketchbook:
         return made
 
     def describe(self, slot: Slot, info: LayerInfo) -> None:
-        """Say more of a series, such as that a ReLU follows."""
-        if info != slot.info:
-            slot.info, self._declared = info, False
+        """Say more of a series, such as that a ReLU follows, and list it."""
+        if info != slot.info or not slot.listed:
+            slot.info, slot.listed, self._declared = info, True, False
 
     def allot(self, slot: Slot, channels: int, device: torch.device) -> Buffers:
         """The slot's buffers on this device, made if it has others or none."""
@@ -262,15 +271,18 @@ class Sketchbook:
 
     def _declare(self) -> None:
         if not self._declared:
-            self.ledger.declare([slot.info for slot in self.slots.values()])
+            self.ledger.declare([slot.info for slot in self.slots.values() if slot.listed])
             self._declared = True
 
     def _arrived(self, device: torch.device, label: Label, rows: Sequence[Rows]) -> None:
         """A ring brings rows of its series to the host."""
         taken = zip(self._on_ring[device], rows, strict=False)  # some may have come since
         columns = {series: columns_of(own, label.first, label.last) for series, own in taken}
+        columns = {series: own for series, own in columns.items() if len(own)}
+        for series in columns:
+            self.slots[series].seen = True
         hand_over = self.ledger.show if label.growing else self.ledger.add
-        hand_over(label.level, label.chunk, {s: c for s, c in columns.items() if len(c)})
+        hand_over(label.level, label.chunk, columns)
 
     def _take_all(self, *, clear: bool) -> dict[Series, Columns]:
         """What lies in buffers that no ring copies."""
@@ -279,7 +291,7 @@ class Sketchbook:
             if slot.buffers is not None and slot.buffers.device not in self._rings:
                 columns = slot.buffers.take(self._first, self._last)
                 if len(columns):
-                    taken[slot.series] = columns
+                    taken[slot.series], slot.seen = columns, True
                 if clear:
                     slot.buffers.clear()  # at once, while they are in the cache
         return taken
@@ -348,4 +360,4 @@ class Sketchbook:
         columns = self.ledger.columns(series, self._level, unfinished)
         if columns is None:
             columns = empty_columns(self.layout.size, 0)
-        return LayerHistory(slot.info, columns, self.layout, self.eps, self.sample)
+        return LayerHistory(slot.info, columns, self.layout, self.eps, self.sample, self.counted)

@@ -14,6 +14,7 @@ from torch import Tensor
 from convlens.sketch import BucketLayout, Columns, Floats, Ints, narrow
 from convlens.watching import plain
 from convlens.watching.cpu import Array
+from convlens.watching.notes import CannotSketchError
 
 if TYPE_CHECKING:
     from convlens.watching.gpu import Scratch
@@ -36,6 +37,9 @@ class Buffers:
         rows: on the CPU, the rows of the first four as NumPy arrays, else empty.
         cursor: (1,) int64 on the device, the row that its kernels add to; None where a number says.
         scratch: what Triton's kernel needs, on a CUDA device.
+
+    Raises:
+        CannotSketchError: for the meta device.
     """
 
     def __init__(
@@ -49,12 +53,20 @@ class Buffers:
         sampled: bool = False,
         cursor: Tensor | None = None,
     ) -> None:
+        if device.type == "meta":
+            raise CannotSketchError("it is on the meta device and has no values")
         self.device, self.layout, self.cursor = device, layout, cursor
         self.scratch = scratch_for(channels, device)
         n_moments, real = plain.moments_kind(device)
 
         def zeros(width: int, dtype: torch.dtype) -> Tensor:
-            return torch.zeros((rows, width), dtype=dtype, device=device)
+            if device.type != "cpu":
+                return torch.zeros((rows, width), dtype=dtype, device=device)
+            # torch would start its threads for it, which a process that is forked later lacks and
+            # waits for.
+            return torch.from_numpy(
+                np.zeros((rows, width), torch.empty(0, dtype=dtype).numpy().dtype)
+            )
 
         self.counts = zeros(layout.size, torch.int64)
         self.exact = zeros(N_EXACT, torch.int64)

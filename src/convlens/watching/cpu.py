@@ -20,10 +20,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
+
+from convlens.watching.jit import njit
 
 Scalar = float | np.floating[Any]
 Array = NDArray[Any]  # Numba compiles each kernel for the types that it meets
@@ -45,7 +47,7 @@ FAST = {"reassoc", "nsz", "contract"}
 # ---- values of any type, and their buckets ------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _buckets32(values: Array, low: int, high: int, buckets: Array) -> None:
     """Buckets of float32 values; infinities and NaN fall into the highest.
 
@@ -67,7 +69,7 @@ def _buckets32(values: Array, low: int, high: int, buckets: Array) -> None:
         buckets[i] = np.uint16(np.uint16(magnitude - least) | sign)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _buckets64(values: Array, low: int, high: int, buckets: Array) -> None:
     """Buckets of float64 values: the exponent has bias 1023 instead of 127.
 
@@ -81,7 +83,7 @@ def _buckets64(values: Array, low: int, high: int, buckets: Array) -> None:
         buckets[i] = np.uint16(magnitude | np.int64(bits[i] >> np.uint64(63)) * MINUS)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _widen_bfloat16(halves: Array, values: Array) -> None:
     """A bfloat16 is the upper half of a float32."""
     out = values.view(np.uint32)
@@ -89,7 +91,7 @@ def _widen_bfloat16(halves: Array, values: Array) -> None:
         out[i] = np.uint32(halves[i]) << np.uint32(16)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _widen_float16(halves: Array, values: Array) -> None:
     """In a float32's place a float16's pattern means its value times 2^-112, subnormal or not.
 
@@ -172,7 +174,7 @@ def _fetch(context: Any, array: Any, index: Any) -> Any:  # noqa: ANN401, ARG001
 _prefetch: Any = intrinsic(_fetch)  # as Numba code: (array, index)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _scatter(buckets: Array, size: int, table: Array, x: Array, ahead: int) -> None:
     """Count each bucket; neighbours go to different rows of the table.
 
@@ -198,7 +200,7 @@ def _scatter(buckets: Array, size: int, table: Array, x: Array, ahead: int) -> N
         a[buckets[i]] += one
 
 
-@njit(nogil=True, fastmath=FAST, cache=True)
+@njit(nogil=True, fastmath=FAST)
 def _sums(x: Array, shift: float) -> tuple[float, float]:
     """The first two moments about ``shift``."""
     s1, s2 = 0.0, 0.0
@@ -209,7 +211,7 @@ def _sums(x: Array, shift: float) -> tuple[float, float]:
     return s1, s2
 
 
-@njit(nogil=True, fastmath=FAST, cache=True)
+@njit(nogil=True, fastmath=FAST)
 def _finite_sums(x: Array, shift: float) -> tuple[float, float]:
     """The same over the finite values only."""
     s1, s2 = 0.0, 0.0
@@ -220,7 +222,7 @@ def _finite_sums(x: Array, shift: float) -> tuple[float, float]:
     return s1, s2
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _take_out_specials(x: Array, buckets: Array, table: Array, found: Array) -> int:
     """Count NaN, −∞ and +∞, and take them out of the table again; returns their number."""
     n = 0
@@ -233,7 +235,7 @@ def _take_out_specials(x: Array, buckets: Array, table: Array, found: Array) -> 
     return n
 
 
-@njit(nogil=True, fastmath=FAST, cache=True)
+@njit(nogil=True, fastmath=FAST)
 def _around_eps(x: Array, eps: Scalar, minus_eps: Scalar) -> tuple[int, int]:
     """How many values are at most eps, and how many below −eps: the difference is near zero.
 
@@ -248,7 +250,7 @@ def _around_eps(x: Array, eps: Scalar, minus_eps: Scalar) -> tuple[int, int]:
     return int(at_most), int(below)
 
 
-@njit(nogil=True, fastmath=FAST, cache=True)
+@njit(nogil=True, fastmath=FAST)
 def _zeros(x: Array) -> int:
     """How many values are exactly zero, of either sign."""
     zeros, one, none = np.float32(0), np.float32(1), np.float32(0)
@@ -257,7 +259,7 @@ def _zeros(x: Array) -> int:
     return int(zeros)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _minus_zeros(x: Array, buckets: Array) -> int:
     """How many values are −0."""
     zeros = 0
@@ -266,7 +268,7 @@ def _minus_zeros(x: Array, buckets: Array) -> int:
     return zeros
 
 
-@njit(nogil=True, fastmath=FAST, cache=True)
+@njit(nogil=True, fastmath=FAST)
 def _plane_flags(plane: Array, eps: Scalar) -> np.uint8:
     """Bit 0: some value is positive; bit 1: some value is not near zero."""
     flags = np.uint8(0)
@@ -275,14 +277,14 @@ def _plane_flags(plane: Array, eps: Scalar) -> np.uint8:
     return flags
 
 
-@njit(nogil=True, fastmath=FAST, cache=True)
+@njit(nogil=True, fastmath=FAST)
 def _row_flags(row: Array, eps: Scalar, seen: Array) -> None:
     """The same for each position of a row, joined to what was seen before."""
     for i in range(row.size):
         seen[i] |= np.uint8(row[i] > 0) | (np.uint8(not abs(row[i]) <= eps) << np.uint8(1))
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _open(flags: Array) -> int:
     """How many are not both set yet."""
     n = 0
@@ -291,7 +293,7 @@ def _open(flags: Array) -> int:
     return n
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _flag_planes(x: Array, start: int, inner: int, eps: Scalar, flags: Array) -> None:
     """Join the flags of one piece, which begins at value ``start`` of the tensor."""
     low = 0
@@ -304,7 +306,7 @@ def _flag_planes(x: Array, start: int, inner: int, eps: Scalar, flags: Array) ->
         low = high
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _flag_rows(x: Array, start: int, eps: Scalar, seen: Array) -> None:
     """The same where planes are short: rows of all channels, each position by itself.
 
@@ -321,7 +323,7 @@ def _flag_rows(x: Array, start: int, eps: Scalar, seen: Array) -> None:
 # ---- a range of values, and the result ----------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _column_sum(table: Array, bucket: int) -> int:
     """How many values one bucket holds so far."""
     n = 0
@@ -330,7 +332,7 @@ def _column_sum(table: Array, bucket: int) -> int:
     return n
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _sketch_piece(
     x: Array, buckets: Array, shift: float, eps: Scalar, table: Array, found: Array, sums: Array,
     whole: Array, ahead: int,
@@ -355,7 +357,7 @@ def _sketch_piece(
     sums[2] += s2
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _sketch_range(
     x: Array, start: int, stop: int, inner: int, shift: float, low: int, eps: Scalar,
     counts: Array, found: Array, sums: Array, flags: Array,
@@ -380,7 +382,7 @@ def _sketch_range(
     _fold(table, found[2], found[3], counts)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _fold(table: Array, zeros: int, minus_zeros: int, counts: Array) -> None:
     """Add the table to the layout's buckets, which are ordered by value."""
     for row in range(1, table.shape[0]):
@@ -395,7 +397,7 @@ def _fold(table: Array, zeros: int, minus_zeros: int, counts: Array) -> None:
     counts[zero - 1] -= minus_zeros
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _join_moments(moments: Array, n: float, s1: float, s2: float, shift: float) -> None:
     """Chan's rule: join n values with sums ``s1``, ``s2`` about ``shift`` to (n, mean, M2)."""
     if n == 0:
@@ -408,7 +410,7 @@ def _join_moments(moments: Array, n: float, s1: float, s2: float, shift: float) 
     moments[0] = total
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _a_member(x: Array) -> float:
     """A finite member of the set as shift: the error of M2 is then at most n·2⁻⁵² of itself."""
     wide, buckets = np.empty(1, np.float32), np.empty(1, np.uint16)
@@ -419,7 +421,7 @@ def _a_member(x: Array) -> float:
     return 0.0
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _finish(found: Array, sums: Array, shift: float, exact: Array, moments: Array) -> None:
     """Add what was found to one row of a layer's buffers."""
     _join_moments(moments, sums[0], sums[1], sums[2], shift)
@@ -429,7 +431,7 @@ def _finish(found: Array, sums: Array, shift: float, exact: Array, moments: Arra
     exact[5] += found[0]
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def sketch_serial(
     x: Array, inner: int, low: int, eps: Scalar,
     counts: Array, exact: Array, moments: Array, flags: Array,
@@ -454,7 +456,7 @@ def sketch_serial(
     _finish(found, sums, shift, exact, moments)
 
 
-@njit(nogil=True, parallel=True, cache=True)
+@njit(nogil=True, parallel=True)
 def sketch_parallel(
     x: Array, inner: int, low: int, eps: Scalar,
     counts: Array, exact: Array, moments: Array, flags: Array, parts: int,
@@ -478,7 +480,7 @@ def sketch_parallel(
     _finish(found.sum(axis=0), sums.sum(axis=0), shift, exact, moments)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def add_batch_norm(
     old_mean: Array, old_var: Array, mean: Array, var: Array, share: float, biased: float,
     sums: Array,

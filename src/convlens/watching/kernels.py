@@ -26,7 +26,7 @@ PARALLEL_VALUES = 32_768  # below this, waking a second thread costs more than i
 
 @cache
 def first_process() -> int:
-    """The process that used Numba's threads first; a forked child inherits the answer."""
+    """The process that watched first; a forked child inherits the answer."""
     return os.getpid()
 
 
@@ -62,8 +62,8 @@ class Sketcher:
     """Adds tensors to buffers with the fastest kernel for their device.
 
     Numba's threads are used only on a layer that two Python threads may enter (omp or tbb), and
-    only in the process that first used them: a fork does not take them along, and the child of a
-    process that used GNU OpenMP is killed as soon as it tries.
+    only in the process that first watched: a fork does not take them along, and the child of a
+    process that used GNU OpenMP, as torch does, is killed or hangs as soon as it tries.
     """
 
     layout: BucketLayout
@@ -71,6 +71,7 @@ class Sketcher:
     threads: int = field(default_factory=numba_threads)
 
     def __post_init__(self) -> None:
+        first_process()
         self._low = (127 + self.layout.min_exponent) << self.layout.mantissa_bits
         # Near zero is what it is in the values' own precision; halves are widened.
         self._eps: dict[torch.dtype, np.float32 | np.float64] = {
@@ -98,6 +99,8 @@ class Sketcher:
         channels = buffers.flags.shape[1]
         if channel_axis is not None and x.shape[channel_axis] != channels:
             channel_axis = None
+        if channel_axis is None and channels:
+            plain.cannot_tell_channels(buffers, row if cursor is None else cursor)
         if buffers.scratch is not None and x.dtype in SIZES:
             self._by_triton(x, channel_axis, buffers, buffers.cursor if cursor is None else cursor)
             return

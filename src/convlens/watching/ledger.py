@@ -8,6 +8,7 @@ merging is spread over the time that the next 2,048 columns take.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,7 @@ from convlens.sketch import (
     decode,
     encode,
 )
+from convlens.watching.notes import Notes, described
 
 PENDING_BYTES = 1 << 27
 """What may wait for the ledger's thread; beyond it a step does wait, so that memory is bounded."""
@@ -36,7 +38,8 @@ Series = tuple[str, int]
 class Ledger:
     """Keeps columns by series, in chunks of one level, and gives what changes to a sink.
 
-    The thread starts with the first columns. An error in it comes with the next call.
+    The thread starts with the first columns. An error in it, the sink's above all, ends nothing: it
+    is noted, and what was handed over stays in memory if it can.
 
     Args:
         layout: the buckets of all columns.
@@ -44,6 +47,7 @@ class Ledger:
         sample: the fraction of each batch's images that is looked at.
         sink: where chunks are written to besides memory.
         flush_sink: whether nobody else flushes the sink.
+        notes: where to say what went wrong.
 
     Attributes:
         level: that of the columns kept last.
@@ -58,15 +62,18 @@ class Ledger:
         sink: RecordSink | None = None,
         *,
         flush_sink: bool = False,
+        notes: Notes | None = None,
     ) -> None:
         self.layout, self.eps, self.sample = layout, eps, sample
         self.sink, self.flush_sink = sink, flush_sink
+        self._notes = notes or Notes()
         self.level, self.work_s = 0, 0.0
         self._chunks: dict[Series, dict[int, bytes]] = {}
         self._finer: dict[Series, dict[int, bytes]] = {}  # of the level before, to be merged
         self._pool: ThreadPoolExecutor | None = None
         self._work: list[tuple[Future[None], int]] = []
         self._pending_bytes = 0
+        self._process = os.getpid()
 
     # ---- from the training's thread -------------------------------------------------------------
 
@@ -95,6 +102,7 @@ class Ledger:
     @property
     def busy(self) -> bool:
         """Whether something handed over is not done yet."""
+        self._in_a_fork()
         self._forget_done()
         return bool(self._work)
 
@@ -109,6 +117,7 @@ class Ledger:
 
     def wait(self) -> None:
         """Until everything handed over is kept and written."""
+        self._in_a_fork()
         while self._work:
             self._await_first()
 
@@ -121,18 +130,37 @@ class Ledger:
                 self._pool.shutdown()
                 self._pool = None
 
+    def _in_a_fork(self) -> None:
+        """A forked process lacks the thread, and would wait for it."""
+        if self._process == os.getpid():
+            return
+        self._process, self._pool, self.sink, self._pending_bytes = os.getpid(), None, None, 0
+        lost, self._work = len(self._work), []
+        self._notes.say("fork", lost=lost)
+
     def _do(self, work: Callable[..., None], *args: object, n_bytes: int = 0) -> None:
+        self._in_a_fork()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, "convlens-ledger")
         self._forget_done()
         while self._work and self._pending_bytes + n_bytes > PENDING_BYTES:
             self._await_first()
-        self._work.append((self._pool.submit(self._timed, work, *args), n_bytes))
+        try:
+            future = self._pool.submit(self._timed, work, *args)
+        except RuntimeError:  # no thread can be started: out of memory, or the interpreter ends
+            self.wait()
+            self._pool = None
+            self._timed(work, *args)
+            return
+        self._work.append((future, n_bytes))
         self._pending_bytes += n_bytes
 
     def _timed(self, work: Callable[..., None], *args: object) -> None:
         start = time.thread_time()
-        work(*args)
+        try:
+            work(*args)
+        except Exception as error:
+            self._notes.say("kept", why=described(error))
         self.work_s += time.thread_time() - start
 
     def _forget_done(self) -> None:
@@ -146,9 +174,16 @@ class Ledger:
 
     # ---- in the ledger's own thread -------------------------------------------------------------
 
+    def _to_sink(self, work: Callable[[RecordSink], None]) -> None:
+        if self.sink is None:
+            return
+        try:
+            work(self.sink)
+        except Exception as error:
+            self._notes.say("sink", why=described(error))
+
     def _write_layers(self, layers: Sequence[LayerInfo]) -> None:
-        if self.sink is not None:
-            self.sink.write_layers(layers, self.layout, self.eps, self.sample)
+        self._to_sink(lambda sink: sink.write_layers(layers, self.layout, self.eps, self.sample))
 
     def _keep(self, series: Series, level: int, chunk: int, new: Columns) -> None:
         self._rise_to(level)
@@ -188,12 +223,11 @@ class Ledger:
             self._write(series, chunk, merged)
 
     def _write(self, series: Series, chunk: int, payload: bytes) -> None:
-        if self.sink is not None:
-            self.sink.write_columns(*series, self.level, chunk, payload)
+        self._to_sink(lambda sink: sink.write_columns(*series, self.level, chunk, payload))
 
     def _flush(self) -> None:
-        if self.sink is not None and self.flush_sink:
-            self.sink.flush()
+        if self.flush_sink:
+            self._to_sink(lambda sink: sink.flush())
 
 
 def join(parts: Sequence[Columns], level: int) -> Columns:

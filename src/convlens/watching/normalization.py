@@ -8,6 +8,7 @@ the channels.
 
 from __future__ import annotations
 
+import math
 from typing import TypeGuard
 
 import torch
@@ -35,13 +36,16 @@ def before(module: nn.BatchNorm2d) -> Statistics | None:
 
 def add(
     module: nn.Module,
-    old: Statistics,
+    old: Statistics | None,
     x: Tensor,
     sums: Tensor,
     row: int = 0,
     cursor: Tensor | None = None,
 ) -> None:
     """Add a batch's statistics to a row of sums.
+
+    Those of the batch are NaN where they do not follow from the running ones: in evaluation, with a
+    momentum of 0, and for a batch without values.
 
     Args:
         module: after the batch.
@@ -55,13 +59,16 @@ def add(
     mean, var, share = module.running_mean, module.running_var, module.momentum
     assert mean is not None
     assert var is not None
+    n = x.numel() // max(x.shape[1], 1)
+    if old is None or share == 0 or n == 0:
+        old, share, biased = (mean, var), math.nan, math.nan
+    else:
+        biased = (n - 1) / n
     if share is None:  # a cumulative average
         assert module.num_batches_tracked is not None
         share = 1.0 / module.num_batches_tracked
-    n = x.numel() // x.shape[1]
-    biased = (n - 1) / n
     if cursor is None and sums.device.type == "cpu" and mean.dtype == torch.float32:
-        a, b, c, d = (t.numpy() for t in (*old, mean.detach(), var.detach()))
+        a, b, c, d = (t.numpy() for t in (*(t.detach() for t in old), mean.detach(), var.detach()))
         cpu.add_batch_norm(a, b, c, d, float(share), biased, sums.numpy()[row])
         return
     batch_mean = (mean - (1 - share) * old[0]) / share

@@ -35,6 +35,10 @@ class Watcher(Protocol):
         """A layer has put out ``x``."""
         ...
 
+    def leave_compiled(self, cursors: Sequence[Tensor]) -> None:
+        """The forward has ended: say in each cursor that nothing is to be counted."""
+        ...
+
 
 class Operators(NamedTuple):
     """``convlens::enter_``, ``convlens::sketch_`` and ``convlens::leave_``.
@@ -43,7 +47,7 @@ class Operators(NamedTuple):
         enter: (cursors, buffers, inputs, watcher): the model's forward begins.
         sketch: (x, counts, exact, moments, flags, cursor, axis, watcher, slot): add ``x`` to the
             row that ``cursor`` names.
-        leave: (cursors): the forward has ended.
+        leave: (cursors, watcher): the forward has ended.
     """
 
     enter: Any
@@ -93,7 +97,7 @@ def _enter(
 ) -> None:
     found = watchers().get(watcher)
     if found is None:
-        _leave(cursors)
+        _count_nothing(cursors)
     else:
         found.enter_compiled(cursors, buffers, inputs)
 
@@ -115,6 +119,14 @@ def _sketch(
         found.sketch_compiled(slot, x, None if axis == NO_AXIS else axis, buffers, cursor)
 
 
-def _leave(cursors: list[Tensor]) -> None:
+def _leave(cursors: list[Tensor], watcher: int) -> None:
+    found = watchers().get(watcher)
+    if found is None:
+        _count_nothing(cursors)
+    else:
+        found.leave_compiled(cursors)
+
+
+def _count_nothing(cursors: list[Tensor]) -> None:
     for cursor in cursors:
         cursor.fill_(-1)

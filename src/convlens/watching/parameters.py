@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from threading import RLock, get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
-from torch.utils.hooks import RemovableHandle
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from convlens.errors import ArgumentError
 from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
 from convlens.plots import LayerHistories, UpdateHistories
 from convlens.records import Epoch, RecordSink
 from convlens.watching.book import Sketchbook, Slot
+from convlens.watching.notes import Notes, described, named
+from convlens.watching.optimizers import Closure, step_hooks
 
 GRADIENT, PARAMETER, UPDATE = "gradient", "parameter", "update"
 
 EPS = 1e-7
 """A gradient, weight or update this near zero is lost in float32 beside a weight of size one."""
 
+PATIENCE = 100  # steps without an optimizer's, after which it is said
+
 
 class ParameterWatch:
     """Sketches of each parameter's gradient and of what each optimizer's step adds to it.
 
-    It listens to every optimizer's step, whoever makes it, so a gradient that several backward
-    passes have added up is counted once. `torch.amp.GradScaler` has divided the gradients by its
+    It listens to every step of an optimizer of torch, whoever makes it, so a gradient that several
+    backward passes have added up is counted once. Where the step is given a closure, the gradients
+    are those after its first evaluation. `torch.amp.GradScaler` has divided the gradients by its
     scale by then, except for fused optimizers, which are given the scale and divide themselves;
     those are divided here. A step that the scaler skips is not counted, as none is made; a fused
     optimizer skips on its device, so its step counts, with gradients that are not finite and
@@ -39,16 +42,24 @@ class ParameterWatch:
     Where only each n-th forward is watched, its gradients are those of the next optimizer's step,
     be that some forwards later, so that accumulation and watching some of the steps go together.
 
+    An optimizer's step belongs to what `begin` said last in the same thread; if another thread has
+    begun since, the step is left out, counted and said.
+
     Args:
-        model: whose parameters; those that need no gradient, and complex ones, are left out.
+        model: whose parameters; complex ones are left out, and those that need no gradient as long
+            as they need none.
         gradients: whether to look at gradients.
         updates: whether to look at updates; this keeps a copy of every parameter.
         eps: bound of near zero.
         sink: where columns are written to besides memory.
         flush_sink: whether nobody else flushes the sink.
+        begun_by_forwards: whether forwards of the model call `begin` or `pause`, also those of a
+            closure in the midst of an optimizer's step.
+        notes: where to say what could not be seen; of its own if None.
 
     Attributes:
         book: where the sketches go, and which says the step that they belong to.
+        notes: what could not be seen.
     """
 
     def __init__(
@@ -60,26 +71,46 @@ class ParameterWatch:
         eps: float = EPS,
         sink: RecordSink | None = None,
         flush_sink: bool = False,
+        begun_by_forwards: bool = False,
+        notes: Notes | None = None,
     ) -> None:
-        book = self.book = Sketchbook(eps, sink=sink, flush_sink=flush_sink)
+        # The callbacks of a Learner write to one run: each has notes under a name of its own.
+        self.notes = notes or Notes("gradient_notes" if gradients else "update_notes")
+        self.notes.sink = sink
+        book = Sketchbook(eps, sink=sink, flush_sink=flush_sink, notes=self.notes)
+        self.book = book
         self._wants_gradients, self._wants_updates = gradients, updates
-        named = [
-            (name, p)
-            for name, p in model.named_parameters()
-            if p.requires_grad and p.is_floating_point()
-        ]
+        self._begun_by_forwards = begun_by_forwards
+        members = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
         self._index: dict[Tensor, int] = {
-            parameter: index for index, (_, parameter) in enumerate(named)
+            parameter: index for index, (_, parameter) in enumerate(members)
         }
         self._slots: dict[str, list[Slot]] = {}
         for quantity, wanted in ((GRADIENT, gradients), (PARAMETER, updates), (UPDATE, updates)):
-            infos = [LayerInfo(i, n, _kind(p), quantity=quantity) for i, (n, p) in enumerate(named)]
-            self._slots[quantity] = book.open(infos) if wanted else []
+            self._slots[quantity] = book.open(
+                LayerInfo(index, name, _kind(parameter), quantity=quantity)
+                for index, (name, parameter) in enumerate(members if wanted else ())
+            )
+            for slot, (_, parameter) in zip(self._slots[quantity], members, strict=False):
+                slot.listed = parameter.requires_grad
         self._before: dict[Tensor, Tensor] = {}
-        self._stepping: Optimizer | None = None  # the outermost one that is
-        self._pause_after = False  # it has stepped
+        self._lock = RLock()  # for what is below, and for the book
+        self._thread = -1  # that has begun a step last
+        self._stepping: tuple[Optimizer, int] | None = None  # the outermost one that is; its thread
+        self._depth = 0  # how often it has been called inside itself
+        self._looked = False  # at the gradients of that step
+        self._evaluation = 0  # of that step's closure, from 1 on, while it is going on
         self._due = False  # no optimizer has stepped since `begin`
-        self._handles: list[RemovableHandle] = []
+        self._n_begun = self._n_looked = 0
+        self._met: set[int] = set()  # parameters that were looked at
+        self._attached = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles have a lock of their own."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=RLock())
 
     @property
     def gradients(self) -> LayerHistories:
@@ -89,7 +120,7 @@ class ParameterWatch:
                 "gradients were not watched; say so beforehand: cl.watch(model, gradients=True), "
                 "or callbacks=[cl.GradientStats()] for a Learner."
             )
-        return Gradients(self.book, self._slots[GRADIENT])
+        return Gradients(self.book, self._listed(GRADIENT))
 
     @property
     def updates(self) -> UpdateHistories:
@@ -99,7 +130,20 @@ class ParameterWatch:
                 "updates were not watched; say so beforehand: cl.watch(model, updates=True), "
                 "or callbacks=[cl.UpdateStats()] for a Learner."
             )
-        return Updates(self.book, self._slots[UPDATE], self._slots[PARAMETER])
+        return Updates(self.book, self._listed(UPDATE), self._listed(PARAMETER))
+
+    def _listed(self, quantity: str) -> list[Slot]:
+        """The series of the parameters that need a gradient, now or when they were looked at."""
+        for parameter, index in self._index.items():
+            if parameter.requires_grad and not self._slots[quantity][index].listed:
+                self._list(parameter, index)
+        return [slot for slot in self._slots[quantity] if slot.listed]
+
+    def _list(self, parameter: Tensor, index: int) -> None:
+        for slots in self._slots.values():
+            if slots:
+                info = replace(slots[index].info, kind=_kind(parameter))  # it may have been lazy
+                self.book.describe(slots[index], info)
 
     @property
     def wanted(self) -> bool:
@@ -108,72 +152,226 @@ class ParameterWatch:
 
     def attach(self) -> None:
         """Listen to optimizers."""
-        if self.wanted:
-            self._handles.append(register_optimizer_step_pre_hook(self._before_step))
-            self._handles.append(register_optimizer_step_post_hook(self._after_step))
+        if self.wanted and not self._attached:
+            step_hooks().add(self)
+            self._attached = True
 
-    def detach(self) -> None:
-        """Listen no longer, and write what is still open."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+    def detach(self, error: BaseException | None = None) -> None:
+        """Listen no longer, write what is still open, and say what was not seen.
+
+        Args:
+            error: what ended the training early, None if nothing did.
+        """
+        if self._attached:
+            step_hooks().remove(self)
+            self._attached = False
         self._before.clear()
         self._stepping = None
         self.book.close()
+        if self.wanted and error is None:
+            self._note_unseen()
+        self.notes.write()
+
+    def _note_unseen(self) -> None:
+        slots = self._slots[GRADIENT if self._wants_gradients else UPDATE]
+        if self._n_begun and not self._n_looked:
+            self.notes.say("optimizer", begun=self._n_begun)
+            return
+        unseen = [
+            slots[i].info.name
+            for parameter, i in self._index.items()
+            if parameter.requires_grad
+            and not slots[i].seen
+            and not self.notes.left_out(slots[i].info)
+        ]
+        if self._n_looked and unseen:
+            self.notes.say("parameters", unseen=len(unseen), names=named(unseen))
+
+    # ---- steps ----------------------------------------------------------------------------------
 
     def begin(self, step: int) -> None:
-        """The next optimizer's step belongs to this number."""
-        self.book.begin(step)
-        self._due, self._pause_after = True, False
+        """The next optimizer's step in this thread belongs to this number."""
+        with self._lock:
+            if self._passes():
+                return
+            self._thread = get_ident()
+            self.book.begin(step)
+            self._due = True
+            self._n_begun += 1
+        if self._n_begun == PATIENCE and not self._n_looked:
+            self.notes.say("optimizer", begun=self._n_begun)
 
     def pause(self) -> None:
         """Look at no optimizer's step until the next `begin`, once one was looked at."""
-        if self._stepping is not None:  # a closure's forward
-            self._pause_after = True
-        elif not self._due:
-            self.book.pause()
+        with self._lock:
+            if not self._passes() and not self._due:
+                self.book.pause()
 
-    def _before_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:  # noqa: ARG002
-        parameters = self._parameters(optimizer)
-        if self.book.row < 0 or not parameters or self._stepping not in (None, optimizer):
-            return
-        self._stepping, self._due = optimizer, False
-        scale: Tensor | None = getattr(optimizer, "grad_scale", None)  # of a fused optimizer
-        for parameter in parameters:
-            index, gradient = self._index[parameter], parameter.grad
-            if self._wants_gradients and gradient is not None:
-                dense = gradient.coalesce().values() if gradient.is_sparse else gradient
-                unscaled = dense if scale is None else dense / scale.to(dense.device)
-                self.book.sketch_whole(self._slots[GRADIENT][index], unscaled)
-            if self._wants_updates:
-                self.book.sketch_whole(self._slots[PARAMETER][index], parameter.detach())
-                self._keep(parameter)
+    def refuse(self) -> None:
+        """A forward of this thread was left out, and so is the optimizer's step after it."""
+        with self._lock:
+            if self._thread == get_ident():
+                self._thread = -1
 
-    def _after_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:  # noqa: ARG002
-        if self._stepping is not optimizer:
-            return
-        self._stepping = None
-        for parameter in self._parameters(optimizer) if self._wants_updates else ():
-            before = self._before.get(parameter)
-            if before is not None:
-                update = torch.sub(parameter.detach(), before, out=before)
-                self.book.sketch_whole(self._slots[UPDATE][self._index[parameter]], update)
-        self.book.step_done()
-        if self._pause_after:
-            self._pause_after = False
-            self.book.pause()
+    def _passes(self) -> bool:
+        """Whether a forward is one of a closure's later evaluations, which are no steps.
+
+        Outside of a closure no step is going on any more: one that is not ended has raised, or
+        another thread makes it.
+        """
+        me = get_ident()
+        if self._stepping is not None and not self._evaluation:
+            if self._stepping[1] != me and self._wants_updates:
+                self.notes.say("steps")
+            self._stepping = None
+        return self._evaluation > 1 and self._thread == me
+
+    def before_step(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
+        """Look at the gradients now, or after the closure's first evaluation; `StepListener`."""
+        try:
+            with self._lock:
+                parameters = list(self._parameters(optimizer))
+                begins_inside = closure is not None and self._begun_by_forwards
+                if not parameters or (self.book.row < 0 and not begins_inside):
+                    return closure
+                if not self._takes_turn(optimizer):
+                    return closure
+                for parameter in parameters if self._wants_updates else ():
+                    self._keep(parameter)
+                if closure is not None:
+                    return self._looking(closure, optimizer, parameters)
+                self._look(optimizer, parameters)
+        except Exception as error:
+            self.notes.say("look", why=described(error))
+        return closure
+
+    def _takes_turn(self, optimizer: Optimizer) -> bool:
+        """Begin the step, unless it is inside another one or another thread is in one."""
+        turn = optimizer, get_ident()
+        if self._stepping is None:
+            self._stepping, self._depth, self._looked = turn, 1, False
+            return True
+        if self._stepping == turn:  # one that calls its base class's
+            self._depth += 1
+        elif self._stepping[1] != turn[1]:
+            self.notes.say("steps")
+        return False
+
+    def _looking(
+        self, closure: Closure, optimizer: Optimizer, parameters: Sequence[Tensor]
+    ) -> Closure:
+        """The closure, and a look at the gradients that its first evaluation leaves."""
+        evaluations = 0
+
+        def evaluate(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            nonlocal evaluations
+            evaluations += 1
+            self._evaluation = evaluations
+            try:
+                loss = closure(*args, **kwargs)
+            finally:
+                self._evaluation = 0
+            if evaluations == 1:
+                try:
+                    self._look(optimizer, parameters)
+                except Exception as error:
+                    self.notes.say("look", why=described(error))
+            return loss
+
+        return evaluate
+
+    def _look(self, optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+        """Sketch what is there before the update."""
+        with self._lock:
+            if self.book.row < 0 or self._stepping != (optimizer, get_ident()):
+                return
+            if self._thread != get_ident():
+                self.notes.say("steps")
+                return
+            self._looked, self._due = True, False
+            self._n_looked += 1
+            scale: Tensor | None = getattr(optimizer, "grad_scale", None)  # of a fused optimizer
+            for parameter in parameters:
+                index, gradient = self._index[parameter], parameter.grad
+                if index not in self._met:
+                    self._met.add(index)
+                    self._list(parameter, index)
+                if self._wants_gradients and gradient is not None:
+                    self._sketch(GRADIENT, index, _dense, gradient, scale)
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Look at what the step has changed; `StepListener`."""
+        with self._lock:
+            if self._stepping != (optimizer, get_ident()):
+                return
+            self._depth -= 1
+            if self._depth:
+                return
+            self._stepping = None
+            if not self._looked:
+                return
+            if self._thread != get_ident():
+                self.notes.say("steps")
+                return
+            try:
+                for parameter in self._parameters(optimizer) if self._wants_updates else ():
+                    if parameter in self._before:
+                        index = self._index[parameter]
+                        self._sketch(PARAMETER, index, self._before.get, parameter)
+                        self._sketch(UPDATE, index, self._change, parameter)
+                self.book.step_done()
+            except Exception as error:
+                self.notes.say("look", why=described(error))
+
+    def _sketch(
+        self, quantity: str, index: int, value: Callable[..., Tensor | None], *args: object
+    ) -> None:
+        """Sketch what ``value`` gives for the arguments, or note that it cannot be."""
+        slot, x = self._slots[quantity][index], None
+        try:
+            x = value(*args)
+            if x is not None:
+                self.book.sketch_whole(slot, x)
+        except Exception as error:
+            self.notes.leave_out(slot.info, error, args[0] if x is None else x)
 
     def _keep(self, parameter: Tensor) -> None:
         """Copy a parameter to where its copy of the last step was."""
-        kept = self._before.get(parameter)
-        if kept is None or kept.device != parameter.device or kept.shape != parameter.shape:
-            self._before[parameter] = parameter.detach().clone()
-        else:
-            kept.copy_(parameter.detach())
+        try:
+            kept = self._before.get(parameter)
+            now = parameter.detach()
+            if kept is None or (kept.device, kept.shape, kept.dtype) != (
+                now.device, now.shape, now.dtype
+            ):  # fmt: skip
+                self._before[parameter] = now.clone()
+            else:
+                kept.copy_(now)
+        except Exception as error:
+            self._before.pop(parameter, None)
+            slot = self._slots[UPDATE][self._index[parameter]]
+            self.notes.leave_out(slot.info, error, parameter)
 
-    def _parameters(self, optimizer: Optimizer) -> list[Tensor]:
+    def _change(self, parameter: Tensor) -> Tensor:
+        before = self._before[parameter]
+        return torch.sub(parameter.detach(), before, out=before)
+
+    def _parameters(self, optimizer: Optimizer) -> Iterator[Tensor]:
+        """Those of an optimizer that are watched and not frozen."""
         groups: list[dict[str, Any]] = optimizer.param_groups
-        return [p for group in groups for p in group["params"] if p in self._index]
+        for group in groups:
+            for parameter in group["params"]:
+                if parameter not in self._index:
+                    continue
+                if parameter.requires_grad:
+                    yield parameter
+                else:
+                    self._before.pop(parameter, None)
+
+
+def _dense(gradient: Tensor, scale: Tensor | None) -> Tensor:
+    """The values of a gradient, without the scale of mixed precision."""
+    dense = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return dense if scale is None else dense / scale.to(dense.device)
 
 
 class Gradients(LayerHistories):
@@ -223,4 +421,6 @@ class Updates(UpdateHistories):
 
 def _kind(parameter: Tensor) -> str:
     """What the list of series says of a parameter: its shape."""
+    if is_lazy(parameter):
+        return "uninitialized"
     return "×".join(map(str, parameter.shape)) or "scalar"

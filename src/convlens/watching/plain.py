@@ -72,8 +72,8 @@ def sketch(
     nan, neg_inf, pos_inf = x.isnan(), x == -torch.inf, x == torch.inf
     sums = [t.sum() for t in (nan, neg_inf, pos_inf, near, below)]
     found = torch.stack([torch.ones_like(sums[0]), *sums])
-    _put(buffers.exact, row, _get(buffers.exact, row) + found)
     counts = _bucket_counts(x, low, buffers.counts.shape[1])
+    _put(buffers.exact, row, _get(buffers.exact, row) + found)
     _put(buffers.counts, row, _get(buffers.counts, row) + counts)
     if x.numel():
         join = _join_double if buffers.moments.dtype == torch.float64 else _join_single
@@ -84,6 +84,11 @@ def sketch(
         # max of the bits one by one is their union
         union = (by_channel & 1).amax(1) | (by_channel & 2).amax(1)
         _put(buffers.flags, row, _get(buffers.flags, row) | union)
+
+
+def cannot_tell_channels(buffers: Target, row: int | Tensor) -> None:
+    """Say of no channel that it is dead or silent: the values have other channels, or none."""
+    _put(buffers.flags, row, torch.full_like(buffers.flags[0], 3))
 
 
 def _get(buffer: Tensor, row: int | Tensor) -> Tensor:

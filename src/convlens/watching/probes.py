@@ -1,4 +1,4 @@
-"""Which modules are watched, where their channels lie, and which of them feed a ReLU."""
+"""Which modules are watched, and where their channels lie."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch._subclasses.fake_tensor import FakeTensor
 
 from convlens.errors import ArgumentError, find_layer
-from convlens.execution import layer_kind
+from convlens.execution import has_children, layer_kind, named_layers, own_parameters
 
 BatchNorm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
 
@@ -26,9 +26,9 @@ def choose_layers(model: nn.Module, layers: Layers) -> list[tuple[str, nn.Module
 
     Args:
         model: any module.
-        layers: ``"trainable"``, every module that owns parameters itself; ``"all"``, every module
-            without children; or a sequence of qualified names, kinds such as ``"last conv"``,
-            modules and module classes.
+        layers: ``"trainable"``, every module that owns parameters itself (see `owns_parameters`);
+            ``"all"``, every module without children; or a sequence of qualified names, kinds such
+            as ``"last conv"``, modules and module classes.
 
     Raises:
         ArgumentError: if nothing is chosen, the word is not known, or something is no layer of the
@@ -36,10 +36,11 @@ def choose_layers(model: nn.Module, layers: Layers) -> list[tuple[str, nn.Module
         LayerNotFoundError: if the model has no module of a given name.
     """
     named = [(name or "(root)", module) for name, module in model.named_modules()]
+    shown = [(name or "(root)", module) for name, module in named_layers(model)]
     if layers == "trainable":
-        chosen = [pair for pair in named if any(True for _ in pair[1].parameters(recurse=False))]
+        chosen = [pair for pair in shown if owns_parameters(pair[1])]
     elif layers == "all":
-        chosen = [pair for pair in named if not any(True for _ in pair[1].children())]
+        chosen = [pair for pair in shown if not has_children(pair[1])]
     elif isinstance(layers, str | nn.Module | type) or not isinstance(
         layers,
         Iterable,  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -56,6 +57,15 @@ def choose_layers(model: nn.Module, layers: Layers) -> list[tuple[str, nn.Module
             f"{type(model).__name__}; name at least one of them."
         )
     return chosen
+
+
+def owns_parameters(module: nn.Module) -> bool:
+    """Whether a module has parameters of its own, parametrized ones among them.
+
+    Not so the last layer of `torch.nn.MultiheadAttention`, of which only the weight is used.
+    """
+    unused = isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    return not unused and any(True for _ in own_parameters(module))
 
 
 def _named_by_user(
@@ -80,7 +90,8 @@ def _named_by_user(
                 f"layers has {layer!r}, which is none of the {len(named)} modules of "
                 f"{type(model).__name__}; give names, modules of this model, or module classes."
             )
-    return [pair for pair in named if id(pair[1]) in wanted or isinstance(pair[1], tuple(kinds))]
+    wanted |= {id(m) for _, m in named_layers(model) if isinstance(m, tuple(kinds))}
+    return [pair for pair in named if id(pair[1]) in wanted]
 
 
 def channel_rule(module: nn.Module) -> int | None:
@@ -137,10 +148,22 @@ def first_tensor(output: Any) -> Tensor | None:  # noqa: ANN401 — a module may
     return None
 
 
-_functorch: Any = torch._C._functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+_C: Any = torch._C  # pyright: ignore[reportPrivateUsage]
+_functorch: Any = _C._functorch
+_mode_of, _FAKE = _C._get_dispatch_mode, _C._TorchDispatchModeKey.FAKE
 
 is_transformed: Callable[[Tensor], bool] = _functorch.is_functorch_wrapped_tensor
 """Whether `torch.func` (``vmap``, ``grad``, ``jvp`` …) has wrapped a tensor."""
+
+
+def in_backward() -> bool:
+    """Whether this thread is executing a backward pass."""
+    return _C._current_graph_task_id() != -1
+
+
+def are_fake(inputs: Sequence[Any]) -> bool:
+    """Whether a model is run without values, as a summary does it."""
+    return _mode_of(_FAKE) is not None or any(isinstance(x, FakeTensor) for x in inputs)
 
 
 def untransformed(x: Tensor, rule: int | None) -> Tensor:
@@ -158,55 +181,3 @@ def untransformed(x: Tensor, rule: int | None) -> Tensor:
             if rule is not None and rule > 0 and x.ndim > 2:
                 x = x.flatten(0, 1)  # into the images, which come before the channels
     return x
-
-
-class ReluInputs(TorchFunctionMode):
-    """Notes which of the given tensors a ReLU is applied to while the mode is on.
-
-    It sees modules, functions and methods alike, which looking at the model's structure does not.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._outputs: dict[int, tuple[int, Tensor]] = {}
-        self.layers: set[int] = set()
-        self._relus = {
-            torch.relu,
-            torch.relu_,
-            torch.Tensor.relu,
-            torch.Tensor.relu_,
-            nn.functional.relu,
-            nn.functional.relu6,
-        }
-        self._clamps = {torch.clamp, torch.clamp_min, Tensor.clamp, Tensor.clamp_min}
-
-    @property
-    def asked(self) -> bool:
-        """Whether `add` was called at all."""
-        return bool(self._outputs)
-
-    def add(self, layer: int, output: Tensor) -> None:
-        """Ask about the output of this layer; it is kept alive so that its identity stays its."""
-        self._outputs[id(output)] = (layer, output)
-
-    def _clamps_at_zero(
-        self, func: object, args: Sequence[Any], kwargs: Mapping[str, Any] | None
-    ) -> bool:
-        """Whether it is a ReLU by another name: ``clamp(min=0)`` without an upper bound."""
-        if func not in self._clamps:
-            return False
-        low, *high = [*args[1:], *(value for value in (kwargs or {}).values() if value is not None)]
-        return not isinstance(low, Tensor) and low == 0 and not high
-
-    def __torch_function__(
-        self,
-        func: Any,  # noqa: ANN401
-        types: Any,  # noqa: ANN401
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        if args and (func in self._relus or self._clamps_at_zero(func, args, kwargs)):
-            layer, output = self._outputs.get(id(args[0]), (-1, None))
-            if output is args[0]:
-                self.layers.add(layer)
-        return func(*args, **(kwargs or {}))

@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import get_ident
 from typing import Any, Self
 
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from convlens.errors import ArgumentError
-from convlens.histories import LayerHistory, LayerInfo
+from convlens.histories import FORWARD, LayerHistory, LayerInfo
 from convlens.plots import LayerHistories, UpdateHistories
 from convlens.records import Epoch, RecordSink
 from convlens.watching import normalization
-from convlens.watching.arguments import check_eps, check_every, check_sample
+from convlens.watching.arguments import (
+    MODES,
+    check_eps,
+    check_every,
+    check_mode,
+    check_model,
+    check_sample,
+)
 from convlens.watching.book import Sketchbook, Slot
-from convlens.watching.compiled import CompiledSide, layers_before_relus
+from convlens.watching.compiled import CompiledSide
 from convlens.watching.copies import LeftOutOfCopies
 from convlens.watching.cost import Cost, hook_seconds
+from convlens.watching.notes import CannotSketchError, Notes, named
 from convlens.watching.parameters import ParameterWatch
 from convlens.watching.probes import (
     Layers,
-    ReluInputs,
+    are_fake,
     channel_rule,
     choose_layers,
     first_tensor,
+    in_backward,
     is_transformed,
     known_channels,
     untransformed,
 )
+from convlens.watching.relus import ReluSearch
+from convlens.watching.turns import Turn
 
 
 class ActivationWatch(LayerHistories):
@@ -45,25 +58,23 @@ class ActivationWatch(LayerHistories):
 
     A step is a forward of ``model`` in training mode; with ``count_forwards=False`` it is what lies
     between two calls of `step`, however often the model is called there. Forwards in evaluation
-    mode are not counted, nor are calls of a layer outside the model's own forward, nor what
-    activation checkpointing computes again in the backward pass. A loop that does not call the
-    model itself says with `enter` and `leave` what counts as its forward.
+    mode are counted if ``mode`` says so. Not counted are calls of a layer outside the model's own
+    forward, and what activation checkpointing computes again in the backward pass. A loop that does
+    not call the model itself says with `enter` and `leave` what counts as its forward.
 
-    Memory is bounded: beyond 4,096 steps neighbouring steps share a column, always by powers of
-    two; see `convlens.sketch.level_at`.
+    Watching never ends a training step. What it cannot see is left out, warned of once (a
+    `ConvlensWarning`) and counted in `notes`, such as values that have no sketch (sparse, nested,
+    complex …), layers that are never called, forwards of a second thread during one.
+
+    Memory is bounded: beyond 4,096 steps neighbours share a column; `convlens.sketch.level_at`.
+
+    A layer with several outputs is watched by its first floating-point tensor; with ``sample``, its
+    first axis is taken to be that of the images. Near zero for gradients and updates is 1e-7.
 
     Args:
-        model: any module; its layers are found once, here. A compiled module is compiled anew,
-            since it would ignore new hooks in silence.
-        layers: ``"trainable"`` (every module that owns parameters), ``"all"`` (every module without
-            children), or names, modules and module classes. A layer with several outputs is
-            watched by its first floating-point tensor.
-        eps: an activation with |x| ≤ eps is near zero; for gradients and updates that is 1e-7.
-        every: watch only each n-th step; 1 watches all.
-        sample: look at this fraction of each batch's images only, the first ones; 1 looks at all.
-            Every layer's first axis is taken to be that of the images.
-        gradients: whether to sketch the gradient of each parameter before each optimizer's step.
-        updates: whether to sketch each parameter and what each optimizer's step adds to it.
+        model: any module; its layers are found once, here. What is compiled is compiled anew, since
+            it would ignore new hooks in silence.
+        layers, eps, every, mode, sample, gradients, updates: see `convlens.watch`.
         count_forwards: see above.
         sink: where finished columns are written to besides memory.
         flush_sink: whether nobody else flushes the sink.
@@ -83,6 +94,7 @@ class ActivationWatch(LayerHistories):
         *,
         eps: float = 0.05,
         every: int = 1,
+        mode: str = "train",
         sample: float = 1.0,
         gradients: bool = False,
         updates: bool = False,
@@ -92,16 +104,15 @@ class ActivationWatch(LayerHistories):
     ) -> None:
         check_eps(eps)
         check_every(every)
+        check_mode(mode)
         check_sample(sample)
-        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ArgumentError(
-                f"model is a {type(model).__name__}, not a module; give the torch.nn.Module itself."
-            )
+        check_model(model)
         self.model, self.eps, self.every, self.sample = model, eps, every, sample
-        self.count_forwards = count_forwards
+        self.count_forwards, self._modes = count_forwards, MODES[mode]
         self.close_sink: Callable[[str, str | None], None] | None = None  # of a sink of its own
         self.run_path: Path | None = None
-        self.book = Sketchbook(eps, sample, sink, flush_sink=flush_sink)
+        self._notes = Notes()
+        self.book = Sketchbook(eps, sample, sink, flush_sink=flush_sink, notes=self._notes)
         self.layout = self.book.layout
         self._inner: nn.Module = getattr(model, "_orig_mod", model)  # of a compiled module
         self._chosen = choose_layers(self._inner, layers)
@@ -115,16 +126,21 @@ class ActivationWatch(LayerHistories):
             updates=updates,
             sink=sink,
             flush_sink=flush_sink,
+            begun_by_forwards=count_forwards,
+            notes=self._notes,
         )
-        self._compiled = CompiledSide(self.book, self._slots, self._enter_step)
+        if count_forwards:
+            self.book.counted = self._parameters.book.counted = FORWARD
+        self._turn = Turn()
+        self._compiled = CompiledSide(
+            self.book, self._slots, self._notes, self._turn, self._enter_forward
+        )
         self._copies = LeftOutOfCopies()
         self._handles: list[RemovableHandle] = []
         self._next_step = 0
         self._watched = False  # whether the current step is
-        self._inside = False  # in a training forward of the model
         self._held = False  # `enter` said so, so that the model's own forward says nothing
-        self._relus: ReluInputs | None = None  # there during the first watched forward only
-        self._relus_known = False
+        self._relus = ReluSearch(self._inner, self._notes)
         self._began: float | None = None
         self._training_s = 0.0
         self._closed = False
@@ -136,6 +152,7 @@ class ActivationWatch(LayerHistories):
 
     @sink.setter
     def sink(self, sink: RecordSink | None) -> None:
+        self._notes.sink = sink
         for book in self._books():
             book.ledger.sink = sink
 
@@ -176,21 +193,18 @@ class ActivationWatch(LayerHistories):
 
     @property
     def gradients(self) -> LayerHistories:
-        """The gradient of each parameter before each optimizer's step, by the parameter's name.
-
-        Raises:
-            ArgumentError: if gradients were not asked for.
-        """
+        """The gradients before each optimizer's step, by the parameters' names, if asked for."""
         return self._parameters.gradients
 
     @property
     def updates(self) -> UpdateHistories:
-        """What each optimizer's step did to each parameter, by the parameter's name.
-
-        Raises:
-            ArgumentError: if updates were not asked for.
-        """
+        """What each optimizer's step changed, by the parameters' names, if asked for."""
         return self._parameters.updates
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What could not be seen so far, a sentence each; a run has them in its meta."""
+        return self._notes.sentences()
 
     @property
     def cost(self) -> Cost:
@@ -207,13 +221,23 @@ class ActivationWatch(LayerHistories):
     # ---- attaching ------------------------------------------------------------------------------
 
     def attach(self) -> Self:
-        """Register the hooks; a second call changes nothing."""
+        """Register the hooks, all or none; a second call changes nothing."""
         if self._handles:
             return self
         if self._closed:
             raise ArgumentError(
                 "this watch has closed its run and cannot be attached again; call cl.watch(…) anew."
             )
+        try:
+            self._attach()
+        except BaseException as error:
+            self.detach(error)
+            raise
+        return self
+
+    def _attach(self) -> None:
+        if self.count_forwards and self.sink is not None:
+            self.sink.write_meta({"counted": FORWARD})
         self._keep(self.model, self.model.register_forward_pre_hook(self._enter))
         for slot, (_, module) in zip(self._slots, self._chosen, strict=True):
             self._attach_layer(slot, module)
@@ -221,17 +245,21 @@ class ActivationWatch(LayerHistories):
         self._keep(self.model, self.model.register_forward_hook(self._leave, always_call=True))
         self._parameters.attach()
         self._compiled.attach(self.model)
-        return self
 
     def _attach_layer(self, slot: Slot, module: nn.Module) -> None:
+        if isinstance(module, torch.jit.ScriptModule):
+            self._notes.leave_out(slot.info, CannotSketchError("torch.jit takes no hooks"))
+            return
         slot.channel_rule = channel_rule(module)
         if normalization.keeps_statistics(module):
             slot.batch_norm = True
             before = module.register_forward_pre_hook(partial(self._before_batch_norm, slot))
             self._keep(module, before)
-        channels, parameter = known_channels(module), next(module.parameters(), None)
-        if slot.buffers is None and channels is not None and parameter is not None:
-            self.book.allot(slot, channels, parameter.device)
+        channels = known_channels(module)
+        near = next(module.parameters(), next(self._inner.parameters(), None))
+        if slot.buffers is None and channels is not None and near is not None:
+            with suppress(CannotSketchError):  # on the meta device, which it may still leave
+                self.book.allot(slot, channels, near.device)
         self._keep(module, module.register_forward_hook(partial(self._record, slot)))
 
     def _keep(self, module: nn.Module, handle: RemovableHandle) -> None:
@@ -245,23 +273,40 @@ class ActivationWatch(LayerHistories):
             error: what ended the watched loop, None if it ended well; a run of one's own is closed
                 as finished, stopped or failed.
         """
+        attached = bool(self._handles)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         self._copies.clear()
-        self._parameters.detach()
         self._compiled.detach()
-        self._inside = self._held = self._watched = False
-        if self._relus is not None:  # the first forward was left by an interrupt
-            self._relus.__exit__(None, None, None)
-            self._relus = None
+        self._relus.end(complete=False, compiled=False)  # of a first forward that was interrupted
+        self._turn.clear()
+        self._held = self._watched = False
         if self._began is not None:
             self._training_s += time.perf_counter() - self._began
             self._began = None
         try:
+            self._parameters.detach(error)
             self.book.close()
+            if attached and error is None:
+                self._note_unseen()
+            self._notes.write()
         finally:
             self._close_sink(error)
+
+    def _note_unseen(self) -> None:
+        unseen = [s.info for s in self._slots if not s.seen and not self._notes.left_out(s.info)]
+        n_taken, n_passed = self._turn.n_taken, self._turn.n_passed
+        if n_taken and not self._next_step:
+            self._notes.say("no step")
+        elif n_taken and unseen:
+            names = named([info.name for info in unseen])
+            self._notes.say("layers", unseen=len(unseen), all=len(self._slots), names=names)
+        elif n_passed and not n_taken:
+            mode, call = ("eval", "train") if True in self._modes else ("train", "eval")
+            self._notes.say("mode", mode=mode, passed=n_passed, call=call)
+        elif not n_taken and (self.count_forwards or self._next_step):
+            self._notes.say("no forward")
 
     def _close_sink(self, error: BaseException | None) -> None:
         if self.close_sink is None:
@@ -296,11 +341,14 @@ class ActivationWatch(LayerHistories):
         if self._began is None:
             self._began = time.perf_counter()
         self._watched = step % self.every == 0
-        for watched in (self.book, *([self._parameters] if self._parameters.wanted else [])):
-            if self._watched:
-                watched.begin(step)
-            else:
-                watched.pause()
+        try:
+            for watched in (self.book, *([self._parameters] if self._parameters.wanted else [])):
+                if self._watched:
+                    watched.begin(step)
+                else:
+                    watched.pause()
+        except Exception as error:
+            self._notes.failed(error)
 
     def enter(self) -> None:
         """Count what runs until `leave` as one forward of the model, in whatever way it is called.
@@ -308,14 +356,13 @@ class ActivationWatch(LayerHistories):
         For loops that call parts of the model and not the model, as Lightning's ``training_step``
         may. What a backward pass computes again (activation checkpointing) is not counted.
         """
-        self._held = True
-        self._begin(())
+        self._held = bool(self._notes.guard(self._begin, ()))
 
     def leave(self) -> None:
         """End what `enter` began; nothing is counted until the next `enter` or forward."""
-        if self._held:
+        if self._held and not self._turn.elsewhere:
             self._held = False
-            self._end(complete=True)
+            self._notes.guard(self._end, True)
 
     def step_done(self) -> None:
         """Say that the current step was made, so that readers of a run see it before the next.
@@ -331,91 +378,122 @@ class ActivationWatch(LayerHistories):
         for book in self._books():
             book.flush()
 
-    # ---- the hooks ------------------------------------------------------------------------------
+    # ---- the hooks: whatever fails in one, the user's step goes on ------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._held:
             return
-        if not module.training:
-            if not torch.compiler.is_compiling():
-                self._inside = False  # a compiled forward that was counted has left it on
-            return
         if torch.compiler.is_compiling():
-            self._compiled.enter(args)
-        # A summary of a watched model runs it on fake tensors, which is no step.
-        elif not _in_backward() and not any(isinstance(x, FakeTensor) for x in args):
-            self._begin(args)
+            if module.training in self._modes:
+                self._compiled.enter(args)
+        elif not in_backward() and not are_fake(args):
+            if module.training not in self._modes:
+                self._turn.leave()  # a replayed CUDA graph has left it on
+                self._turn.n_passed += 1
+                return
+            try:
+                self._begin(args)
+            except Exception as error:
+                self._notes.failed(error)
 
-    def _begin(self, args: tuple[Any, ...]) -> None:
-        self._compiled.let(count=self._enter_step(args))
-        if self._inside and not self._relus_known and self._relus is None:
-            self._relus = ReluInputs()
-            self._relus.__enter__()
+    def _begin(self, args: Sequence[Any]) -> bool:
+        """A forward begins; False if it is left out."""
+        count = self._enter_forward(args)
+        if count is None:
+            return False
+        self._compiled.let(count=count)
+        if count and not self._relus.done:
+            self._relus.begin()
+        return True
 
-    def _enter_step(self, inputs: Sequence[Any]) -> bool:
-        """A training forward begins; whether it is to be counted."""
-        if self._compiled.active and not self._relus_known:
-            self._relus_known = True
-            self._note_relus(layers_before_relus(self._inner, inputs))
+    def _enter_forward(self, inputs: Sequence[Any]) -> bool | None:
+        """A forward begins; whether it is to be counted, None if it is left out."""
+        if not self._turn.take():
+            self._notes.say("threads")
+            self._parameters.refuse()
+            return None
+        if self._compiled.active and not self._relus.done:
+            held, self._held = self._held, True  # a run on fake tensors is no forward of training
+            try:
+                self._describe(self._relus.on_fake_tensors(inputs))
+            finally:
+                self._held = held
         if self.count_forwards:
             self.step()
-        self._inside = self._watched
-        return self._inside
+        self._turn.inside = get_ident() if self._watched else None
+        return self._watched
 
     def _before_batch_norm(self, slot: Slot, module: nn.BatchNorm2d, args: object) -> None:  # noqa: ARG002
-        if torch.compiler.is_compiling() or self._inside:
+        if torch.compiler.is_compiling():
             slot.old = normalization.before(module)
+        elif self._turn.inside == get_ident():
+            slot.old = self._notes.guard(normalization.before, module)
 
     def _record(self, slot: Slot, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401, ARG002
         if torch.compiler.is_compiling():
             self._compiled.record(slot, module, output)
             return
-        if not self._inside or (self._held and _in_backward()):
+        if self._turn.inside != get_ident():
+            if self._turn.inside is not None and not self._turn.refused and not in_backward():
+                self._notes.say("outputs")
             return
-        x = first_tensor(output)
+        if self._held and in_backward():
+            return
+        try:
+            x = first_tensor(output)
+            if x is None or is_transformed(x):
+                self._sketch_otherwise(slot, x, output)
+                return
+            self.book.sketch(slot, x)
+            if slot.batch_norm and slot.buffers is not None:
+                old, slot.old = slot.old, None
+                row = self.book.row_on(x.device)
+                normalization.add(module, old, x, slot.buffers.batch_norm, row)
+            if not self._relus.done:
+                self._relus.add(slot.info.name, x)
+        except Exception as error:
+            self._notes.leave_out(slot.info, error, output)
+            self._notes.guard(self._lose_batch_norm, slot)
+
+    def _sketch_otherwise(self, slot: Slot, x: Tensor | None, output: object) -> None:
+        """Sketch what `torch.func` has wrapped."""
         if x is None:
-            return
-        if is_transformed(x):
-            slot.old = None
-            with torch._C._DisableFuncTorch():  # pyright: ignore[reportPrivateUsage]
-                self.book.sketch(slot, untransformed(x, slot.channel_rule))
-            return
-        self.book.sketch(slot, x)
-        if slot.old is not None and slot.buffers is not None:
-            old, slot.old = slot.old, None
-            row = self.book.row_on(x.device)
-            normalization.add(module, old, x, slot.buffers.batch_norm, row)
-        if self._relus is not None:
-            self._relus.add(slot.info.index, x)
+            what = output.dtype if isinstance(output, Tensor) else type(output).__name__
+            raise CannotSketchError(f"it has no floating-point values ({what})")
+        with torch._C._DisableFuncTorch():  # pyright: ignore[reportPrivateUsage]
+            self.book.sketch(slot, untransformed(x, slot.channel_rule))
+        self._lose_batch_norm(slot)
+
+    def _lose_batch_norm(self, slot: Slot) -> None:
+        """The statistics of a batch normalization are not known for the current step."""
+        slot.old = None
+        if slot.batch_norm and slot.buffers is not None and self.book.row >= 0:
+            slot.buffers.batch_norm[self.book.row_on(slot.buffers.device)] = math.nan
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:  # noqa: ARG002
-        if self._held:
+        if self._held or module.training not in self._modes:
             return
         if torch.compiler.is_compiling():
-            if module.training:
-                self._compiled.leave()
+            self._compiled.leave()
         else:
-            # Without an output the forward has failed, perhaps before it came to a ReLU.
-            self._end(complete=output is not None)
+            try:  # without an output the forward has failed, perhaps before it came to a ReLU
+                self._end(output is not None)
+            except Exception as error:
+                self._notes.failed(error)
 
-    def _end(self, *, complete: bool) -> None:
-        if not self._inside:
+    def _end(self, complete: bool) -> None:
+        before_relus: set[str] | None = None
+        if not self._relus.done:
+            before_relus = self._relus.end(complete=complete, compiled=self._compiled.active)
+        if not self._turn.leave():
             return
-        self._inside = False
         self._compiled.let(count=False)
-        if self._relus is not None:
-            self._relus.__exit__(None, None, None)
-            relus, self._relus = self._relus, None
-            if complete and relus.asked:
-                self._relus_known = True
-                self._note_relus({self._slots[index].info.name for index in relus.layers})
+        if before_relus is not None:
+            self._describe(before_relus)
         self.book.step_done()
 
-    def _note_relus(self, layers: set[str]) -> None:
-        for slot in self._slots:
-            self.book.describe(slot, replace(slot.info, feeds_relu=slot.info.name in layers))
-
-
-def _in_backward() -> bool:
-    """Whether this thread is executing a backward pass."""
-    return torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage]
+    def _describe(self, before_relus: set[str]) -> None:
+        for slot, (_, module) in zip(self._slots, self._chosen, strict=True):
+            kind = type(module).__name__  # a lazy module has another one now
+            info = replace(slot.info, kind=kind, feeds_relu=slot.info.name in before_relus)
+            self.book.describe(slot, info)

@@ -1,0 +1,192 @@
+"""`Notes`: what a watcher could not see, in sentences with counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import Tensor
+
+from convlens.errors import warn
+from convlens.histories import LayerInfo
+from convlens.records import RecordSink
+
+T = TypeVar("T")
+
+NAMED = 3  # so many names are in one sentence
+
+FACTS = {
+    "threads": "{n} forwards were left out: another thread was in a forward of the same model, and "
+    "only one at a time is recorded.",
+    "outputs": "{n} outputs of layers were left out: they were computed in another thread than the "
+    "model's forward, as torch.nn.DataParallel does on several devices.",
+    "steps": "{n} optimizer steps were left out: the forward that they belong to was, or another "
+    "thread has begun a forward since.",
+    "layers": "{unseen} of {all} watched layers put out nothing in the forwards that were "
+    "recorded: {names}.",
+    "no step": "Nothing was recorded: stats.step() was never called.",
+    "no forward": "Nothing was recorded: no forward of the model was seen; call the model itself, "
+    "or say with stats.enter() and stats.leave() what its forward is.",
+    "mode": "Nothing was recorded: the model was in {mode} mode in all of its {passed} forwards; "
+    "call model.{call}() before, or watch with mode={mode!r} or 'both'.",
+    "optimizer": "Gradients and updates are looked at in the step of a torch.optim.Optimizer, and "
+    "none with a parameter of this model was seen in the first {begun} steps: optimizers of "
+    "another kind cannot be watched.",
+    "parameters": "{unseen} parameters need a gradient and had none in any optimizer step that was "
+    "seen: {names}.",
+    "relus": "Which layers a ReLU follows could not be found ({why}), so no dead channels are "
+    "counted.",
+    "fork": "This process was forked while watching: it records on in memory and writes no run; "
+    "{lost} chunks of columns that were being compressed are missing in it.",
+    "sink": "Writing what is watched to the run failed {n} times, so it is kept in memory only: "
+    "{why}.",
+    "kept": "{n} chunks of columns could not be kept: {why}.",
+    "hooks": "{n} forwards could not be recorded as they should: {why}.",
+    "look": "{n} optimizer steps could not be looked at: {why}.",
+}
+"""What is said, by what it is about; ``{n}`` is how often."""
+
+
+class CannotSketchError(Exception):
+    """A value that has no sketch; the text says what it is."""
+
+
+@dataclass
+class _LeftOut:
+    """Some values of a series that could not be sketched.
+
+    Attributes:
+        info: the series.
+        why: what went wrong the first time.
+        count: how many.
+    """
+
+    info: LayerInfo
+    why: str
+    count: int = 0
+
+
+class Notes:
+    """Sentences about what a watcher could not see; each kind is warned of once.
+
+    Nothing here raises: it is called in the middle of a user's training step.
+
+    Args:
+        key: the name under which they are in the meta of a run.
+
+    Attributes:
+        sink: the run that they are written to, None for none.
+    """
+
+    def __init__(self, key: str = "notes") -> None:
+        self.key = key
+        self.sink: RecordSink | None = None
+        self._facts: dict[str, dict[str, object]] = {}
+        self._counts: dict[str, int] = {}
+        self._left_out: dict[tuple[str, int], _LeftOut] = {}
+
+    def sentences(self) -> tuple[str, ...]:
+        """What has been noted so far."""
+        groups: dict[tuple[str, str], list[_LeftOut]] = {}
+        for one in list(self._left_out.values()):
+            groups.setdefault((one.info.quantity, one.why), []).append(one)
+        told = [_told(quantity, why, members) for (quantity, why), members in groups.items()]
+        return (*told, *(self._sentence(about) for about in list(self._facts)))
+
+    def say(self, about: str, **values: object) -> None:
+        """Note one of `FACTS`.
+
+        Args:
+            about: which one; the same again counts.
+            values: what stands in it besides ``n``, as it is now.
+        """
+        new = about not in self._facts
+        self._counts[about] = self._counts.get(about, 0) + 1
+        self._facts[about] = values
+        if new:
+            warn(self._sentence(about))
+            self.write()
+
+    def _sentence(self, about: str) -> str:
+        return FACTS[about].format(n=self._counts[about], **self._facts[about])
+
+    def leave_out(self, info: LayerInfo, error: Exception, value: object = None) -> None:
+        """Note that a value of a series could not be sketched.
+
+        Args:
+            info: the series.
+            error: what was raised.
+            value: what should have been sketched.
+        """
+        key = info.quantity, info.index
+        if key not in self._left_out:
+            why = _reason(error, value)
+            known = {(one.info.quantity, one.why) for one in self._left_out.values()}
+            self._left_out[key] = _LeftOut(info, why)
+            if (info.quantity, why) not in known:
+                warn(
+                    f"The {info.quantity} of {info.name!r} ({info.kind}) cannot be sketched and is "
+                    f"left out: {why}. So it is wherever this happens; stats.notes counts it."
+                )
+        self._left_out[key].count += 1
+        if self._left_out[key].count == 1:
+            self.write()
+
+    def guard(self, work: Callable[..., T], *args: object) -> T | None:
+        """Do a part of a hook's work; None, and a note, if it fails."""
+        try:
+            return work(*args)
+        except Exception as error:
+            self.failed(error)
+            return None
+
+    def failed(self, error: Exception) -> None:
+        """Note that a part of a hook's work has failed."""
+        self.say("hooks", why=described(error))
+
+    def left_out(self, info: LayerInfo) -> bool:
+        """Whether something of this series was left out."""
+        return (info.quantity, info.index) in self._left_out
+
+    def write(self) -> None:
+        """Write what has been noted to the run, if there is one and something to say."""
+        sentences = self.sentences()
+        if self.sink is not None and sentences:
+            with suppress(Exception):  # whoever writes the run says that it cannot be written
+                self.sink.write_meta({self.key: list(sentences)})
+
+
+def named(names: Sequence[str]) -> str:
+    """Names for a sentence: the first ones, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(map(repr, names[:NAMED])) + more
+
+
+def described(error: Exception) -> str:
+    """An error's class and the first line of its text; an error of somebody's may have none."""
+    name = type(error).__name__
+    try:
+        said = (str(error).splitlines() or [""])[0][:160].rstrip(".")
+    except Exception:
+        said = ""
+    return f"{name}: {said}" if said else name
+
+
+def _reason(error: Exception, value: object) -> str:
+    if isinstance(error, CannotSketchError):
+        return str(error)
+    gave = described(error)
+    try:
+        if isinstance(value, Tensor):
+            return f"a {type(value).__name__} of {value.dtype}, {value.layout} gave {gave}"
+    except Exception:  # a tensor that does not say even this
+        return f"a {type(value).__name__} gave {gave}"
+    return gave
+
+
+def _told(quantity: str, why: str, members: Sequence[_LeftOut]) -> str:
+    times = sum(one.count for one in members)
+    names = named([one.info.name for one in members])
+    return f"{times} × {quantity} left out, of {names}: {why}."

@@ -1,0 +1,98 @@
+"""Tells watchers of every step that an optimizer of torch makes, whoever makes it.
+
+torch's hooks for all optimizers are a dictionary that a step iterates over: changing it meanwhile,
+in another thread, would end that step. So one pair of hooks is registered, once, and stays; the
+watchers come and go in a tuple.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from threading import Lock
+from typing import Any, Protocol
+from weakref import ref
+
+import torch
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+Closure = Callable[..., Any]
+
+
+class StepListener(Protocol):
+    """Who is told of optimizers' steps; it may not raise."""
+
+    def before_step(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
+        """A step begins.
+
+        Args:
+            optimizer: whose.
+            closure: what the step is to call for the loss and its gradients, None for nothing.
+
+        Returns:
+            What it is to call instead, or the same.
+        """
+        ...
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """A step was made."""
+        ...
+
+
+class StepHooks:
+    """The hooks, and who is told."""
+
+    def __init__(self) -> None:
+        self._listeners: tuple[ref[StepListener], ...] = ()
+        # In a step that is compiled they run between its graphs: torch breaks it there anyway.
+        outside: Any = torch.compiler.disable
+        register_optimizer_step_pre_hook(outside(self._before))
+        register_optimizer_step_post_hook(outside(self._after))
+
+    def add(self, listener: StepListener) -> None:
+        """Tell this one too, from the next step on."""
+        with _ONE_AT_A_TIME:
+            self._listeners = (*self._listeners, ref(listener))
+
+    def remove(self, listener: StepListener) -> None:
+        """Tell this one no more."""
+        with _ONE_AT_A_TIME:
+            self._listeners = tuple(r for r in self._listeners if r() not in (None, listener))
+
+    def _told(self) -> Iterator[StepListener]:
+        found = [listener() for listener in self._listeners]
+        return (listener for listener in found if listener is not None)
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        by_place = len(args) > 1  # the first one is the optimizer
+        given = args[1] if by_place else kwargs.get("closure")
+        closure = before = given if callable(given) else None
+        for listener in self._told():
+            closure = listener.before_step(optimizer, closure)
+        if closure is before:
+            return None
+        if by_place:
+            return (args[0], closure, *args[2:]), kwargs
+        return args, {**kwargs, "closure": closure}
+
+    def _after(self, optimizer: Optimizer, args: object, kwargs: object) -> None:  # noqa: ARG002
+        for listener in self._told():
+            listener.after_step(optimizer)
+
+
+def step_hooks() -> StepHooks:
+    """Those of this process, made the first time."""
+    with _ONE_AT_A_TIME:  # or two threads would each have their own
+        return _made_once()
+
+
+_ONE_AT_A_TIME = Lock()
+
+
+@cache
+def _made_once() -> StepHooks:
+    return StepHooks()
