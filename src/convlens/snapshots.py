@@ -8,7 +8,7 @@ kind, layer and epoch. Epoch −1 is before training. Shapes: N probe images, C 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -252,7 +252,7 @@ def decode(kind: type[S], epoch: int, layer: str, facts: str, payload: bytes) ->
 
     Raises:
         RunError: if the arrays are damaged.
-        TypeError, ValueError: if the facts are.
+        TypeError, ValueError: if the facts are, or if anything is not of the type that it has.
     """
     found = json.loads(facts)
     if not isinstance(found, dict):
@@ -260,4 +260,39 @@ def decode(kind: type[S], epoch: int, layer: str, facts: str, payload: bytes) ->
     plain: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
     }
-    return kind(epoch=epoch, layer=layer, **plain, **unpack(payload))
+    snapshot = kind(epoch=epoch, layer=layer, **plain, **unpack(payload))
+    for f in fields(kind):
+        value = getattr(snapshot, f.name)
+        if not _FITS[str(f.type)](value):
+            found = value.dtype if isinstance(value, np.ndarray) else repr(value)[:80]
+            raise ValueError(f"{f.name} of {kind.KIND!r} is {found}, expected {f.type}")
+    return snapshot
+
+
+def _is_array(value: object, dtype: type) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == dtype
+
+
+def _all(values: object, types: tuple[type, ...], length: int | None = None) -> bool:
+    if not isinstance(values, tuple) or length not in (None, len(values)):
+        return False
+    return all(type(value) in types for value in values)
+
+
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "int": lambda value: type(value) is int,
+    "str": lambda value: type(value) is str,
+    "bool": lambda value: type(value) is bool,
+    "Bytes": lambda value: _is_array(value, np.uint8),
+    "Reals": lambda value: _is_array(value, np.float32),
+    "Ints": lambda value: _is_array(value, np.int64),
+    "tuple[str, ...]": lambda value: _all(value, (str,)),
+    "tuple[int, ...]": lambda value: _all(value, (int,)),
+    "tuple[int, int]": lambda value: _all(value, (int,), 2),
+    "tuple[float, float]": lambda value: _all(value, (float, int), 2),
+    "tuple[int | None, int | None]": lambda value: _all(value, (int, type(None)), 2),
+    "Mapping[str, float]": lambda value: (
+        isinstance(value, dict) and _all(tuple(value.values()), (float, int))
+    ),
+}
+"""By the type of a snapshot's field, what tells whether a value is one."""

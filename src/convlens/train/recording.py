@@ -19,7 +19,8 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from convlens.errors import ArgumentError, RunError
+from convlens.background import Notices
+from convlens.errors import ArgumentError, CheckpointError, RunError
 from convlens.runs import RunWriter, create_run, join_run
 from convlens.runs.checkpoints import save_checkpoint
 from convlens.train.callbacks import Callback
@@ -165,17 +166,33 @@ def _summary(learn: Learner) -> dict[str, Any]:
 
 
 class Checkpoint(Callback):
-    """Saves weights and optimizer after every epoch; the newest replaces the one before."""
+    """Saves weights and optimizer after every epoch; the newest replaces the one before.
+
+    One that cannot be saved, as the disk is full, is said and ends no training.
+    """
 
     order = 60
 
+    def __init__(self) -> None:
+        self._notices = Notices()
+
     def after_epoch(self, learn: Learner) -> None:
         """Save to the run's folder ``checkpoints``."""
-        if learn.sink is not None and learn.run_path is not None:
+        if learn.sink is None or learn.run_path is None:
+            return
+        folder = learn.run_path / "checkpoints"
+        if isinstance(learn.sink, RunWriter) and not learn.sink.is_in_place:
+            self._notices.say("moved", f"No checkpoint is saved in {str(folder)!r}: it is gone.")
+            return
+        try:
             save_checkpoint(
-                learn.run_path / "checkpoints",
+                folder,
                 learn.model,
                 learn.optimizer,
                 {"epoch": learn.epoch, "step": learn.step, **learn.validation},
                 keep=1,
             )
+        except CheckpointError as error:
+            self._notices.say("failed", str(error))
+        else:
+            self._notices.over(f"Checkpoints are saved in {str(folder)!r} again.")
