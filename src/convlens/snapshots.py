@@ -35,6 +35,8 @@ class Snapshot:
     """
 
     KIND: ClassVar[str] = ""
+    AXES: ClassVar[Mapping[str, str]] = {}
+    """The axes of its arrays by name: those of one letter have the same length, 3? may be there."""
 
     epoch: int
     layer: str
@@ -51,6 +53,7 @@ class Probes(Snapshot):
     """
 
     KIND: ClassVar[str] = "probes"
+    AXES: ClassVar[Mapping[str, str]] = {"images": "N h w 3?", "inputs": "N C H W"}
 
     images: Bytes
     inputs: Reals
@@ -74,6 +77,12 @@ class FeatureMaps(Snapshot):
     """
 
     KIND: ClassVar[str] = "maps"
+    AXES: ClassVar[Mapping[str, str]] = {
+        "maps": "N C h w",
+        "low": "C",
+        "high": "C",
+        "channels": "C",
+    }
 
     maps: Bytes
     low: Reals
@@ -101,6 +110,7 @@ class Kernels(Snapshot):
     """
 
     KIND: ClassVar[str] = "kernels"
+    AXES: ClassVar[Mapping[str, str]] = {"weight": "O I H W", "bias": "B"}
 
     weight: Reals
     bias: Reals
@@ -127,6 +137,12 @@ class FieldIntervals(Snapshot):
     """
 
     KIND: ClassVar[str] = "fields"
+    AXES: ClassVar[Mapping[str, str]] = {
+        "first_row": "H",
+        "last_row": "H",
+        "first_column": "W",
+        "last_column": "W",
+    }
 
     grid: tuple[int, int]
     first_row: Ints
@@ -150,6 +166,7 @@ class EffectiveFieldMap(Snapshot):
     """
 
     KIND: ClassVar[str] = "effective"
+    AXES: ClassVar[Mapping[str, str]] = {"share": "H W"}
 
     share: Reals
     corner: tuple[int, int]
@@ -168,6 +185,7 @@ class Confusion(Snapshot):
     """
 
     KIND: ClassVar[str] = "confusion"
+    AXES: ClassVar[Mapping[str, str]] = {"counts": "K K"}
 
     counts: Ints
     classes: tuple[str, ...]
@@ -206,6 +224,10 @@ class Mistakes(Snapshot):
     """
 
     KIND: ClassVar[str] = "mistakes"
+    AXES: ClassVar[Mapping[str, str]] = {
+        "images": "M H W 3?",
+        **dict.fromkeys(("true", "predicted", "probability", "loss", "item"), "M"),
+    }
 
     images: Bytes
     true: Ints
@@ -266,7 +288,22 @@ def decode(kind: type[S], epoch: int, layer: str, facts: str, payload: bytes) ->
         if not _FITS[str(f.type)](value):
             found = value.dtype if isinstance(value, np.ndarray) else repr(value)[:80]
             raise ValueError(f"{f.name} of {kind.KIND!r} is {found}, expected {f.type}")
+    _check_axes(snapshot)
     return snapshot
+
+
+def _check_axes(snapshot: Snapshot) -> None:
+    """Raise a ValueError unless its arrays have the shapes that they should have."""
+    lengths = {"3?": 3}
+    for name, axes in snapshot.AXES.items():
+        shape = getattr(snapshot, name).shape
+        letters = axes.split()
+        letters = letters[: len(shape)] if letters[-1] == "3?" else letters
+        fits = len(shape) == len(letters) >= axes.count(" ")
+        if not fits or any(
+            n != lengths.setdefault(x, n) for x, n in zip(letters, shape, strict=True)
+        ):
+            raise ValueError(f"{name} of {snapshot.KIND!r} has shape {shape}, expected {axes}")
 
 
 def _is_array(value: object, dtype: type) -> bool:

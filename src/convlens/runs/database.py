@@ -67,24 +67,25 @@ class Transaction:
     def rows(self, name: str) -> list[tuple[Key, Key]]:
         """Key and values of every row of a table, in the order in which they were first written."""
         found = self._all(TABLES[name])
-        self._check_totals(name, [mark for mark, _, _ in found])
+        self._check_total(name, len(found), sum(sum(mark) for mark, _, _ in found))
         found.sort(key=lambda row: row[0])
         return [(key, values) for _, key, values in found]
 
     def keys(self, name: str) -> dict[Key, Mark]:
         """The key of every row of a table, with its id and checksums; values are not read."""
         if name not in self._keys:
-            table, found = TABLES[name], dict[Key, Mark]()
-            columns = ", ".join(table.key)
+            table, found, total = TABLES[name], dict[Key, Mark](), 0
+            columns, types = ", ".join(table.key), tuple(table.key.values())
             rows = self._database.execute(
                 f"SELECT id, key_crc, crc, {columns} FROM {name} INDEXED BY {name}_keys"
             ).fetchall()
-            for row in rows:
+            for row in rows:  # of which there may be tens of thousands
                 key = row[3:]
-                if not _fits(key, table.key) or row[1] != table.key_checksum(key):
+                if tuple(map(type, key)) != types or row[1] != table.key_checksum(key):
                     raise ValueError(f"the key {key} of the table {name} is not what was written")
                 found[key] = row[:3]
-            self._check_totals(name, [row[:3] for row in rows])
+                total += row[0] + row[1] + row[2]
+            self._check_total(name, len(rows), total)
             self._keys[name] = found
         return self._keys[name]
 
@@ -115,13 +116,13 @@ class Transaction:
             found.append((mark, key, values))
         return found
 
-    def _check_totals(self, name: str, marks: list[Mark]) -> None:
-        if (len(marks), sum(map(sum, marks))) != self.totals[name]:
+    def _check_total(self, name: str, n: int, total: int) -> None:
+        if (n, total) != self.totals[name]:
             raise ValueError(f"rows of the table {name} are missing")
 
 
 def _fits(row: Key, types: Mapping[str, type]) -> bool:
-    return all(type(value) is t for value, t in zip(row, types.values(), strict=True))
+    return tuple(map(type, row)) == tuple(types.values())
 
 
 @contextmanager

@@ -8,19 +8,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from convlens.errors import find_layer
 from convlens.histories import LayerHistory, LayerInfo, SeriesFigures, UpdateHistory
 from convlens.plots import POINTS
 from convlens.records import Epoch, StepCurves, StepSeries
-from convlens.runs.database import KeptOpen, cannot_open, explained, reading
+from convlens.runs.database import KeptOpen, Transaction, cannot_open, explained, reading
 from convlens.runs.histories import aligned, rank_files, read_layers, read_settings
 from convlens.runs.lock import writer_of
 from convlens.runs.pieces import Changes, Figures, Row, Series, Source, Watch
-from convlens.runs.reader import GROWING, Run, read_epochs, read_meta
+from convlens.runs.reader import GROWING, Run, read_epochs, read_recorded, with_end
 from convlens.runs.schema import DATABASE
 from convlens.runs.steps import read_curves, read_steps
 from convlens.series import check_points
@@ -111,6 +112,7 @@ class RunFollower:
         self._file = KeptOpen(run.path / DATABASE)
         self._stamp: object = None  # of the files when they were read, None if it proves nothing
         self._glance: tuple[object, int, Newest] | None = None  # with its stamp, and since when
+        self._tables: dict[str, tuple[object, object]] = {}  # by name, of which total, what it held
         self._seen = -1  # the version at the last refresh
         self._quantities: dict[str, None] = {}
         self._figures: dict[str, None] = {}
@@ -270,28 +272,36 @@ class RunFollower:
         """What there is now, of which only what has changed is read."""
         with ExitStack() as stack:
             main = stack.enter_context(self.run.transaction())
-            meta = read_meta(main)
+            meta = self._meta(main)
             complete = meta.get("status") not in GROWING
             others = rank_files(self.run.path, meta.get("ranks"), complete=complete)
             records = [main, *(stack.enter_context(reading(file)) for file in others)]
             return self._next(old, [Source(record, between) for record in records], meta)
 
     def _read_newest(self, since: int) -> Newest:
-        known = [self._state.epochs, () if self._glance is None else self._glance[2].epochs]
         with self._file.reading() as record:
-            meta = read_meta(record)
-            n_epochs, _ = record.totals["epochs"]
-            epochs = next((epochs for epochs in known if len(epochs) == n_epochs), None)
+            meta = self._meta(record)
             newest = Newest(
                 meta.get("created"),
                 meta.get("status"),
-                len(read_layers(record, "activation")),
-                read_epochs(record) if epochs is None else epochs,
+                len(self._known(record, "layers", partial(read_layers, record, "activation"))),
+                self._known(record, "epochs", partial(read_epochs, record)),
                 read_steps(record, since + 1),
             )
         if newest.status != "running" or not len(newest.steps):
             self.rest()  # its writer is about to close it, or has died, or takes its time
         return newest
+
+    def _meta(self, record: Transaction) -> Mapping[str, Any]:
+        return with_end(self._known(record, "meta", partial(read_recorded, record)), record)
+
+    def _known(self, record: Transaction, name: str, read: Callable[[], Value]) -> Value:
+        """What was read of a table of the run's own file, anew only if its rows are others."""
+        total = record.totals[name]
+        known = self._tables.get(name)
+        if known is None or known[0] != total:
+            known = self._tables[name] = total, read()
+        return cast("Value", known[1])
 
     def _next(self, old: _State, sources: Sequence[Source], meta: Mapping[str, Any]) -> _State:
         """The state after an older one."""
@@ -301,8 +311,7 @@ class RunFollower:
             old = _State()
         totals = {source.file: source.record.totals for source in sources}
         before, now = old.totals.get(main.file, {}), totals[main.file]
-        same_epochs = before.get("epochs") == now["epochs"]
-        epochs = old.epochs if same_epochs else read_epochs(main)
+        epochs = self._known(main, "epochs", partial(read_epochs, main))
         curves = {
             points: old.curves[points]
             if before.get("steps") == now["steps"] and points in old.curves

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -80,8 +81,7 @@ def read_settings(record: Transaction, quantity: str) -> tuple[BucketLayout, flo
     return BucketLayout(**layout), eps, sample
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Where a chunk of a series lies in time, and its checksum.
 
     Attributes:
@@ -103,7 +103,7 @@ def read_chunks(record: Transaction) -> dict[tuple[str, int], list[Chunk]]:
             raise ValueError(f"columns of level {level} from step {start} on cannot be")
         found.setdefault((quantity, layer), []).append(Chunk(start, level, crc))
     for chunks in found.values():
-        chunks.sort(key=lambda chunk: (chunk.start, chunk.level))
+        chunks.sort()
     return found
 
 

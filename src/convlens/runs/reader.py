@@ -327,11 +327,21 @@ GROWING = ("running", "crashed")
 
 def read_meta(record: Transaction) -> dict[str, Any]:
     """Facts by name, with how the run ended where only its writer's absence says so."""
+    return with_end(read_recorded(record), record)
+
+
+def with_end(meta: dict[str, Any], record: Transaction) -> dict[str, Any]:
+    """Recorded facts with how the run ended."""
+    return meta | how_it_ended(meta, record.writer, record.file)
+
+
+def read_recorded(record: Transaction) -> dict[str, Any]:
+    """Facts by name, as they were recorded."""
     meta = {key: parsed(text) for (key,), (text,) in sorted(record.rows("meta"))}
     for name, kinds in META.items():
         if name in meta and type(meta[name]) not in kinds:
             raise ValueError(f"the fact {name} is {str(meta[name])[:80]!r}")
-    return meta | how_it_ended(meta, record.writer, record.file)
+    return meta
 
 
 META = dict.fromkeys(("created", "status", "error", "lost"), (str,)) | {"ranks": (int,)}

@@ -155,7 +155,9 @@ class Rows:
             try:
                 if name == "columns":
                     _drop_span(database, key)
-                put_row(database, TABLES[name], key, row.packed())
+                    insert_row(database, TABLES[name], None, key, row.packed())
+                else:
+                    put_row(database, TABLES[name], key, row.packed())
             except BAD_ROW as error:
                 refused.append(f"{name} {key!r}: {error}")
         try:
@@ -187,7 +189,14 @@ class Rows:
 def put_row(database: sqlite3.Connection, table: Table, key: Key, values: Key) -> None:
     """Write a row, in place of one with this key, whose id it keeps."""
     found = database.execute(f"SELECT id FROM {table.name} WHERE {table.same_key}", key).fetchone()
-    row = (found[0] if found else None, *key, *table.checksums(key, values), *values)
+    insert_row(database, table, found[0] if found else None, key, values)
+
+
+def insert_row(
+    database: sqlite3.Connection, table: Table, row_id: int | None, key: Key, values: Key
+) -> None:
+    """Write a row with its checksums; an id of None is a new one."""
+    row = (row_id, *key, *table.checksums(key, values), *values)
     marks = ", ".join("?" * len(row))
     database.execute(f"INSERT OR REPLACE INTO {table.name} VALUES ({marks})", row)
 
