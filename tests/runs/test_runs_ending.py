@@ -156,6 +156,19 @@ def test_reading_a_run_that_ended_changes_and_makes_no_file(tmp_path: Path, cras
     assert state_of(folder) == before
 
 
+@pytest.mark.parametrize("length", [0, 1, 32, 33, 4152, 5000])
+def test_a_log_that_was_just_begun_is_no_obstacle(tmp_path: Path, length: int) -> None:
+    """Where the process is killed right after its log was folded and begun anew."""
+    with training(tmp_path / "run") as process:
+        kill(process)
+    log = tmp_path / "run" / f"{DATABASE}-wal"
+    log.write_bytes(log.read_bytes()[:length])
+    before = state_of(tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    assert (run.meta["status"], len(run.steps)) == ("crashed", 0)
+    assert state_of(tmp_path / "run") == before
+
+
 def test_only_the_index_of_a_log_is_made_where_it_was_not_copied(tmp_path: Path) -> None:
     with training(tmp_path / "run") as process:
         kill(process)

@@ -228,25 +228,7 @@ def _take_tensors(
 
 def _join(path: Path, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> dict[str, Any]:
     """The state that `_split` took apart; JSON's lists become tuples again, as betas are."""
-    state: dict[str, dict[str, Any]] = {}
-    for key, values in _entry(path, "state", plain.get("state"), dict).items():
-        if not key.isdecimal():
-            raise _damaged(path / MANIFEST, f"optimizer/state/{key} is no parameter's number")
-        state[key] = dict(_entry(path, f"state/{key}", values, dict))
-        for name, value in state[key].items():
-            if not isinstance(value, int | float | list | None):
-                raise _damaged(
-                    path / MANIFEST,
-                    f"optimizer/state/{key}/{name} is {value!r}, expected a number",
-                )
-    groups: dict[str, dict[str, Any]] = {}
-    found = _entry(path, "param_groups", plain.get("param_groups"), list)
-    for i, group in enumerate(found):
-        values = _entry(path, f"param_groups/{i}", group, dict)
-        _entry(path, f"param_groups/{i}/params", values.get("params"), list)
-        groups[str(i)] = {
-            k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in values.items()
-        }
+    state, groups = _states(path, plain.get("state")), _groups(path, plain.get("param_groups"))
     for full_name, tensor in tensors.items():
         part, _, rest = full_name.partition("/")
         key, _, name = rest.partition("/")
@@ -258,6 +240,34 @@ def _join(path: Path, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -
         "state": {int(key): values for key, values in state.items()},
         "param_groups": list(groups.values()),
     }
+
+
+def _states(path: Path, plain: object) -> dict[str, dict[str, Any]]:
+    """The plain values of each parameter's state, by its number."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, values in _entry(path, "state", plain, dict).items():
+        if not key.isdecimal():
+            raise _damaged(path / MANIFEST, f"optimizer/state/{key} is no parameter's number")
+        found[key] = dict(_entry(path, f"state/{key}", values, dict))
+        for name, value in found[key].items():
+            if not isinstance(value, int | float | list | None):
+                raise _damaged(
+                    path / MANIFEST,
+                    f"optimizer/state/{key}/{name} is {value!r}, expected a number",
+                )
+    return found
+
+
+def _groups(path: Path, plain: object) -> dict[str, dict[str, Any]]:
+    """The plain settings of each group of parameters, by its number."""
+    found: dict[str, dict[str, Any]] = {}
+    for i, group in enumerate(_entry(path, "param_groups", plain, list)):
+        values = _entry(path, f"param_groups/{i}", group, dict)
+        _entry(path, f"param_groups/{i}/params", values.get("params"), list)
+        found[str(i)] = {
+            k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in values.items()
+        }
+    return found
 
 
 def _entry(path: Path, key: str, value: object, kind: type[T]) -> T:

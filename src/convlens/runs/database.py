@@ -43,6 +43,10 @@ Mark = tuple[int, int, int]
 """Id of a row, checksum of its key, and of all of it."""
 
 
+LOG_HEADER = 32
+"""Bytes of a write-ahead log's own header; SQLite reads no log that has nothing else."""
+
+
 class Transaction:
     """One read transaction on a run's file. Every row that it gives has been verified.
 
@@ -208,6 +212,11 @@ def explained(file: Path) -> Generator[None]:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
             raise cannot_open(file, str(error)) from error
         reason = str(error) or type(error).__name__
+        if isinstance(error, MemoryError):
+            raise RunError(
+                f"{str(file)!r} cannot be read: the memory is too short ({reason}); check the "
+                "limits of this process (ulimit -v)."
+            ) from error
         raise RunError(
             f"{str(file)!r} is damaged or incomplete ({reason}); restore it from a copy."
         ) from error
@@ -260,7 +269,7 @@ def _has_something(log: Path) -> bool:
         return False
     if not log.is_file():
         raise ValueError(f"{log.name} is not a file")
-    return log.stat().st_size > 0
+    return log.stat().st_size > LOG_HEADER
 
 
 def _begin(uri: str, file: Path) -> sqlite3.Connection:

@@ -182,7 +182,7 @@ class RunWriter:
                 if not self._writes(info.quantity):
                     continue
                 key = info.quantity, int(info.index)
-                rows.add("layers", key, info.name, info.kind, int(info.feeds_relu))
+                rows.add("layers", key, str(info.name), str(info.kind), int(info.feeds_relu))
 
     def write_columns(
         self, quantity: str, layer: int, level: int, chunk: int, payload: bytes

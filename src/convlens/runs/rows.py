@@ -26,6 +26,7 @@ BAD_ROW = (
     sqlite3.InterfaceError,
     sqlite3.ProgrammingError,
     sqlite3.DataError,
+    sqlite3.IntegrityError,
     ValueError,
     TypeError,
     OverflowError,
@@ -95,7 +96,7 @@ class Rows:
 
     def add_snapshot(self, snapshot: Snapshot, facts: str) -> None:
         """A snapshot; ``facts`` are its plain values as JSON."""
-        key = snapshot.KIND, snapshot.layer, int(snapshot.epoch)
+        key = snapshot.KIND, str(snapshot.layer), int(snapshot.epoch)
         self._add("snapshots", key, _Row((facts,), arrays_of(snapshot)))
 
     def add_steps(self, steps: StepSeries) -> None:
@@ -195,7 +196,14 @@ def put_row(database: sqlite3.Connection, table: Table, key: Key, values: Key) -
 def insert_row(
     database: sqlite3.Connection, table: Table, row_id: int | None, key: Key, values: Key
 ) -> None:
-    """Write a row with its checksums; an id of None is a new one."""
+    """Write a row with its checksums; an id of None is a new one.
+
+    Raises:
+        TypeError: if a value is not of its column's type, so that readers would not take it.
+    """
+    types = (*table.key.values(), *table.values.values())
+    if tuple(map(type, (*key, *values))) != types:
+        raise TypeError(f"expected values of the types {[t.__name__ for t in types]}")
     row = (row_id, *key, *table.checksums(key, values), *values)
     marks = ", ".join("?" * len(row))
     database.execute(f"INSERT OR REPLACE INTO {table.name} VALUES ({marks})", row)
