@@ -128,14 +128,10 @@ class RunWriter:
         self._tried = -RETRY_S
         self._closed = False
         self._writing = threading.Lock()  # for the file
-        self._record = RecordFile(self._file)
+        self._record = RecordFile(self._file, _first_facts(rank))
         what = f"Writing to {str(self._file)!r}"
         self._background = Background(what, self._write, self._at_exit)
         self._notices, self._refused = Notices(), Notices()
-        self.write_meta({"created": datetime.now(UTC).isoformat("T", "seconds")})
-        self.write_meta({"status": "running"} | ({"rank": rank} if rank else {}))
-        self.flush(wait=True)
-        self._record.fold()  # so that what is copied without its log is a run that was not closed
 
     @property
     def is_in_place(self) -> bool:
@@ -401,6 +397,14 @@ class RunWriter:
         if os.getpid() == self._process and not self._closed:
             self._background.stop()
             self._write_in_time()
+
+
+def _first_facts(rank: int) -> Rows:
+    rows = Rows()
+    facts = {"created": datetime.now(UTC).isoformat("T", "seconds"), "status": "running"}
+    for key, value in (facts | ({"rank": rank} if rank else {})).items():
+        rows.add("meta", (key,), json.dumps(value))
+    return rows
 
 
 def _counted(found: Counter[str]) -> str:

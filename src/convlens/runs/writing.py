@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sqlite3
 import time
@@ -36,26 +37,26 @@ class MovedError(Exception):
 class RecordFile:
     """A new record, which its process keeps locked; see `convlens.runs.lock`.
 
+    It appears under its name when it has its tables and first facts, so that whoever finds it after
+    a crash finds a run.
+
     Args:
         path: the file, in a folder that exists.
+        facts: what it holds from its beginning.
 
     Raises:
         RunError: if it exists or cannot be made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, facts: Rows) -> None:
         self.path = path
         try:
             self._lock = WriterLock(path)
             try:
-                path.touch(exist_ok=False)
+                self._database: sqlite3.Connection | None = _create(path, facts)
                 self._place = _place(path)
-                self._database: sqlite3.Connection | None = _create(path)
-            except BaseException as error:
+            except BaseException:
                 self._lock.close(remove=True)
-                if not isinstance(error, FileExistsError):
-                    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
-                        path.with_name(name).unlink(missing_ok=True)
                 raise
         except (OSError, sqlite3.Error) as error:
             raise RunError(explain(path, error)[1]) from error
@@ -92,12 +93,6 @@ class RecordFile:
         with suppress(sqlite3.Error, OSError):  # what was committed is safe in either file
             _limit_log(self._database, self.path)
         return refused
-
-    def fold(self) -> None:
-        """Move what was committed from the log into the file, if that can be done now."""
-        assert self._database is not None
-        with suppress(sqlite3.Error):
-            _fold_log(self._database)
 
     def close(self, ended: Mapping[str, str]) -> None:
         """Fold everything into one file, and let go of it.
@@ -155,21 +150,36 @@ def _place(file: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _create(file: Path) -> sqlite3.Connection:
+def _create(file: Path, facts: Rows) -> sqlite3.Connection:
+    if file.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    draft = file.with_name(f"{file.name}-new")
+    try:
+        with closing(_connect(draft)) as database:  # which folds its log into it
+            database.execute("BEGIN IMMEDIATE")
+            for statement in STATEMENTS:
+                database.execute(statement)
+            for table in TABLES.values():
+                put_total(database, table)
+            facts.write(database)
+            database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            database.execute("COMMIT")
+        draft.rename(file)
+    except BaseException:
+        for name in (draft.name, f"{draft.name}-wal", f"{draft.name}-shm"):
+            draft.with_name(name).unlink(missing_ok=True)
+        raise
+    return _connect(file)
+
+
+def _connect(file: Path) -> sqlite3.Connection:
     # check_same_thread is off because RunWriter serializes by its own lock.
     database = sqlite3.connect(file, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
         database.execute("PRAGMA journal_mode = WAL")
         # In WAL mode NORMAL never corrupts; only a power cut may lose the newest flushes.
         database.execute("PRAGMA synchronous = NORMAL")
-        database.execute("BEGIN IMMEDIATE")
-        for statement in STATEMENTS:
-            database.execute(statement)
-        for table in TABLES.values():
-            put_total(database, table)
-        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        database.execute("COMMIT")
     except BaseException:
         database.close()
         raise
