@@ -118,8 +118,13 @@ class Background:
 
     def _run(self) -> None:
         self._born = True
-        while not self._is_done(self._piece()):
-            pass
+        try:
+            while not self._is_done(self._piece()):
+                pass
+        except BaseException:  # such as a lack of memory outside of the work: nobody waits for it
+            self._since = None
+            self._ended.set()
+            raise
 
     def _piece(self) -> float | None:
         with self._lock:

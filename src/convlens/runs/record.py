@@ -265,8 +265,8 @@ class RunWriter:
         ended = {"status": status} | ({"error": error} if error else {})
         with self._lock:
             if not self._closed:
-                lost = {"lost": _counted(self._given_up)} if self._given_up else {}
-                self.write_meta(ended | lost)
+                given_up = {"lost": _counted(self._given_up)} if self._given_up else {}
+                self.write_meta(ended | given_up)
                 self._hand_over()
                 self._closed = True
         self._background.stop()
@@ -301,9 +301,11 @@ class RunWriter:
 
     def _hand_over(self) -> None:
         """Move the pending rows to the queue, where they replace others."""
-        # Again as often as one likes: an interrupt between the two loses nothing.
-        self._queue.add_all(self._pending)
-        self._pending = Rows()
+        if self._queue:  # again as often as one likes: an interrupt in between loses nothing
+            self._queue.add_all(self._pending)
+            self._pending = Rows()
+        else:
+            self._queue, self._pending = self._pending, Rows()
         if self._problem is not None:
             self._keep_to_budget()
 
