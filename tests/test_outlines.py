@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from convlens.errors import RunError
 from convlens.outlines import Outline, decode_outlines, outline
 from convlens.packets import pack, unpack
-from convlens.sketch import BucketLayout, Columns, coarsen, concatenate, encode
+from convlens.sketch import BucketLayout, Columns, coarsen, concatenate, decode, encode
 
 LAYOUT = BucketLayout()
 
@@ -45,14 +48,24 @@ def test_many_chunks_come_back_without_their_counts() -> None:
         np.testing.assert_array_equal(one.n, chunk.n)
 
 
-def test_chunks_of_the_first_format_come_back() -> None:
-    chunk = columns(0)
-    arrays = unpack(encode(chunk))
-    del arrays["finite"]
-    old = {f.name: arrays[f.name] for f in fields(Columns)} | {"shape": arrays["shape"]}
-    found = decode_outlines([encode(columns(1)), pack(old), encode(columns(2))], LAYOUT.size)
-    for one, expected in zip(found, [columns(1), chunk, columns(2)], strict=True):
-        assert_same(one, outline(expected))
+@pytest.mark.parametrize("channels", [(16, 10), (10, 12, 14), (4, 6, 8), (0, 1), (8, 9)])
+def test_chunks_whose_flags_fill_the_same_bytes_are_told_apart(channels: tuple[int, ...]) -> None:
+    """Flags of 10 and of 16 channels are packed into two bytes both."""
+    chunks = [columns(seed, channels=c) for seed, c in enumerate(channels * 3)]
+    found = decode_outlines([encode(chunk) for chunk in chunks], LAYOUT.size)
+    for one, chunk in zip(found, chunks, strict=True):
+        assert_same(one, outline(chunk))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 20)), max_size=12), st.randoms())
+def test_any_chunks_come_back_as_one_by_one(shapes: list[tuple[int, int]], order: Random) -> None:
+    order.shuffle(shapes)
+    chunks = [columns(seed, n, c) for seed, (n, c) in enumerate(shapes)]
+    found = decode_outlines([encode(chunk) for chunk in chunks], LAYOUT.size)
+    assert len(found) == len(chunks)
+    for one, chunk in zip(found, chunks, strict=True):
+        assert_same(one, outline(decode(encode(chunk))))
 
 
 def test_they_join_and_merge_as_whole_columns_do() -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from convlens.errors import RunError
-from convlens.snapshots import FeatureMaps, Snapshot, decode, encode
+from convlens.packets import pack
+from convlens.snapshots import FeatureMaps, Snapshot, arrays_of, decode, encode, facts_of
 from snapshot_samples import assert_same, every_kind, make_maps
 
 
@@ -38,6 +39,19 @@ def test_damaged_arrays_are_an_error() -> None:
     facts, payload = encode(make_maps())
     with pytest.raises(RunError, match="cannot be decoded"):
         decode(FeatureMaps, 0, "0.0", facts, payload[:-1])
+
+
+@pytest.mark.parametrize("snapshot", every_kind(), ids=lambda s: s.KIND)
+def test_arrays_of_another_shape_or_type_are_an_error(snapshot: Snapshot) -> None:
+    facts, arrays = facts_of(snapshot), arrays_of(snapshot)
+    assert arrays.keys() == snapshot.AXES.keys(), "each has a shape that is known"
+    for name, array in arrays.items():
+        shapes = [(), (7, 7, 7, 7, 7), (*array.shape, 2)]
+        wrong = [np.zeros(shape, array.dtype) for shape in shapes]
+        wrong += [array.astype(np.int32), array.astype(np.float64)]
+        for other in wrong:
+            with pytest.raises(ValueError, match=f"{name} of '{snapshot.KIND}' "):
+                decode(type(snapshot), 0, "x", facts, pack(arrays | {name: other}))
 
 
 def test_facts_are_plain_json_without_epoch_and_layer() -> None:

@@ -74,7 +74,7 @@ def warn(message: str) -> None:
     Args:
         message: one sentence.
     """
-    with suppress(Exception):
+    with suppress(Exception):  # also where standard error is closed
         warnings.warn(message, ConvlensWarning, stacklevel=3)
 
 

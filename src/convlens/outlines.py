@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from convlens.packets import unpack_heads
 from convlens.sketch import (
+    CHUNK_LIMIT,
     DAMAGES,
     Columns,
     Ints,
     check_buckets,
     check_chunk,
+    check_shape,
     damaged,
-    decode,
     widen,
 )
 
@@ -58,30 +59,30 @@ def decode_outlines(payloads: Sequence[bytes], n_buckets: int) -> list[Outline]:
     Raises:
         RunError: if the bytes are not such chunks, as far as they are read.
     """
-    groups, others = unpack_heads(payloads, "counts")
     found = dict[int, Outline]()
-    for group in groups:
+    for group in unpack_heads(payloads, "counts", CHUNK_LIMIT):
         try:
-            found |= zip(group.rows, _outlines(dict(group.arrays), n_buckets), strict=True)
+            for rows, outlines in _outlines(dict(group.arrays), n_buckets):
+                found |= zip((group.rows[row] for row in rows), outlines, strict=True)
         except DAMAGES as error:
             raise damaged(payloads[group.rows[0]], error) from error
-    for i in others:  # of the first format
-        found[i] = outline(decode(payloads[i], n_buckets))
     return [found[i] for i in range(len(payloads))]
 
 
-def _outlines(arrays: dict[str, NDArray[Any]], n_buckets: int) -> Iterator[Outline]:
-    """The chunks in arrays that have an axis more, of M chunks."""
-    shapes = arrays.pop("shape")
-    _, found, n_channels = (int(v) for v in shapes[0])
-    if (shapes[:, 1:] != shapes[:1, 1:]).any():
-        raise ValueError("its flags fit no number of channels")
-    check_buckets(found, n_buckets)
-    n = arrays["first_step"].shape[1]
-    lows = int(shapes[:, 0].min()), int(shapes[:, 0].max())
-    for low in lows:
-        check_chunk({name: array[0] for name, array in arrays.items()}, low, found, n_channels)
-    widen(arrays, n_channels, (len(shapes), n))
-    arrays["counts"] = np.zeros((len(shapes), n, 0), np.int64)
-    for i in range(len(shapes)):
-        yield Outline(**{name: array[i] for name, array in arrays.items()})
+def _outlines(
+    arrays: dict[str, NDArray[Any]], n_buckets: int
+) -> Iterator[tuple[list[int], list[Outline]]]:
+    """Which of M chunks, and what they hold; the arrays have an axis more than those of one."""
+    shapes = check_shape(arrays.pop("shape"), ndim=2)
+    # Flags of 10 and of 16 channels fill two bytes both: equal arrays, but not equal chunks.
+    for size, n_channels in np.unique(shapes[:, 1:], axis=0).tolist():
+        rows = np.flatnonzero((shapes[:, 1:] == (size, n_channels)).all(axis=1))
+        some = {name: array[rows] for name, array in arrays.items()}
+        check_buckets(size, n_buckets)
+        for low in (int(shapes[rows, 0].min()), int(shapes[rows, 0].max())):
+            check_chunk({name: a[0] for name, a in some.items()}, low, size, n_channels)
+        n = some["first_step"].shape[1]
+        widen(some, n_channels)
+        some["counts"] = np.zeros((len(rows), n, 0), np.int64)
+        chunks = [Outline(**{name: a[i] for name, a in some.items()}) for i in range(len(rows))]
+        yield rows.tolist(), chunks

@@ -1,10 +1,11 @@
 """Named NumPy arrays of plain numbers as compressed bytes, and back.
 
-The bytes are zlib over: the length of a JSON header (4 bytes, little-endian), the header
-``[[name, dtype, shape], …]``, and the arrays one after the other, each as all first bytes of its
-numbers, then all second bytes, and so on: counts and losses that resemble each other differ in
-their low bytes only, and zlib is twice as fast on them in this order and leaves a fifth less. Only
-booleans, integers and floats are written or accepted, so reading can never run anything.
+The bytes are how many follow once inflated (4 bytes, little-endian), and zlib over: the length of a
+JSON header (4 bytes), the header ``[[name, dtype, shape], …]``, and the arrays one after the other,
+each as all first bytes of its numbers, then all second bytes, and so on: counts and losses that
+resemble each other differ in their low bytes only, and zlib is twice as fast on them in this order
+and leaves a fifth less. Only booleans, integers and floats are written or accepted, so reading can
+never run anything, and never more is inflated than `LIMIT`.
 """
 
 from __future__ import annotations
@@ -30,27 +31,42 @@ _PLAIN = frozenset(
 )
 
 
+LIMIT = 1 << 28
+"""Bytes that a packet may have once inflated: 256 MiB."""
+
+HEADER_LIMIT = 1 << 20
+"""Bytes that its header may have."""
+
+
 def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Named arrays as compressed bytes.
 
     Raises:
-        ValueError: if an array holds anything but booleans, integers or floats.
+        ValueError: if an array holds anything but booleans, integers or floats, or if they have
+            more bytes together than `LIMIT`.
     """
     plain = {name: _little_endian(array) for name, array in arrays.items()}
     header = json.dumps([[name, a.dtype.str, a.shape] for name, a in plain.items()]).encode()
     body = b"".join(_planes(array) for array in plain.values())
-    return zlib.compress(struct.pack("<I", len(header)) + header + body, level=1)
+    raw = struct.pack("<I", len(header)) + header + body
+    if len(header) > HEADER_LIMIT or len(raw) > LIMIT:
+        raise ValueError(f"the arrays have {len(raw):,} bytes, at most {LIMIT:,} can be kept")
+    return struct.pack("<I", len(raw)) + zlib.compress(raw, level=1)
 
 
-def unpack(payload: bytes) -> dict[str, NDArray[Any]]:
+def unpack(payload: bytes, limit: int = LIMIT) -> dict[str, NDArray[Any]]:
     """The arrays that `pack` wrote, writable.
+
+    Args:
+        payload: the bytes.
+        limit: bytes that they may have once inflated.
 
     Raises:
         RunError: if the bytes are not such a packet, to the last byte.
     """
     try:
-        raw = _inflate(payload)
-        (length,) = struct.unpack_from("<I", raw)
+        raw = _inflate(payload, limit)
+        length = _header_length(raw, len(raw))
         places, end = _places(json.loads(raw[4 : 4 + length]), 4 + length)
         arrays = {p.name: _from_planes(raw, p) for p in places}
         if end != len(raw):
@@ -73,43 +89,41 @@ class Heads:
     arrays: Mapping[str, NDArray[Any]]
 
 
-def unpack_heads(payloads: Sequence[bytes], last: str) -> tuple[list[Heads], list[int]]:
+def unpack_heads(payloads: Sequence[bytes], last: str, limit: int = LIMIT) -> list[Heads]:
     """The arrays before the array ``last`` of many packets: no more of them is inflated.
 
     Packets whose arrays have the same types and shapes are read together, which makes many small
     ones several times as fast as one by one. What follows those arrays is not looked at, so damage
     there is not found.
 
-    Returns:
-        The arrays, and the packets whose last array is another, which are not read.
-
     Raises:
         RunError: if the bytes are not such a packet, as far as they are read.
     """
     mark = b', ["%s", "' % last.encode()
     groups: dict[bytes, _Group] = {}
-    others: list[int] = []
     guess = _HEAD
     for row, payload in enumerate(payloads):
         try:
+            size = _raw_size(payload, limit)
             stream = zlib.decompressobj()
-            raw = stream.decompress(payload, guess)
-            (length,) = struct.unpack_from("<I", raw)
+            raw = stream.decompress(payload[4:], min(guess, size))
+            length = _header_length(raw, size)
             raw = _inflate_to(stream, raw, 4 + length)
             header = raw[4 : 4 + length]
             cut = header.rfind(mark)
             if cut < 0 or len(json.loads(b"[" + header[cut + 2 :])) != 1:
-                others.append(row)
-                continue
+                raise ValueError(f"its last array is not {last!r}")
             group = groups.get(header[:cut])
             if group is None:
                 group = groups[header[:cut]] = _Group(*_places(json.loads(header[:cut] + b"]"), 0))
             guess = 4 + length + group.size
+            if guess > size:
+                raise ValueError("it is cut off")
             group.rows.append(row)
             group.raws.append(_inflate_to(stream, raw, guess)[4 + length : guess])
         except _DAMAGES as error:
             raise _damaged(payload, error) from error
-    return [group.read() for group in groups.values()], others
+    return [group.read() for group in groups.values()]
 
 
 _HEAD = 1 << 12
@@ -175,7 +189,24 @@ def _places(header: Iterable[tuple[str, str, list[Any]]], begin: int) -> tuple[l
             raise ValueError(f"{name} of shape {shape} cannot be")
         places[name] = _Place(name, np.dtype(dtype), shape, begin)
         begin = places[name].end
+        if math.prod(n or 1 for n in shape) > LIMIT:  # also of an array without numbers
+            raise ValueError(f"{name} of shape {shape} is larger than any array that is kept")
     return list(places.values()), begin
+
+
+def _raw_size(payload: bytes, limit: int) -> int:
+    """What a packet says that it has once inflated."""
+    (size,) = struct.unpack_from("<I", payload)
+    if size > limit:
+        raise ValueError(f"{size:,} bytes once inflated, expected at most {limit:,}")
+    return size
+
+
+def _header_length(raw: bytes, size: int) -> int:
+    (length,) = struct.unpack_from("<I", raw)
+    if length > min(HEADER_LIMIT, size - 4):
+        raise ValueError(f"its header cannot have {length:,} bytes")
+    return length
 
 
 def _inflate_to(stream: Decompressor, raw: bytes, size: int) -> bytes:
@@ -187,11 +218,14 @@ def _inflate_to(stream: Decompressor, raw: bytes, size: int) -> bytes:
     return raw
 
 
-def _inflate(payload: bytes) -> bytes:
+def _inflate(payload: bytes, limit: int) -> bytes:
+    size = _raw_size(payload, limit)
     stream = zlib.decompressobj()
-    raw = stream.decompress(payload)
-    if not stream.eof or stream.unused_data:
-        raise ValueError("it is cut off" if not stream.eof else "more bytes follow its end")
+    raw = stream.decompress(payload[4:], size + 1)
+    if len(raw) > size or stream.unused_data:
+        raise ValueError("more bytes follow its end")
+    if len(raw) < size or not stream.eof:
+        raise ValueError("it is cut off")
     return raw
 
 

@@ -195,7 +195,10 @@ class Finding:
 
 
 class RecordSink(Protocol):
-    """Where training and watching write to: a run's record implements it."""
+    """Where training and watching write to: a run's record implements it.
+
+    No disk, lock or folder makes any of this raise; what is no plain value may.
+    """
 
     def write_meta(self, values: Mapping[str, Any]) -> None:
         """Add or replace facts of the run by name; values are plain JSON."""
@@ -254,7 +257,7 @@ class RecordSink(Protocol):
     def flush(self) -> None:
         """Make everything written so far visible to readers soon, in one transaction.
 
-        It does not wait for the disk; an error comes with a later call.
+        It does not wait for the disk.
         """
         ...
 

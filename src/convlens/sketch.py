@@ -28,6 +28,12 @@ BUDGET_BITS = 12
 CHUNK_BITS = 6
 """Columns are kept in chunks of 2^6 = 64: those whose steps share ``step >> (level + 6)``."""
 
+CHUNK_LIMIT = 1 << 25
+"""Bytes that an encoded chunk may have once inflated: 32 MiB."""
+
+MOST_COLUMNS, MOST_BUCKETS, MOST_CHANNELS = 1 << BUDGET_BITS, 1 << 16, 1 << 20
+"""Columns, buckets and channels that an encoded chunk may have."""
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -392,13 +398,13 @@ def decode(payload: bytes, n_buckets: int | None = None, *, narrow: bool = False
         RunError: if the bytes are not such a chunk.
         ValueError: if it is one of other buckets.
     """
-    arrays = unpack(payload)
+    arrays = unpack(payload, CHUNK_LIMIT)
     try:
-        arrays.pop("finite", None)  # it follows from the counts; the first format did without
-        low, size, n_channels = (int(v) for v in arrays.pop("shape"))
+        del arrays["finite"]  # it follows from the counts
+        low, size, n_channels = check_shape(arrays.pop("shape"), ndim=1).tolist()
         check_chunk(arrays, low, size, n_channels)
         used = arrays["counts"]
-        widen(arrays, n_channels, (len(used),))
+        widen(arrays, n_channels)
         if low + used.shape[1] > size:
             raise ValueError(f"its buckets from {low} on are not among {size}")
         arrays["counts"] = np.zeros((len(used), size), used.dtype if narrow else np.int64)
@@ -428,10 +434,8 @@ def damaged(payload: bytes, error: Exception) -> RunError:
     )
 
 
-def widen(arrays: dict[str, NDArray[Any]], n_channels: int, shape: tuple[int, ...]) -> None:
-    """Make of a packet's arrays those of `Columns`, but for the counts; ``shape`` is (…, K)."""
-    for name in _SUMS:  # the first version of the format knew none
-        arrays.setdefault(name, np.zeros((*shape, 0)))
+def widen(arrays: dict[str, NDArray[Any]], n_channels: int) -> None:
+    """Make of a packet's arrays those of `Columns`, but for the counts."""
     for name, array in arrays.items():
         if name in _FLAGS:
             flags = np.unpackbits(array, axis=-1, count=n_channels)
@@ -447,6 +451,18 @@ _REALS = ("mean", "m2", *_SUMS)
 _INTEGERS = tuple(f.name for f in _FIELDS if f.name not in (*_FLAGS, *_REALS))
 
 
+def check_shape(shape: NDArray[Any], ndim: int) -> Ints:
+    """Raise a ValueError unless this says, of one chunk or several, what it was made of.
+
+    Args:
+        shape: the lowest bucket in use, how many buckets, and how many channels there are.
+        ndim: 1 for one chunk, 2 for several.
+    """
+    if shape.dtype.kind != "i" or shape.ndim != ndim or shape.shape[-1] != 3:
+        raise ValueError(f"shape is {shape.dtype} of shape {shape.shape}")
+    return shape.astype(np.int64, copy=False)
+
+
 def check_chunk(arrays: dict[str, NDArray[Any]], low: int, n_buckets: int, n_channels: int) -> None:
     """Raise a ValueError unless these are the arrays of one chunk, with the same K in all."""
     n = len(arrays["first_step"])
@@ -459,8 +475,12 @@ def check_chunk(arrays: dict[str, NDArray[Any]], low: int, n_buckets: int, n_cha
             shape = (n, array.shape[-1])
         if array.dtype.kind not in kinds or array.shape != shape:
             raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, expected {shape}")
-    if low < 0 or n_channels < 0 or low > n_buckets:
+    if not 0 <= low <= n_buckets:
         raise ValueError(f"its buckets from {low} on are not among {n_buckets}")
+    most = MOST_COLUMNS, MOST_BUCKETS, MOST_CHANNELS
+    if n > most[0] or n_buckets > most[1] or not 0 <= n_channels <= most[2]:
+        found = n, n_buckets, n_channels
+        raise ValueError(f"it has {found} columns, buckets and channels, expected at most {most}")
 
 
 def narrow(values: Ints, peak: int | None = None) -> NDArray[Any]:

@@ -8,7 +8,7 @@ kind, layer and epoch. Epoch −1 is before training. Shapes: N probe images, C 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
@@ -35,6 +35,8 @@ class Snapshot:
     """
 
     KIND: ClassVar[str] = ""
+    AXES: ClassVar[Mapping[str, str]] = {}
+    """The axes of its arrays by name: those of one letter have the same length, 3? may be there."""
 
     epoch: int
     layer: str
@@ -51,6 +53,7 @@ class Probes(Snapshot):
     """
 
     KIND: ClassVar[str] = "probes"
+    AXES: ClassVar[Mapping[str, str]] = {"images": "N h w 3?", "inputs": "N C H W"}
 
     images: Bytes
     inputs: Reals
@@ -74,6 +77,12 @@ class FeatureMaps(Snapshot):
     """
 
     KIND: ClassVar[str] = "maps"
+    AXES: ClassVar[Mapping[str, str]] = {
+        "maps": "N C h w",
+        "low": "C",
+        "high": "C",
+        "channels": "C",
+    }
 
     maps: Bytes
     low: Reals
@@ -101,6 +110,7 @@ class Kernels(Snapshot):
     """
 
     KIND: ClassVar[str] = "kernels"
+    AXES: ClassVar[Mapping[str, str]] = {"weight": "O I H W", "bias": "B"}
 
     weight: Reals
     bias: Reals
@@ -127,6 +137,12 @@ class FieldIntervals(Snapshot):
     """
 
     KIND: ClassVar[str] = "fields"
+    AXES: ClassVar[Mapping[str, str]] = {
+        "first_row": "H",
+        "last_row": "H",
+        "first_column": "W",
+        "last_column": "W",
+    }
 
     grid: tuple[int, int]
     first_row: Ints
@@ -150,6 +166,7 @@ class EffectiveFieldMap(Snapshot):
     """
 
     KIND: ClassVar[str] = "effective"
+    AXES: ClassVar[Mapping[str, str]] = {"share": "H W"}
 
     share: Reals
     corner: tuple[int, int]
@@ -168,6 +185,7 @@ class Confusion(Snapshot):
     """
 
     KIND: ClassVar[str] = "confusion"
+    AXES: ClassVar[Mapping[str, str]] = {"counts": "K K"}
 
     counts: Ints
     classes: tuple[str, ...]
@@ -206,6 +224,10 @@ class Mistakes(Snapshot):
     """
 
     KIND: ClassVar[str] = "mistakes"
+    AXES: ClassVar[Mapping[str, str]] = {
+        "images": "M H W 3?",
+        **dict.fromkeys(("true", "predicted", "probability", "loss", "item"), "M"),
+    }
 
     images: Bytes
     true: Ints
@@ -252,7 +274,7 @@ def decode(kind: type[S], epoch: int, layer: str, facts: str, payload: bytes) ->
 
     Raises:
         RunError: if the arrays are damaged.
-        TypeError, ValueError: if the facts are.
+        TypeError, ValueError: if the facts are, or if anything is not of the type that it has.
     """
     found = json.loads(facts)
     if not isinstance(found, dict):
@@ -260,4 +282,54 @@ def decode(kind: type[S], epoch: int, layer: str, facts: str, payload: bytes) ->
     plain: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
     }
-    return kind(epoch=epoch, layer=layer, **plain, **unpack(payload))
+    snapshot = kind(epoch=epoch, layer=layer, **plain, **unpack(payload))
+    for f in fields(kind):
+        value = getattr(snapshot, f.name)
+        if not _FITS[str(f.type)](value):
+            found = value.dtype if isinstance(value, np.ndarray) else repr(value)[:80]
+            raise ValueError(f"{f.name} of {kind.KIND!r} is {found}, expected {f.type}")
+    _check_axes(snapshot)
+    return snapshot
+
+
+def _check_axes(snapshot: Snapshot) -> None:
+    """Raise a ValueError unless its arrays have the shapes that they should have."""
+    lengths = {"3?": 3}
+    for name, axes in snapshot.AXES.items():
+        shape = getattr(snapshot, name).shape
+        letters = axes.split()
+        letters = letters[: len(shape)] if letters[-1] == "3?" else letters
+        fits = len(shape) == len(letters) >= axes.count(" ")
+        if not fits or any(
+            n != lengths.setdefault(x, n) for x, n in zip(letters, shape, strict=True)
+        ):
+            raise ValueError(f"{name} of {snapshot.KIND!r} has shape {shape}, expected {axes}")
+
+
+def _is_array(value: object, dtype: type) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == dtype
+
+
+def _all(values: object, types: tuple[type, ...], length: int | None = None) -> bool:
+    if not isinstance(values, tuple) or length not in (None, len(values)):
+        return False
+    return all(type(value) in types for value in values)
+
+
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "int": lambda value: type(value) is int,
+    "str": lambda value: type(value) is str,
+    "bool": lambda value: type(value) is bool,
+    "Bytes": lambda value: _is_array(value, np.uint8),
+    "Reals": lambda value: _is_array(value, np.float32),
+    "Ints": lambda value: _is_array(value, np.int64),
+    "tuple[str, ...]": lambda value: _all(value, (str,)),
+    "tuple[int, ...]": lambda value: _all(value, (int,)),
+    "tuple[int, int]": lambda value: _all(value, (int,), 2),
+    "tuple[float, float]": lambda value: _all(value, (float, int), 2),
+    "tuple[int | None, int | None]": lambda value: _all(value, (int, type(None)), 2),
+    "Mapping[str, float]": lambda value: (
+        isinstance(value, dict) and _all(tuple(value.values()), (float, int))
+    ),
+}
+"""By the type of a snapshot's field, what tells whether a value is one."""

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +51,18 @@ def same_state(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(first[k], second[k]) for k in first)
 
 
+@contextmanager
+def manifest_of(path: Path) -> Iterator[dict[str, Any]]:
+    """The manifest, to be changed by somebody who also knows how its checksum is made."""
+    file = path / checkpoints.MANIFEST
+    manifest = json.loads(file.read_text())
+    del manifest["sha256"]
+    yield manifest
+    text = json.dumps(manifest, sort_keys=True)
+    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    file.write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     "make_optimizer",
     [
@@ -75,6 +96,8 @@ def test_settings_of_the_optimizer_come_back(tmp_path: Path) -> None:
 
 def test_names_count_up_and_the_newest_is_loaded(tmp_path: Path) -> None:
     first, second = build(seed=1), build(seed=2)
+    (tmp_path / "run").mkdir()
+    tmp_path /= "run"
     assert save_checkpoint(tmp_path / "new", first).name == "checkpoint-0001"
     assert save_checkpoint(tmp_path / "new", second).name == "checkpoint-0002"
     found = build(seed=3)
@@ -156,16 +179,15 @@ def test_damage_is_found(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is damaged \(its SHA-256 is .*, the manifest says"):
         load_checkpoint(path, model)
     file.unlink()
-    with pytest.raises(CheckpointError, match=r"is damaged \(it cannot be read: .*No such file"):
+    with pytest.raises(CheckpointError, match=r"is damaged \(there is no such file\)"):
         load_checkpoint(path, model)
 
 
 def test_a_file_that_is_no_safetensors(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, build())
     (path / checkpoints.MODEL).write_bytes(b"pickle?" * 10)
-    manifest = json.loads((path / checkpoints.MANIFEST).read_text())
-    manifest["files"][checkpoints.MODEL] = checkpoints._sha256(path / checkpoints.MODEL)
-    (path / checkpoints.MANIFEST).write_text(json.dumps(manifest))
+    with manifest_of(path) as manifest:
+        manifest["files"][checkpoints.MODEL] = checkpoints._sha256(path / checkpoints.MODEL)
     with pytest.raises(CheckpointError, match=r"is damaged \(it cannot be read"):
         load_checkpoint(path, build())
 
@@ -174,10 +196,11 @@ def test_a_file_that_is_no_safetensors(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("{", "it cannot be read: JSONDecodeError"),
-        ("[]", "it cannot be read: TypeError"),
-        ("{}", "it cannot be read: KeyError"),
+        ("[]", "it has no format"),
+        ("{}", "it has no format"),
+        ("[" * 100_000, "it cannot be read: RecursionError"),
         ('{"format": 2}', "has format 2, this convlens reads format 1; upgrade with"),
-        ('{"format": 1}', "facts or files are missing"),
+        ('{"format": 1}', "the SHA-256 of its contents is [0-9a-f]{64}, it says None"),
     ],
 )
 def test_manifests_that_say_nothing(tmp_path: Path, text: str, words: str) -> None:
@@ -185,6 +208,196 @@ def test_manifests_that_say_nothing(tmp_path: Path, text: str, words: str) -> No
     (path / checkpoints.MANIFEST).write_text(text)
     with pytest.raises(CheckpointError, match=words):
         load_checkpoint(path, build())
+
+
+def test_every_flipped_bit_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    model = build()
+    optimizer = adam(model)
+    train(model, optimizer)
+    path = save_checkpoint(tmp_path, model, optimizer, {"epoch": 3, "note": "a b"})
+    expected = state_of(model, optimizer)
+    for name in (checkpoints.MANIFEST, checkpoints.OPTIMIZER, checkpoints.MODEL):
+        content = (path / name).read_bytes()
+        for at in range(0, 8 * len(content), 37):
+            damaged = bytearray(content)
+            damaged[at // 8] ^= 1 << at % 8
+            (path / name).write_bytes(damaged)
+            other = build(seed=5)
+            its_optimizer = adam(other)
+            try:
+                facts = load_checkpoint(path, other, its_optimizer)
+            except CheckpointError as error:
+                assert str(path) in str(error)  # noqa: PT017
+                continue
+            assert facts == {"epoch": 3, "note": "a b"}
+            assert state_of(other, its_optimizer) == expected
+        (path / name).write_bytes(content)
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+    """Everything that a checkpoint brings back, to be compared."""
+    return repr((model.state_dict(), optimizer.state_dict()))
+
+
+def nodes(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every entry of nested lists and dictionaries."""
+    if path:
+        yield path
+    for key in (
+        value
+        if isinstance(value, dict)
+        else range(len(value or ()))
+        if isinstance(value, list)
+        else ()
+    ):
+        yield from nodes(value[key], (*path, key))
+
+
+@pytest.mark.parametrize("value", ["0.1", None, [], {}, [1], {"x": 1}, -1, 10**30, "x", True])
+def test_no_entry_that_cannot_be_leads_to_another_error(tmp_path: Path, value: object) -> None:
+    model = build()
+    optimizer = torch.optim.AdamW(
+        [{"params": list(model.parameters())[:2]}, {"params": list(model.parameters())[2:]}],
+        betas=(0.9, 0.99),
+    )
+    train(model, optimizer)
+    path = save_checkpoint(tmp_path, model, optimizer, {"epoch": 3})
+    file = path / checkpoints.MANIFEST
+    content = file.read_text()
+    for way in nodes(json.loads(content)):
+        if way[0] in ("sha256", "facts"):
+            continue
+        with manifest_of(path) as manifest:
+            entry: Any = manifest
+            for key in way[:-1]:
+                entry = entry[key]
+            entry[way[-1]] = value
+        try:
+            load_checkpoint(path, build(), torch.optim.AdamW(
+                [{"params": list(model.parameters())[:2]}, {"params": list(model.parameters())[2:]}]
+            ))  # fmt: skip
+        except CheckpointError as error:
+            assert str(path) in str(error)  # noqa: PT017
+        file.write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda o: o["param_groups"][0].update(lr="0.1"), "param_groups/0/lr is '0.1', expected a"),
+        (lambda o: o["param_groups"][0].update(betas=[0.9, "x"]), "betas is (0.9, 'x'), expected"),
+        (lambda o: o["param_groups"][0].update(betas=[0.9]), "betas is (0.9,), expected a value"),
+        (lambda o: o["param_groups"][0].update(amsgrad=0.5), "amsgrad is 0.5, expected a value"),
+        (lambda o: o["param_groups"][0].update(lx=o["param_groups"][0].pop("lr")), "has 'lx', but"),
+        (lambda o: o["param_groups"][0].update(params=3), "params is '3', expected a list"),
+        (lambda o: o["state"].update(x={}), "optimizer/state/x is no parameter's number"),
+        (lambda o: o["state"].update({"99": {}}), "optimizer/state has more than 6 parameters"),
+        (lambda o: o["state"]["0"].update(step="3"), "state/0/step is '3', expected a number"),
+        (lambda o: o["state"].pop("0"), "'state/0/exp_avg' belongs to nothing in the manifest"),
+        (lambda o: o.update(state=[1]), "optimizer/state is '[1]', expected an object"),
+        (lambda o: o.pop("param_groups"), "optimizer/param_groups is 'None', expected a list"),
+    ],
+)  # fmt: skip
+def test_an_optimizers_entry_that_cannot_be_is_named(
+    tmp_path: Path, change: Callable[[Any], object], words: str
+) -> None:
+    model = build()
+    optimizer = adam(model)
+    train(model, optimizer)
+    path = save_checkpoint(tmp_path, model, optimizer)
+    with manifest_of(path) as manifest:
+        change(manifest["optimizer"])
+    other = build(seed=3)
+    before = state_of(other, adam(other))
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path, other, adam(other))
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert state_of(other, adam(other)) == before, "nothing is half loaded"
+
+
+def test_a_manifest_that_was_edited_by_hand_is_refused(tmp_path: Path) -> None:
+    model = build()
+    path = save_checkpoint(tmp_path, model, adam(model))
+    file = path / checkpoints.MANIFEST
+    text = file.read_text()
+    assert '"lr": 0.01' in text
+    file.write_text(text.replace('"lr": 0.01', '"lr": 1e9'))
+    with pytest.raises(CheckpointError, match=r"manifest\.json' is damaged \(the SHA-256 of its"):
+        load_checkpoint(path, model, adam(model))
+
+
+def test_facts_of_any_plain_kind_come_back(tmp_path: Path) -> None:
+    facts = {"a": [1, 2.5, None, True], "b": {"c": "é\ud800"}, "inf": math.inf, "é": 0.1 + 0.2}
+    assert load_checkpoint(save_checkpoint(tmp_path, build(), None, facts), build()) == facts
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, build())
+    for name in (checkpoints.MODEL, checkpoints.MANIFEST):
+        content = (path / name).read_bytes()
+        (path / name).unlink()
+        os.mkfifo(path / name)
+        with pytest.raises(CheckpointError, match=r"no such file|holds no complete checkpoint"):
+            load_checkpoint(path, build())
+        (path / name).unlink()
+        (path / name).write_bytes(content)
+
+
+INTERRUPTED = """
+import os, sys
+import torch
+from convlens.runs import checkpoints
+def stop(path):
+    print("writing", flush=True)
+    sys.stdin.read()
+checkpoints._sync = stop
+checkpoints.save_checkpoint(sys.argv[1], torch.nn.Linear(2, 2))
+"""
+
+
+def test_what_interrupted_saves_leave_is_removed_by_the_next(tmp_path: Path) -> None:
+    def start() -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", INTERRUPTED, str(tmp_path)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        return process
+
+    def left() -> int:
+        return len([path for path in tmp_path.iterdir() if path.name.startswith(".writing-")])
+
+    with start() as alive, start() as killed:
+        assert left() == 2
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        save_checkpoint(tmp_path, build())
+        assert left() == 1, "the other is still written"
+        alive.kill()
+        alive.wait()
+    save_checkpoint(tmp_path, build())
+    assert left() == 0
+    assert len(list_checkpoints(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_files_are_as_readable_as_others(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        path = save_checkpoint(tmp_path, build(), adam(build()))
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o777 & ~mask
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o666 & ~mask}
+
+
+def test_a_run_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot take a checkpoint \(.*No such file"):
+        save_checkpoint(tmp_path / "gone" / "checkpoints", build())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_to_load(tmp_path: Path) -> None:

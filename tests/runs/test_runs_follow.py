@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,6 +169,25 @@ def test_it_is_what_is_read_at_every_moment(tmp_path: Path, ranks: int, seed: in
     assert not follower.refresh()
 
 
+@pytest.mark.parametrize("channels", [(16, 10), (10, 12, 14), (4, 6, 8), (0, 1, 9)])
+def test_layers_whose_flags_fill_the_same_bytes(tmp_path: Path, channels: tuple[int, ...]) -> None:
+    """Flags of 10 and of 16 channels are two bytes both: their chunks are read together."""
+    infos = [LayerInfo(i, f"layer {i}", "Conv2d") for i in range(len(channels))]
+    with create_run("channels", tmp_path) as writer:
+        writer.write_layers(infos, SMALL, 0.05)
+        for i, n in enumerate(channels):
+            put(writer, i, 0, at_steps(i, 0, 100 + i, channels=n))
+        writer.flush(wait=True)
+        run = open_run(writer.path)
+        follower = RunFollower(run)
+        assert_figures(follower, run)
+        assert_follows(follower, run)
+        put(writer, 0, 0, at_steps(0, 64, 128, channels=channels[0]))
+        writer.flush(wait=True)
+        assert follower.refresh()
+        assert_follows(follower, run)
+
+
 def states(columns: Columns, level: int, rng: np.random.Generator) -> list[tuple[int, Columns]]:
     """The chunks of a span of ``64 << level`` steps: each half full, full, then merged."""
     found: list[tuple[int, Columns]] = []
@@ -318,20 +335,20 @@ def test_one_thread_may_refresh_while_another_asks(writer: RunWriter) -> None:
 def test_what_another_thread_asks_for_first_while_a_run_is_read_comes_later(
     writer: RunWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    follower, newest = RunFollower(open_run(writer.path)), Source.newest
+    follower, rows = RunFollower(open_run(writer.path)), Source.rows
     write(writer, 0, 100, layer=0)
     follower.series(0)
     write(writer, 0, 200, layer=0)
     asked: list[object] = []
 
-    def meanwhile(source: Source) -> object:
+    def meanwhile(source: Source, quantity: str) -> object:
         if not asked:
             asked.append(None)
             asked.append(follower.figures("gradient"))
             asked.append(follower.series(1))
-        return newest(source)
+        return rows(source, quantity)
 
-    monkeypatch.setattr(Source, "newest", meanwhile)
+    monkeypatch.setattr(Source, "rows", meanwhile)
     assert follower.refresh()
     assert len(asked) == 3
     assert len(follower.series(0).first_step) == 200
@@ -460,17 +477,13 @@ def test_a_history_stays_what_it_was_when_more_is_read(writer: RunWriter) -> Non
     assert not np.array_equal(follower.history(0).counts, before[0])
 
 
-def test_the_newest_row_written_again_is_seen_though_its_rowid_is_the_same(
-    writer: RunWriter,
-) -> None:
+def test_a_chunk_written_again_is_seen(writer: RunWriter) -> None:
     run = open_run(writer.path)
     follower = RunFollower(run)
     for stop in (3, 4, 5):
         write(writer, 0, stop)
         assert follower.refresh()
         assert_same(follower.history(0).columns, run.history(0).columns)
-        with closing(sqlite3.connect(run.path / DATABASE)) as database:
-            assert database.execute("SELECT rowid FROM columns").fetchall() == [(1,)]
 
 
 def test_updates_and_gradients(writer: RunWriter) -> None:
@@ -529,17 +542,6 @@ def test_a_run_that_is_gone_is_a_sentence_and_what_was_read_stays(writer: RunWri
     file.with_name("elsewhere.db").rename(file)
     assert follower.refresh(), "its writer has closed it"
     assert len(follower.figures()) == 10
-
-
-def test_a_run_of_the_first_version_is_followed(tmp_path: Path) -> None:
-    folder = tmp_path / "old-0001"
-    folder.mkdir()
-    dump = (Path(__file__).parent / "schema_1.sql").read_text(encoding="utf-8")
-    with closing(sqlite3.connect(folder / DATABASE)) as database:
-        database.executescript(dump)
-    run = open_run(folder)
-    follower = RunFollower(run)
-    assert_follows(follower, run)
 
 
 def test_a_writer_can_be_killed_and_can_close(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_the_file_of_a_rank_that_is_damaged_is_a_sentence(tmp_path: Path) -> Non
     with closing(sqlite3.connect(file)) as database:
         database.execute("DROP TABLE columns")
     run = open_run(writers[0].path)
-    with pytest.raises(RunError, match=r"rank-1\.db' is damaged or incomplete \(no such table"):
+    with pytest.raises(RunError, match=r"rank-1\.db' is damaged or incomplete \(its tables are"):
         run.history(0)
     file.write_bytes(b"not SQLite at all" * 100)
     with pytest.raises(RunError, match=r"rank-1\.db' is damaged or incomplete \(file is not a"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -13,7 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,12 +27,12 @@ from runs_data import (
     put,
 )
 
-from convlens.errors import ArgumentError, LayerNotFoundError, RunError
+from convlens.errors import ArgumentError, ConvlensWarning, LayerNotFoundError, RunError
 from convlens.histories import LayerInfo
-from convlens.packets import pack
 from convlens.plots import LayerHistories, TrainingCurves, UpdateHistories
 from convlens.records import Picture, RecordSink
 from convlens.runs import RunWriter, create_run, list_runs, open_run
+from convlens.runs.lock import CRASHED
 from convlens.runs.schema import DATABASE
 from convlens.sketch import (
     BucketLayout,
@@ -106,20 +105,24 @@ def test_a_flush_is_one_transaction_and_nothing_shows_before(writer: RunWriter) 
     assert len(run.epochs) == 1
 
 
-def test_a_failed_flush_leaves_nothing_behind_and_is_a_sentence(writer: RunWriter) -> None:
+def test_a_failed_flush_leaves_nothing_behind_and_is_said(writer: RunWriter) -> None:
     writer.write_steps(make_steps(0, 3))
     with sqlite3.connect(writer.path / DATABASE) as other:
-        other.execute("DROP TABLE epochs")
-    other.close()
+        other.execute("ALTER TABLE epochs RENAME TO elsewhere")
     writer.write_epoch(make_epoch(0))
-    with pytest.raises(RunError, match=r"run\.db' cannot be written \(no such table: epochs\)"):
+    with pytest.warns(
+        ConvlensWarning, match=r"run\.db' cannot be written \(no such table: epochs\)"
+    ):
         writer.flush(wait=True)
-    assert len(open_run(writer.path).steps) == 0
     with sqlite3.connect(writer.path / DATABASE) as other:
-        other.execute("CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, value TEXT NOT NULL)")
+        assert other.execute("SELECT count(*) FROM steps").fetchone() == (0,)
+        other.execute("ALTER TABLE elsewhere RENAME TO epochs")
     other.close()
-    writer.flush(wait=True)
-    assert (len(open_run(writer.path).steps), len(open_run(writer.path).epochs)) == (3, 1)
+    with pytest.warns(ConvlensWarning, match=r"run\.db' is written again; nothing was lost"):
+        writer.flush(wait=True)
+    with closing(sqlite3.connect(writer.path / DATABASE)) as other:
+        assert other.execute("SELECT count(*) FROM steps").fetchone() == (1,)
+        assert other.execute("SELECT count(*) FROM epochs").fetchone() == (1,)
 
 
 def test_steps_and_columns_arrive_in_chunks(writer: RunWriter) -> None:
@@ -255,23 +258,27 @@ def test_closing_beside_a_reader_loses_nothing(tmp_path: Path, *, reading: bool)
     assert len(open_run(writer.path).steps) == 5
 
 
-def test_a_close_that_fails_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_cannot_be_folded_is_read_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(database: sqlite3.Connection) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
     writer = create_run("mnist", tmp_path)
-    monkeypatch.setattr("convlens.runs.record._into_one_file", full)
-    with pytest.raises(RunError, match=r"cannot be written \(database or disk is full\); check"):
-        writer.close()
-    assert open_run(writer.path).meta["status"] == "finished", "it had been flushed"
+    monkeypatch.setattr("convlens.runs.writing._into_one_file", full)
+    writer.write_steps(make_steps(0, 5))
+    writer.close()
+    run = open_run(writer.path)
+    assert (run.meta["status"], len(run.steps)) == ("finished", 5)
 
 
 def test_a_database_that_cannot_be_made_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convlens.runs.record.TABLES", ("CREATE NONSENSE",))
+    monkeypatch.setattr("convlens.runs.writing.STATEMENTS", ("CREATE NONSENSE",))
     with pytest.raises(RunError, match=r"run\.db' cannot be written \(near .*\); check that"):
         create_run("mnist", tmp_path)
+    assert list((tmp_path / "mnist-0001").iterdir()) == [], "what is no run is not left behind"
 
 
 def test_writing_from_several_threads(writer: RunWriter) -> None:
@@ -332,10 +339,11 @@ def test_reading_while_another_process_writes_and_after_it_is_killed(tmp_path: P
         process.send_signal(signal.SIGKILL)
         process.wait()
     files = sorted(p.name for p in run.path.iterdir())
-    assert files == [DATABASE, DATABASE + "-shm", DATABASE + "-wal"]
+    assert files == [DATABASE, DATABASE + "-shm", DATABASE + "-wal", "run.lock"]
     for _ in range(2):
         run = open_run(tmp_path / "mnist-0001")
-        assert run.meta["status"] == "running"
+        assert run.meta["status"] == "crashed"
+        assert run.meta["error"] == CRASHED
         assert len(run.steps) == len(run.history(0)) == 30
         assert run.epochs == []
         assert abs(run.last_written.timestamp() - (run.path / DATABASE).stat().st_mtime) < 60
@@ -455,12 +463,12 @@ def test_opening_a_file_that_is_no_database(tmp_path: Path) -> None:
         open_run(tmp_path)
 
 
-def test_opening_a_run_of_a_newer_version(writer: RunWriter) -> None:
+def test_opening_a_run_of_another_version(writer: RunWriter) -> None:
     writer.close()
     database = sqlite3.connect(writer.path / DATABASE)
     database.execute("PRAGMA user_version = 4")
     database.close()
-    with pytest.raises(RunError, match=r"newer convlens \(schema 4, this one reads up to 3\); up"):
+    with pytest.raises(RunError, match=r"another convlens \(schema 4, this one reads 1\); install"):
         open_run(writer.path)
 
 
@@ -482,23 +490,6 @@ def test_pages_overwritten_are_a_sentence(writer: RunWriter) -> None:
     file.write_bytes(content)
     with pytest.raises(RunError, match=r"damaged or incomplete .*; restore it from a copy"):
         open_run(writer.path).record()
-
-
-def test_json_and_blobs_that_are_damaged_are_sentences(writer: RunWriter) -> None:
-    writer.write_steps(make_steps(0, 3))
-    damage(writer, "UPDATE steps SET payload = ?", b"nonsense")
-    run = open_run(writer.path)
-    with pytest.raises(RunError, match=r"A packet of arrays \(8 bytes\) cannot be decoded"):
-        _ = run.steps
-    damage(writer, "UPDATE steps SET payload = ?", pack({"step": np.arange(3)}))
-    with pytest.raises(RunError, match=r"damaged or incomplete \('epoch'\)"):
-        _ = run.steps
-    damage(writer, "UPDATE meta SET value = ?", "{")
-    with pytest.raises(RunError, match="damaged or incomplete"):
-        _ = run.meta
-    damage(writer, "INSERT INTO epochs VALUES (0, ?)", json.dumps({"epoch": 0}))
-    with pytest.raises(RunError, match=r"damaged or incomplete .*missing 6 required"):
-        _ = run.epochs
 
 
 def test_columns_of_another_layout_are_damage(writer: RunWriter) -> None:

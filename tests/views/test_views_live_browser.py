@@ -551,7 +551,7 @@ def little(base: Path) -> dict[str, str]:
         "bare-0001": "CUDA out of memory",
         "one": "No layer was watched",
         healthy.name: "layer 1 of",
-        "newer": "newer convlens",
+        "newer": "written by another convlens",
     }
 
 

@@ -324,12 +324,13 @@ EPOCHS = [Epoch(0, 0, 117, 0.4, 0.1, {"accuracy": 0.976}, 4.0)]
     ("meta", "seconds", "kind", "sentence"),
     [
         ({}, 2, "busy", "Training: 1 of 5 epochs finished, 200 steps; last written to 2.0 s ago."),
-        ({}, 7200, "bad", "never closed, and nothing was written to it for 2 h 0 min"),
-        ({}, 9 * 86_400, "bad", "nothing was written to it for 9 days"),
+        ({}, 7200, "bad", "Nothing was written to this run for 2 h 0 min: a step takes"),
+        ({}, 9 * 86_400, "bad", "Nothing was written to this run for 9 days"),
         ({"status": "finished"}, 90, "good", "Finished on 2026-11-25 at 11:58:30 UTC"),
         ({"status": "stopped"}, 90, "still", "Stopped before its end, on 2026-11-25"),
         ({"status": "failed", "error": "CUDA <oops>"}, 90, "bad", "UTC: CUDA <oops>"),
         ({"status": "failed"}, 90, "bad", "no reason was recorded"),
+        ({"status": "crashed", "error": "It was killed."}, 90, "bad", "It was killed. 1 of 5 ep"),
         ({"status": "new"}, 90, "still", "No state was recorded"),
     ],
 )

@@ -421,7 +421,7 @@ os.kill(os.getpid(), 9)
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=False, timeout=120)
     assert done.returncode == -9
     run = cl.open_run(tmp_path / "mine")
-    assert run.meta["status"] == "running"
+    assert run.meta["status"] == "crashed"
     assert run.meta["model"]["class"] == "Sequential"
     assert run.activation_stats["0"].first_step.tolist() == list(range(128))
 

@@ -1,9 +1,9 @@
 """Checkpoints: weights and optimizer state in safetensors, described by a JSON manifest.
 
 A checkpoint is a directory ``checkpoint-0001`` with ``model.safetensors``, perhaps
-``optimizer.safetensors``, and ``manifest.json`` with the SHA-256 of each. It is written under a
-temporary name, synced to the disk and renamed, so that one under its final name is complete.
-Nothing in it is pickle.
+``optimizer.safetensors``, and ``manifest.json`` with the SHA-256 of each and of its own contents.
+It is written under a temporary name, synced to the disk and renamed, so that one under its final
+name is complete. Nothing in it is pickle.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import safetensors
 import torch
@@ -25,9 +26,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from convlens.errors import ArgumentError, CheckpointError
+from convlens.runs.lock import is_abandoned, lock_folder
 
 FORMAT = 1
 MODEL, OPTIMIZER, MANIFEST = "model.safetensors", "optimizer.safetensors", "manifest.json"
+MOST_MANIFEST = 1 << 26
+T = TypeVar("T")
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -41,7 +45,8 @@ def save_checkpoint(
     """Write the next checkpoint into a folder.
 
     Args:
-        folder: where the checkpoints are, such as ``run.path / "checkpoints"``; made if missing.
+        folder: where the checkpoints are, such as ``run.path / "checkpoints"``; made if missing, in
+            a folder that exists.
         model: its parameters and buffers are written.
         optimizer: its state is written too.
         manifest: plain JSON facts to keep with it, such as epoch and step.
@@ -60,7 +65,8 @@ def save_checkpoint(
     if optimizer is not None:
         files[OPTIMIZER], facts["optimizer"] = _split(optimizer.state_dict())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # but not its parents: a run's folder that is gone stays gone
+        _clear(folder)
         path = _write(folder, files, facts)
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(
@@ -68,7 +74,8 @@ def save_checkpoint(
             "and the disk is not full. Earlier checkpoints are untouched."
         ) from error
     for old in list_checkpoints(folder)[:-keep] if keep else []:
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # under another name first: what is half removed is no checkpoint
+            shutil.rmtree(old.rename(_temporary(folder)), ignore_errors=True)
     return path
 
 
@@ -98,7 +105,12 @@ def load_checkpoint(
     Raises:
         CheckpointError: if it is missing, damaged, or of another model.
     """
-    path = _resolve(Path(path))
+    try:
+        path = _resolve(Path(path))
+    except OSError as error:
+        raise CheckpointError(
+            f"path={str(path)!r} cannot be read ({error.strerror}); check that you may read it."
+        ) from error
     manifest = _read_manifest(path)
     if optimizer is not None and "optimizer" not in manifest:
         raise CheckpointError(
@@ -106,28 +118,48 @@ def load_checkpoint(
         )
     state = _read_tensors(path, MODEL, manifest)
     _check_fit(path, model.state_dict(), state)
-    restored = None
     if optimizer is not None:
-        restored = _join(_read_tensors(path, OPTIMIZER, manifest), manifest["optimizer"])
+        restored = _join(path, _read_tensors(path, OPTIMIZER, manifest), manifest["optimizer"])
         _check_groups(path, optimizer, restored)
+        try:
+            optimizer.load_state_dict(restored)
+        except (ValueError, LookupError, TypeError, RuntimeError) as error:
+            raise _damaged(path / MANIFEST, f"optimizer does not fit: {error}") from error
     model.load_state_dict(state)
-    if optimizer is not None and restored is not None:
-        optimizer.load_state_dict(restored)
     return manifest["facts"]
 
 
+PREFIX = ".writing-"
+
+
+def _temporary(folder: Path) -> Path:
+    return folder / f"{PREFIX}{secrets.token_hex(8)}"
+
+
+def _clear(folder: Path) -> None:
+    """Remove what saves have left that were interrupted: those whose process is gone."""
+    for entry in folder.iterdir():
+        if entry.name.startswith(PREFIX) and is_abandoned(entry):
+            shutil.rmtree(entry, ignore_errors=True)
+
+
 def _write(folder: Path, files: Mapping[str, dict[str, Any]], facts: dict[str, Any]) -> Path:
-    temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    temporary = _temporary(folder)
+    temporary.mkdir()
+    handle: int | None = None
     try:
+        with suppress(OSError):  # where a folder cannot be locked, it is left by `_clear`
+            handle = lock_folder(temporary)
         facts["files"] = {}
         for name, tensors in files.items():
             save_file(tensors, temporary / name)
-            _sync(temporary / name)
             facts["files"][name] = _sha256(temporary / name)
         (temporary / MANIFEST).write_text(_to_json(facts), encoding="utf-8")
-        _sync(temporary / MANIFEST)
+        mode = temporary.stat().st_mode & 0o666  # safetensors makes its files private
+        for name in (*files, MANIFEST):
+            (temporary / name).chmod(mode)
+            _sync(temporary / name)
         _sync(temporary)
-        temporary.chmod(0o755)  # mkdtemp makes it private; a run is as readable as its folder
         existing = [_number(p) for p in folder.iterdir() if _NAME.fullmatch(p.name)]
         path = folder / f"checkpoint-{max(existing, default=0) + 1:04d}"
         temporary.rename(path)
@@ -135,6 +167,9 @@ def _write(folder: Path, files: Mapping[str, dict[str, Any]], facts: dict[str, A
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        if handle is not None:
+            os.close(handle)
     return path
 
 
@@ -196,18 +231,56 @@ def _take_tensors(
     return {k: v for k, v in values.items() if k not in found}
 
 
-def _join(tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> dict[str, Any]:
+def _join(path: Path, tensors: dict[str, torch.Tensor], plain: dict[str, Any]) -> dict[str, Any]:
     """The state that `_split` took apart; JSON's lists become tuples again, as betas are."""
-    state = {int(key): dict(values) for key, values in plain["state"].items()}
-    groups = [
-        {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in group.items()}
-        for group in plain["param_groups"]
-    ]
+    state, groups = _states(path, plain.get("state")), _groups(path, plain.get("param_groups"))
     for full_name, tensor in tensors.items():
-        part, key, name = full_name.split("/", 2)
-        target = state if part == "state" else groups
-        target[int(key)][name] = tensor
-    return {"state": state, "param_groups": groups}
+        part, _, rest = full_name.partition("/")
+        key, _, name = rest.partition("/")
+        target = {"state": state, "param_groups": groups}.get(part, {})
+        if key not in target or not name:
+            raise _damaged(path / OPTIMIZER, f"{full_name!r} belongs to nothing in the manifest")
+        target[key][name] = tensor
+    return {
+        "state": {int(key): values for key, values in state.items()},
+        "param_groups": list(groups.values()),
+    }
+
+
+def _states(path: Path, plain: object) -> dict[str, dict[str, Any]]:
+    """The plain values of each parameter's state, by its number."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, values in _entry(path, "state", plain, dict).items():
+        if not key.isdecimal():
+            raise _damaged(path / MANIFEST, f"optimizer/state/{key} is no parameter's number")
+        found[key] = dict(_entry(path, f"state/{key}", values, dict))
+        for name, value in found[key].items():
+            if not isinstance(value, int | float | list | None):
+                raise _damaged(
+                    path / MANIFEST,
+                    f"optimizer/state/{key}/{name} is {value!r}, expected a number",
+                )
+    return found
+
+
+def _groups(path: Path, plain: object) -> dict[str, dict[str, Any]]:
+    """The plain settings of each group of parameters, by its number."""
+    found: dict[str, dict[str, Any]] = {}
+    for i, group in enumerate(_entry(path, "param_groups", plain, list)):
+        values = _entry(path, f"param_groups/{i}", group, dict)
+        _entry(path, f"param_groups/{i}/params", values.get("params"), list)
+        found[str(i)] = {
+            k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in values.items()
+        }
+    return found
+
+
+def _entry(path: Path, key: str, value: object, kind: type[T]) -> T:
+    """An entry of the manifest's optimizer, if it is what it has to be."""
+    if not isinstance(value, kind):
+        what = "an object" if kind is dict else "a list"
+        raise _damaged(path / MANIFEST, f"optimizer/{key} is {str(value)[:80]!r}, expected {what}")
+    return value
 
 
 def _resolve(path: Path) -> Path:
@@ -225,30 +298,43 @@ def _resolve(path: Path) -> Path:
 def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     try:
-        manifest = cast("dict[str, Any]", json.loads(file.read_text(encoding="utf-8")))
-        found = manifest["format"]
-        complete = {"facts", "files"} <= set(manifest)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        if file.stat().st_size > MOST_MANIFEST:
+            raise ValueError(f"it has more than {MOST_MANIFEST:,} bytes")
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(file, f"it cannot be read: {error!r}") from error
-    if found != FORMAT:
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise _damaged(file, "it has no format")
+    if manifest["format"] != FORMAT:
         raise CheckpointError(
-            f"{str(file)!r} has format {found!r}, this convlens reads format {FORMAT}; "
-            "upgrade with: pip install --upgrade convlens."
+            f"{str(file)!r} has format {manifest['format']!r}, this convlens reads format "
+            f"{FORMAT}; upgrade with: pip install --upgrade convlens."
         )
-    if not complete:
-        raise _damaged(file, "facts or files are missing")
-    return manifest
+    said, found = manifest.pop("sha256", None), _seal(manifest)
+    if said != found:
+        raise _damaged(file, f"the SHA-256 of its contents is {found}, it says {said}")
+    for name in ("facts", "files", *(["optimizer"] if "optimizer" in manifest else [])):
+        if not isinstance(manifest.get(name), dict):
+            raise _damaged(file, f"{name} is {str(manifest.get(name))[:80]!r}, expected an object")
+    return cast("dict[str, Any]", manifest)
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """The SHA-256 of a manifest's contents, however they are laid out."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _read_tensors(path: Path, name: str, manifest: dict[str, Any]) -> dict[str, torch.Tensor]:
     file = path / name
     expected = manifest["files"].get(name)
     try:
+        if not file.is_file():  # or a pipe, which would be waited for
+            raise _damaged(file, "there is no such file")
         found = _sha256(file)
         if found != expected:
             raise _damaged(file, f"its SHA-256 is {found}, the manifest says {expected}")
         return load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, LookupError, TypeError) as error:
         raise _damaged(file, f"it cannot be read: {error}") from error
 
 
@@ -276,13 +362,45 @@ def _check_fit(
 
 
 def _check_groups(path: Path, optimizer: Optimizer, restored: dict[str, Any]) -> None:
-    wanted = [len(group["params"]) for group in optimizer.param_groups]
+    own = optimizer.param_groups
+    wanted = [len(group["params"]) for group in own]
     found = [len(group["params"]) for group in restored["param_groups"]]
     if wanted != found:
         raise CheckpointError(
             f"The checkpoint {str(path)!r} is of another optimizer: its parameter groups have "
             f"{found} parameters, this one has {wanted}; build the optimizer as it was."
         )
+    if any(index >= sum(wanted) for index in restored["state"]):
+        raise _damaged(path / MANIFEST, f"optimizer/state has more than {sum(wanted)} parameters")
+    for i, group in enumerate(restored["param_groups"]):
+        missing = [name for name in optimizer.defaults if name not in group]
+        unknown = [name for name in group if name not in own[i]]
+        if missing and unknown:  # one of the two alone may come of another version of torch
+            raise _damaged(
+                path / MANIFEST,
+                f"optimizer/param_groups/{i} has {unknown[0]!r}, but no {missing[0]!r}",
+            )
+        for name, value in group.items():
+            if name in own[i] and name != "params" and not _is_like(value, own[i][name]):
+                raise _damaged(
+                    path / MANIFEST,
+                    f"optimizer/param_groups/{i}/{name} is {value!r}, expected a value such as "
+                    f"{own[i][name]!r}",
+                )
+
+
+def _is_like(value: object, own: object) -> bool:
+    """Whether a setting of an optimizer may be what another one has: of the same kind."""
+    if isinstance(own, tuple | list):
+        is_list = isinstance(value, tuple | list)
+        return is_list and len(own) == len(value) and all(map(_is_like, value, own))
+    if isinstance(own, bool):
+        return isinstance(value, bool | None)
+    if own is None:
+        return value is None or isinstance(value, int | float | torch.Tensor)
+    if isinstance(own, int | float | torch.Tensor):
+        return isinstance(value, int | float | torch.Tensor) and not isinstance(value, bool)
+    return isinstance(value, type(own))
 
 
 def _shape(tensor: torch.Tensor) -> str:
@@ -301,9 +419,10 @@ def _number(path: Path) -> int:
 
 def _to_json(facts: dict[str, Any]) -> str:
     try:
-        return json.dumps(facts, indent=1)
-    except (TypeError, ValueError) as error:
+        plain = json.loads(json.dumps(facts))  # keys are texts now, as they will be read
+    except (TypeError, ValueError, RecursionError) as error:
         raise ArgumentError(
             f"manifest={facts['facts']!r} or the optimizer's settings cannot be written ({error}); "
             "give plain JSON: numbers, texts, lists and dictionaries."
         ) from error
+    return json.dumps({**plain, "sha256": _seal(plain)}, indent=1)

@@ -1,26 +1,146 @@
-"""Opening a run's file for reading: one read transaction, and a sentence for whatever is wrong."""
+"""Reading a run's file: one read transaction, rows that are verified, a sentence for what is wrong.
+
+Nothing is written by reading, not even beside the file. There is one exception: where a run was cut
+off and its log was copied without ``run.db-shm``, SQLite makes that file.
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from convlens.errors import RunError
-from convlens.runs.schema import APPLICATION_ID, SCHEMA_VERSION, VIEWS_OF
+from convlens.errors import ConvlensError, RunError
+from convlens.runs.lock import WriterState, writer_of
+from convlens.runs.schema import (
+    APPLICATION_ID,
+    DATABASE,
+    ROW_LIMIT,
+    SCHEMA_VERSION,
+    STATEMENTS,
+    TABLES,
+    TOTALS,
+    Key,
+    Table,
+)
+
+DAMAGES = (
+    sqlite3.Error,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
+"""What only a file that convlens did not write so can lead to, while it is read."""
+
+
+Mark = tuple[int, int, int]
+"""Id of a row, checksum of its key, and of all of it."""
+
+
+LOG_HEADER = 32
+"""Bytes of a write-ahead log's own header; SQLite reads no log that has nothing else."""
+
+
+class Transaction:
+    """One read transaction on a run's file. Every row that it gives has been verified.
+
+    Args:
+        database: a connection that has begun a transaction.
+        file: its file.
+        writer: what was known of its writer before.
+
+    Attributes:
+        file: the file.
+        writer: its writer.
+    """
+
+    def __init__(self, database: sqlite3.Connection, file: Path, writer: WriterState) -> None:
+        self._database, self.file, self.writer = database, file, writer
+        _check_tables(database)
+        self.totals: dict[str, tuple[int, int]] = {}
+        for _, (name,), n_and_total in self._all(TOTALS):
+            self.totals[str(name)] = n_and_total
+        self._keys: dict[str, dict[Key, Mark]] = {}
+
+    def rows(self, name: str) -> list[tuple[Key, Key]]:
+        """Key and values of every row of a table, in the order in which they were first written."""
+        found = self._all(TABLES[name])
+        self._check_total(name, len(found), sum(sum(mark) for mark, _, _ in found))
+        found.sort(key=lambda row: row[0])
+        return [(key, values) for _, key, values in found]
+
+    def keys(self, name: str) -> dict[Key, Mark]:
+        """The key of every row of a table, with its id and checksums; values are not read."""
+        if name not in self._keys:
+            table, found, total = TABLES[name], dict[Key, Mark](), 0
+            columns, types = ", ".join(table.key), tuple(table.key.values())
+            rows = self._database.execute(
+                f"SELECT id, key_crc, crc, {columns} FROM {name} INDEXED BY {name}_keys"
+            ).fetchall()
+            for row in rows:  # of which there may be tens of thousands
+                key = row[3:]
+                if tuple(map(type, key)) != types or row[1] != table.key_checksum(key):
+                    raise ValueError(f"the key {key} of the table {name} is not what was written")
+                found[key] = row[:3]
+                total += row[0] + row[1] + row[2]
+            self._check_total(name, len(rows), total)
+            self._keys[name] = found
+        return self._keys[name]
+
+    def values(self, name: str, key: Key) -> Key | None:
+        """The values of the row with a key, None if there is none."""
+        mark = self.keys(name).get(key)
+        if mark is None:
+            return None
+        rows = self._all(TABLES[name], mark[0])
+        if len(rows) != 1 or rows[0][:2] != (mark, key):
+            raise ValueError(f"the row {key} of the table {name} cannot be found")
+        return rows[0][2]
+
+    def _all(self, table: Table, row_id: int | None = None) -> list[tuple[Mark, Key, Key]]:
+        """Id and checksums, key and values of the rows of a table, or of the one with an id."""
+        names = ("id", "key_crc", "crc", *table.key, *table.values)
+        rows = self._database.execute(
+            f"SELECT {', '.join(names)} FROM {table.name}"
+            + ("" if row_id is None else " WHERE id = ?"),
+            () if row_id is None else (row_id,),
+        )
+        found, n = list[tuple[Mark, Key, Key]](), 3 + len(table.key)
+        for row in rows:
+            mark, key, values = row[:3], row[3:n], row[n:]
+            fits = _fits(key, table.key) and _fits(values, table.values)
+            if not fits or mark[1:] != table.checksums(key, values):
+                raise ValueError(f"the row {key} of the table {table.name} is not what was written")
+            found.append((mark, key, values))
+        return found
+
+    def _check_total(self, name: str, n: int, total: int) -> None:
+        if (n, total) != self.totals[name]:
+            raise ValueError(f"rows of the table {name} are missing")
+
+
+def _fits(row: Key, types: Mapping[str, type]) -> bool:
+    return tuple(map(type, row)) == tuple(types.values())
 
 
 @contextmanager
-def reading(file: Path) -> Generator[sqlite3.Connection]:
-    """One read transaction on a run's file; a run of an older schema is seen as one of today.
+def reading(file: Path) -> Generator[Transaction]:
+    """One read transaction on a run's file.
 
     Raises:
         RunError: if there is no such file, or it is not a run that this version reads; also if
             what is done inside meets an error that only a damaged file can cause.
     """
-    with explained(file), closing(connect(file)) as database:
-        yield database
+    with explained(file):
+        writer = writer_of(file)
+        with closing(connect(file, writer)) as database:
+            yield Transaction(database, file, writer)
 
 
 class KeptOpen:
@@ -38,12 +158,13 @@ class KeptOpen:
         self._open: tuple[sqlite3.Connection, tuple[int, int]] | None = None
 
     @contextmanager
-    def reading(self) -> Generator[sqlite3.Connection]:
+    def reading(self) -> Generator[Transaction]:
         """One read transaction; see `reading`. After an error the file is opened anew."""
         with explained(self._file):
             try:
-                database = self._begin()
-                yield database
+                writer = writer_of(self._file)
+                database = self._begin(writer)
+                yield Transaction(database, self._file, writer)
                 database.execute("COMMIT")
             except BaseException:
                 self.close()
@@ -55,13 +176,13 @@ class KeptOpen:
             self._open[0].close()
             self._open = None
 
-    def _begin(self) -> sqlite3.Connection:
+    def _begin(self, writer: WriterState) -> sqlite3.Connection:
         inodes = self._inodes()
         if self._open is not None and self._open[1] == inodes:
             self._open[0].execute("BEGIN")
         else:  # another run may have come to lie here, or a newer copy of its log
             self.close()
-            self._open = connect(self._file), inodes
+            self._open = connect(self._file, writer), inodes
         return self._open[0]
 
     def _inodes(self) -> tuple[int, int]:
@@ -71,7 +192,7 @@ class KeptOpen:
         except OSError as error:
             raise cannot_open(self._file, error.strerror) from error
         try:
-            return own, self._file.with_name(self._file.name + "-wal").stat().st_ino
+            return own, _log(self._file).stat().st_ino
         except OSError:
             return own, 0
 
@@ -85,11 +206,19 @@ def explained(file: Path) -> Generator[None]:
     """
     try:
         yield
-    except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
+    except ConvlensError:
+        raise
+    except DAMAGES as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_CANTOPEN:
             raise cannot_open(file, str(error)) from error
+        reason = str(error) or type(error).__name__
+        if isinstance(error, MemoryError):
+            raise RunError(
+                f"{str(file)!r} cannot be read: the memory is too short ({reason}); check the "
+                "limits of this process (ulimit -v)."
+            ) from error
         raise RunError(
-            f"{str(file)!r} is damaged or incomplete ({error}); restore it from a copy."
+            f"{str(file)!r} is damaged or incomplete ({reason}); restore it from a copy."
         ) from error
 
 
@@ -101,41 +230,70 @@ def cannot_open(file: Path, reason: str | None) -> RunError:
     )
 
 
-def connect(file: Path) -> sqlite3.Connection:
+def connect(file: Path, writer: WriterState) -> sqlite3.Connection:
     """A read-only connection inside a transaction, to a file that was found to be a run.
 
     Errors are those of SQLite; see `explained`.
     """
-    uri = file.absolute().as_uri() + "?mode=ro"
-    log = file.with_name(file.name + "-wal")
+    uri, log = file.absolute().as_uri() + "?mode=ro", _log(file)
+    is_logged = _has_something(log)
+    if writer.alive:
+        return _begin(uri, file)
+    if not is_logged:  # nobody can be writing, and all that there is lies in one file
+        return _begin(uri + "&immutable=1", file)
     try:
-        database = _begin(uri, file)
+        return _begin(uri + "&readonly_shm=1", file)
     except sqlite3.OperationalError as error:
-        if log.exists() and log.stat().st_size:
-            raise RunError(
-                f"{str(file)!r} was not closed, and its log {log.name!r} cannot be read in this "
-                f"place ({error}); copy the whole folder to one that you may write to."
-            ) from error
-        # Left in write-ahead mode without a log, in a read-only folder: nobody can be writing.
-        database = _begin(uri + "&immutable=1", file)
-    return database
+        if error.sqlite_errorcode != sqlite3.SQLITE_CANTOPEN:
+            raise
+    try:  # without run.db-shm, which SQLite makes then
+        return _begin(uri, file)
+    except sqlite3.OperationalError as error:
+        raise RunError(
+            f"{str(file)!r} was not closed, and its log {log.name!r} cannot be read in this place "
+            f"({error}); copy the whole folder to one that you may write to."
+        ) from error
+
+
+def _log(file: Path) -> Path:
+    return file.with_name(file.name + "-wal")
+
+
+def _has_something(log: Path) -> bool:
+    """Whether a write-ahead log holds anything.
+
+    Raises:
+        ValueError: if something else lies in its place, such as a pipe, which would be waited for.
+    """
+    if not log.exists():
+        return False
+    if not log.is_file():
+        raise ValueError(f"{log.name} is not a file")
+    return log.stat().st_size > LOG_HEADER
 
 
 def _begin(uri: str, file: Path) -> sqlite3.Connection:
     database = sqlite3.connect(uri, uri=True, isolation_level=None)
     try:
-        database.execute("PRAGMA temp_store = MEMORY")  # of the views, where nothing can be written
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, ROW_LIMIT)
+        for pragma in ("query_only = ON", "trusted_schema = OFF", "cell_size_check = ON"):
+            database.execute(f"PRAGMA {pragma}")
         database.execute("BEGIN")
         (mark,) = database.execute("PRAGMA application_id").fetchone()
         (version,) = database.execute("PRAGMA user_version").fetchone()
         database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         _check_mark(file, mark, version)
-        for statement in VIEWS_OF.get(version, ()):
-            database.execute(statement)
     except BaseException:
         database.close()
         raise
     return database
+
+
+def _check_tables(database: sqlite3.Connection) -> None:
+    """Raise a ValueError unless there are our own tables and nothing else, such as a view."""
+    found = [sql for (sql,) in database.execute("SELECT sql FROM sqlite_schema")]
+    if sorted(map(str, found)) != sorted(STATEMENTS):
+        raise ValueError("its tables are not those of a run")
 
 
 def _check_mark(file: Path, mark: int, version: int) -> None:
@@ -144,8 +302,16 @@ def _check_mark(file: Path, mark: int, version: int) -> None:
             f"{str(file)!r} is a database, but not of a run (application id {mark}, expected "
             f"{APPLICATION_ID}); give the folder of a run that convlens wrote."
         )
-    if version > SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise RunError(
-            f"{str(file)!r} was written by a newer convlens (schema {version}, this one reads up "
-            f"to {SCHEMA_VERSION}); upgrade with: pip install --upgrade convlens."
+            f"{str(file)!r} was written by another convlens (schema {version}, this one reads "
+            f"{SCHEMA_VERSION}); install the version that it was written with."
         )
+
+
+def is_record(path: Path) -> bool:
+    """Whether a folder has a record; False also where one may not look."""
+    try:
+        return (path / DATABASE).is_file()
+    except (OSError, ValueError):
+        return False

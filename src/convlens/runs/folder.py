@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from convlens.errors import ArgumentError, RunError
+from convlens.runs.database import is_record
 from convlens.runs.reader import Run
-from convlens.runs.schema import DATABASE
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class RunInfo:
         path: the run's directory.
         name: its last part, such as ``"mnist-0001"``.
         created: when it began, ISO 8601 in UTC, empty if not recorded.
-        status: ``"running"``, ``"finished"``, ``"stopped"``, ``"failed"``, or ``"unreadable"``.
+        status: ``"running"``, ``"finished"``, ``"stopped"``, ``"failed"``, ``"crashed"`` (its
+            process is gone, and the run was not closed), or ``"unreadable"``.
         n_epochs: finished epochs.
         metrics: those of the last finished epoch.
         problem: why it cannot be read, None if it can.
@@ -102,21 +103,20 @@ def list_runs(base: str | Path = "runs") -> list[RunInfo]:
             f"base={str(base)!r} cannot be read ({error.strerror}); give a folder that you may "
             "read."
         ) from error
-    found = [_describe(entry) for entry in entries if os.path.isfile(entry / DATABASE)]  # noqa: PTH113 - Path.is_file raises where one may not look
+    found = [_describe(entry) for entry in entries if is_record(entry)]
     return sorted(found, key=lambda info: (info.created, info.name))
 
 
 def _describe(path: Path) -> RunInfo:
     try:
-        run = Run(path)
-        meta, epochs = run.meta, run.epochs
+        meta, epochs = Run(path).facts()
     except RunError as error:
         return RunInfo(path, path.name, "", "unreadable", 0, problem=str(error))
     return RunInfo(
         path,
         path.name,
-        created=str(meta.get("created", "")),
-        status=str(meta.get("status", "")),
+        created=meta.get("created", ""),
+        status=meta.get("status", ""),
         n_epochs=len(epochs),
         metrics=dict(epochs[-1].metrics) if epochs else {},
     )

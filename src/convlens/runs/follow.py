@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from convlens.errors import find_layer
 from convlens.histories import LayerHistory, LayerInfo, SeriesFigures, UpdateHistory
 from convlens.plots import POINTS
 from convlens.records import Epoch, StepCurves, StepSeries
-from convlens.runs.database import KeptOpen, cannot_open, connect, explained
+from convlens.runs.database import KeptOpen, Transaction, cannot_open, explained, reading
 from convlens.runs.histories import aligned, rank_files, read_layers, read_settings
+from convlens.runs.lock import writer_of
 from convlens.runs.pieces import Changes, Figures, Row, Series, Source, Watch
-from convlens.runs.reader import Run, read_epochs, read_meta
+from convlens.runs.reader import GROWING, Run, read_epochs, read_recorded, with_end
 from convlens.runs.schema import DATABASE
 from convlens.runs.steps import read_curves, read_steps
 from convlens.series import check_points
@@ -31,10 +32,6 @@ SERIES = 8
 
 CURVES = 4
 """Numbers of points that curves are kept in: those asked for last."""
-
-AT_A_GLANCE = """SELECT (SELECT value FROM meta WHERE key = 'created'),
-    (SELECT value FROM meta WHERE key = 'status'),
-    (SELECT count(*) FROM layers WHERE quantity = 'activation'), (SELECT count(*) FROM epochs)"""
 
 TICK_NS = 50_000_000
 """Two changes of a file within this time may bear the same time stamp."""
@@ -53,9 +50,8 @@ class _State:
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
     epochs: Sequence[Epoch] = ()
     levels: Mapping[Path, int] = field(default_factory=dict[Path, int])
-    steps: object = None  # equal if and only if the steps are
-    newest: Mapping[Path, tuple[int, bytes] | None] = field(
-        default_factory=dict[Path, "tuple[int, bytes] | None"]
+    totals: Mapping[Path, Mapping[str, object]] = field(  # of a table, equal if its rows are
+        default_factory=dict[Path, Mapping[str, object]]
     )
     rows: Mapping[tuple[Path, str], frozenset[Row]] = field(
         default_factory=dict[tuple[Path, str], frozenset[Row]]
@@ -116,6 +112,7 @@ class RunFollower:
         self._file = KeptOpen(run.path / DATABASE)
         self._stamp: object = None  # of the files when they were read, None if it proves nothing
         self._glance: tuple[object, int, Newest] | None = None  # with its stamp, and since when
+        self._tables: dict[str, tuple[object, object]] = {}  # by name, of which total, what it held
         self._seen = -1  # the version at the last refresh
         self._quantities: dict[str, None] = {}
         self._figures: dict[str, None] = {}
@@ -275,46 +272,53 @@ class RunFollower:
         """What there is now, of which only what has changed is read."""
         with ExitStack() as stack:
             main = stack.enter_context(self.run.transaction())
-            meta = read_meta(main)
-            sources = [Source(self.run.path / DATABASE, main, between)]
-            complete = meta.get("status") != "running"
-            for file in rank_files(self.run.path, meta.get("ranks"), complete=complete):
-                with explained(file):
-                    other = stack.enter_context(closing(connect(file)))
-                sources.append(Source(file, other, between))
-            return self._next(old, sources, meta)
+            meta = self._meta(main)
+            complete = meta.get("status") not in GROWING
+            others = rank_files(self.run.path, meta.get("ranks"), complete=complete)
+            records = [main, *(stack.enter_context(reading(file)) for file in others)]
+            return self._next(old, [Source(record, between) for record in records], meta)
 
     def _read_newest(self, since: int) -> Newest:
-        known = [self._state.epochs, () if self._glance is None else self._glance[2].epochs]
-        with self._file.reading() as database:
-            created, status, n_layers, n_epochs = database.execute(AT_A_GLANCE).fetchone()
-            epochs = next((epochs for epochs in known if len(epochs) == n_epochs), None)
+        with self._file.reading() as record:
+            meta = self._meta(record)
             newest = Newest(
-                json.loads(created or "null"),
-                json.loads(status or "null"),
-                n_layers,
-                read_epochs(database) if epochs is None else epochs,
-                read_steps(database, since + 1),
+                meta.get("created"),
+                meta.get("status"),
+                len(self._known(record, "layers", partial(read_layers, record, "activation"))),
+                self._known(record, "epochs", partial(read_epochs, record)),
+                read_steps(record, since + 1),
             )
         if newest.status != "running" or not len(newest.steps):
             self.rest()  # its writer is about to close it, or has died, or takes its time
         return newest
 
+    def _meta(self, record: Transaction) -> Mapping[str, Any]:
+        return with_end(self._known(record, "meta", partial(read_recorded, record)), record)
+
+    def _known(self, record: Transaction, name: str, read: Callable[[], Value]) -> Value:
+        """What was read of a table of the run's own file, anew only if its rows are others."""
+        total = record.totals[name]
+        known = self._tables.get(name)
+        if known is None or known[0] != total:
+            known = self._tables[name] = total, read()
+        return cast("Value", known[1])
+
     def _next(self, old: _State, sources: Sequence[Source], meta: Mapping[str, Any]) -> _State:
         """The state after an older one."""
-        main = sources[0].database
+        main = sources[0].record
         run = meta.get("created"), *((str(source.file), source.inode) for source in sources)
         if run[: len(old.run)] != old.run:
             old = _State()
-        epochs, steps = read_epochs(main), _steps_key(sources[0])
-        epochs = old.epochs if epochs == old.epochs else epochs
+        totals = {source.file: source.record.totals for source in sources}
+        before, now = old.totals.get(main.file, {}), totals[main.file]
+        epochs = self._known(main, "epochs", partial(read_epochs, main))
         curves = {
             points: old.curves[points]
-            if steps == old.steps and points in old.curves
+            if before.get("steps") == now["steps"] and points in old.curves
             else read_curves(main, points)
             for points in list(self._points)
         }
-        new = replace(old, run=run, meta=meta, epochs=epochs, steps=steps, curves=curves)
+        new = replace(old, run=run, meta=meta, epochs=epochs, totals=totals, curves=curves)
         return self._with_layers(old, new, sources)
 
     def _with_layers(self, old: _State, new: _State, sources: Sequence[Source]) -> _State:
@@ -322,14 +326,17 @@ class RunFollower:
         # Against the order in which another thread may add to them: a series has its quantity.
         asked, figures = dict(self._series), list(self._figures)
         quantities = list(self._quantities)
-        newest = {source.file: source.newest() for source in sources}
+        same = {
+            source.file: old.totals.get(source.file, {}).get("columns")
+            == source.record.totals["columns"]
+            for source in sources
+        }
         new = replace(
             new,
             levels={source.file: source.level for source in sources},
-            newest=newest,
             rows={
                 (s.file, q): old.rows[s.file, q]
-                if newest[s.file] == old.newest.get(s.file) and (s.file, q) in old.rows
+                if same[s.file] and (s.file, q) in old.rows
                 else s.rows(q)
                 for s in sources
                 for q in quantities
@@ -350,8 +357,10 @@ class RunFollower:
 def _stamp(folder: Path) -> tuple[Any, ...] | None:
     """Names, sizes and times of a run's files; None if they are too young to prove anything.
 
-    The files are not opened: closing one would take the locks of a writer in the same process.
+    Whether their writer lives is part of it: where it was killed, nothing in them changes. They are
+    not opened: closing one would take the locks of a writer in the same process.
     """
+    writer = writer_of(folder / DATABASE)
     try:
         with os.scandir(folder) as entries:
             found = [(e.name, e.stat()) for e in entries if _FILES.fullmatch(e.name)]
@@ -359,30 +368,19 @@ def _stamp(folder: Path) -> tuple[Any, ...] | None:
         raise cannot_open(folder / DATABASE, error.strerror) from error
     if any(stat.st_mtime_ns > time.time_ns() - TICK_NS for _, stat in found):
         return None
-    return tuple(sorted((n, s.st_ino, s.st_size, s.st_mtime_ns) for n, s in found))
-
-
-def _steps_key(source: Source) -> object:
-    """What differs whenever the steps do: the newest chunk, and which rows there are."""
-    with explained(source.file):
-        newest = source.database.execute(
-            "SELECT chunk, payload FROM steps WHERE level = 0 ORDER BY chunk DESC LIMIT 1"
-        ).fetchone()
-        rows = source.database.execute("SELECT count(*), max(chunk) FROM steps").fetchone()
-    return newest, rows
+    return writer, *sorted((n, s.st_ino, s.st_size, s.st_mtime_ns) for n, s in found)
 
 
 def _watch(source: Source, quantity: str) -> Watch:
     with explained(source.file):
-        layers = read_layers(source.database, quantity)
-        return Watch(layers, *read_settings(source.database, quantity)) if layers else Watch()
+        layers = read_layers(source.record, quantity)
+        return Watch(layers, *read_settings(source.record, quantity)) if layers else Watch()
 
 
 def _changes(old: _State, new: _State, sources: Sequence[Source], quantity: str) -> Changes:
-    """Which blocks of a quantity are not what they were.
+    """Which blocks of a quantity are not what they were; a chunk that changes has another checksum.
 
-    A row is never changed: what replaces it is a new row, with a rowid of its own. Only the newest
-    row's may be given to what replaces it, so that its payload is compared.
+    Of 4 billion changes one is missed, until the next.
     """
     if new.levels != old.levels or new.watches[quantity] != old.watches.get(quantity):
         return None
@@ -390,15 +388,8 @@ def _changes(old: _State, new: _State, sources: Sequence[Source], quantity: str)
     bits = new.level + CHUNK_BITS
     for source in sources:
         before = old.rows.get((source.file, quantity), frozenset[Row]())
-        now = new.rows[source.file, quantity]
-        newest = old.newest.get(source.file)
-        changed = before ^ now
-        if newest is not None and not source.holds(*newest):
-            changed |= {row for row in before if row[3] == newest[0]}
-        if changed and not source.in_blocks:
-            return None
-        for layer, start, _, _ in changed:
-            found.setdefault(layer, set()).add(start >> bits)
+        for layer, chunk in before ^ new.rows[source.file, quantity]:
+            found.setdefault(layer, set()).add(chunk.start >> bits)
     return {layer: frozenset(blocks) for layer, blocks in found.items()}
 
 
@@ -424,7 +415,7 @@ def _series(
 def _look_same(one: _State, other: _State) -> bool:
     """Whether a reader would see no difference."""
     both = one.watches.keys() & other.watches.keys()
-    facts = [(s.run, repr(s.meta), repr(s.epochs), s.steps, s.newest) for s in (one, other)]
+    facts = [(s.run, s.meta.get("status"), s.totals) for s in (one, other)]
     return facts[0] == facts[1] and all(one.watches[q] == other.watches[q] for q in both)
 
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from convlens.errors import RunError
 from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
-from convlens.runs.database import cannot_open, reading
-from convlens.runs.schema import DATABASE, rank_database
+from convlens.runs.database import Transaction, cannot_open, reading
+from convlens.runs.schema import DATABASE, parsed, rank_database
 from convlens.sketch import (
     AnyColumns,
     BucketLayout,
@@ -26,18 +25,24 @@ from convlens.sketch import (
     empty_columns,
 )
 
+MOST_LAYERS, MOST_LEVEL = 1 << 24, 56
+"""What no run reaches: indices of layers, and the level of columns of 2^56 steps."""
 
-def read_layers(database: sqlite3.Connection, quantity: str) -> list[LayerInfo]:
+
+def read_layers(record: Transaction, quantity: str) -> list[LayerInfo]:
     """What was watched of a quantity, in order of its index."""
-    rows = database.execute(
-        "SELECT layer, name, kind, feeds_relu FROM layers WHERE quantity = ? ORDER BY layer",
-        (quantity,),
-    )
-    return [LayerInfo(index, name, kind, bool(relu), quantity) for index, name, kind, relu in rows]
+    found = [
+        LayerInfo(index, name, kind, bool(relu), series)
+        for (series, index), (name, kind, relu) in record.rows("layers")
+        if series == quantity
+    ]
+    if not all(0 <= info.index < MOST_LAYERS for info in found):
+        raise ValueError(f"a layer of {quantity!r} has an index that cannot be")
+    return sorted(found, key=lambda info: info.index)
 
 
 def read_histories(
-    database: sqlite3.Connection, series: Sequence[LayerInfo], others: Sequence[Path]
+    record: Transaction, series: Sequence[LayerInfo], others: Sequence[Path]
 ) -> list[LayerHistory]:
     """The histories of some series.
 
@@ -45,14 +50,14 @@ def read_histories(
     time, also while the writer is about to merge their chunks one after the other.
 
     Args:
-        database: the run's own file.
+        record: the run's own file.
         series: which histories, of quantities that were watched alike.
         others: the files of further ranks.
     """
     if not series:
         return []
-    layout, eps, sample = read_settings(database, series[0].quantity)
-    level, columns = _read_file(database, series, layout)
+    layout, eps, sample = read_settings(record, series[0].quantity)
+    level, columns = _read_file(record, series, layout)
     for file in others:
         with reading(file) as other:
             its_level, more = _read_file(other, series, layout)
@@ -64,18 +69,55 @@ def read_histories(
     ]
 
 
-def read_settings(database: sqlite3.Connection, quantity: str) -> tuple[BucketLayout, float, float]:
+def read_settings(record: Transaction, quantity: str) -> tuple[BucketLayout, float, float]:
     """How a quantity was watched: the buckets, the bound of near zero, the share of images."""
-    layout, eps, sample = database.execute(
-        "SELECT layout, eps, sample FROM watch WHERE quantity = ?", (quantity,)
-    ).fetchone()
-    return BucketLayout(**json.loads(layout)), eps, sample
+    text, eps, sample = dict(record.rows("watch"))[(quantity,)]
+    layout = parsed(text)
+    if not isinstance(layout, dict) or not all(type(n) is int for n in layout.values()):
+        raise ValueError(f"the buckets {text!r} cannot be")
+    bits, low, high = layout["mantissa_bits"], layout["min_exponent"], layout["max_exponent"]
+    if not (0 <= bits <= 10 and -1100 <= low < high <= 1100):
+        raise ValueError(f"the buckets {text!r} cannot be")
+    return BucketLayout(**layout), eps, sample
 
 
-def read_level(database: sqlite3.Connection) -> int:
+class Chunk(NamedTuple):
+    """Where a chunk of a series lies in time, and its checksum.
+
+    Attributes:
+        start: the first step of its span.
+        level: a column's steps share ``step >> level``.
+        crc: the row's checksum, another one whenever the row is.
+    """
+
+    start: int
+    level: int
+    crc: int
+
+
+def read_chunks(record: Transaction) -> dict[tuple[str, int], list[Chunk]]:
+    """The chunks of each series, by quantity and layer, in order of time; no payload is read."""
+    found: dict[tuple[str, int], list[Chunk]] = {}
+    for (quantity, layer, start, level), (_, _, crc) in record.keys("columns").items():
+        if not (0 <= level <= MOST_LEVEL and start >= 0):
+            raise ValueError(f"columns of level {level} from step {start} on cannot be")
+        found.setdefault((quantity, layer), []).append(Chunk(start, level, crc))
+    for chunks in found.values():
+        chunks.sort()
+    return found
+
+
+def read_payload(record: Transaction, quantity: str, layer: int, chunk: Chunk) -> bytes:
+    """The columns of a chunk, as `convlens.sketch.encode` writes them."""
+    found = record.values("columns", (quantity, layer, chunk.start, chunk.level))
+    if found is None:
+        raise ValueError(f"the columns of layer {layer} from step {chunk.start} on are missing")
+    return found[0]
+
+
+def read_level(record: Transaction) -> int:
     """The highest level of any columns in a file, 0 if there are none."""
-    (level,) = database.execute("SELECT max(level) FROM columns").fetchone()
-    return level or 0
+    return max((key[3] for key in record.keys("columns")), default=0)
 
 
 def add_up(files: Sequence[tuple[int, Iterable[AnyColumns]]], empty: AnyColumns) -> AnyColumns:
@@ -115,11 +157,15 @@ def rank_files(folder: Path, ranks: int | None, *, complete: bool) -> list[Path]
         entries = {path.name: path for path in folder.iterdir()}
     except OSError as error:
         raise cannot_open(folder, error.strerror) from error
-    found = {int(match[1]): entries[name] for name in entries if (match := _RANK.fullmatch(name))}
-    missing = [rank for rank in range(1, ranks or 1) if rank not in found]
-    if missing and complete:
+    found = {
+        int(match[1]): path
+        for name, path in entries.items()
+        if (match := _RANK.fullmatch(name)) and path.is_file()  # and no pipe, which would block
+    }
+    missing = next((rank for rank in range(1, ranks or 1) if rank not in found), None)
+    if missing is not None and complete:
         raise RunError(
-            f"{str(folder / rank_database(missing[0]))!r} is missing, but {ranks} ranks wrote this "
+            f"{str(folder / rank_database(missing))!r} is missing, but {ranks} ranks wrote this "
             f"run, each what it saw; copy the file into the folder of {DATABASE} again."
         )
     return [found[rank] for rank in sorted(found)]
@@ -129,25 +175,16 @@ _RANK = re.compile(r"rank-([1-9]\d*)\.db")
 
 
 def _read_file(
-    database: sqlite3.Connection, series: Sequence[LayerInfo], layout: BucketLayout
+    record: Transaction, series: Sequence[LayerInfo], layout: BucketLayout
 ) -> tuple[int, list[Columns]]:
     """The highest level in one file, and the columns of these series at it."""
-    level = read_level(database)
-    return level, [_columns(database, info, level, layout) for info in series]
-
-
-def _columns(
-    database: sqlite3.Connection, info: LayerInfo, level: int, layout: BucketLayout
-) -> Columns:
-    rows = database.execute(
-        "SELECT payload FROM columns WHERE quantity = ? AND layer = ? ORDER BY start, level",
-        (info.quantity, info.index),
-    )
-    return _joined(
-        level,
-        (decode(payload, layout.size) for (payload,) in rows),
-        empty_columns(layout.size, 0),
-    )
+    level, empty = read_level(record), empty_columns(layout.size, 0)
+    chunks, found = read_chunks(record), list[Columns]()
+    for info in series:
+        own = chunks.get((info.quantity, info.index), [])
+        payloads = (read_payload(record, info.quantity, info.index, chunk) for chunk in own)
+        found.append(_joined(level, (decode(p, layout.size) for p in payloads), empty))
+    return level, found
 
 
 def _joined(level: int, parts: Iterable[AnyColumns], empty: AnyColumns) -> AnyColumns:

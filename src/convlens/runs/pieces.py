@@ -9,11 +9,9 @@ Everything here is replaced, never changed: whoever holds an older state keeps i
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +25,8 @@ from convlens.histories import (
     figures_of,
 )
 from convlens.outlines import Outline, decode_outlines, outline
-from convlens.runs.database import cannot_open, explained
-from convlens.runs.histories import add_up, read_level
+from convlens.runs.database import Transaction, cannot_open, explained
+from convlens.runs.histories import Chunk, add_up, read_chunks, read_level, read_payload
 from convlens.sketch import (
     CHUNK_BITS,
     BucketLayout,
@@ -44,8 +42,8 @@ WIDTH = 1 << CHUNK_BITS
 TOGETHER = 16
 """So many chunks are decoded at once, whosever they are."""
 
-Row = tuple[int, int, int, int]
-"""Layer, start, level and rowid of a chunk."""
+Row = tuple[int, Chunk]
+"""Layer and chunk."""
 
 Changes = Mapping[int, frozenset[int]] | None
 """The blocks of each layer that have changed; None if anything may have."""
@@ -76,79 +74,40 @@ class Source:
     """One rank's file, in a read transaction.
 
     Args:
-        file: its path.
-        database: the transaction.
+        record: the transaction.
         between: called before each chunk that is read.
 
     Attributes:
+        record: the transaction.
         file: its path.
-        database: the transaction.
         level: the highest level of any columns in it.
         inode: its number in the file system.
-        in_blocks: whether its chunks lie in blocks; in those of schema 1 they do not.
     """
 
-    def __init__(
-        self,
-        file: Path,
-        database: sqlite3.Connection,
-        between: Callable[[], None] | None = None,
-    ) -> None:
-        self.file, self.database, self._between = file, database, between
-        with explained(file):
-            self.level = read_level(database)
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-        self.in_blocks = version > 1
+    def __init__(self, record: Transaction, between: Callable[[], None] | None = None) -> None:
+        self.record, self.file, self._between = record, record.file, between
+        with explained(self.file):
+            self.level, self._chunks = read_level(record), read_chunks(record)
         try:
-            self.inode = file.stat().st_ino
+            self.inode = self.file.stat().st_ino
         except OSError as error:
-            raise cannot_open(file, error.strerror) from error
+            raise cannot_open(self.file, error.strerror) from error
 
     def rows(self, quantity: str) -> frozenset[Row]:
-        """Every chunk of a quantity, from the index alone."""
-        with explained(self.file):
-            return frozenset(
-                self.database.execute(
-                    "SELECT layer, start, level, rowid FROM columns WHERE quantity = ?", (quantity,)
-                )
-            )
-
-    def newest(self) -> tuple[int, bytes] | None:
-        """Rowid and payload of the row with the highest rowid."""
-        with explained(self.file):
-            return self.database.execute(
-                "SELECT rowid, payload FROM columns ORDER BY rowid DESC LIMIT 1"
-            ).fetchone()
-
-    def holds(self, rowid: int, payload: bytes) -> bool:
-        """Whether the row of this rowid has this payload."""
-        with explained(self.file):
-            found = self.database.execute("SELECT payload FROM columns WHERE rowid = ?", (rowid,))
-            return found.fetchone() == (payload,)
+        """Every chunk of a quantity, to be compared with what there was before."""
+        series = ((i, chunks) for (name, i), chunks in self._chunks.items() if name == quantity)
+        return frozenset((layer, chunk) for layer, chunks in series for chunk in chunks)
 
     def payloads(
         self, info: LayerInfo, blocks: frozenset[int] | None, level: int
     ) -> Iterator[bytes]:
         """A series' chunks in order of time: all, or those in some blocks of a level."""
-        spans = [(None, None)] if blocks is None else _spans(blocks, level + CHUNK_BITS)
-        with explained(self.file):
-            for first, last in spans:
-                for (payload,) in self.database.execute(
-                    "SELECT payload FROM columns WHERE quantity = ? AND layer = ? "
-                    "AND (?3 IS NULL OR start BETWEEN ?3 AND ?4) ORDER BY start, level",
-                    (info.quantity, info.index, first, last),
-                ):
-                    if self._between is not None:
-                        self._between()
-                    yield payload
-
-
-def _spans(blocks: Iterable[int], bits: int) -> list[tuple[int, int]]:
-    """First and last step of each stretch of blocks that follow each other."""
-    ordered = np.array(sorted(blocks), np.int64)
-    cuts = np.flatnonzero(np.diff(ordered) > 1) + 1
-    stretches = np.split(ordered, cuts) if len(ordered) else []
-    return [(int(s[0]) << bits, ((int(s[-1]) + 1) << bits) - 1) for s in stretches]
+        for chunk in self._chunks.get((info.quantity, info.index), ()):
+            if blocks is None or chunk.start >> (level + CHUNK_BITS) in blocks:
+                if self._between is not None:
+                    self._between()
+                with explained(self.file):
+                    yield read_payload(self.record, info.quantity, info.index, chunk)
 
 
 def _by_block(columns: Columns, level: int) -> Iterator[tuple[int, slice]]:

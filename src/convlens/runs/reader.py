@@ -6,8 +6,6 @@ open between reads: a reader never keeps the writer from closing its run.
 
 from __future__ import annotations
 
-import json
-import sqlite3
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -27,9 +25,10 @@ from convlens.plots import (
     UpdateHistories,
 )
 from convlens.records import Epoch, Picture, RunRecord, StepCurves, StepSeries
-from convlens.runs.database import cannot_open, reading
+from convlens.runs.database import Transaction, cannot_open, is_record, reading
 from convlens.runs.histories import aligned, rank_files, read_histories, read_layers
-from convlens.runs.schema import DATABASE
+from convlens.runs.lock import how_it_ended
+from convlens.runs.schema import DATABASE, parsed
 from convlens.runs.snapshots import read_epochs_of, read_layers_of, read_snapshot
 from convlens.runs.steps import read_curves, read_steps
 from convlens.series import check_points
@@ -120,15 +119,24 @@ class Run(Interpretation):
 
     @property
     def meta(self) -> dict[str, Any]:
-        """Facts by name, as they were written: versions, seed, command, data, model, status …."""
-        with self._reading() as database:
-            return read_meta(database)
+        """Facts by name, as they were written: versions, seed, command, data, model, status ….
+
+        A run that says ``"running"`` though the process that wrote it is gone has status
+        ``"crashed"``; see `convlens.runs.lock`.
+        """
+        with self._reading() as record:
+            return read_meta(record)
+
+    def facts(self) -> tuple[dict[str, Any], list[Epoch]]:
+        """`meta` and `epochs`, of one moment."""
+        with self._reading() as record:
+            return read_meta(record), read_epochs(record)
 
     @property
     def steps(self) -> StepSeries:
         """Every recorded step."""
-        with self._reading() as database:
-            return read_steps(database)
+        with self._reading() as record:
+            return read_steps(record)
 
     def curves(
         self, points: int = POINTS, first: int | None = None, last: int | None = None
@@ -144,14 +152,14 @@ class Run(Interpretation):
             ArgumentError: if ``points`` is not positive.
         """
         check_points(points)
-        with self._reading() as database:
-            return read_curves(database, points, first, last)
+        with self._reading() as record:
+            return read_curves(record, points, first, last)
 
     @property
     def epochs(self) -> list[Epoch]:
         """Every finished epoch."""
-        with self._reading() as database:
-            return read_epochs(database)
+        with self._reading() as record:
+            return read_epochs(record)
 
     @property
     def layers(self) -> list[LayerInfo]:
@@ -160,8 +168,8 @@ class Run(Interpretation):
 
     def series(self, quantity: str) -> list[LayerInfo]:
         """What was watched of a quantity (see `LayerInfo`), in order of its index."""
-        with self._reading() as database:
-            return read_layers(database, quantity)
+        with self._reading() as record:
+            return read_layers(record, quantity)
 
     @property
     def recorder(self) -> TrainingCurves:
@@ -193,9 +201,9 @@ class Run(Interpretation):
         Raises:
             LayerNotFoundError: if there is no such layer.
         """
-        with self._reading() as database:
-            info = _pick(read_layers(database, quantity), index)
-            return self._histories(database, [info])[0]
+        with self._reading() as record:
+            info = _pick(read_layers(record, quantity), index)
+            return self._histories(record, [info])[0]
 
     def update_history(self, index: int) -> UpdateHistory:
         """What the optimizer did to the parameter at this position (negative from the end).
@@ -203,15 +211,15 @@ class Run(Interpretation):
         Raises:
             LayerNotFoundError: if there is no such parameter.
         """
-        with self._reading() as database:
-            update = _pick(read_layers(database, "update"), index)
+        with self._reading() as record:
+            update = _pick(read_layers(record, "update"), index)
             parameter = replace(update, quantity="parameter")
-            return aligned(*self._histories(database, [update, parameter]))
+            return aligned(*self._histories(record, [update, parameter]))
 
     def pictures(self, name: str | None = None) -> list[Picture]:
         """The images kept, by epoch; all of them or those of one name (``"batch"``, …)."""
-        with self._reading() as database:
-            return _pictures(database, name)
+        with self._reading() as record:
+            return _pictures(record, name)
 
     def snapshot(self, kind: type[S], layer: str = "", epoch: int | None = None) -> S | None:
         """The newest snapshot of a kind taken at or before an epoch, None if there is none.
@@ -223,50 +231,46 @@ class Run(Interpretation):
             layer: the module's qualified name; empty for what is about the whole network.
             epoch: None for the newest of all.
         """
-        with self._reading() as database:
-            return read_snapshot(database, kind, layer, epoch)
+        with self._reading() as record:
+            return read_snapshot(record, kind, layer, epoch)
 
     def snapshot_epochs(self, kind: type[Snapshot], layer: str = "") -> list[int]:
         """The epochs, ascending, of which there is a snapshot of a kind and layer."""
-        with self._reading() as database:
-            return read_epochs_of(database, kind, layer)
+        with self._reading() as record:
+            return read_epochs_of(record, kind, layer)
 
     def snapshot_layers(self, kind: type[Snapshot]) -> list[str]:
         """The layers of which there is a snapshot of a kind, in the model's order."""
-        with self._reading() as database:
-            return read_layers_of(database, kind)
+        with self._reading() as record:
+            return read_layers_of(record, kind)
 
     def record(self) -> RunRecord:
         """The whole run as plain numbers, all of one moment."""
-        with self._reading() as database:
-            histories = self._histories(database, read_layers(database, "activation"))
-            return RunRecord(
-                read_meta(database), read_steps(database), read_epochs(database), histories
-            )
+        with self._reading() as record:
+            histories = self._histories(record, read_layers(record, "activation"))
+            return RunRecord(read_meta(record), read_steps(record), read_epochs(record), histories)
 
     @contextmanager
-    def transaction(self) -> Generator[sqlite3.Connection]:
+    def transaction(self) -> Generator[Transaction]:
         """One read transaction, for whoever asks for several things of one moment."""
-        with self._reading() as database:
-            yield database
+        with self._reading() as record:
+            yield record
 
-    def _histories(
-        self, database: sqlite3.Connection, series: Sequence[LayerInfo]
-    ) -> list[LayerHistory]:
-        meta = read_meta(database)
-        complete = meta.get("status") != "running"
+    def _histories(self, record: Transaction, series: Sequence[LayerInfo]) -> list[LayerHistory]:
+        meta = read_meta(record)
+        complete = meta.get("status") not in GROWING
         others = rank_files(self.path, meta.get("ranks"), complete=complete)
         counted = FORWARD if meta.get("counted") == FORWARD else OPTIMIZER_STEP
-        histories = read_histories(database, series, others)
+        histories = read_histories(record, series, others)
         return [replace(history, counted=counted) for history in histories]
 
     @contextmanager
-    def _reading(self) -> Generator[sqlite3.Connection]:
+    def _reading(self) -> Generator[Transaction]:
         """One read transaction; whatever is wrong with the file becomes a sentence."""
         if self._closed:
             raise RunError(f"The run {str(self.path)!r} was closed; open it again with open_run.")
-        with reading(self._file) as database:
-            yield database
+        with reading(self._file) as record:
+            yield record
 
 
 class _RunCurves(TrainingCurves):
@@ -319,40 +323,76 @@ class _RunUpdates(UpdateHistories):
         return self._run.epochs
 
 
-def read_meta(database: sqlite3.Connection) -> dict[str, Any]:
-    """Facts by name."""
-    return {
-        key: json.loads(value)
-        for key, value in database.execute("SELECT key, value FROM meta ORDER BY key")
-    }
+GROWING = ("running", "crashed")
+"""How a run has not ended: there may be less of it than was to be."""
 
 
-def read_epochs(database: sqlite3.Connection) -> list[Epoch]:
+def read_meta(record: Transaction) -> dict[str, Any]:
+    """Facts by name, with how the run ended where only its writer's absence says so."""
+    return with_end(read_recorded(record), record)
+
+
+def with_end(meta: dict[str, Any], record: Transaction) -> dict[str, Any]:
+    """Recorded facts with how the run ended."""
+    return meta | how_it_ended(meta, record.writer, record.file)
+
+
+def read_recorded(record: Transaction) -> dict[str, Any]:
+    """Facts by name, as they were recorded."""
+    meta = {key: parsed(text) for (key,), (text,) in sorted(record.rows("meta"))}
+    for name, kinds in META.items():
+        if name in meta and type(meta[name]) not in kinds:
+            raise ValueError(f"the fact {name} is {str(meta[name])[:80]!r}")
+    return meta
+
+
+META = dict.fromkeys(("created", "status", "error", "lost"), (str,)) | {"ranks": (int,)}
+"""The types of facts that reading relies on; all others may be any JSON."""
+
+
+def read_epochs(record: Transaction) -> list[Epoch]:
     """Every finished epoch."""
-    rows = database.execute("SELECT value FROM epochs ORDER BY epoch")
-    return [Epoch(**json.loads(value)) for (value,) in rows]
+    return [epoch_of(number, text) for (number,), (text,) in sorted(record.rows("epochs"))]
+
+
+def epoch_of(number: int, text: str) -> Epoch:
+    """The epoch in a row.
+
+    Raises:
+        ValueError: if it is not one.
+    """
+    facts = parsed(text)
+    if not isinstance(facts, dict) or not isinstance(facts.get("metrics"), dict):
+        raise ValueError(f"epoch {number} is {text[:80]!r}")
+    numbers = [*facts["metrics"].values(), facts["train_loss"], facts["wall_s"]]
+    numbers += [facts["valid_loss"]] if facts["valid_loss"] is not None else []
+    whole = [facts["first_step"], facts["last_step"]]
+    fits = all(type(n) in (int, float) for n in numbers) and all(type(n) is int for n in whole)
+    if not fits or facts["epoch"] != number:
+        raise ValueError(f"epoch {number} is {text[:80]!r}")
+    return Epoch(**facts)
 
 
 def _pick(layers: Sequence[LayerInfo], index: int) -> LayerInfo:
     return layers[find_layer(index, [info.name for info in layers])]
 
 
-def _pictures(database: sqlite3.Connection, name: str | None) -> list[Picture]:
-    rows = database.execute(
-        "SELECT name, epoch, captions, payload FROM pictures "
-        "WHERE ?1 IS NULL OR name = ?1 ORDER BY epoch, name",
-        (name,),
-    )
-    return [
-        Picture(title, epoch, unpack(payload)["images"], json.loads(captions))
-        for title, epoch, captions, payload in rows
-    ]
+def _pictures(record: Transaction, name: str | None) -> list[Picture]:
+    found: list[Picture] = []
+    for title, epoch in sorted(record.keys("pictures"), key=lambda key: (key[1], key[0])):
+        values = record.values("pictures", (title, epoch)) if name in (None, title) else None
+        if values is not None:
+            captions, images = parsed(values[0]), unpack(values[1])["images"]
+            if not isinstance(captions, list) or images.ndim not in (3, 4):
+                raise ValueError(f"the picture {title!r} of epoch {epoch} is none")
+            found.append(Picture(title, epoch, images, [str(caption) for caption in captions]))
+    return found
 
 
 def _no_run(folder: Path) -> str:
     if not folder.is_dir():
         return f"path={str(folder)!r} is a file, not the folder of a run; give the folder."
-    inside = sorted(entry.name for entry in folder.iterdir() if (entry / DATABASE).is_file())
+    inside = sorted(entry.name for entry in folder.iterdir() if is_record(entry))
     hint = (
         f"it holds the runs {', '.join(map(repr, inside[:3]))}: give one of those"
         if inside

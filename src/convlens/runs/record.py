@@ -9,34 +9,37 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from convlens.background import Background, Notices
 from convlens.errors import ArgumentError, RunError
 from convlens.histories import LayerInfo
 from convlens.records import Epoch, Picture, StepSeries
 from convlens.runs.folder import make_exact, make_numbered
+from convlens.runs.reader import epoch_of
 from convlens.runs.rows import Rows
-from convlens.runs.schema import APPLICATION_ID, SCHEMA_VERSION, TABLES, rank_database
+from convlens.runs.schema import parsed, rank_database
+from convlens.runs.writing import RecordFile, explain
 from convlens.sketch import CHUNK_BITS, BucketLayout
 from convlens.snapshots import Snapshot, facts_of
 
-BUSY_S = 10.0
-"""How long a commit waits for whoever else holds the file, before it is tried again later."""
+BUDGET = 64 << 20
+"""Bytes that wait in memory at most while the file cannot be written."""
 
-FOLD_S = 2.0
-"""And how long for readers, where the write-ahead log is folded into the file."""
+RETRY_S = 1.0
+"""How long after a commit that failed the next one is tried."""
 
-LOG_LIMIT = 32 << 20
-"""Bytes of the write-ahead log beyond which it is emptied, even if readers come and go."""
+CLOSE_S = 5.0
+"""How long is tried to write what waits when a run is closed, or the interpreter exits."""
 
 
 def create_run(
@@ -103,10 +106,11 @@ class RunWriter:
     Safe to call from several threads. Nothing is visible to readers before `flush`. Arrays that
     were given to it must not be changed afterwards.
 
-    What a flush hands over is written by a thread that lives only while there is something to
-    write. If that fails, the rows are kept and tried again with every flush; the error is raised by
-    the next one, unless the file was merely locked by somebody, which passes. At a normal exit of
-    the interpreter what was flushed is written. A forked child neither writes nor closes.
+    Once it is made, no disk, lock or folder ends a training: what a flush hands over is committed
+    by a thread, which tries again every second as long as that fails. The problem is said as a
+    `convlens.errors.ConvlensWarning`, and the rows wait in memory; beyond 64 MiB the oldest
+    columns, pictures and steps are given up. At a normal exit of the interpreter what was flushed
+    is written. A forked child neither writes nor closes.
 
     Attributes:
         path: the run's directory.
@@ -118,15 +122,21 @@ class RunWriter:
         self._process = os.getpid()
         self._lock = threading.RLock()  # for what is below; never held while writing
         self._pending = Rows()
-        self._queue: list[Rows] = []  # flushed, to be written
-        self._thread: threading.Thread | None = None
+        self._queue = Rows()  # flushed, to be written
+        self._given_up = Counter[str]()
         self._problem: Exception | None = None  # of the last attempt to write
+        self._tried = -RETRY_S
         self._closed = False
-        self._writing = threading.Lock()  # for the database
-        self._database: sqlite3.Connection | None = _create(self._file)
-        self.write_meta({"created": datetime.now(UTC).isoformat("T", "seconds")})
-        self.write_meta({"status": "running"} | ({"rank": rank} if rank else {}))
-        self.flush(wait=True)
+        self._writing = threading.Lock()  # for the file
+        self._record = RecordFile(self._file, _first_facts(rank))
+        what = f"Writing to {str(self._file)!r}"
+        self._background = Background(what, self._write, self._at_exit)
+        self._notices, self._refused = Notices(), Notices()
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the run's directory is the one that was made, not deleted, renamed, replaced."""
+        return self._record.is_in_place
 
     def __enter__(self) -> Self:
         return self
@@ -167,8 +177,8 @@ class RunWriter:
             for info in layers:
                 if not self._writes(info.quantity):
                     continue
-                key = (info.quantity, int(info.index))
-                rows.add("layers", key, info.name, info.kind, int(info.feeds_relu))
+                key = info.quantity, int(info.index)
+                rows.add("layers", key, str(info.name), str(info.kind), int(info.feeds_relu))
 
     def write_columns(
         self, quantity: str, layer: int, level: int, chunk: int, payload: bytes
@@ -193,6 +203,13 @@ class RunWriter:
     def write_epoch(self, epoch: Epoch) -> None:
         """Append a finished epoch; the same number replaces."""
         text = _to_json("epoch", {**asdict(epoch), "metrics": dict(epoch.metrics)})
+        try:
+            epoch_of(int(epoch.epoch), text)
+        except (ValueError, KeyError) as error:
+            raise ArgumentError(
+                f"{_short(epoch)} cannot be recorded ({error}); give losses and metrics that are "
+                "numbers."
+            ) from error
         with self._rows() as rows:
             rows.add("epochs", (int(epoch.epoch),), text)
 
@@ -220,44 +237,42 @@ class RunWriter:
     def flush(self, *, wait: bool = False) -> None:
         """Hand everything written so far over to be committed, in one transaction.
 
-        Args:
-            wait: return when it can be read; otherwise return at once.
+        Where it cannot be committed, that is said, and it is tried again; see `RunWriter`.
 
-        Raises:
-            RunError: if the file could not be written. Nothing of what failed is visible then, and
-                it will be tried again.
+        Args:
+            wait: return when it can be read, or when that could not be done; otherwise at once.
         """
         self._check_process()
         with self._lock:
             self._check_open()
             self._hand_over()
-            problem, self._problem = self._problem, None
-            wait = wait or not self._start()
-        if wait:
-            problem = self._write_all()
-        if problem is not None and (wait or not _is_locked(problem)):
-            raise _cannot_write(self._file, problem) from problem
+            work = bool(self._queue)
+        if wait or (work and not self._background.wake() and self._is_time()):
+            self._background.do()
 
     def close(self, status: str = "finished", error: str | None = None) -> None:
         """Write how the run ended, and leave one plain file that also opens read-only.
 
+        What cannot be written in five seconds is lost, which is said. How the run ended is kept
+        beside the record then, if that is possible.
+
         Args:
             status: ``"finished"``, ``"stopped"`` or ``"failed"``.
             error: what went wrong, for ``"failed"``.
-
-        Raises:
-            RunError: if the file cannot be written; what was committed before is safe.
         """
         if os.getpid() != self._process:
             return
+        ended = {"status": status} | ({"error": error} if error else {})
         with self._lock:
             if not self._closed:
-                self.write_meta({"status": status} | ({"error": error} if error else {}))
+                given_up = {"lost": _counted(self._given_up)} if self._given_up else {}
+                self.write_meta(ended | given_up)
                 self._hand_over()
                 self._closed = True
-        problem = self._write_all(last=True)
-        if problem is not None:
-            raise _cannot_write(self._file, problem) from problem
+        self._background.stop()
+        lost = self._write_in_time()
+        with self._writing:
+            self._record.close({} if lost is None else self._end_of({**ended, "lost": lost}))
 
     @contextmanager
     def _rows(self) -> Generator[Rows]:
@@ -282,174 +297,138 @@ class RunWriter:
                 "make a new one with create_run."
             )
 
+    # ---- what waits -----------------------------------------------------------------------------
+
     def _hand_over(self) -> None:
-        """Move the pending rows to the queue, which is kept as one: replaced rows go."""
-        if self._pending:
-            rows, self._pending = self._pending, Rows()
-            self._queue.append(rows)
-        while len(self._queue) > 1:  # again as often as one likes, so an interrupt does no harm
-            self._queue[0].add_all(self._queue[1])
-            del self._queue[1]
+        """Move the pending rows to the queue, where they replace others."""
+        if self._queue:  # again as often as one likes: an interrupt in between loses nothing
+            self._queue.add_all(self._pending)
+            self._pending = Rows()
+        else:
+            self._queue, self._pending = self._pending, Rows()
+        if self._problem is not None:
+            self._keep_to_budget()
 
-    def _start(self) -> bool:
-        """Have the queue written; False if there can be no thread, as the interpreter ends."""
-        if not self._queue or (self._thread is not None and self._thread.is_alive()):
-            return True
-        self._thread = threading.Thread(target=self._work, name=f"write {self._file.name}")
-        try:
-            self._thread.start()
-        except RuntimeError:
-            self._thread = None
-            return False
-        return True
+    def _keep_to_budget(self) -> None:
+        lost = self._queue.give_up(BUDGET)
+        if lost:
+            self._given_up += lost
+            self._notices.say(
+                "budget",
+                f"{str(self._file)!r} still cannot be written, and {BUDGET >> 20} MiB wait in "
+                "memory: from now on the oldest columns, pictures and steps are given up.",
+            )
 
-    def _work(self) -> None:
-        """The thread: write until nothing waits any more, or until it fails."""
-        while True:
-            problem = self._write_all()
-            with self._lock:
-                self._problem = problem
-                if problem is not None or not self._queue:
-                    self._thread = None
-                    break
-        if problem is not None and not threading.main_thread().is_alive():
-            # No flush will come to raise it: have it printed.
-            raise _cannot_write(self._file, problem) from problem
+    def _is_time(self) -> bool:
+        """Whether a thread that should not wait may try to write."""
+        return self._problem is None or time.monotonic() - self._tried > RETRY_S
 
-    def _write_all(self, *, last: bool = False) -> Exception | None:
-        """Write what is queued, here and now; what went wrong, None if nothing."""
+    def _write(self) -> float | None:
+        """Write what is queued, here and now; in how many seconds to try again, None if all is."""
         with self._writing:
-            database = self._database
-            if database is None:
-                return None
-            problem = self._write_queue(database)
-            if last:
-                try:
-                    _into_one_file(database)
-                except sqlite3.Error as error:
-                    problem = problem or error
-                finally:
-                    database.close()
-                    self._database = None
-        return problem
-
-    def _write_queue(self, database: sqlite3.Connection) -> Exception | None:
-        with self._lock:
-            taken, self._queue = self._queue, []
-        try:
-            if taken:
-                _commit(database, taken)
-                _limit_log(database, self._file)
-        except BaseException as error:
-            if database.in_transaction:
-                database.execute("ROLLBACK")
             with self._lock:
-                self._queue[:0] = taken
-            if not isinstance(error, Exception):
-                raise
-            return error
-        return None
+                taken, self._queue = self._queue, Rows()
+            if not taken:
+                return None
+            try:
+                refused = self._record.commit(taken)
+            except BaseException as error:
+                with self._lock:
+                    taken.add_all(self._queue)
+                    self._queue = taken
+                if not isinstance(error, Exception):
+                    raise
+                self._failed(error)
+                return RETRY_S
+            self._done(refused)
+        return 0.0
 
-
-def _create(file: Path) -> sqlite3.Connection:
-    try:
-        file.touch(exist_ok=False)  # of two writers in one directory, the second fails here
-        # check_same_thread is off because RunWriter serializes by its own lock.
-        database = sqlite3.connect(
-            file, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+    def _failed(self, error: Exception) -> None:
+        kind, sentence = explain(self._file, error)
+        with self._lock:
+            self._problem, self._tried = error, time.monotonic()
+            self._keep_to_budget()
+        self._notices.say(
+            kind,
+            f"{sentence} What is recorded waits in memory, at most {BUDGET >> 20} MiB, and is "
+            "written as soon as that is possible.",
         )
-    except (OSError, sqlite3.Error) as error:
-        raise _cannot_write(file, error) from error
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        # In WAL mode NORMAL never corrupts; only a power cut may lose the newest flushes.
-        database.execute("PRAGMA synchronous = NORMAL")
-        database.execute("BEGIN IMMEDIATE")
-        for statement in TABLES:
-            database.execute(statement)
-        database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        database.execute("COMMIT")
-    except sqlite3.Error as error:
-        database.close()
-        raise _cannot_write(file, error) from error
-    return database
+
+    def _done(self, refused: Sequence[str]) -> None:
+        with self._lock:
+            self._problem, lost = None, _counted(self._given_up)
+        self._notices.over(
+            f"{str(self._file)!r} is written again; "
+            + (f"lost are {lost}." if lost else "nothing was lost.")
+        )
+        for row in refused:
+            self._refused.say(
+                row, f"{str(self._file)!r} cannot hold the row {row}; it was left out."
+            )
+
+    # ---- the end --------------------------------------------------------------------------------
+
+    def _write_in_time(self) -> str | None:
+        """Write what is queued, as long as the time allows; in words what could not be, or None."""
+        until = time.monotonic() + CLOSE_S
+        while self._background.do() is not None:
+            if self._problem is not None:
+                if time.monotonic() > until:
+                    break
+                time.sleep(min(RETRY_S, 0.2))
+        with self._lock:
+            if not self._queue or self._problem is None:
+                return None
+            lost = _counted(self._queue.count() + self._given_up)
+        why = explain(self._file, self._problem)[1]
+        self._notices.say("lost", f"The record of the run lacks {lost or 'how it ended'}. {why}")
+        return lost
+
+    def _end_of(self, ended: Mapping[str, str]) -> Mapping[str, str]:
+        """How a run ended that is incomplete; empty if the record could still take that."""
+        rows = Rows()
+        for key, value in ended.items():
+            rows.add("meta", (key,), json.dumps(value))
+        try:
+            self._record.commit(rows)
+        except Exception:
+            return ended
+        return {}
+
+    def _at_exit(self) -> None:
+        if os.getpid() == self._process and not self._closed:
+            self._background.stop()
+            self._write_in_time()
 
 
-def _commit(database: sqlite3.Connection, batch: Sequence[Rows]) -> None:
-    database.execute("BEGIN IMMEDIATE")
-    for rows in batch:
-        rows.write(database)
-    database.execute("COMMIT")
+def _first_facts(rank: int) -> Rows:
+    rows = Rows()
+    facts = {"created": datetime.now(UTC).isoformat("T", "seconds"), "status": "running"}
+    for key, value in (facts | ({"rank": rank} if rank else {})).items():
+        rows.add("meta", (key,), json.dumps(value))
+    return rows
 
 
-def _limit_log(database: sqlite3.Connection, file: Path) -> None:
-    """Empty a long write-ahead log; readers that poll would never let SQLite start it anew."""
-    with suppress(FileNotFoundError):
-        if file.with_name(file.name + "-wal").stat().st_size > LOG_LIMIT:
-            _fold_log(database)
-
-
-def _into_one_file(database: sqlite3.Connection) -> None:
-    """Fold the write-ahead log into the file and leave write-ahead mode.
-
-    A reader that has it open keeps SQLite from doing so. A page does, but lets go when it sees that
-    the run has ended, or two beats after its last look; one that is just reading everything may not
-    in time. Then the record is as complete, only in two or three files, which readers know how to
-    open too.
-    """
-    until = time.monotonic() + FOLD_S
-    if _fold_log(database):
-        while not _leave_log(database) and time.monotonic() < until:
-            time.sleep(0.01)
-
-
-def _leave_log(database: sqlite3.Connection) -> bool:
-    """Leave write-ahead mode; False if somebody has the file open: SQLite does not wait."""
-    try:
-        with closing(database.execute("PRAGMA journal_mode = DELETE")) as cursor:
-            cursor.fetchall()
-    except sqlite3.OperationalError as error:
-        if not _is_locked(error):
-            raise
-        return False
-    return True
-
-
-def _fold_log(database: sqlite3.Connection) -> bool:
-    """Whether it could be done: readers of old states are waited for, but not for ever."""
-    database.execute(f"PRAGMA busy_timeout = {int(FOLD_S * 1000)}")
-    try:
-        with closing(database.execute("PRAGMA wal_checkpoint(TRUNCATE)")) as cursor:
-            (busy, _, _) = cursor.fetchone()
-        return not busy
-    except sqlite3.OperationalError as error:
-        if not _is_locked(error):
-            raise
-        return False
-    finally:
-        database.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
-
-
-def _is_locked(error: Exception) -> bool:
-    """Whether somebody else holds the file, which passes."""
-    code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+def _counted(found: Counter[str]) -> str:
+    """What was lost, in words, such as "chunks of columns: 3, steps: 120"."""
+    return ", ".join(f"{what}: {n:,}" for what, n in sorted(found.items()))
 
 
 def _to_json(key: str, value: Any) -> str:  # noqa: ANN401 - any JSON value
     try:
-        return json.dumps(value)
-    except (TypeError, ValueError) as error:
+        text = json.dumps(value)
+        parsed(text)
+    except (TypeError, ValueError, RecursionError) as error:
         raise ArgumentError(
-            f"{key}={value!r} cannot be recorded ({error}); give plain JSON: numbers, texts, "
+            f"{key}={_short(value)} cannot be recorded ({error}); give plain JSON: numbers, texts, "
             "lists and dictionaries."
         ) from error
+    return text
 
 
-def _cannot_write(file: Path, error: Exception) -> RunError:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return RunError(
-        f"{str(file)!r} cannot be written ({reason}); check that the folder is writable and the "
-        "disk is not full. What was written before is safe."
-    )
+def _short(value: object) -> str:
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 200 else f"{text[:200]} …"

@@ -1,10 +1,21 @@
-"""The tables of ``run.db``, and how to tell such a file from any other.
+"""The tables of ``run.db``, their checksums, and how to tell such a file from any other.
 
 Arrays lie in blobs made by `convlens.packets.pack` or `convlens.sketch.encode`, everything else
 in JSON, which (unlike SQLite's REAL) keeps NaN.
+
+Every row has a checksum of its table and key, and one of these and its values, so that a flipped
+bit is found, and also values that came to lie under another key. The table ``totals`` says of each
+other table how many rows it has and what their ids and checksums add up to, so that a row that
+cannot be reached any more is missed.
 """
 
 from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 DATABASE = "run.db"
 
@@ -17,56 +28,122 @@ def rank_database(rank: int) -> str:
 APPLICATION_ID = 0x434C454E
 """``"CLEN"`` in ASCII: the file's own mark, in SQLite's header."""
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 1
 
-TABLES = (
-    # One fact of the run by its name.
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-    # How each quantity was watched: the bucket layout, eps and the share of images looked at.
-    """CREATE TABLE watch (
-        quantity TEXT PRIMARY KEY, layout TEXT NOT NULL, eps REAL NOT NULL,
-        sample REAL NOT NULL)""",
-    """CREATE TABLE layers (
-        quantity TEXT NOT NULL, layer INTEGER NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL,
-        feeds_relu INTEGER NOT NULL, PRIMARY KEY (quantity, layer))""",
-    # Chunks of sketch columns, which share step >> level; start is the first step of the span that
-    # a chunk covers: 64 << level steps.
-    """CREATE TABLE columns (
-        quantity TEXT NOT NULL, layer INTEGER NOT NULL, start INTEGER NOT NULL,
-        level INTEGER NOT NULL, payload BLOB NOT NULL,
-        PRIMARY KEY (quantity, layer, start, level))""",
-    "CREATE INDEX columns_by_level ON columns (level)",
-    # The steps' series in chunks of 1,024 entries: at level 0 an entry is a step, at level j it
-    # sums up those that share step >> 4 j. See convlens.runs.steps.
-    """CREATE TABLE steps (
-        level INTEGER NOT NULL, chunk INTEGER NOT NULL, payload BLOB NOT NULL,
-        PRIMARY KEY (level, chunk))""",
-    "CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, value TEXT NOT NULL)",
-    """CREATE TABLE pictures (
-        name TEXT NOT NULL, epoch INTEGER NOT NULL, captions TEXT NOT NULL, payload BLOB NOT NULL,
-        PRIMARY KEY (name, epoch))""",
-    # What is kept beside numbers, see convlens.snapshots; epoch −1 is before training. The id says
-    # which layer was written first: layers are shown in this order, which is the model's.
-    """CREATE TABLE snapshots (
-        id INTEGER PRIMARY KEY, kind TEXT NOT NULL, layer TEXT NOT NULL, epoch INTEGER NOT NULL,
-        facts TEXT NOT NULL, payload BLOB NOT NULL, UNIQUE (kind, layer, epoch))""",
-)
+ROW_LIMIT = 1 << 26
+"""Bytes that a row may have: 64 MiB."""
 
-NO_SNAPSHOTS = """CREATE TEMP VIEW snapshots AS
-    SELECT 0 AS id, '' AS kind, '' AS layer, 0 AS epoch, '' AS facts, x'' AS payload WHERE 0"""
+MOST_TEXT = 1 << 24
+"""Characters of JSON in a row."""
 
-VIEWS_OF_SCHEMA_1 = (
-    # A temporary view hides the table of its name: a run of convlens 0.1.0 is read as one of today.
-    """CREATE TEMP VIEW watch AS
-        SELECT 'activation' AS quantity, layout, eps, 1.0 AS sample FROM main.watch""",
-    """CREATE TEMP VIEW layers AS
-        SELECT 'activation' AS quantity, layer, name, kind, feeds_relu FROM main.layers""",
-    """CREATE TEMP VIEW columns AS
-        SELECT 'activation' AS quantity, layer, id AS start, level, payload, id AS rowid
-        FROM main.columns""",
-    "CREATE TEMP VIEW steps AS SELECT 0 AS level, id AS chunk, payload FROM main.steps",
-    NO_SNAPSHOTS,
-)
+MOST_DEPTH = 60
+"""How deeply its lists and objects may lie in each other."""
 
-VIEWS_OF = {1: VIEWS_OF_SCHEMA_1, 2: (NO_SNAPSHOTS,)}
-"""By an older schema, the statements for a read-only connection to such a run."""
+
+def parsed(text: str) -> Any:  # noqa: ANN401 - any JSON value
+    """The value of a row's JSON.
+
+    Raises:
+        ValueError: if it is no JSON, or larger or deeper than any that is written.
+    """
+    if len(text) > MOST_TEXT:
+        raise ValueError(f"{len(text):,} characters of JSON, expected at most {MOST_TEXT:,}")
+    value = json.loads(text)
+    if isinstance(value, dict | list) and _is_deep(value, MOST_DEPTH):
+        raise ValueError(f"JSON of more than {MOST_DEPTH} levels")
+    return value
+
+
+def _is_deep(value: Any, levels: int) -> bool:  # noqa: ANN401
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deep(v, levels - 1) for v in inner if isinstance(v, dict | list))
+
+
+SQL_TYPES = {str: "TEXT", int: "INTEGER", float: "REAL", bytes: "BLOB"}
+
+Key = tuple[Any, ...]
+"""Values of some columns: texts, integers, reals or bytes."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a run's file: an id, a key, two checksums, and values.
+
+    Attributes:
+        name: its name.
+        key: the columns that tell its rows apart, with the type of each.
+        values: the other columns.
+    """
+
+    name: str
+    key: Mapping[str, type] = field(hash=False)
+    values: Mapping[str, type] = field(hash=False)
+
+    @property
+    def statements(self) -> tuple[str, str]:
+        """What makes the table, and the index that its keys and checksums are read from."""
+        types = {**self.key, "key_crc": int, "crc": int, **self.values}  # what is long comes last
+        columns = ", ".join(f"{name} {SQL_TYPES[t]} NOT NULL" for name, t in types.items())
+        return (
+            f"CREATE TABLE {self.name} (id INTEGER PRIMARY KEY, {columns})",
+            f"CREATE INDEX {self.name}_keys ON {self.name} ({', '.join(self.key)}, key_crc, crc)",
+        )
+
+    @property
+    def same_key(self) -> str:
+        """The condition for a row with a certain key."""
+        return " AND ".join(f"{name} = ?" for name in self.key)
+
+    def checksums(self, key: Key, values: Key) -> tuple[int, int]:
+        """What a row with this key and these values has as ``key_crc`` and ``crc``."""
+        key_crc = crc = self.key_checksum(key)
+        for value in values:
+            kind, data = "bytes", value
+            if not isinstance(value, bytes):
+                kind, data = type(value).__name__, str(value).encode("utf-8", "surrogatepass")
+            crc = zlib.crc32(data, zlib.crc32(f"{kind} {len(data)} ".encode(), crc))
+        return key_crc, crc
+
+    def key_checksum(self, key: Key) -> int:
+        """What a row with this key has as ``key_crc``."""
+        return zlib.crc32(ascii((self.name, *key)).encode())
+
+
+TABLES = {
+    table.name: table
+    for table in (
+        # One fact of the run by its name.
+        Table("meta", {"key": str}, {"value": str}),
+        # How each quantity was watched: the buckets, eps and the share of images looked at.
+        Table("watch", {"quantity": str}, {"layout": str, "eps": float, "sample": float}),
+        Table(
+            "layers",
+            {"quantity": str, "layer": int},
+            {"name": str, "kind": str, "feeds_relu": int},
+        ),
+        # Chunks of sketch columns, which share step >> level; start is the first step of the span
+        # that a chunk covers: 64 << level steps.
+        Table(
+            "columns",
+            {"quantity": str, "layer": int, "start": int, "level": int},
+            {"payload": bytes},
+        ),
+        # The steps' series in chunks of 1,024 entries: at level 0 an entry is a step, at level j it
+        # sums up those that share step >> 4 j. See convlens.runs.steps.
+        Table("steps", {"level": int, "chunk": int}, {"payload": bytes}),
+        Table("epochs", {"epoch": int}, {"value": str}),
+        Table("pictures", {"name": str, "epoch": int}, {"captions": str, "payload": bytes}),
+        # What is kept beside numbers, see convlens.snapshots; epoch −1 is before training. The id
+        # says which layer was written first: layers are shown in this order, the model's.
+        Table(
+            "snapshots",
+            {"kind": str, "layer": str, "epoch": int},
+            {"facts": str, "payload": bytes},
+        ),
+    )
+}
+
+TOTALS = Table("totals", {"name": str}, {"n": int, "total": int})
+
+STATEMENTS = [line for table in (*TABLES.values(), TOTALS) for line in table.statements]
+"""What makes the tables of a new file; a file with any others is not read."""

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import sqlite3
-
+from convlens.runs.database import Transaction
 from convlens.snapshots import S, Snapshot, decode
 
 
-def read_snapshot(
-    database: sqlite3.Connection, kind: type[S], layer: str, epoch: int | None
-) -> S | None:
+def read_snapshot(record: Transaction, kind: type[S], layer: str, epoch: int | None) -> S | None:
     """The newest of a kind and layer at or before an epoch; None means the newest of all."""
-    row = database.execute(
-        "SELECT epoch, facts, payload FROM snapshots WHERE kind = ?1 AND layer = ?2 "
-        "AND (?3 IS NULL OR epoch <= ?3) ORDER BY epoch DESC LIMIT 1",
-        (kind.KIND, layer, epoch),
-    ).fetchone()
-    if row is None:
+    epochs = read_epochs_of(record, kind, layer)
+    taken = max((e for e in epochs if epoch is None or e <= epoch), default=None)
+    values = None if taken is None else record.values("snapshots", (kind.KIND, layer, taken))
+    if taken is None or values is None:
         return None
-    taken, facts, payload = row
+    facts, payload = values
     return decode(kind, taken, layer, facts, payload)
 
 
-def read_epochs_of(database: sqlite3.Connection, kind: type[Snapshot], layer: str) -> list[int]:
+def read_epochs_of(record: Transaction, kind: type[Snapshot], layer: str) -> list[int]:
     """The epochs of which there is a snapshot of a kind and layer."""
-    rows = database.execute(
-        "SELECT epoch FROM snapshots WHERE kind = ? AND layer = ? ORDER BY epoch",
-        (kind.KIND, layer),
+    found = record.keys("snapshots")
+    return sorted(
+        epoch for name, its_layer, epoch in found if (name, its_layer) == (kind.KIND, layer)
     )
-    return [epoch for (epoch,) in rows]
 
 
-def read_layers_of(database: sqlite3.Connection, kind: type[Snapshot]) -> list[str]:
+def read_layers_of(record: Transaction, kind: type[Snapshot]) -> list[str]:
     """The layers of which there is a snapshot of a kind, in the order of their first writing."""
-    rows = database.execute(
-        "SELECT layer FROM snapshots WHERE kind = ? GROUP BY layer ORDER BY min(id)", (kind.KIND,)
-    )
-    return [layer for (layer,) in rows]
+    found = sorted((mark, key) for key, mark in record.keys("snapshots").items())
+    return list(dict.fromkeys(layer for _, (name, layer, _) in found if name == kind.KIND))

@@ -10,15 +10,15 @@ Nothing is kept in memory between two calls: what a chunk held is read back from
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convlens.packets import pack, unpack
-from convlens.records import Band, StepCurves, StepSeries, join_steps
+from convlens.records import Band, StepCurves, StepSeries, empty_steps, join_steps
+from convlens.runs.database import Transaction
 from convlens.series import (
     as_curves,
     cut_steps,
@@ -45,56 +45,91 @@ LEVELS = 4
 """The top level's entry is 65,536 steps: 4,096 entries of it are 268 million steps."""
 
 
-def put_steps(database: sqlite3.Connection, steps: StepSeries) -> None:
+class Store(Protocol):
+    """Where the chunks lie."""
+
+    def get(self, level: int, chunk: int) -> bytes | None:
+        """The payload of a chunk, None if there is none."""
+        ...
+
+
+class WritableStore(Store, Protocol):
+    """Where the chunks lie, to be written to."""
+
+    def newest(self) -> int | None:
+        """The number of the newest raw chunk, None if there is none."""
+        ...
+
+    def put(self, level: int, chunk: int, payload: bytes) -> None:
+        """Write a chunk, in place of what it held."""
+        ...
+
+
+class _Recorded:
+    """The chunks in a run's file, which are only read.
+
+    Attributes:
+        numbers: those of each level, ascending.
+    """
+
+    def __init__(self, record: Transaction) -> None:
+        self._record = record
+        self.numbers: dict[int, list[int]] = {}
+        for level, chunk in sorted(record.keys("steps")):
+            if not (0 <= level <= LEVELS and 0 <= chunk < 1 << 52):
+                raise ValueError(f"chunk {chunk} of level {level} of the steps cannot be")
+            self.numbers.setdefault(level, []).append(chunk)
+
+    def get(self, level: int, chunk: int) -> bytes | None:
+        """The payload of a chunk, None if there is none."""
+        values = self._record.values("steps", (level, chunk))
+        return None if values is None else values[0]
+
+
+def put_steps(store: WritableStore, steps: StepSeries) -> None:
     """Add steps to their chunks; one that is there already is replaced."""
     if not len(steps):
         return
-    newest = _newest(database)
+    newest = store.newest()
     chunks = steps.step >> CHUNK_BITS
     touched = np.unique(chunks).tolist()
     for chunk in touched:
-        found = read_chunk(database, chunk)
+        payload = store.get(0, chunk)
+        found = None if payload is None else series_of(unpack(payload))
         whole = _add(found, take_steps(steps, np.flatnonzero(chunks == chunk)))
-        _put(database, 0, chunk, _arrays_of_series(whole))
+        store.put(0, chunk, pack(_arrays_of_series(whole)))
     closed = set(touched) | ({newest} if newest is not None else set[int]())
-    _sum_up(database, closed - {max(closed)})
+    _sum_up(store, closed - {max(closed)})
 
 
-def read_chunk(database: sqlite3.Connection, chunk: int) -> StepSeries | None:
-    """The steps of one raw chunk, None if none of them were recorded."""
-    payload = _get(database, 0, chunk)
-    return None if payload is None else series_of(unpack(payload))
-
-
-def read_steps(database: sqlite3.Connection, first: int | None = None) -> StepSeries:
+def read_steps(record: Transaction, first: int | None = None) -> StepSeries:
     """Every recorded step, or those from one on."""
-    rows = database.execute(
-        "SELECT payload FROM steps WHERE level = 0 AND chunk >= ? ORDER BY chunk",
-        (0 if first is None else first >> CHUNK_BITS,),
-    )
-    return cut_steps(join_steps([series_of(unpack(payload)) for (payload,) in rows]), first, None)
+    store = _Recorded(record)
+    chunks = store.numbers.get(0, [])
+    if first is not None:
+        chunks = [chunk for chunk in chunks if chunk >= first >> CHUNK_BITS]
+    parts = [series_of(unpack(store.get(0, chunk) or b"")) for chunk in chunks]
+    return cut_steps(join_steps(parts), first, None)
 
 
 def read_curves(
-    database: sqlite3.Connection, points: int, first: int | None = None, last: int | None = None
+    record: Transaction, points: int, first: int | None = None, last: int | None = None
 ) -> StepCurves:
     """The steps ``first`` to ``last`` in at most ``points`` entries.
 
     Only the finest level that the entries can be made of is read, and the newest raw chunk.
     """
-    (version,) = database.execute("PRAGMA user_version").fetchone()
-    newest = _newest(database)
-    if version == 1 or newest is None:  # no pyramid
-        series = read_steps(database)
-        return sum_up(cut_steps(series, first, last), points)
-    (oldest,) = database.execute("SELECT min(chunk) FROM steps WHERE level = 0").fetchone()
-    tail = _entries(database, 0, newest)
-    begin, end = oldest << CHUNK_BITS, int(tail.last_step[-1])
+    store = _Recorded(record)
+    if 0 not in store.numbers:
+        return sum_up(empty_steps(), points)
+    newest = store.numbers[0][-1]
+    tail = _entries(store, 0, newest)
+    begin, end = store.numbers[0][0] << CHUNK_BITS, int(tail.last_step[-1])
     begin = begin if first is None else max(first, begin)
     end = end if last is None else min(last, end)
     bits = width_bits(begin, end, points)
     level = min(bits // LEVEL_BITS, LEVELS)
-    closed = _closed(database, level, begin, min(end, (newest << CHUNK_BITS) - 1))
+    closed = _closed(store, level, begin, min(end, (newest << CHUNK_BITS) - 1))
     parts = [*closed, merge_curves(tail, 1 << level * LEVEL_BITS)]
     # The tail may be the rest of an entry that began in closed chunks.
     merged = merge_curves(join_curves(parts), 1 << max(bits, level * LEVEL_BITS))
@@ -102,8 +137,9 @@ def read_curves(
     return take_curves(merged, np.flatnonzero(inside))
 
 
-def series_of(arrays: dict[str, Any]) -> StepSeries:
+def series_of(arrays: dict[str, NDArray[Any]]) -> StepSeries:
     """The series in the arrays of a raw chunk."""
+    _check_arrays(arrays, "step", {"step": "i", "epoch": "i"})
     hypers = {
         name.removeprefix(HYPER): values
         for name, values in arrays.items()
@@ -125,7 +161,7 @@ def _add(found: StepSeries | None, steps: StepSeries) -> StepSeries:
     return whole if np.array_equal(kept, np.arange(len(whole))) else take_steps(whole, kept)
 
 
-def _sum_up(database: sqlite3.Connection, chunks: Iterable[int]) -> None:
+def _sum_up(store: WritableStore, chunks: Iterable[int]) -> None:
     """Bring what these raw chunks hold into every level above."""
     changed = sorted(chunks)
     for level in range(1, LEVELS + 1):
@@ -133,27 +169,27 @@ def _sum_up(database: sqlite3.Connection, chunks: Iterable[int]) -> None:
         for chunk in changed:
             above.setdefault(chunk >> LEVEL_BITS, []).append(chunk)
         for chunk, below in above.items():
-            _renew(database, level, chunk, below)
+            _renew(store, level, chunk, below)
         changed = sorted(above)
 
 
-def _renew(database: sqlite3.Connection, level: int, chunk: int, below: list[int]) -> None:
+def _renew(store: WritableStore, level: int, chunk: int, below: list[int]) -> None:
     """Put new entries into one chunk, for those chunks of the level below that have changed."""
     width = 1 << level * LEVEL_BITS
-    parts = [merge_curves(_entries(database, level - 1, c), width) for c in below]
-    payload = _get(database, level, chunk)
+    parts = [merge_curves(_entries(store, level - 1, c), width) for c in below]
+    payload = store.get(level, chunk)
     if payload is not None:
         old = _curves_of(unpack(payload), width)
         came_from = old.first_step >> (CHUNK_BITS + (level - 1) * LEVEL_BITS)
         parts.append(take_curves(old, np.flatnonzero(~np.isin(came_from, below))))
     whole = join_curves(parts)
     whole = take_curves(whole, np.argsort(whole.first_step))
-    _put(database, level, chunk, _arrays_of_curves(whole))
+    store.put(level, chunk, pack(_arrays_of_curves(whole)))
 
 
-def _entries(database: sqlite3.Connection, level: int, chunk: int) -> StepCurves:
+def _entries(store: Store, level: int, chunk: int) -> StepCurves:
     """One chunk of any level, which must be there."""
-    payload = _get(database, level, chunk)
+    payload = store.get(level, chunk)
     if payload is None:
         raise ValueError(f"chunk {chunk} of the steps' level {level} is missing")
     arrays = unpack(payload)
@@ -162,39 +198,12 @@ def _entries(database: sqlite3.Connection, level: int, chunk: int) -> StepCurves
     )
 
 
-def _closed(
-    database: sqlite3.Connection, level: int, first: int, last: int
-) -> Iterator[StepCurves]:
+def _closed(store: _Recorded, level: int, first: int, last: int) -> Iterator[StepCurves]:
     """The chunks of a level that reach into the steps from ``first`` to ``last``."""
     shift = CHUNK_BITS + level * LEVEL_BITS
-    rows = database.execute(
-        "SELECT chunk FROM steps WHERE level = ? AND chunk BETWEEN ? AND ? ORDER BY chunk",
-        (level, first >> shift, last >> shift),
-    )
-    for (chunk,) in rows.fetchall():
-        yield _entries(database, level, chunk)
-
-
-# ---- rows ---------------------------------------------------------------------------------------
-
-
-def _newest(database: sqlite3.Connection) -> int | None:
-    (chunk,) = database.execute("SELECT max(chunk) FROM steps WHERE level = 0").fetchone()
-    return chunk
-
-
-def _get(database: sqlite3.Connection, level: int, chunk: int) -> bytes | None:
-    row = database.execute(
-        "SELECT payload FROM steps WHERE level = ? AND chunk = ?", (level, chunk)
-    ).fetchone()
-    return None if row is None else row[0]
-
-
-def _put(
-    database: sqlite3.Connection, level: int, chunk: int, arrays: dict[str, NDArray[Any]]
-) -> None:
-    row = (level, chunk, pack(arrays))
-    database.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?)", row)
+    for chunk in store.numbers.get(level, []):
+        if first >> shift <= chunk <= last >> shift:
+            yield _entries(store, level, chunk)
 
 
 def _arrays_of_series(steps: StepSeries) -> dict[str, NDArray[Any]]:
@@ -210,7 +219,26 @@ def _arrays_of_curves(curves: StepCurves) -> dict[str, NDArray[Any]]:
     return arrays
 
 
+def _check_arrays(arrays: dict[str, NDArray[Any]], first: str, kinds: dict[str, str]) -> None:
+    """Raise a ValueError unless these are arrays of one length; those of a group have two axes.
+
+    Args:
+        arrays: by name.
+        first: whose length all have.
+        kinds: by name, of numbers; reals where it says nothing.
+    """
+    n = len(arrays[first])
+    for name, array in arrays.items():
+        ndim = 2 if HYPER in name else 1
+        if array.dtype.kind != kinds.get(name, "f") or array.ndim != ndim or len(array) != n:
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, expected {n} rows")
+
+
 def _curves_of(arrays: dict[str, NDArray[Any]], width: int) -> StepCurves:
+    whole = [name for name in arrays if name.startswith("finite/")]
+    whole += ["first_step", "last_step", "n", "epoch"]
+    _check_arrays(arrays, "first_step", dict.fromkeys(whole, "i"))
+
     def band(name: str) -> Band:
         return Band(**{part: arrays[f"{part}/{name}"] for part in _PARTS})
 

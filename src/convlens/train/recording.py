@@ -20,6 +20,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from convlens.background import Notices
 from convlens.errors import ArgumentError, ConvlensError, RunError, warn
 from convlens.runs import RunWriter, create_run, join_run
 from convlens.runs.checkpoints import check_state, save_checkpoint
@@ -180,6 +181,9 @@ class Checkpoint(Callback):
 
     order = -90  # before callbacks that validate with other weights, such as their running mean
 
+    def __init__(self) -> None:
+        self._notices = Notices()
+
     def before_validation(self, learn: Learner) -> None:
         """Save to the run's folder ``checkpoints``."""
         self._save(learn)
@@ -192,9 +196,16 @@ class Checkpoint(Callback):
     def _save(self, learn: Learner) -> None:
         if learn.sink is None or learn.run_path is None:
             return
-        facts = {"epoch": learn.epoch, "step": learn.step}
         folder = learn.run_path / "checkpoints"
+        if isinstance(learn.sink, RunWriter) and not learn.sink.is_in_place:
+            self._notices.say("moved", f"No checkpoint is saved in {str(folder)!r}: it is gone.")
+            return
+        facts = {"epoch": learn.epoch, "step": learn.step}
         try:
             save_checkpoint(folder, learn.model, learn.optimizer, facts, keep=1)
         except ConvlensError as error:
-            warn(f"The checkpoint of epoch {learn.epoch} is not saved; training goes on. {error}")
+            self._notices.say(
+                "failed", f"The checkpoint of epoch {learn.epoch} is not saved. {error}"
+            )
+        else:
+            self._notices.over(f"Checkpoints are saved in {str(folder)!r} again.")

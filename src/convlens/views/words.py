@@ -18,7 +18,8 @@ STATUS = {
     "finished": "finished",
     "stopped": "stopped early",
     "failed": "failed",
-    "running": "running, or crashed",
+    "running": "running",
+    "crashed": "crashed",
 }
 
 NO_STEPS = "No optimizer step was recorded yet, so there are no curves to draw."
@@ -66,15 +67,21 @@ def state_notes(record: RunRecord, last_written: datetime) -> list[str]:
     status, notes = _status(record.meta), list[str]()
     if status == "running":
         notes.append(
-            "This run was never closed: it is still being trained, or it was cut off (a crash, a "
-            f"killed process). It was last written to on {last_written:%Y-%m-%d at %H:%M:%S} UTC; "
-            "everything recorded up to then is shown."
+            "This run is not closed: it is still being trained. It was last written to on "
+            f"{last_written:%Y-%m-%d at %H:%M:%S} UTC; everything recorded up to then is shown."
+        )
+    elif status == "crashed":
+        notes.append(
+            f"{record.meta.get('error')} It was last written to on "
+            f"{last_written:%Y-%m-%d at %H:%M:%S} UTC; everything recorded up to then is shown."
         )
     elif status == "stopped":
         notes.append("This run was stopped before its end; everything up to then is shown.")
     elif status == "failed":
         error = record.meta.get("error") or "no reason was recorded"
         notes.append(f"Training failed: {error}")
+    if record.meta.get("lost"):
+        notes.append(f"This record is incomplete; could not be written: {record.meta['lost']}.")
     if len(record.steps) == 1:
         notes.append(ONE_STEP)
     return notes + loss_notes(record.steps)

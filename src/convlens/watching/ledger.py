@@ -9,12 +9,15 @@ merging is spread over the time that the next 2,048 columns take.
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
+from convlens.background import Background
 from convlens.histories import LayerInfo
 from convlens.records import RecordSink
 from convlens.sketch import (
@@ -29,7 +32,7 @@ from convlens.sketch import (
 from convlens.watching.notes import Notes, described
 
 PENDING_BYTES = 1 << 27
-"""What may wait for the ledger's thread; beyond it a step does wait, so that memory is bounded."""
+"""What may wait for the ledger's thread; beyond it a step does the work, so memory is bounded."""
 
 Series = tuple[str, int]
 """The quantity and index of a `LayerInfo`."""
@@ -38,8 +41,8 @@ Series = tuple[str, int]
 class Ledger:
     """Keeps columns by series, in chunks of one level, and gives what changes to a sink.
 
-    The thread starts with the first columns. An error in it, the sink's above all, ends nothing: it
-    is noted, and what was handed over stays in memory if it can.
+    The thread lives while there is something to do. An error in it, the sink's above all, ends
+    nothing: it is noted, and what was handed over stays in memory if it can.
 
     Args:
         layout: the buckets of all columns.
@@ -70,16 +73,18 @@ class Ledger:
         self.level, self.work_s = 0, 0.0
         self._chunks: dict[Series, dict[int, bytes]] = {}
         self._finer: dict[Series, dict[int, bytes]] = {}  # of the level before, to be merged
-        self._pool: ThreadPoolExecutor | None = None
-        self._work: list[tuple[Future[None], int]] = []
+        self._work: deque[tuple[Callable[[], None], int]] = deque()
         self._pending_bytes = 0
+        self._working, self._counting = threading.Lock(), threading.Lock()
         self._process = os.getpid()
+        self._background = Background("Keeping columns of what is watched", self._next, self.wait)
 
     # ---- from the training's thread -------------------------------------------------------------
 
     def declare(self, layers: Sequence[LayerInfo]) -> None:
         """Say which series there are; the same again replaces what was said of them."""
-        self._do(self._write_layers, tuple(layers))
+        self._add(self._write_layers, tuple(layers))
+        self._start()
 
     def add(self, level: int, chunk: int, columns: Mapping[Series, Columns]) -> None:
         """Join columns to a chunk for good.
@@ -90,21 +95,22 @@ class Ledger:
             columns: of each series that was called.
         """
         for series, new in columns.items():
-            self._do(self._keep, series, level, chunk, new, n_bytes=new.counts.nbytes)
-        self._do(self._flush)
+            self._add(self._keep, series, level, chunk, new, n_bytes=new.counts.nbytes)
+        self._add(self._flush)
+        self._start()
 
     def show(self, level: int, chunk: int, columns: Mapping[Series, Columns]) -> None:
         """Write the columns of a chunk that is still growing, so that readers see them."""
         for series, new in columns.items():
-            self._do(self._write_open, series, level, chunk, new, n_bytes=new.counts.nbytes)
-        self._do(self._flush)
+            self._add(self._write_open, series, level, chunk, new, n_bytes=new.counts.nbytes)
+        self._add(self._flush)
+        self._start()
 
     @property
     def busy(self) -> bool:
         """Whether something handed over is not done yet."""
         self._in_a_fork()
-        self._forget_done()
-        return bool(self._work)
+        return self._pending_bytes > 0
 
     def columns(self, series: Series, level: int, unfinished: Columns | None) -> Columns | None:
         """Everything kept of a series and what is still in its buffers, at one level."""
@@ -118,59 +124,52 @@ class Ledger:
     def wait(self) -> None:
         """Until everything handed over is kept and written."""
         self._in_a_fork()
-        while self._work:
-            self._await_first()
+        self._background.wait()
 
     def close(self) -> None:
-        """Finish the work and end the thread; the next call starts another."""
-        try:
-            self.wait()
-        finally:
-            if self._pool is not None:
-                self._pool.shutdown()
-                self._pool = None
+        """Finish the work, which ends the thread; the next call starts another."""
+        self.wait()
 
     def _in_a_fork(self) -> None:
-        """A forked process lacks the thread, and would wait for it."""
-        if self._process == os.getpid():
+        """A forked process lacks the thread, which may have held the locks."""
+        if os.getpid() == self._process:
             return
-        self._process, self._pool, self.sink, self._pending_bytes = os.getpid(), None, None, 0
-        lost, self._work = len(self._work), []
+        self._process, self.sink = os.getpid(), None
+        self._working, self._counting = threading.Lock(), threading.Lock()
+        lost, self._pending_bytes = len(self._work), 0
+        self._work.clear()
         self._notes.say("fork", lost=lost)
 
-    def _do(self, work: Callable[..., None], *args: object, n_bytes: int = 0) -> None:
+    def _add(self, work: Callable[..., None], *args: object, n_bytes: int = 0) -> None:
         self._in_a_fork()
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, "convlens-ledger")
-        self._forget_done()
         while self._work and self._pending_bytes + n_bytes > PENDING_BYTES:
-            self._await_first()
-        try:
-            future = self._pool.submit(self._timed, work, *args)
-        except RuntimeError:  # no thread can be started: out of memory, or the interpreter ends
+            self._background.do()
+        self._count(n_bytes + 1)
+        self._work.append((partial(work, *args), n_bytes + 1))
+
+    def _start(self) -> None:
+        if not self._background.wake():
             self.wait()
-            self._pool = None
-            self._timed(work, *args)
-            return
-        self._work.append((future, n_bytes))
-        self._pending_bytes += n_bytes
 
-    def _timed(self, work: Callable[..., None], *args: object) -> None:
-        start = time.thread_time()
-        try:
-            work(*args)
-        except Exception as error:
-            self._notes.say("kept", why=described(error))
-        self.work_s += time.thread_time() - start
+    def _count(self, n_bytes: int) -> None:
+        with self._counting:
+            self._pending_bytes += n_bytes
 
-    def _forget_done(self) -> None:
-        while self._work and self._work[0][0].done():
-            self._await_first()
-
-    def _await_first(self) -> None:
-        future, n_bytes = self._work.pop(0)
-        self._pending_bytes -= n_bytes
-        future.result()
+    def _next(self) -> float | None:
+        """Do what was handed over first; None if there is nothing."""
+        with self._working:
+            if not self._work:
+                return None
+            work, n_bytes = self._work.popleft()
+            start = time.thread_time()
+            try:
+                work()
+            except Exception as error:
+                self._notes.say("kept", why=described(error))
+            finally:
+                self._count(-n_bytes)
+                self.work_s += time.thread_time() - start
+        return 0.0
 
     # ---- in the ledger's own thread -------------------------------------------------------------
 

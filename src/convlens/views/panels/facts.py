@@ -66,13 +66,15 @@ def state_of(
         return "busy", f"Training: {progress}; last written to {duration(ago)} ago."
     if status == "running":
         return "bad", (
-            f"This run was never closed, and nothing was written to it for {_long(ago)}: it was "
-            "cut off (a crash, a killed process), or a step takes that long. "
+            f"Nothing was written to this run for {_long(ago)}: a step takes that long, or it runs "
+            "on another machine and was cut off. "
             f"{progress.capitalize()}, until {written}."
         )
-    if status == "failed":
+    if status in ("failed", "crashed"):
         error = str(meta.get("error") or "no reason was recorded")
-        return "bad", f"Training failed on {written}: {error}"
+        crashed = f"{error} {progress.capitalize()}, until {written}."
+        failed = f"Training failed on {written}: {error}"
+        return "bad", crashed if status == "crashed" else failed
     if status == "stopped":
         return "still", f"Stopped before its end, on {written}: {progress}."
     if status == "finished":

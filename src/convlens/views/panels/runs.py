@@ -22,7 +22,13 @@ COLUMNS = ("name", "status", "created", "epochs")
 
 HEADS = {"created": "created (UTC)"}
 
-KINDS = {"finished": "good", "running": "busy", "stopped": "still", "failed": "bad"}
+KINDS = {
+    "finished": "good",
+    "running": "busy",
+    "stopped": "still",
+    "failed": "bad",
+    "crashed": "bad",
+}
 
 
 def runs(
