@@ -78,9 +78,9 @@ def test_a_run_folder_that_is_renamed_for_a_while_loses_nothing(tmp_path):
     learn = learner(
         run, After(epoch_0=lambda: run.rename(elsewhere), epoch_2=lambda: elsewhere.rename(run))
     )
-    said = said_by(lambda: learn.fit(3, 0.01))
+    said = said_by(lambda: learn.fit(4, 0.01))
     assert_complete(cl.open_run(run), learn)
-    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["checkpoint-0001"]
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["checkpoint-0002"]
     assert "No checkpoint is saved in " in said
     assert "Checkpoints are saved in " in said
     assert not elsewhere.exists()

@@ -26,6 +26,9 @@ class Broken:
             raise RunError("this layer cannot be written")
         self.written.append((layer, chunk))
 
+    def write_meta(self, values):
+        self.meta = values
+
     def flush(self):
         pass
 
@@ -41,8 +44,8 @@ def test_a_sink_that_fails_ends_no_step_and_costs_no_other_layer():
                 model(torch.randn(8, 4))
     assert {chunk for layer, chunk in sink.written if layer == 1} == {0, 1, 2, 3}
     assert [str(warning.message) for warning in said] == [
-        "Keeping columns of what is watched failed and was left out "
-        "(RunError: this layer cannot be written)."
+        "Writing what is watched to the run failed 1 times, so it is kept in memory only: "
+        "RunError: this layer cannot be written."
     ]
     assert said[0].category is ConvlensWarning
     assert stats[0].last_step.tolist() == stats[1].last_step.tolist() == list(range(200))

@@ -412,7 +412,7 @@ def _threads_alternate():
 def test_two_threads_train_one_model():
     """Each forward is recorded whole or counted as left out, and each gradient is of its step."""
     model, n = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), 300
-    barrier = threading.Barrier(2, timeout=60)
+    barrier, one_at_a_time = threading.Barrier(2, timeout=60), threading.Lock()
 
     def loop(value):
         optimizer = torch.optim.SGD([model[0].weight], lr=0.0)
@@ -420,8 +420,9 @@ def test_two_threads_train_one_model():
         for _ in range(n):
             with torch.no_grad():
                 model(torch.full((value, 4), float(value)))
-            model[0].weight.grad = torch.full((4, 4), float(value))
-            optimizer.step()
+            with one_at_a_time:  # the weight and its gradient are shared
+                model[0].weight.grad = torch.full((4, 4), float(value))
+                optimizer.step()
 
     threads = [in_a_thread(lambda value=value: loop(value)) for value in (1, 2)]
     with warnings.catch_warnings():

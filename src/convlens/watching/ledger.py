@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,8 @@ from convlens.watching.notes import Notes, described
 
 PENDING_BYTES = 1 << 27
 """What may wait for the ledger's thread; beyond it a step does the work, so memory is bounded."""
+
+WORK = "Keeping columns of what is watched"
 
 Series = tuple[str, int]
 """The quantity and index of a `LayerInfo`."""
@@ -77,7 +80,18 @@ class Ledger:
         self._pending_bytes = 0
         self._working, self._counting = threading.Lock(), threading.Lock()
         self._process = os.getpid()
-        self._background = Background("Keeping columns of what is watched", self._next, self.wait)
+        self._background = Background(WORK, self._next, self.wait)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy has: everything that is kept, and neither thread nor sink."""
+        self.wait()
+        left_out = ("_working", "_counting", "_background")
+        return {k: v for k, v in vars(self).items() if k not in left_out} | {"sink": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._working, self._counting = threading.Lock(), threading.Lock()
+        self._background = Background(WORK, self._next, self.wait)
 
     # ---- from the training's thread -------------------------------------------------------------
 
