@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test slow lowest lint benchmarks pictures clean
+.PHONY: demo test coverage slow lowest lint benchmarks pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/convlens train mnist --epochs 5 --lr 0.1 --batch-size 512 --norm batch
 
 # Each worker computes with one thread; a file's tests stay together, with what they share.
 test: $(VENV)/.installed-test lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile
+
+coverage: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing
 
 slow: $(VENV)/.installed-test
@@ -22,7 +25,7 @@ lowest:
 	$(PYTHON) -m venv --clear $(LOWEST)
 	sed -nE '/^test = /,/^\]/d; s/.*"([a-z]+)>=([0-9.]+).*".*/\1==\2/p' pyproject.toml > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --editable '.[lightning,tensorboard,timm,torchvision]' hypothesis playwright pytest
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -p no:cacheprovider -W ignore tests/test_cli.py tests/images/test_images_files.py \
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -p no:cacheprovider -W ignore tests/cli/test_cli.py tests/data/test_data_files.py \
 		tests/runs/test_runs_checkpoints.py tests/geometry/test_geometry_pictures.py tests/watching/test_watching_compiled.py \
 		tests/integrations/test_integrations_tensorboard.py tests/integrations/test_integrations_lightning.py::test_a_recorded_fit_is_read_from_disk \
 		tests/views/test_views_browser.py::test_a_real_training_is_shown_whole \

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 import convlens as cl
-from convlens.beat import until_beat
+from convlens.core.beat import until_beat
 from convlens.views.live.pace import LATE_S, LOOK_S
 
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 import page
-from convlens.beat import until_beat
-from convlens.histories import LayerInfo
-from convlens.records import Epoch, StepSeries
+from convlens.core.beat import until_beat
+from convlens.core.columns import CHUNK_BITS, BucketLayout, Columns, level_at
+from convlens.core.histories import LayerInfo
+from convlens.core.records import Epoch, StepSeries
 from convlens.runs import RunWriter, create_run, open_run
 from convlens.runs.follow import RunFollower
-from convlens.sketch import CHUNK_BITS, BucketLayout, Columns, level_at
 from convlens.views.timeline import condense, grid_of, heat_of
 from convlens.watching.ledger import Ledger, Series, chunk_of
 from pairs import finish, machine

@@ -81,8 +81,8 @@ def draw_field() -> None:
 
 def small_net() -> nn.Sequential:
     """A stem of stride 2 and five 3×3 convolutions: a field of 23×23, that 28×28 holds."""
-    blocks = [cl.nets.conv(1, 8, 3, norm="batch")]
-    blocks += [cl.nets.conv(8, 8, 3, stride=1, norm="batch") for _ in range(5)]
+    blocks = [cl.models.conv(1, 8, 3, norm="batch")]
+    blocks += [cl.models.conv(8, 8, 3, stride=1, norm="batch") for _ in range(5)]
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
 
 

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from convlens.snapshots import (
+from convlens.core.snapshots import (
     Confusion,
     EffectiveFieldMap,
     FeatureMaps,

@@ -9,7 +9,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from convlens.terminal import encodable
+from convlens.core.terminal import encodable
 
 
 def main() -> NoReturn:

@@ -11,10 +11,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from convlens.core.columns import BucketLayout, Columns, empty_columns
+from convlens.core.histories import LayerHistory, LayerInfo
+from convlens.core.records import Epoch, RunRecord, StepSeries, empty_steps
 from convlens.doctor import diagnose
-from convlens.histories import LayerHistory, LayerInfo
-from convlens.records import Epoch, RunRecord, StepSeries, empty_steps
-from convlens.sketch import BucketLayout, Columns, empty_columns
 
 LAYOUT = BucketLayout()
 N_STEPS = 400

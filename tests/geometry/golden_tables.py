@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convlens.geometry import Summary, summary
-from convlens.nets import conv, simple_cnn
+from convlens.models import conv, simple_cnn
 
 GOLDEN = Path(__file__).parent / "golden"
 

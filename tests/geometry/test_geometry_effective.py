@@ -95,8 +95,8 @@ def test_training_on_mnist_makes_it_grow(seed):
     dls = cl.mnist(batch_size=256)
     images = next(iter(dls.valid))[0][:32]
     torch.manual_seed(seed)
-    blocks = [cl.nets.conv(1, 8, 3, norm="batch")]
-    blocks += [cl.nets.conv(8, 8, 3, stride=1, norm="batch") for _ in range(5)]
+    blocks = [cl.models.conv(1, 8, 3, norm="batch")]
+    blocks += [cl.models.conv(8, 8, 3, stride=1, norm="batch") for _ in range(5)]
     model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
     before = effective_receptive_field(model, images, "5.0")
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)

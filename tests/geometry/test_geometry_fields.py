@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convlens.errors import ArgumentError, LayerNotFoundError
 from convlens.geometry import receptive_field
-from convlens.nets import simple_cnn
+from convlens.models import simple_cnn
 
 
 def test_two_stride_2_convolutions_see_seven_pixels():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from convlens.errors import ArgumentError, LayerNotFoundError
 from convlens.geometry import receptive_field
-from convlens.nets import simple_cnn
+from convlens.models import simple_cnn
 
 ASKED: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "line": (nn.Sequential(nn.Conv1d(1, 1, 3, 2, 1), nn.MaxPool1d(2)), (1, 1, 15)),

@@ -19,7 +19,7 @@ from convlens.geometry import (
     show_planes,
     show_positions,
 )
-from convlens.nets import simple_cnn
+from convlens.models import simple_cnn
 from convlens.plots import show_rectangle, show_tiles
 
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from convlens.errors import ArgumentError, LayerNotFoundError
 from convlens.geometry import Summary, receptive_field, summary
-from convlens.nets import simple_cnn
+from convlens.models import simple_cnn
 
 
 def check_sums(table: Summary, model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from convlens.errors import ArgumentError
 from convlens.geometry import summary
 from convlens.geometry.training_memory import Memory
-from convlens.nets import simple_cnn
+from convlens.models import simple_cnn
 
 
 def memory_below(tensor: Tensor) -> int:

@@ -16,12 +16,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import convlens as cl
-from convlens.histories import LayerInfo
+from convlens.core.columns import finite_edges
+from convlens.core.histories import LayerInfo
+from convlens.core.records import StepSeries
 from convlens.integrations import tensorboard
 from convlens.plots import LayerHistories
-from convlens.records import StepSeries
 from convlens.runs import create_run
-from convlens.sketch import finite_edges
 
 
 def read(folder):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from convlens.histories import LayerHistory, LayerInfo
-from convlens.records import Epoch, StepSeries
-from convlens.sketch import BucketLayout, Columns, concatenate, empty_columns
+from convlens.core.columns import BucketLayout, Columns, concatenate, empty_columns
+from convlens.core.histories import LayerHistory, LayerInfo
+from convlens.core.records import Epoch, StepSeries
 
 LAYOUT = BucketLayout()
 EPS = 0.05

@@ -15,6 +15,9 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from convlens.core.columns import coarsen
+from convlens.core.downsampling import sum_up
+from convlens.core.records import empty_steps
 from convlens.errors import ArgumentError, LayerNotFoundError
 from convlens.plots import (
     LayerHistories,
@@ -28,9 +31,6 @@ from convlens.plots import (
 from convlens.plots.canvas import NONFINITE_LABEL, STEP_LABEL
 from convlens.plots.curves import smoothed
 from convlens.plots.layers import column_spans, value_range
-from convlens.records import empty_steps
-from convlens.series import sum_up
-from convlens.sketch import coarsen
 
 
 @pytest.fixture(autouse=True)

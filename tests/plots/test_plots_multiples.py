@@ -15,12 +15,12 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from convlens.core.columns import coarsen
+from convlens.core.histories import LayerInfo
 from convlens.errors import ArgumentError, LayerNotFoundError
-from convlens.histories import LayerInfo
 from convlens.plots import LayerHistories, color_dim_all, plot_layer_stats_all
 from convlens.plots.canvas import NONFINITE_LABEL
 from convlens.plots.layers import value_range
-from convlens.sketch import coarsen
 
 
 @pytest.fixture(autouse=True)

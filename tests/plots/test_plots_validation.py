@@ -12,9 +12,9 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from convlens.core.snapshots import Confusion, Mistakes
 from convlens.errors import ArgumentError
 from convlens.plots import Interpretation, plot_confusion, plot_top_losses
-from convlens.snapshots import Confusion, Mistakes
 
 NAMES = ("cat", "dog", "<b>$\\frac$</b>")
 COUNTS = np.array([[90, 9, 1], [0, 50, 0], [1000, 0, 0]], np.int64)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convlens.records import Epoch, RecordSink, StepSeries
-from convlens.sketch import CHUNK_BITS, BucketLayout, Columns, encode
+from convlens.core.columns import CHUNK_BITS, BucketLayout, Columns, encode
+from convlens.core.records import Epoch, RecordSink, StepSeries
 
 LAYOUT = BucketLayout()
 SMALL = BucketLayout(mantissa_bits=0, min_exponent=-2, max_exponent=1)

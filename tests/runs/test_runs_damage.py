@@ -19,16 +19,16 @@ import numpy as np
 import pytest
 from runs_data import SMALL, make_columns, make_epoch, make_steps, put
 
-from convlens._facade import report
+from convlens._api import report
+from convlens.core.encoding import pack
+from convlens.core.histories import LayerInfo
+from convlens.core.records import Picture
+from convlens.core.snapshots import Confusion, FeatureMaps, Snapshot
 from convlens.errors import RunError
-from convlens.histories import LayerInfo
-from convlens.packets import pack
-from convlens.records import Picture
 from convlens.runs import Run, create_run, join_run, list_runs, open_run
 from convlens.runs.follow import RunFollower
 from convlens.runs.rows import put_total
 from convlens.runs.schema import DATABASE, TABLES
-from convlens.snapshots import Confusion, FeatureMaps, Snapshot
 from snapshot_samples import every_kind
 
 LAYERS = [

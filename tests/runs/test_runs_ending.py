@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from runs_data import start_python
 
-from convlens._facade import report
+from convlens._api import report
 from convlens.runs import create_run, list_runs, open_run
 from convlens.runs.follow import RunFollower
 from convlens.runs.lock import CRASHED
@@ -22,7 +22,7 @@ from convlens.runs.schema import DATABASE
 
 WRITE = """
 import sys
-from convlens.histories import LayerInfo
+from convlens.core.histories import LayerInfo
 from convlens.runs import create_run
 from runs_data import LAYOUT, make_columns, make_epoch, make_steps, put
 writer = create_run(directory=sys.argv[1])

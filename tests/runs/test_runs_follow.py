@@ -21,16 +21,16 @@ from runs_data import (
     start_python,
 )
 
+from convlens.core.columns import CHUNK_BITS, Columns, coarsen
+from convlens.core.histories import FIGURES, LayerHistory, LayerInfo
+from convlens.core.outlines import outline
+from convlens.core.records import Epoch, StepCurves, StepSeries
 from convlens.errors import ArgumentError, LayerNotFoundError, RunError
-from convlens.histories import FIGURES, LayerHistory, LayerInfo
-from convlens.outlines import outline
-from convlens.records import Epoch, StepCurves, StepSeries
 from convlens.runs import Run, RunWriter, create_run, join_run, open_run
 from convlens.runs.database import KeptOpen
 from convlens.runs.follow import SERIES, RunFollower
 from convlens.runs.pieces import Series, Source
 from convlens.runs.schema import DATABASE
-from convlens.sketch import CHUNK_BITS, Columns, coarsen
 from convlens.watching.ledger import Ledger, chunk_of
 
 LAYERS = [LayerInfo(0, "a", "Conv2d", True), LayerInfo(1, "b", "Linear")]
@@ -547,7 +547,7 @@ def test_a_run_that_is_gone_is_a_sentence_and_what_was_read_stays(writer: RunWri
 def test_a_writer_can_be_killed_and_can_close(tmp_path: Path) -> None:
     source = (
         "import sys; from runs_data import *; from convlens.runs import create_run\n"
-        "from convlens.histories import LayerInfo\n"
+        "from convlens.core.histories import LayerInfo\n"
         "writer = create_run(directory=sys.argv[1])\n"
         "writer.write_layers([LayerInfo(0, 'a', 'Conv2d')], LAYOUT, 0.05)\n"
         "for line in sys.stdin:\n"

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs_data import SMALL, assert_close, make_columns, make_epoch, put
 
+from convlens.core.columns import CHUNK_BITS, Columns, coarsen, concatenate
+from convlens.core.histories import LayerInfo
 from convlens.errors import ArgumentError, RunError
-from convlens.histories import LayerInfo
 from convlens.runs import RunWriter, create_run, join_run, list_runs, open_run
 from convlens.runs.schema import DATABASE
-from convlens.sketch import CHUNK_BITS, Columns, coarsen, concatenate
 
 LAYERS = [LayerInfo(0, "a", "Conv2d"), LayerInfo(1, "b", "Conv2d")]
 

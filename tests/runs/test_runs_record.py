@@ -27,18 +27,18 @@ from runs_data import (
     put,
 )
 
-from convlens.errors import ArgumentError, ConvlensWarning, LayerNotFoundError, RunError
-from convlens.histories import LayerInfo
-from convlens.plots import LayerHistories, TrainingCurves, UpdateHistories
-from convlens.records import Picture, RecordSink
-from convlens.runs import RunWriter, create_run, list_runs, open_run
-from convlens.runs.lock import CRASHED
-from convlens.runs.schema import DATABASE
-from convlens.sketch import (
+from convlens.core.columns import (
     BucketLayout,
     coarsen,
     concatenate,
 )
+from convlens.core.histories import LayerInfo
+from convlens.core.records import Picture, RecordSink
+from convlens.errors import ArgumentError, ConvlensWarning, LayerNotFoundError, RunError
+from convlens.plots import LayerHistories, TrainingCurves, UpdateHistories
+from convlens.runs import RunWriter, create_run, list_runs, open_run
+from convlens.runs.lock import CRASHED
+from convlens.runs.schema import DATABASE
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ WRITE_AND_DIE = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from convlens.histories import LayerInfo
+from convlens.core.histories import LayerInfo
 from convlens.runs import create_run
 from runs_data import LAYOUT, make_columns, make_epoch, make_steps, put
 writer = create_run("mnist", {base!r})

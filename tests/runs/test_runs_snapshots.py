@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convlens.core.snapshots import Confusion, FeatureMaps, Kernels, Mistakes, Probes
 from convlens.errors import ArgumentError, RunError
 from convlens.runs import RunWriter, create_run, open_run
 from convlens.runs.schema import DATABASE
-from convlens.snapshots import Confusion, FeatureMaps, Kernels, Mistakes, Probes
 from snapshot_samples import assert_same, every_kind, make_maps
 
 

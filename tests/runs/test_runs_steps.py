@@ -17,12 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convlens.core.downsampling import sum_up, take_steps
+from convlens.core.encoding import unpack
+from convlens.core.records import Band, StepCurves, StepSeries, join_steps
 from convlens.errors import ArgumentError
-from convlens.packets import unpack
-from convlens.records import Band, StepCurves, StepSeries, join_steps
 from convlens.runs import Run, create_run, open_run
 from convlens.runs.schema import DATABASE
-from convlens.series import sum_up, take_steps
 
 
 def series(step: np.ndarray, seed: int = 0) -> StepSeries:

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 from runs_data import LAYOUT, SMALL, make_columns, make_epoch, make_steps, put, start_python
 
+from convlens.core.columns import coarsen, encode
+from convlens.core.histories import LayerInfo
+from convlens.core.records import Picture, StepSeries
 from convlens.errors import ConvlensWarning, RunError
-from convlens.histories import LayerInfo
-from convlens.records import Picture, StepSeries
 from convlens.runs import RunWriter, create_run, list_runs, open_run
 from convlens.runs.rows import Rows
 from convlens.runs.schema import DATABASE
-from convlens.sketch import coarsen, encode
 
 STALL_S = 0.005
 
@@ -397,7 +397,7 @@ def test_the_log_stays_short_while_readers_overlap(
 def test_a_process_killed_while_its_thread_writes_leaves_whole_flushes(tmp_path: Path) -> None:
     source = """
 import sys
-from convlens.histories import LayerInfo
+from convlens.core.histories import LayerInfo
 from convlens.runs import create_run
 from runs_data import SMALL, make_columns, make_steps, put
 writer = create_run("mnist", sys.argv[1])

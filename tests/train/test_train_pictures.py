@@ -15,9 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import convlens as cl
-from convlens.geometry import effective_receptive_field, receptive_field
-from convlens.images.loaders import TensorLoader
-from convlens.snapshots import (
+from convlens.core.snapshots import (
     BEFORE,
     Confusion,
     EffectiveFieldMap,
@@ -27,6 +25,8 @@ from convlens.snapshots import (
     Mistakes,
     Probes,
 )
+from convlens.data.loaders import TensorLoader
+from convlens.geometry import effective_receptive_field, receptive_field
 from convlens.train import budget
 from convlens.train.following import Follower, padding_before, quantize, rounded
 from convlens.train.mistakes import Validation, small_size

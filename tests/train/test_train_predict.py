@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 import convlens as cl
-from convlens.images import PixelScale
+from convlens.data import PixelScale
 
 N = 40
 LABELS = np.arange(N) % 3

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import convlens as cl
-from convlens.records import Epoch
+from convlens.core.records import Epoch
 from convlens.train import progress
 from convlens.train.progress import epoch_line
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import convlens as cl
-from convlens.beat import BEAT_S
+from convlens.core.beat import BEAT_S
 from convlens.runs import Run
 
 N_STEPS = 3
@@ -154,13 +154,13 @@ def fast_fit(n_steps: int) -> list[int | str]:
 
 def test_between_two_beats_a_fast_loop_commits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses are read from the device 64 at a time, and wait for the beat or the epoch's end."""
-    monkeypatch.setattr("convlens.beat.time.time", lambda: 100.5 * BEAT_S)
+    monkeypatch.setattr("convlens.core.beat.time.time", lambda: 100.5 * BEAT_S)
     assert fast_fit(150)[:4] == [64, 64, 22, "commit"]
 
 
 def test_a_step_for_each_beat_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(100.5 * BEAT_S, BEAT_S / 50)  # as often as anybody asks
-    monkeypatch.setattr("convlens.beat.time.time", lambda: next(clock))
+    monkeypatch.setattr("convlens.core.beat.time.time", lambda: next(clock))
     seen = fast_fit(100)
     steps = [n for n in seen if isinstance(n, int)]
     assert sum(steps) == 100

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import convlens as cl
-from convlens.images import DataLoaders
+from convlens.data import DataLoaders
 
 
 def part(

@@ -12,10 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convlens.geometry import effective_receptive_field, receptive_field
-from convlens.images import mnist
-from convlens.nets import simple_cnn
-from convlens.snapshots import (
+from convlens.core.snapshots import (
     Confusion,
     EffectiveFieldMap,
     FeatureMaps,
@@ -24,6 +21,9 @@ from convlens.snapshots import (
     Mistakes,
     Probes,
 )
+from convlens.data import mnist
+from convlens.geometry import effective_receptive_field, receptive_field
+from convlens.models import simple_cnn
 
 MOST_CHANNELS, MOST_CELLS, N_PROBES = 16, 32, 8
 

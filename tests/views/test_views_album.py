@@ -12,7 +12,7 @@ from snapshots_data import Element, digits, parsed
 from test_views_report import EVIL, headings, items, report, without_scripts
 from views_data import META, Run, create_run, open_run
 
-from convlens.snapshots import FeatureMaps, FieldIntervals, Kernels, Probes, Snapshot
+from convlens.core.snapshots import FeatureMaps, FieldIntervals, Kernels, Probes, Snapshot
 from convlens.views import write_report
 from convlens.views.album import FIELD_BYTES, MAP_BYTES, inside, read_album, spread
 from convlens.views.watched import merged

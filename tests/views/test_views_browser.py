@@ -27,7 +27,7 @@ from views_data import (
     write_run,
 )
 
-from convlens.histories import LayerInfo
+from convlens.core.histories import LayerInfo
 from convlens.views import write_report
 
 ALL_DRAWN = "html[data-drawn=all]"

@@ -14,11 +14,11 @@ from views_data import (
     step_series,
 )
 
+from convlens.core.columns import BucketLayout, Columns, coarsen
+from convlens.core.downsampling import sum_up
+from convlens.core.histories import LayerHistory
+from convlens.core.records import empty_steps
 from convlens.errors import ArgumentError
-from convlens.histories import LayerHistory
-from convlens.records import empty_steps
-from convlens.series import sum_up
-from convlens.sketch import BucketLayout, Columns, coarsen
 from convlens.views.compare import CompareView, Side
 from convlens.views.distances import (
     Comparison,

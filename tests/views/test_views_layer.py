@@ -9,7 +9,7 @@ from bokeh.events import DoubleTap
 from bokeh.models import Legend, NoOverlap
 from views_data import LAYOUT, PER_EPOCH, epochs_of, healthy_loss, normal_columns, step_series
 
-from convlens.histories import LayerHistory, LayerInfo
+from convlens.core.histories import LayerHistory, LayerInfo
 from convlens.views.canvas import StepAxis
 from convlens.views.layer_view import (
     ALL_BAD,

@@ -20,9 +20,9 @@ from bokeh.server.session import ServerSession
 from tornado.websocket import WebSocketProtocol13
 from views_data import LAYOUT, layer_infos, losses_until, normal_columns, step_series, write_columns
 
-from convlens.beat import BEAT_S
+from convlens.core.beat import BEAT_S
+from convlens.core.records import Epoch
 from convlens.errors import RunError
-from convlens.records import Epoch
 from convlens.runs import Run, RunWriter, create_run
 from convlens.runs.follow import RunFollower
 from convlens.views.live import pace, run_screen

@@ -11,7 +11,7 @@ import pytest
 from bokeh.palettes import cividis, viridis
 from PIL import Image
 
-from convlens.records import Epoch, Picture
+from convlens.core.records import Epoch, Picture
 from convlens.views import markup, tables
 from convlens.views.canvas import CARD, DARK, harmless, short
 from convlens.views.gallery import MAX_IMAGES, data_uri, gallery

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from views_data import LAYOUT, normal_columns
 
+from convlens.core.columns import coarsen
+from convlens.core.histories import LayerHistory, LayerInfo, SeriesFigures
 from convlens.errors import ArgumentError
-from convlens.histories import LayerHistory, LayerInfo, SeriesFigures
-from convlens.sketch import coarsen
 from convlens.views.matrices import (
     MAX_COLUMNS,
     NONE,

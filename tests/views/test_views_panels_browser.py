@@ -16,7 +16,7 @@ import pytest
 from snapshots_data import digits
 from test_views_panels_lists import EPOCHS, INFOS, META, NOW
 
-from convlens.snapshots import Confusion
+from convlens.core.snapshots import Confusion
 from convlens.views.panels import (
     Choice,
     confusion,

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from snapshots_data import digits, parsed
 
-from convlens.records import Epoch, Finding
+from convlens.core.records import Epoch, Finding
+from convlens.core.snapshots import Confusion, Mistakes
 from convlens.runs.folder import RunInfo
-from convlens.snapshots import Confusion, Mistakes
 from convlens.views.panels import (
     Choice,
     confusion,

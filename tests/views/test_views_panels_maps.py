@@ -21,7 +21,7 @@ from snapshots_data import (
 )
 from torch import nn
 
-from convlens.snapshots import FeatureMaps, Kernels, Probes
+from convlens.core.snapshots import FeatureMaps, Kernels, Probes
 from convlens.views.panels import Choice, features, kernels, settle, through_time, unit
 from convlens.views.panels.choice import field_of_units, units_of_cell, units_that_see
 from convlens.views.panels.elements import VIRIDIS, coloured, signed

@@ -10,7 +10,7 @@ import torch
 from snapshots_data import digits, feature_maps, kernels_of, parsed
 from torch import nn
 
-from convlens.snapshots import FeatureMaps, Kernels, Probes
+from convlens.core.snapshots import FeatureMaps, Kernels, Probes
 from convlens.views.panels import Choice, window
 from convlens.views.panels.window import NO_KERNELS, NOT_FIRST, slide
 

@@ -29,11 +29,11 @@ from views_data import (
     write_columns,
 )
 
+from convlens.core.columns import level_at
+from convlens.core.downsampling import sum_up
+from convlens.core.histories import LayerInfo
+from convlens.core.records import Epoch, Finding, Picture, StepSeries
 from convlens.errors import RunError
-from convlens.histories import LayerInfo
-from convlens.records import Epoch, Finding, Picture, StepSeries
-from convlens.series import sum_up
-from convlens.sketch import level_at
 from convlens.views import words, write_report
 from convlens.views.canvas import StepAxis
 from convlens.views.curves import loss_figure

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from views_data import LAYOUT, layer_infos, normal_columns
 
-from convlens.histories import LayerHistory
-from convlens.sketch import Columns, coarsen
+from convlens.core.columns import Columns, coarsen
+from convlens.core.histories import LayerHistory
 from convlens.views.timeline import (
     EMPTY,
     Grid,

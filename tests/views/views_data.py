@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from convlens.histories import LayerInfo
-from convlens.records import Epoch, Picture, StepSeries
+from convlens.core.columns import CHUNK_BITS, BucketLayout, Columns, encode
+from convlens.core.histories import LayerInfo
+from convlens.core.records import Epoch, Picture, StepSeries
 from convlens.runs import Run, RunWriter, create_run, open_run
-from convlens.sketch import CHUNK_BITS, BucketLayout, Columns, encode
 
 LAYOUT = BucketLayout()
 NAMES = ("0.0", "0.2", "1.0", "1.2", "2.0", "2.2", "3.0", "3.2", "4.0")

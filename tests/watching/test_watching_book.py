@@ -7,8 +7,8 @@ import pytest
 import torch
 from test_watching_ring import Device, FakeLane
 
-from convlens.histories import LayerInfo
-from convlens.sketch import CHUNK_BITS, Columns, decode
+from convlens.core.columns import CHUNK_BITS, Columns, decode
+from convlens.core.histories import LayerInfo
 from convlens.watching.book import CHUNK, Sketchbook
 from convlens.watching.ledger import join
 from convlens.watching.ring import Ring
@@ -85,7 +85,7 @@ def same(a, b):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_ring_changes_nothing(monkeypatch, seed):
     # Show what is growing all the time.
-    monkeypatch.setattr("convlens.beat.Beats.due", lambda self: True)
+    monkeypatch.setattr("convlens.core.beat.Beats.due", lambda self: True)
     steps = [*range(130), *range(4000, 4400), 9000, 9001]
     plain_sink, ring_sink = Sink(), Sink()
     plain = Sketchbook(0.05, sink=plain_sink)

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import convlens as cl
-from convlens.histories import LayerInfo
-from convlens.records import StepSeries
+from convlens.core.columns import BucketLayout, level_at, rebin
+from convlens.core.histories import LayerInfo
+from convlens.core.records import StepSeries
 from convlens.runs import create_run
-from convlens.sketch import BucketLayout, level_at, rebin
 from convlens.watching.book import Sketchbook
 
 LAYOUT = BucketLayout()

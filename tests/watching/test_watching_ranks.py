@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import convlens as cl
-from convlens.sketch import Columns
+from convlens.core.columns import Columns
 
 STEPS = 70  # more than a chunk of 64
 

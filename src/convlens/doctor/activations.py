@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from convlens.histories import LayerHistory
-from convlens.records import Finding, RunRecord
-from convlens.sketch import Flags, Floats
+from convlens.core.columns import Flags, Floats
+from convlens.core.histories import LayerHistory
+from convlens.core.records import Finding, RunRecord
 
 DEAD_NOTE, DEAD_PROBLEM = 0.1, 0.25
 """A few dead channels are common and cost little; a quarter of a layer is capacity thrown away."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from convlens.core.columns import Flags
+from convlens.core.histories import LayerHistory
+from convlens.core.records import Epoch, Finding, RunRecord, StepSeries
 from convlens.doctor.activations import after_relu, last_quarter
-from convlens.histories import LayerHistory
-from convlens.records import Epoch, Finding, RunRecord, StepSeries
-from convlens.sketch import Flags
 
 CHANCE_MARGIN = 0.03
 """A loss within 3 % of ln(classes) knows nothing of the images: one step of learning on real data

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from convlens.core.records import Finding, RunRecord
 from convlens.doctor.activations import (
     DEAD_NOTE,
     find_activation_cycles,
@@ -18,7 +19,6 @@ from convlens.doctor.curves import (
     find_overfitting,
     find_still_improving,
 )
-from convlens.records import Finding, RunRecord
 
 MIN_STEPS = 20
 """Below this many steps nothing but what is not finite can be told from noise."""

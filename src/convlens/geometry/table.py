@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from torch import nn
 
+from convlens.core.terminal import encodable, printable
 from convlens.execution import Given, read_inputs, shapes, trace, unwrapped
 from convlens.execution.modules import has_children
 from convlens.geometry.columns import COLUMNS, DROPPED_FIRST, Column, choose, n_bytes
@@ -19,7 +20,6 @@ from convlens.geometry.fields import ReceptiveFields, fields_of
 from convlens.geometry.rows import Fold, Row, fold_rows, idle_kinds, make_rows
 from convlens.geometry.tracker import FieldTracker
 from convlens.geometry.training_memory import Memory, check_count, measure_memory
-from convlens.terminal import encodable, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions

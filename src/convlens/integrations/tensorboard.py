@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from convlens.core.columns import Floats, Ints, coarsen, finite_edges
+from convlens.core.histories import LayerHistory
+from convlens.core.records import Epoch, StepSeries, empty_steps
 from convlens.errors import ArgumentError, MissingLibraryError
-from convlens.histories import LayerHistory
 from convlens.plots import LayerHistories
-from convlens.records import Epoch, StepSeries, empty_steps
 from convlens.runs import Run, open_run
-from convlens.sketch import Floats, Ints, coarsen, finite_edges
 
 try:
     # Protobuf makes these classes at import, where no type checker sees them.

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from convlens.core.columns import Flags, Floats, Ints
+from convlens.core.histories import FORWARD, LayerHistory
+from convlens.core.records import Epoch
 from convlens.errors import ArgumentError
-from convlens.histories import FORWARD, LayerHistory
-from convlens.records import Epoch
-from convlens.sketch import Flags, Floats, Ints
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

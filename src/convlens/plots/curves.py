@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from convlens.core.columns import Floats
+from convlens.core.downsampling import sum_up
+from convlens.core.records import Band, Epoch, StepCurves, StepSeries
 from convlens.errors import ArgumentError
 from convlens.plots.canvas import (
     BLUE,
@@ -20,9 +23,6 @@ from convlens.plots.canvas import (
     scale_values,
     take_axes,
 )
-from convlens.records import Band, Epoch, StepCurves, StepSeries
-from convlens.series import sum_up
-from convlens.sketch import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from convlens.core.columns import Flags, Floats, Ints, quantiles
+from convlens.core.histories import LayerHistory
+from convlens.core.records import Epoch
 from convlens.errors import ArgumentError
-from convlens.histories import LayerHistory
 from convlens.plots.canvas import (
     BLUE,
     GREEN,
@@ -24,8 +26,6 @@ from convlens.plots.canvas import (
     step_label,
     take_axes,
 )
-from convlens.records import Epoch
-from convlens.sketch import Flags, Floats, Ints, quantiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from convlens.core.columns import Flags, Floats, coarsen
+from convlens.core.histories import LayerHistory, LayerInfo
+from convlens.core.records import Epoch
 from convlens.errors import ArgumentError
-from convlens.histories import LayerHistory, LayerInfo
 from convlens.plots.canvas import (
     BLUE,
     GREEN,
@@ -30,8 +32,6 @@ from convlens.plots.layers import (
     value_range,
     with_gaps,
 )
-from convlens.records import Epoch
-from convlens.sketch import Flags, Floats, coarsen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

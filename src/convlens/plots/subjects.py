@@ -10,16 +10,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
+from convlens.core.downsampling import cut_steps, sum_up
+from convlens.core.histories import LayerHistory, LayerInfo, UpdateHistory
+from convlens.core.records import Epoch, StepCurves, StepSeries
+from convlens.core.snapshots import Confusion, Mistakes, S
 from convlens.errors import ArgumentError, LayerNotFoundError, find_layer
-from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
 from convlens.plots.curves import POINTS, plot_loss, plot_sched
 from convlens.plots.grids import MOST_LAYERS
 from convlens.plots.layers import color_dim, plot_layer_stats
 from convlens.plots.multiples import color_dim_all, plot_layer_stats_all
 from convlens.plots.validation import plot_confusion, plot_top_losses
-from convlens.records import Epoch, StepCurves, StepSeries
-from convlens.series import cut_steps, sum_up
-from convlens.snapshots import Confusion, Mistakes, S
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convlens.core.snapshots import Confusion, Mistakes, recall_of
 from convlens.errors import ArgumentError
 from convlens.plots.canvas import say_empty
 from convlens.plots.pictures import show_images
-from convlens.snapshots import Confusion, Mistakes, recall_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,10 +13,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar, cast
 
+from convlens.core.columns import CHUNK_BITS
+from convlens.core.downsampling import check_points
+from convlens.core.histories import LayerHistory, LayerInfo, SeriesFigures, UpdateHistory
+from convlens.core.records import Epoch, StepCurves, StepSeries
 from convlens.errors import find_layer
-from convlens.histories import LayerHistory, LayerInfo, SeriesFigures, UpdateHistory
 from convlens.plots import POINTS
-from convlens.records import Epoch, StepCurves, StepSeries
 from convlens.runs.database import KeptOpen, Transaction, cannot_open, explained, reading
 from convlens.runs.histories import aligned, rank_files, read_layers, read_settings
 from convlens.runs.lock import writer_of
@@ -24,8 +26,6 @@ from convlens.runs.pieces import Changes, Figures, Row, Series, Source, Watch
 from convlens.runs.reader import GROWING, Run, read_epochs, read_recorded, with_end
 from convlens.runs.schema import DATABASE
 from convlens.runs.steps import read_curves, read_steps
-from convlens.series import check_points
-from convlens.sketch import CHUNK_BITS
 
 SERIES = 8
 """Series that are kept with their bucket counts: those asked for last."""

@@ -10,11 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convlens.errors import RunError
-from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
-from convlens.runs.database import Transaction, cannot_open, reading
-from convlens.runs.schema import DATABASE, parsed, rank_database
-from convlens.sketch import (
+from convlens.core.columns import (
     AnyColumns,
     BucketLayout,
     Columns,
@@ -24,6 +20,10 @@ from convlens.sketch import (
     decode,
     empty_columns,
 )
+from convlens.core.histories import LayerHistory, LayerInfo, UpdateHistory
+from convlens.errors import RunError
+from convlens.runs.database import Transaction, cannot_open, reading
+from convlens.runs.schema import DATABASE, parsed, rank_database
 
 MOST_LAYERS, MOST_LEVEL = 1 << 24, 56
 """What no run reaches: indices of layers, and the level of columns of 2^56 steps."""
@@ -108,7 +108,7 @@ def read_chunks(record: Transaction) -> dict[tuple[str, int], list[Chunk]]:
 
 
 def read_payload(record: Transaction, quantity: str, layer: int, chunk: Chunk) -> bytes:
-    """The columns of a chunk, as `convlens.sketch.encode` writes them."""
+    """The columns of a chunk, as `convlens.core.columns.encode` writes them."""
     found = record.values("columns", (quantity, layer, chunk.start, chunk.level))
     if found is None:
         raise ValueError(f"the columns of layer {layer} from step {chunk.start} on are missing")

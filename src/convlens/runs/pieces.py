@@ -17,17 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.histories import (
-    FIGURES,
-    LayerHistory,
-    LayerInfo,
-    SeriesFigures,
-    figures_of,
-)
-from convlens.outlines import Outline, decode_outlines, outline
-from convlens.runs.database import Transaction, cannot_open, explained
-from convlens.runs.histories import Chunk, add_up, read_chunks, read_level, read_payload
-from convlens.sketch import (
+from convlens.core.columns import (
     CHUNK_BITS,
     BucketLayout,
     Columns,
@@ -37,6 +27,16 @@ from convlens.sketch import (
     empty_columns,
     narrow,
 )
+from convlens.core.histories import (
+    FIGURES,
+    LayerHistory,
+    LayerInfo,
+    SeriesFigures,
+    figures_of,
+)
+from convlens.core.outlines import Outline, decode_outlines, outline
+from convlens.runs.database import Transaction, cannot_open, explained
+from convlens.runs.histories import Chunk, add_up, read_chunks, read_level, read_payload
 
 WIDTH = 1 << CHUNK_BITS
 TOGETHER = 16

@@ -14,9 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from convlens.core.downsampling import check_points
+from convlens.core.encoding import unpack
+from convlens.core.histories import FORWARD, OPTIMIZER_STEP, LayerHistory, LayerInfo, UpdateHistory
+from convlens.core.records import Epoch, Picture, RunRecord, StepCurves, StepSeries
+from convlens.core.snapshots import S, Snapshot
 from convlens.errors import RunError, find_layer
-from convlens.histories import FORWARD, OPTIMIZER_STEP, LayerHistory, LayerInfo, UpdateHistory
-from convlens.packets import unpack
 from convlens.plots import (
     POINTS,
     Interpretation,
@@ -24,15 +27,12 @@ from convlens.plots import (
     TrainingCurves,
     UpdateHistories,
 )
-from convlens.records import Epoch, Picture, RunRecord, StepCurves, StepSeries
 from convlens.runs.database import Transaction, cannot_open, is_record, reading
 from convlens.runs.histories import aligned, rank_files, read_histories, read_layers
 from convlens.runs.lock import how_it_ended
 from convlens.runs.schema import DATABASE, parsed
 from convlens.runs.snapshots import read_epochs_of, read_layers_of, read_snapshot
 from convlens.runs.steps import read_curves, read_steps
-from convlens.series import check_points
-from convlens.snapshots import S, Snapshot
 
 
 def open_run(path: str | Path) -> Run:
@@ -227,7 +227,7 @@ class Run(Interpretation):
         ``run.snapshot(FeatureMaps, "0.0", epoch=-1)`` holds the layer's maps before training.
 
         Args:
-            kind: one of the dataclasses of `convlens.snapshots`.
+            kind: one of the dataclasses of `convlens.core.snapshots`.
             layer: the module's qualified name; empty for what is about the whole network.
             epoch: None for the newest of all.
         """

@@ -20,17 +20,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from convlens.background import Background, Notices
+from convlens.core.background import Background, Notices
+from convlens.core.columns import CHUNK_BITS, BucketLayout
+from convlens.core.histories import LayerInfo
+from convlens.core.records import Epoch, Picture, StepSeries
+from convlens.core.snapshots import Snapshot, facts_of
 from convlens.errors import ArgumentError, RunError
-from convlens.histories import LayerInfo
-from convlens.records import Epoch, Picture, StepSeries
 from convlens.runs.folder import make_exact, make_numbered
 from convlens.runs.reader import epoch_of
 from convlens.runs.rows import Rows
 from convlens.runs.schema import parsed, rank_database
 from convlens.runs.writing import RecordFile, explain
-from convlens.sketch import CHUNK_BITS, BucketLayout
-from convlens.snapshots import Snapshot, facts_of
 
 BUDGET = 64 << 20
 """Bytes that wait in memory at most while the file cannot be written."""
@@ -100,7 +100,7 @@ def join_run(path: str | Path, rank: int) -> RunWriter:
 
 
 class RunWriter:
-    """Writes one run; a `convlens.records.RecordSink`.
+    """Writes one run; a `convlens.core.records.RecordSink`.
 
     As a context manager it closes itself: as finished, or as failed with the exception's text.
     Safe to call from several threads. Nothing is visible to readers before `flush`. Arrays that

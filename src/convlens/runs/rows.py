@@ -14,13 +14,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from convlens.packets import pack
-from convlens.records import Picture, StepSeries, join_steps
+from convlens.core.columns import CHUNK_BITS
+from convlens.core.downsampling import take_steps
+from convlens.core.encoding import pack
+from convlens.core.records import Picture, StepSeries, join_steps
+from convlens.core.snapshots import Snapshot, arrays_of
 from convlens.runs.schema import TABLES, TOTALS, Key, Table
 from convlens.runs.steps import put_steps
-from convlens.series import take_steps
-from convlens.sketch import CHUNK_BITS
-from convlens.snapshots import Snapshot, arrays_of
 
 BAD_ROW = (
     sqlite3.InterfaceError,

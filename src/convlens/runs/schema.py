@@ -1,7 +1,7 @@
 """The tables of ``run.db``, their checksums, and how to tell such a file from any other.
 
-Arrays lie in blobs made by `convlens.packets.pack` or `convlens.sketch.encode`, everything else
-in JSON, which (unlike SQLite's REAL) keeps NaN.
+Arrays lie in blobs made by `convlens.core.encoding.pack` or `convlens.core.columns.encode`,
+everything else in JSON, which (unlike SQLite's REAL) keeps NaN.
 
 Every row has a checksum of its table and key, and one of these and its values, so that a flipped
 bit is found, and also values that came to lie under another key. The table ``totals`` says of each
@@ -133,7 +133,7 @@ TABLES = {
         Table("steps", {"level": int, "chunk": int}, {"payload": bytes}),
         Table("epochs", {"epoch": int}, {"value": str}),
         Table("pictures", {"name": str, "epoch": int}, {"captions": str, "payload": bytes}),
-        # What is kept beside numbers, see convlens.snapshots; epoch −1 is before training. The id
+        # What is kept beside numbers, see core.snapshots; epoch −1 is before training. The id
         # says which layer was written first: layers are shown in this order, the model's.
         Table(
             "snapshots",

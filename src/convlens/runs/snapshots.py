@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from convlens.core.snapshots import S, Snapshot, decode
 from convlens.runs.database import Transaction
-from convlens.snapshots import S, Snapshot, decode
 
 
 def read_snapshot(record: Transaction, kind: type[S], layer: str, epoch: int | None) -> S | None:

@@ -16,10 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.packets import pack, unpack
-from convlens.records import Band, StepCurves, StepSeries, empty_steps, join_steps
-from convlens.runs.database import Transaction
-from convlens.series import (
+from convlens.core.downsampling import (
     as_curves,
     cut_steps,
     join_curves,
@@ -29,6 +26,9 @@ from convlens.series import (
     take_steps,
     width_bits,
 )
+from convlens.core.encoding import pack, unpack
+from convlens.core.records import Band, StepCurves, StepSeries, empty_steps, join_steps
+from convlens.runs.database import Transaction
 
 CHUNK_BITS = 10
 """2^10 = 1,024 entries in a chunk."""

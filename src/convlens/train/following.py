@@ -16,10 +16,7 @@ from torch.nn import functional as F
 from torch.nn.modules import activation
 from torch.nn.parameter import is_lazy
 
-from convlens.execution import copy_of, hook_layers, preserved, unwrapped
-from convlens.geometry import EffectiveField, LayerField, ReceptiveFields, receptive_field
-from convlens.geometry.effective import center_fields
-from convlens.snapshots import (
+from convlens.core.snapshots import (
     BEFORE,
     EffectiveFieldMap,
     FeatureMaps,
@@ -27,6 +24,9 @@ from convlens.snapshots import (
     Kernels,
     Snapshot,
 )
+from convlens.execution import copy_of, hook_layers, preserved, unwrapped
+from convlens.geometry import EffectiveField, LayerField, ReceptiveFields, receptive_field
+from convlens.geometry.effective import center_fields
 from convlens.train import budget
 from convlens.watching.probes import BatchNorm, first_tensor
 

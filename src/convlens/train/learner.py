@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
+from convlens.core.records import RecordSink
+from convlens.data import Batches, DataLoaders
+from convlens.data.arrays import pick_device
+from convlens.data.batches import first_batch, images_and_labels
+from convlens.data.inputs import network_inputs
+from convlens.data.loaders import check_whole
 from convlens.errors import ArgumentError, TrainingError
 from convlens.geometry import Summary, summary
-from convlens.images import Batches, DataLoaders
-from convlens.images.arrays import pick_device
-from convlens.images.batches import first_batch, images_and_labels
-from convlens.images.inputs import network_inputs
-from convlens.images.loaders import check_whole
-from convlens.records import RecordSink
 from convlens.train.callbacks import (
     EVENTS,
     Callback,
@@ -48,7 +48,7 @@ from convlens.train.recording import Checkpoint, recording
 from convlens.train.schedules import Constant, GroupSettings, OneCycle, Schedule, Scheduler
 
 if TYPE_CHECKING:
-    from convlens.images.inputs import Images
+    from convlens.data.inputs import Images
 
 adamw = partial(AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01)
 """The chapter's optimizer: AdamW with β₂ 0.99, eps 1e-5, weight decay 0.01."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from convlens.snapshots import Confusion, Mistakes
+from convlens.core.snapshots import Confusion, Mistakes
 from convlens.train import budget
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from convlens.core.records import Picture
+from convlens.core.snapshots import BEFORE, Probes, S, Snapshot
 from convlens.errors import ArgumentError
 from convlens.plots import Interpretation
-from convlens.records import Picture
-from convlens.snapshots import BEFORE, Probes, S, Snapshot
 from convlens.train import budget
 from convlens.train.callbacks import Callback
 from convlens.train.following import Follower
@@ -39,7 +39,7 @@ class Pictures(Callback, Interpretation):
     effective fields and 16 MiB of mistakes in all (or 1.2 MiB at a kept epoch), besides the images.
 
     ``pictures`` holds the newest `Picture` of each name, ``snapshots`` the newest snapshot of each
-    kind and layer (see `convlens.snapshots`).
+    kind and layer (see `convlens.core.snapshots`).
 
     Args:
         n_batch: how many training images, at least 1.

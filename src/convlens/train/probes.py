@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from convlens.data import DataLoaders
+from convlens.data.batches import first_batch, generators_of
+from convlens.data.loaders import TensorLoader
 from convlens.execution import same_random
-from convlens.images import DataLoaders
-from convlens.images.batches import first_batch, generators_of
-from convlens.images.loaders import TensorLoader
 
 SEED = 0
 POOL = 4

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from convlens.core.records import Epoch
 from convlens.errors import warn
-from convlens.records import Epoch
 from convlens.train.callbacks import Callback
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from convlens.beat import Beats
+from convlens.core.beat import Beats
+from convlens.core.columns import Floats
+from convlens.core.records import Epoch, StepSeries, empty_steps, join_steps
 from convlens.plots import TrainingCurves
-from convlens.records import Epoch, StepSeries, empty_steps, join_steps
-from convlens.sketch import Floats
 from convlens.train.callbacks import Callback
 from convlens.train.schedules import read_hypers
 
@@ -28,7 +28,7 @@ class Recorder(Callback, TrainingCurves):
 
     Losses stay on the device and are read a block at a time, so that no step waits for them. What
     is recorded is kept in memory and written to the run, if there is one, and committed with the
-    last step before each beat (`convlens.beat`), so that a reader sees a step within a second.
+    last step before each beat (`convlens.core.beat`), so that a reader sees a step within a second.
     It holds one fit: the next fit begins anew.
     """
 

@@ -20,7 +20,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from convlens.background import Notices
+from convlens.core.background import Notices
 from convlens.errors import ArgumentError, ConvlensError, RunError, warn
 from convlens.runs import RunWriter, create_run, join_run
 from convlens.runs.checkpoints import check_state, save_checkpoint

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from convlens.core.histories import LayerHistory, LayerInfo, UpdateHistory
+from convlens.core.records import Epoch
 from convlens.errors import ArgumentError
-from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
 from convlens.plots import LayerHistories, UpdateHistories
-from convlens.records import Epoch
 from convlens.train.callbacks import Callback
 from convlens.train.recorder import Recorder
 from convlens.watching import ActivationWatch

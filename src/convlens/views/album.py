@@ -14,8 +14,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from convlens.core.snapshots import EffectiveFieldMap, FeatureMaps, FieldIntervals, Kernels, Probes
 from convlens.runs import Run
-from convlens.snapshots import EffectiveFieldMap, FeatureMaps, FieldIntervals, Kernels, Probes
 from convlens.views import panels
 from convlens.views.markup import plural, text
 

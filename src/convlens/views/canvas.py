@@ -33,6 +33,8 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from bokeh.themes import Theme
 
+from convlens.core.columns import Floats, Ints
+from convlens.core.records import Epoch
 from convlens.plots.canvas import (
     BLUE,
     FEW,
@@ -42,8 +44,6 @@ from convlens.plots.canvas import (
     ORANGE,
     STEP_LABEL,
 )
-from convlens.records import Epoch
-from convlens.sketch import Floats, Ints
 
 CARD = "#fefefe"
 INK = "#23292f"

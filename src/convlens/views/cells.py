@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.histories import LayerHistory
+from convlens.core.columns import Floats, concatenate, finite_edges, quantile_bounds
+from convlens.core.histories import LayerHistory
 from convlens.plots.layers import TAIL
 from convlens.runs.pieces import Series
-from convlens.sketch import Floats, concatenate, finite_edges, quantile_bounds
 from convlens.views.matrices import round_up
 from convlens.views.timeline import (
     EMPTY,

@@ -12,11 +12,11 @@ from bokeh.layouts import column
 from bokeh.models import LegendItem, UIElement
 from bokeh.plotting import figure
 
-from convlens.histories import LayerHistory
+from convlens.core.columns import Ints
+from convlens.core.histories import LayerHistory
+from convlens.core.records import Epoch, StepCurves
 from convlens.plots.canvas import BLUE, ORANGE
 from convlens.plots.curves import smoothed_loss
-from convlens.records import Epoch, StepCurves
-from convlens.sketch import Ints
 from convlens.views.canvas import StepAxis, retitle, short
 from convlens.views.curves import SMOOTH
 from convlens.views.distances import Comparison

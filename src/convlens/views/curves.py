@@ -11,10 +11,10 @@ from bokeh.models import ColumnDataSource, DataRange1d, UIElement
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
+from convlens.core.columns import Floats
+from convlens.core.records import Band, Epoch, StepCurves
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
-from convlens.records import Band, Epoch, StepCurves
-from convlens.sketch import Floats
 from convlens.views.canvas import StepAxis, add_hover, draw_line, short, side_by_side
 
 LOSS_HEIGHT, METRIC_HEIGHT, SCHEDULE_HEIGHT = 320, 210, 260

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from convlens.core.columns import Columns, Flags, Floats, Ints, coarsen
+from convlens.core.histories import LayerHistory
 from convlens.errors import ArgumentError
-from convlens.histories import LayerHistory
-from convlens.sketch import Columns, Flags, Floats, Ints, coarsen
 from convlens.views.markup import plural
 from convlens.views.matrices import Matrix
 

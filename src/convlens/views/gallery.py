@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from convlens.records import Picture
+from convlens.core.records import Picture
 from convlens.views.markup import text
 
 MAX_IMAGES = 64

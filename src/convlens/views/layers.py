@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from bokeh.layouts import column
 from bokeh.models import UIElement
 
-from convlens.histories import LayerHistory, UpdateHistory
-from convlens.records import Epoch
+from convlens.core.histories import LayerHistory, UpdateHistory
+from convlens.core.records import Epoch
 from convlens.views.canvas import StepAxis, side_by_side
 from convlens.views.layer_view import (
     HeatFigure,

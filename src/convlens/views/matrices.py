@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from convlens.core.columns import Flags, Floats, Ints
+from convlens.core.histories import FIGURES, LayerHistory, LayerInfo, SeriesFigures, figures_of
 from convlens.errors import ArgumentError
-from convlens.histories import FIGURES, LayerHistory, LayerInfo, SeriesFigures, figures_of
 from convlens.plots.canvas import short_count
-from convlens.sketch import Flags, Floats, Ints
 from convlens.views.timeline import Grid
 
 MAX_COLUMNS = 800

@@ -19,10 +19,10 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
+from convlens.core.columns import Floats
+from convlens.core.records import Epoch, StepCurves, StepSeries
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
-from convlens.records import Epoch, StepCurves, StepSeries
-from convlens.sketch import Floats
 from convlens.views.canvas import StepAxis, retitle, short, with_room
 from convlens.views.curves import SMOOTH, band_outline, spreads
 from convlens.views.lines import (

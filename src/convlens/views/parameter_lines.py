@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convlens.histories import SeriesFigures
+from convlens.core.histories import SeriesFigures
 from convlens.runs.follow import RunFollower
 from convlens.views.canvas import short
 from convlens.views.lines import Series

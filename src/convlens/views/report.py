@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from convlens.core.records import Finding, Picture, RunRecord, StepCurves
+from convlens.core.snapshots import Confusion, Mistakes
 from convlens.doctor import diagnose
 from convlens.errors import RunError
-from convlens.records import Finding, Picture, RunRecord, StepCurves
 from convlens.runs import Run
-from convlens.snapshots import Confusion, Mistakes
 from convlens.views import curves, panels, tables, words
 from convlens.views.album import Album, read_album
 from convlens.views.canvas import embed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convlens.records import Epoch
+from convlens.core.records import Epoch
 from convlens.views.markup import definitions, label, loss, metric, plain, rich, say, text
 
 NO_SUMMARY = "No summary of the model was recorded in this run."

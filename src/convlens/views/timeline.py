@@ -13,9 +13,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.histories import LayerHistory, SeriesFigures
+from convlens.core.columns import Flags, Floats, Ints, merge_runs
+from convlens.core.histories import LayerHistory, SeriesFigures
 from convlens.plots.layers import value_range
-from convlens.sketch import Flags, Floats, Ints, merge_runs
 
 MAX_CELLS = 600
 ROWS = 100

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from convlens.histories import LayerHistory, UpdateHistory
-from convlens.outlines import outline
-from convlens.records import RunRecord
+from convlens.core.histories import LayerHistory, UpdateHistory
+from convlens.core.outlines import outline
+from convlens.core.records import RunRecord
 from convlens.runs import Run
 from convlens.views import layers as layer_figures
 from convlens.views import words

@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convlens.beat import Beats
-from convlens.histories import OPTIMIZER_STEP, LayerHistory, LayerInfo
-from convlens.records import RecordSink
-from convlens.sketch import (
+from convlens.core.beat import Beats
+from convlens.core.columns import (
     CHUNK_BITS,
     BucketLayout,
     Columns,
@@ -22,6 +20,8 @@ from convlens.sketch import (
     empty_columns,
     level_at,
 )
+from convlens.core.histories import OPTIMIZER_STEP, LayerHistory, LayerInfo
+from convlens.core.records import RecordSink
 from convlens.watching.buffers import Buffers, columns_of
 from convlens.watching.kernels import Sketcher
 from convlens.watching.ledger import Ledger, Series, chunk_of

@@ -18,10 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from convlens.background import Background
-from convlens.histories import LayerInfo
-from convlens.records import RecordSink
-from convlens.sketch import (
+from convlens.core.background import Background
+from convlens.core.columns import (
     CHUNK_BITS,
     BucketLayout,
     Columns,
@@ -30,6 +28,8 @@ from convlens.sketch import (
     decode,
     encode,
 )
+from convlens.core.histories import LayerInfo
+from convlens.core.records import RecordSink
 from convlens.watching.notes import Notes, described
 
 PENDING_BYTES = 1 << 27

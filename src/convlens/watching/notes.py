@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from convlens.core.histories import LayerInfo
+from convlens.core.records import RecordSink
 from convlens.errors import warn
-from convlens.histories import LayerInfo
-from convlens.records import RecordSink
 
 T = TypeVar("T")
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from convlens.core.histories import LayerHistory, LayerInfo, UpdateHistory
+from convlens.core.records import Epoch, RecordSink
 from convlens.errors import ArgumentError
-from convlens.histories import LayerHistory, LayerInfo, UpdateHistory
 from convlens.plots import LayerHistories, UpdateHistories
-from convlens.records import Epoch, RecordSink
 from convlens.watching.book import Sketchbook, Slot
 from convlens.watching.notes import Notes, described, named
 from convlens.watching.optimizers import Closure, step_hooks

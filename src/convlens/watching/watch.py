@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from convlens.core.histories import FORWARD, LayerHistory, LayerInfo
+from convlens.core.records import Epoch, RecordSink
 from convlens.errors import ArgumentError
-from convlens.histories import FORWARD, LayerHistory, LayerInfo
 from convlens.plots import LayerHistories, UpdateHistories
-from convlens.records import Epoch, RecordSink
 from convlens.watching import normalization
 from convlens.watching.arguments import (
     MODES,
@@ -66,7 +66,7 @@ class ActivationWatch(LayerHistories):
     `ConvlensWarning`) and counted in `notes`, such as values that have no sketch (sparse, nested,
     complex …), layers that are never called, forwards of a second thread during one.
 
-    Memory is bounded: beyond 4,096 steps neighbours share a column; `convlens.sketch.level_at`.
+    Memory is bounded: beyond 4,096 steps neighbours share a column.
 
     A layer with several outputs is watched by its first floating-point tensor; with ``sample``, its
     first axis is taken to be that of the images. Near zero for gradients and updates is 1e-7.
@@ -368,7 +368,7 @@ class ActivationWatch(LayerHistories):
         """Say that the current step was made, so that readers of a run see it before the next.
 
         Of a model that is not compiled they do so anyway. What they see is renewed once a beat
-        (`convlens.beat`).
+        (`convlens.core.beat`).
         """
         for book in self._books():
             book.step_done()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from convlens.records import Finding
+from convlens.core.records import Finding
+from convlens.core.snapshots import Confusion, Mistakes
 from convlens.runs.follow import RunFollower
-from convlens.snapshots import Confusion, Mistakes
 from convlens.views import panels as shown
 from convlens.views import tables
 from convlens.views.gallery import gallery

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from bokeh.document import Document
 
-from convlens.histories import LayerHistory
+from convlens.core.histories import LayerHistory
 from convlens.views.compare import TOTAL_VARIATION, CompareView, Side
 from convlens.views.distances import Comparison, first_parting
 from convlens.views.live.commands import Command, word

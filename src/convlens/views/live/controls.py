@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from convlens.histories import LayerInfo
+from convlens.core.histories import LayerInfo
 from convlens.views.markup import text
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from convlens.runs import Run
-from convlens.snapshots import (
+from convlens.core.snapshots import (
     EffectiveFieldMap,
     FeatureMaps,
     FieldIntervals,
     Kernels,
     Probes,
 )
+from convlens.runs import Run
 from convlens.views import panels as shown
 from convlens.views.live.models import Panels
 

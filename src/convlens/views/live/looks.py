@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from convlens.records import Epoch, StepCurves, empty_steps, join_steps
+from convlens.core.downsampling import take_steps
+from convlens.core.records import Epoch, StepCurves, empty_steps, join_steps
 from convlens.runs.follow import Newest
-from convlens.series import take_steps
 from convlens.views.live.pace import Pace
 from convlens.views.live.store import Look
 

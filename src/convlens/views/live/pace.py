@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from convlens.beat import until_beat
+from convlens.core.beat import until_beat
 
 LATE_S = 0.1
 """Between the beat on which a training hands over what it has, and a page's look at it.

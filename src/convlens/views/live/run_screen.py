@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 import numpy as np
 from bokeh.document import Document
 
+from convlens.core.records import Epoch, StepSeries
 from convlens.errors import ConvlensError
-from convlens.records import Epoch, StepSeries
 from convlens.runs.follow import Newest
 from convlens.runs.pieces import Series as Recorded
 from convlens.views import panels as shown

@@ -37,7 +37,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 from tornado.web import RequestHandler
 
-from convlens.beat import until_beat
+from convlens.core.beat import until_beat
 from convlens.errors import ArgumentError
 from convlens.views.live.address import Address
 from convlens.views.live.frame import head, not_found, rest

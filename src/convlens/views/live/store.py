@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from convlens.beat import BEAT_S
+from convlens.core.beat import BEAT_S
+from convlens.core.records import Finding
 from convlens.doctor import diagnose
 from convlens.errors import ConvlensError, RunError
-from convlens.records import Finding
 from convlens.runs import Run, RunInfo, list_runs, open_run
 from convlens.runs.follow import Newest, RunFollower
 from convlens.views.distances import Comparison, compare

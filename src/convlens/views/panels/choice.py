@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.snapshots import FeatureMaps, FieldIntervals, Probes
+from convlens.core.snapshots import FeatureMaps, FieldIntervals, Probes
 
 Place = tuple[int, int]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convlens.snapshots import Bytes, Confusion, recall_of
+from convlens.core.snapshots import Bytes, Confusion, recall_of
 from convlens.views.markup import NONE, percent, text
 from convlens.views.panels.elements import (
     button,

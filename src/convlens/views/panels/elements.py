@@ -11,7 +11,7 @@ from bokeh.palettes import viridis
 from numpy.typing import NDArray
 from PIL import Image
 
-from convlens.snapshots import BEFORE, Bytes, Probes
+from convlens.core.snapshots import BEFORE, Bytes, Probes
 from convlens.views.gallery import png_uri
 from convlens.views.markup import number, text
 

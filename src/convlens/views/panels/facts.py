@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from convlens.records import Epoch, Finding
+from convlens.core.records import Epoch, Finding
 from convlens.views import words
 from convlens.views.markup import duration, label, plain, text
 from convlens.views.panels.elements import button, figures, note, panel

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convlens.snapshots import Bytes, FeatureMaps, Probes
+from convlens.core.snapshots import Bytes, FeatureMaps, Probes
 from convlens.views.markup import number, plural
 from convlens.views.panels.choice import Choice, limits, on_scale, settle, units_of_cell, values
 from convlens.views.panels.elements import (

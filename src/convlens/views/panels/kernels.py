@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convlens.snapshots import Bytes, Kernels
+from convlens.core.snapshots import Bytes, Kernels
 from convlens.views.markup import number, plural
 from convlens.views.panels.elements import (
     epoch_slider,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from convlens.snapshots import Confusion, Mistakes
+from convlens.core.snapshots import Confusion, Mistakes
 from convlens.views.gallery import data_uri
 from convlens.views.markup import percent, plural, text
 from convlens.views.panels.elements import after, note, nothing, panel, tile, tiles

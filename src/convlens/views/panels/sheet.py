@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convlens.snapshots import Bytes, FeatureMaps, Probes
+from convlens.core.snapshots import Bytes, FeatureMaps, Probes
 from convlens.views.markup import text
 from convlens.views.panels.choice import on_scale
 from convlens.views.panels.elements import caption_of, png_of_levels, spread, thumbnail

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.snapshots import Bytes, EffectiveFieldMap, FeatureMaps, FieldIntervals, Probes
+from convlens.core.snapshots import Bytes, EffectiveFieldMap, FeatureMaps, FieldIntervals, Probes
 from convlens.views.markup import percent
 from convlens.views.panels.choice import (
     Choice,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.snapshots import FeatureMaps, Kernels, Probes
+from convlens.core.snapshots import FeatureMaps, Kernels, Probes
 from convlens.views.markup import number, plural, text
 from convlens.views.panels.choice import Choice, Place, half_level, settle, values, within
 from convlens.views.panels.elements import (

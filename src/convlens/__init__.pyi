@@ -1,0 +1,92 @@
+"""The public names, listed once: `lazy_loader` reads them from here too."""
+
+from . import geometry, models
+from ._api import diagnose, report, watch
+from .data import DataLoaders, from_arrays, load_image, mnist
+from .errors import (
+    ArgumentError,
+    CheckpointError,
+    ConvlensError,
+    ConvlensWarning,
+    DataError,
+    LayerNotFoundError,
+    MissingLibraryError,
+    NonFiniteLossError,
+    RunError,
+    TrainingError,
+)
+from .geometry import (
+    conv_matrix,
+    effective_receptive_field,
+    receptive_field,
+    show_features,
+    show_field,
+    show_kernels,
+    show_planes,
+    summary,
+)
+from .models import simple_cnn
+from .runs import list_runs, open_run
+from .runs.checkpoints import load_checkpoint
+from .train import (
+    ActivationStats,
+    Callback,
+    CancelBatchError,
+    CancelEpochError,
+    CancelFitError,
+    GradientStats,
+    Learner,
+    OneCycle,
+    Pictures,
+    Recorder,
+    UpdateStats,
+    accuracy,
+)
+
+__all__ = [
+    "ActivationStats",
+    "ArgumentError",
+    "Callback",
+    "CancelBatchError",
+    "CancelEpochError",
+    "CancelFitError",
+    "CheckpointError",
+    "ConvlensError",
+    "ConvlensWarning",
+    "DataError",
+    "DataLoaders",
+    "GradientStats",
+    "LayerNotFoundError",
+    "Learner",
+    "MissingLibraryError",
+    "NonFiniteLossError",
+    "OneCycle",
+    "Pictures",
+    "Recorder",
+    "RunError",
+    "TrainingError",
+    "UpdateStats",
+    "accuracy",
+    "conv_matrix",
+    "diagnose",
+    "effective_receptive_field",
+    "from_arrays",
+    "geometry",
+    "list_runs",
+    "load_checkpoint",
+    "load_image",
+    "mnist",
+    "models",
+    "open_run",
+    "receptive_field",
+    "report",
+    "show_features",
+    "show_field",
+    "show_kernels",
+    "show_planes",
+    "simple_cnn",
+    "summary",
+    "watch",
+]
+
+__version__: str

@@ -1,0 +1,1 @@
+"""Plain numbers and their bytes: columns, histories, steps, epochs, snapshots. No torch."""

@@ -1,0 +1,23 @@
+"""Files and arrays → `DataLoaders`: batches of images and labels that lie on the device.
+
+This room knows no models. `mnist` is embedded; `from_arrays` takes anything that fits in memory;
+`DataLoaders` also accepts any other iterables of (images, labels), such as torch's DataLoader.
+"""
+
+from __future__ import annotations
+
+from convlens.data.arrays import from_arrays
+from convlens.data.embedded import mnist
+from convlens.data.files import load_image
+from convlens.data.loaders import Batches, DataLoaders, TensorLoader
+from convlens.data.pixels import PixelScale
+
+__all__ = [
+    "Batches",
+    "DataLoaders",
+    "PixelScale",
+    "TensorLoader",
+    "from_arrays",
+    "load_image",
+    "mnist",
+]

@@ -1,0 +1,219 @@
+"""Images to classify, in whatever form they come, as the network gets them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from convlens.data.files import from_pillow, load_image, scaled
+from convlens.data.loaders import DataLoaders
+from convlens.data.pixels import PixelScale
+from convlens.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    File = str | os.PathLike[str] | Image
+    Images = Tensor | NDArray[Any] | File | Sequence[Tensor | NDArray[Any]] | Sequence[File]
+
+GREY = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in a pixel's brightness: ITU-R BT.601, as Pillow has them."""
+
+EXPECTED = (
+    "expected image files, Pillow images, or a tensor or array of shape (N, C, H, W) or (C, H, W)"
+)
+
+
+def network_inputs(
+    x: Any,  # noqa: ANN401 — it checks what came
+    dls: DataLoaders,
+    batch_size: int,
+    *,
+    normalized: bool | None = None,
+) -> Iterator[Tensor]:
+    """The images as the network gets them, (n, C, H, W), a batch at a time.
+
+    Args:
+        x: image files, Pillow images, tensors or arrays; see `convlens.train.Learner.predict`.
+        dls: what the network was trained on.
+        batch_size: images per batch.
+        normalized: whether tensors are as the loaders give them; None if they are pixels.
+
+    Raises:
+        ArgumentError: if ``x`` is no images, or it cannot be known how to normalize them.
+    """
+    files = [x] if _is_file(x) else x
+    if isinstance(files, list | tuple) and files and all(map(_is_file, files)):
+        if normalized:
+            raise ArgumentError(
+                "normalized=True is for tensors, but x is image files; leave it out."
+            )
+        scale = _scale_of(dls, "image files", in_units=False)
+        for start in range(0, len(files), batch_size):
+            part = _read(files[start : start + batch_size], start, dls)
+            yield scale.from_unit(part)
+        return
+    images = _as_tensor(x)
+    _check_channels(images, dls)
+    convert = _conversion(images, dls, normalized)
+    for part in images.split(batch_size):
+        yield convert(part)
+
+
+def _is_file(x: object) -> TypeGuard[File]:
+    from PIL.Image import Image
+
+    return isinstance(x, str | os.PathLike | Image)
+
+
+def _read(files: Sequence[File], first: int, dls: DataLoaders) -> Tensor:
+    """Files and Pillow images from 0 to 1, in the channels and the size of the training images."""
+    shape = dls.facts()["input_shape"]
+    images: list[Tensor] = []
+    for i, file in enumerate(files):
+        if isinstance(file, str | os.PathLike):
+            image = load_image(Path(file))
+        else:
+            image = from_pillow(file, f"x[{first + i}]")
+        if shape is not None:
+            image = scaled(_in_channels(image, shape[0]), (shape[1], shape[2]))
+        images.append(image)
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        raise ArgumentError(
+            f"x holds images of different shapes (C, H, W), such as {sorted(shapes)[0]} and "
+            f"{sorted(shapes)[1]}, and the size of the training images is not known; give images "
+            "of one shape."
+        )
+    return torch.stack(images)
+
+
+def _in_channels(image: Tensor, n: int) -> Tensor:
+    """A grey or RGB image (C, H, W) with one channel or three."""
+    if image.shape[0] == n:
+        return image
+    if n == 1:
+        return (image * image.new_tensor(GREY)[:, None, None]).sum(0, keepdim=True)
+    if n == 3:
+        return image.expand(3, -1, -1)
+    raise ArgumentError(
+        f"x is image files, which have one channel or three; the model was trained on C = {n}: "
+        "give a tensor (N, C, H, W)."
+    )
+
+
+def _as_tensor(x: Any) -> Tensor:  # noqa: ANN401
+    """Tensors or arrays as one tensor (N, C, H, W)."""
+    if isinstance(x, list | tuple):
+        x = _stacked(x)
+    if not isinstance(x, Tensor | np.ndarray) or x.ndim not in (3, 4):
+        what = tuple(x.shape) if isinstance(x, Tensor | np.ndarray) else type(x).__name__
+        raise ArgumentError(f"x is {what}; {EXPECTED}.")
+    try:
+        images = torch.as_tensor(x)
+    except TypeError as error:
+        raise ArgumentError(f"x has dtype {x.dtype}; give uint8 pixels or floats.") from error
+    if 0 in images.shape:
+        raise ArgumentError(f"x has shape {tuple(images.shape)}: it is empty; give one image.")
+    return images if images.ndim == 4 else images[None]
+
+
+def _stacked(parts: Sequence[Any]) -> Tensor:
+    good = [isinstance(part, Tensor | np.ndarray) and part.ndim == 3 for part in parts]
+    if not parts or not all(good):
+        odd = None if not parts else parts[good.index(False)]
+        shape = getattr(odd, "shape", None)
+        what = type(odd).__name__ if shape is None else f"of shape {tuple(shape)}"
+        found = f"x[{good.index(False)}] is {what}" if parts else "x is an empty list"
+        raise ArgumentError(f"{found}; {EXPECTED}, or a list of images of one kind.")
+    tensors = [torch.as_tensor(part) for part in parts]
+    first = tensors[0]
+    for i, tensor in enumerate(tensors):
+        if (tensor.shape, tensor.dtype) != (first.shape, first.dtype):
+            raise ArgumentError(
+                f"x[{i}] is {tuple(tensor.shape)}, {_dtype(tensor)}, and x[0] is "
+                f"{tuple(first.shape)}, {_dtype(first)}; give images of one shape and dtype."
+            )
+    return torch.stack(tensors)
+
+
+def _check_channels(images: Tensor, dls: DataLoaders) -> None:
+    known = dls.facts()["input_shape"]
+    if known is not None and images.shape[1] != known[0]:
+        last = images.shape[-1] == known[0]
+        hint = " If channels are its last axis, give x.movedim(-1, -3)." if last else ""
+        raise ArgumentError(
+            f"x has shape (N, C, H, W) = {tuple(images.shape)}; the model was trained on "
+            f"C = {known[0]}.{hint}"
+        )
+
+
+def _conversion(
+    images: Tensor, dls: DataLoaders, normalized: bool | None
+) -> Callable[[Tensor], Tensor]:
+    """What makes of these images, or of some of them, what the network gets."""
+    if normalized:
+        if images.dtype == torch.uint8 and dls.scale is not None:
+            raise ArgumentError(
+                "normalized=True, but x is uint8, which is not normalized; leave normalized out."
+            )
+        return lambda part: part.float() if part.dtype == torch.float64 else part
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ArgumentError(
+            f"x has dtype {_dtype(images)}; give uint8 pixels from 0 to 255, or floats."
+        )
+    in_units = images.is_floating_point() and normalized is False
+    scale = _scale_of(dls, f"{_dtype(images)} pixels", in_units=in_units)
+    if images.dtype == torch.uint8:
+        return scale.from_uint8
+    if not scale.is_known:
+        return lambda part: scale.normalize_(part.to(torch.float32, copy=True))
+    low, high = (float(v) for v in torch.aminmax(images.float()))
+    if low >= 0.0 and high <= 1.0:
+        return scale.from_unit
+    # Between the two, normalized images without a dark pixel could be taken for nearly black ones.
+    if low >= 0.0 and high <= 255.0 and (in_units or high > scale.highest):
+        return lambda part: scale.from_unit(part / 255)
+    raise ArgumentError(
+        f"x is floats from {low:.4g} to {high:.4g}; pixels go from 0 to 1, or from 0 to 255. For "
+        "images as the loaders give them say normalized=True."
+    )
+
+
+def _scale_of(dls: DataLoaders, what: str, *, in_units: bool) -> PixelScale:
+    """How the training images were normalized.
+
+    Args:
+        dls: what the network was trained on.
+        what: what ``x`` is, for the message.
+        in_units: whether its values are those of the training images, whatever these mean.
+
+    Raises:
+        ArgumentError: if that is not known, or not what it means for pixels.
+    """
+    scale = dls.scale
+    if scale is None:
+        raise ArgumentError(
+            f"x is {what}, but how the training images were normalized is not known: they came "
+            "from a loader of your own. Give tensors as that loader gives them and say "
+            "normalized=True, or give the scale: cl.DataLoaders(…, scale=PixelScale(…))."
+        )
+    if not scale.is_known and not in_units:
+        raise ArgumentError(
+            f"x is {what}, but the training images were floats from {scale.black:.4g} to "
+            f"{scale.white:.4g}, of which it is not known what is black and what is white. Give "
+            "floats in the units of the training images and say normalized=False, or as the "
+            "loaders give them and say normalized=True."
+        )
+    return scale
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

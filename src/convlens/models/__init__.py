@@ -1,0 +1,8 @@
+"""Networks and the blocks they are made of. Knows nothing of training."""
+
+from __future__ import annotations
+
+from convlens.models.blocks import conv
+from convlens.models.simple import simple_cnn
+
+__all__ = ["conv", "simple_cnn"]

@@ -1,8 +1,0 @@
-"""Networks and the blocks they are made of. Knows nothing of training."""
-
-from __future__ import annotations
-
-from convlens.nets.blocks import conv
-from convlens.nets.simple import simple_cnn
-
-__all__ = ["conv", "simple_cnn"]
