@@ -48,7 +48,7 @@ def test_public_names_are_those_that_the_documentation_lists():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="attribute.*nothing"):
+    with pytest.raises(AttributeError, match="No convlens attribute nothing"):
         _ = cl.nothing
 
 
