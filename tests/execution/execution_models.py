@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import random
 import warnings
 from collections.abc import Callable
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -153,6 +156,71 @@ def scripted() -> nn.Module:
             nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Dropout(0.5))
         )
     return nn.Sequential(nn.Conv2d(3, 3, 1), inner, nn.Conv2d(3, 3, 1))
+
+
+OUTSIDE: dict[str, Any] = {"total": torch.zeros(1), "losses": []}
+"""What a model keeps in global variables."""
+
+
+class Slots:
+    __slots__ = ("last", "total")
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(1)
+
+
+def outside(x: Tensor) -> Tensor:
+    """A function that a model calls, with a cache of its own."""
+    if "ones" not in OUTSIDE:
+        OUTSIDE["ones"] = x.new_ones(1)
+    OUTSIDE["total"] += 1
+    OUTSIDE["losses"].append(x.square().mean())
+    return OUTSIDE["ones"]
+
+
+class Elsewhere(nn.Module):
+    """Keeps things in its class, in slots, in global variables, and far away from it."""
+
+    masks: ClassVar[dict[int, Tensor]] = {}
+    total = torch.zeros(1)
+    last: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.slots, self.far = Slots(), Holder()
+        self.far.inside = Holder()
+        self.far.inside.inside = Holder()
+        self.randoms = random.Random(0), np.random.default_rng(0), np.random.RandomState(0)
+        self.array, self.bytes = np.zeros(3), bytearray(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[-1]
+        if size not in self.masks:
+            self.masks[size] = x.new_ones(size)
+        type(self).last = self.slots.last = self.far.inside.inside.last = x
+        self.total.add_(1)
+        self.slots.total += 1
+        self.array += 1
+        self.bytes[0] += 1
+        plain, numbers, old = self.randoms
+        noise = plain.random() + numbers.random() + old.rand()
+        return self.conv(x) * self.masks[size] * outside(x) + noise
+
+    def elsewhere(self) -> dict[str, Any]:
+        """All of it, to be compared."""
+        plain, numbers, old = self.randoms
+        return {
+            "class": [dict(self.masks), self.total.item(), self.last],
+            "outside": [list(OUTSIDE), OUTSIDE["total"].item(), list(OUTSIDE["losses"])],
+            "objects": [
+                self.slots.total.item(),
+                getattr(self.slots, "last", None),
+                self.far.inside.inside.last,
+            ],
+            "random": [plain.getstate(), str(numbers.bit_generator.state), str(old.get_state())],
+            "arrays": [self.array.tolist(), bytes(self.bytes)],
+        }
 
 
 class Slices(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from execution_models import MODELS
+from execution_models import MODELS, Elsewhere
 from execution_state import assert_same, fakes, state_of
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -89,6 +89,35 @@ def test_a_training_with_pictures_and_summary_is_the_same_to_the_bit() -> None:
             weights.append(model.state_dict())
         for key, value in weights[0].items():
             assert torch.equal(value, weights[1][key]), (name, key)
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+def test_what_a_model_keeps_outside_of_itself_is_as_it_was(has_run: bool) -> None:
+    model, x = Elsewhere(), torch.rand(SHAPE)
+    if has_run:
+        model(x)
+    before = model.elsewhere()
+    for look in LOOKS.values():
+        look(model, x)
+        assert str(model.elsewhere()) == str(before)
+    plt.close("all")
+    assert type(model(x)) is Tensor
+
+
+def test_looking_at_a_watched_model_is_no_forward_of_its_training() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), torch.rand(SHAPE)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with cl.watch(model, gradients=True, mode="both") as stats:
+        for _ in range(3):
+            model(x).sum().backward()
+            for look in LOOKS.values():
+                look(model, x)
+            optimizer.step()
+            optimizer.zero_grad()
+    plt.close("all")
+    assert stats["0"].first_step.tolist() == [0, 1, 2]
+    assert stats["0"].calls.tolist() == [1, 1, 1]
+    assert stats.gradients["0.weight"].first_step.tolist() == [0, 1, 2]
 
 
 def test_a_look_that_fails_changes_nothing() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
+import random
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,30 +17,91 @@ from torch import Tensor, nn
 MOST_OBJECTS = 100_000
 """No more objects than this are looked at; those nearest to the model come first."""
 
-MOST_HOPS = 2
-"""From a module, so many objects one behind the other are followed, and functions likewise."""
+MOST_HOPS = 4
+"""From a module, so many objects or functions one behind the other are followed."""
 
-ATOMS = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, np.ndarray)
+ATOMS = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
 
-Container = dict[Any, Any] | list[Any] | deque[Any] | set[Any] | types.CellType
-CONTAINERS = (dict, list, deque, set, types.CellType)
+LIBRARIES = ("builtins", "collections", "convlens", "numpy", "torch", "typing")
+"""Packages whose classes and functions keep nothing of a model; watchers write on meanwhile."""
+
+STATES: Mapping[type, tuple[Callable[[Any], Any], Callable[[Any, Any], Any]]] = {
+    torch.Generator: (torch.Generator.get_state, torch.Generator.set_state),
+    random.Random: (random.Random.getstate, random.Random.setstate),
+    np.random.RandomState: (lambda r: r.get_state(), lambda r, state: r.set_state(state)),
+    np.random.Generator: (
+        lambda r: r.bit_generator.state,
+        lambda r, state: setattr(r.bit_generator, "state", state),
+    ),
+    np.ndarray: (
+        np.copy,
+        lambda array, before: np.copyto(array, before) if _wrote(array) else None,
+    ),
+    bytearray: (bytes, lambda array, before: array.__setitem__(slice(None), before)),
+}
+"""Of objects that a forward pass changes in place: how their state is read, and put back."""
+
+
+def _wrote(array: np.ndarray[Any, Any]) -> bool:
+    return array.flags.writeable
+
+
+class Variables:
+    """The attributes of a class, the slots of an object, or some of a module's global variables."""
+
+    def __init__(self, owner: Any, names: Iterable[str]) -> None:  # noqa: ANN401
+        self._owner, self._names = owner, tuple(names)
+
+    def items(self) -> dict[str, Any]:
+        """Those that are set."""
+        if isinstance(self._owner, dict):
+            return {n: self._owner[n] for n in self._names if n in self._owner}
+        if isinstance(self._owner, type):
+            return {n: v for n, v in vars(self._owner).items() if not _is_code(n, v)}
+        return {n: getattr(self._owner, n) for n in self._names if hasattr(self._owner, n)}
+
+    def set(self, name: str, value: object) -> None:
+        """Set one."""
+        if isinstance(self._owner, dict):
+            self._owner[name] = value
+        else:
+            setattr(self._owner, name, value)
+
+    def restore(self, before: Mapping[str, Any]) -> None:
+        """Set those that differ, and remove those that were not there."""
+        now = self.items()
+        for name, value in before.items():
+            if name not in now or now[name] is not value:
+                self.set(name, value)
+        for name in now.keys() - before.keys():
+            if isinstance(self._owner, dict):
+                del self._owner[name]
+            else:
+                delattr(self._owner, name)
+
+
+def _is_code(name: str, value: object) -> bool:
+    return name.startswith("__") or callable(value) or hasattr(type(value), "__get__")
+
+
+Container = dict[Any, Any] | list[Any] | deque[Any] | set[Any] | types.CellType | Variables
+CONTAINERS = (dict, list, deque, set, types.CellType, Variables)
 
 
 class Reachable:
-    """What a model refers to through attributes, containers, objects, and hooks' closures.
-
-    Objects of convlens itself are not followed: its watchers write on in other threads.
+    """What a model refers to: through attributes, containers, objects, classes, functions.
 
     Attributes:
-        containers: dictionaries (those of attributes too), lists, sets, deques, closures' cells.
+        containers: dictionaries (those of attributes too), lists, sets, deques, closures' cells,
+            and variables of classes, of objects with slots, of modules.
         tensors: parameters, buffers and all others.
-        generators: of random numbers.
+        states: objects whose states are kept, see `STATES`, with those states.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.containers: list[Container] = []
         self.tensors: list[Tensor] = []
-        self.generators: list[torch.Generator] = []
+        self.states: list[tuple[Any, Any, Callable[[Any, Any], Any]]] = []
         held: dict[int, Any] = {}  # by id, and held so that none is used again meanwhile
         waiting: deque[tuple[Any, int]] = deque([(model, 0)])
         while waiting and len(held) < MOST_OBJECTS:
@@ -46,13 +109,21 @@ class Reachable:
             if not isinstance(thing, ATOMS) and id(thing) not in held:
                 held[id(thing)] = thing
                 waiting.extend(self._keep(thing, hops))
+                if isinstance(thing, nn.Module):
+                    waiting.extend((kind, 0) for kind in self._classes(type(thing), held))
+
+    def restore_states(self) -> None:
+        """Put the states of `states` back."""
+        for thing, state, put_back in self.states:
+            put_back(thing, state)
 
     def _keep(self, thing: Any, hops: int) -> Iterator[tuple[Any, int]]:  # noqa: ANN401
         """Keep a thing that is looked for, and go on to what it holds."""
-        if isinstance(thing, Tensor):
+        state = next((pair for kind, pair in STATES.items() if isinstance(thing, kind)), None)
+        if state is not None:
+            self.states.append((thing, state[0](thing), state[1]))
+        elif isinstance(thing, Tensor):
             self.tensors.append(thing)
-        elif isinstance(thing, torch.Generator):
-            self.generators.append(thing)
         elif isinstance(thing, CONTAINERS):
             self.containers.append(thing)
             yield from ((value, hops) for value in contents(thing))
@@ -60,8 +131,24 @@ class Reachable:
             yield from ((value, hops) for value in thing)
         elif isinstance(thing, nn.Module):
             yield vars(thing), 0
-        elif hops < MOST_HOPS and not type(thing).__module__.startswith("convlens."):
+        elif hops < MOST_HOPS and not _of_library(thing):
             yield from ((value, hops + 1) for value in _held_by(thing))
+
+    @staticmethod
+    def _classes(kind: type, held: dict[int, Any]) -> Iterator[Any]:
+        """A module's class and those that it derives from: their variables, and their functions."""
+        for each in kind.__mro__:
+            if not _of_library(each) and id(each) not in held:
+                held[id(each)] = each
+                yield Variables(each, ())
+                yield from (f for f in vars(each).values() if isinstance(f, types.FunctionType))
+
+
+def _of_library(thing: Any) -> bool:  # noqa: ANN401
+    named = thing if isinstance(thing, type | types.FunctionType) else type(thing)
+    if isinstance(thing, types.MethodType | partial):
+        return False
+    return str(named.__module__).partition(".")[0] in LIBRARIES
 
 
 def _held_by(thing: Any) -> list[Any]:  # noqa: ANN401
@@ -71,17 +158,27 @@ def _held_by(thing: Any) -> list[Any]:  # noqa: ANN401
     if isinstance(thing, partial):
         return [thing.func, thing.args, thing.keywords]
     if isinstance(thing, types.FunctionType):
-        named = (thing.__globals__.get(name) for name in thing.__code__.co_names)
-        variables = [value for value in named if isinstance(value, CONTAINERS)]
-        return [*(thing.__closure__ or ()), thing.__defaults__, thing.__kwdefaults__, *variables]
+        used = Variables(thing.__globals__, _globals_of(thing.__code__))
+        return [*(thing.__closure__ or ()), thing.__defaults__, thing.__kwdefaults__, used]
+    slots = [vars(kind).get("__slots__", ()) for kind in type(thing).__mro__]
+    names = [n for slot in slots for n in ([slot] if isinstance(slot, str) else slot)]
     attributes: object = getattr(thing, "__dict__", None)
-    return [attributes] if isinstance(attributes, dict) else []
+    return [Variables(thing, names)] * bool(names) + [attributes] * isinstance(attributes, dict)
+
+
+def _globals_of(code: types.CodeType) -> set[str]:
+    """The global names that a function uses, also in its comprehensions and inner functions."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname.endswith("_GLOBAL")}
+    inner = (_globals_of(each) for each in code.co_consts if isinstance(each, types.CodeType))
+    return names.union(*inner)
 
 
 def contents(container: Container) -> list[Any]:
     """What a container holds, in its order."""
     if isinstance(container, dict):
         return list(container.values())
+    if isinstance(container, Variables):
+        return list(container.items().values())
     if isinstance(container, types.CellType):
         try:
             return [container.cell_contents]
@@ -95,11 +192,16 @@ class Remembered:
 
     def __init__(self, container: Container) -> None:
         self._container, self._values = container, contents(container)
-        self._keys = list(container) if isinstance(container, dict) else []
+        self._keys: list[Any] = []
+        if isinstance(container, dict | Variables):
+            self._keys = list(container if isinstance(container, dict) else container.items())
 
     def restore(self) -> None:
         """Put it back, in place, if anything has changed."""
         container, now = self._container, contents(self._container)
+        if isinstance(container, Variables):
+            container.restore(dict(zip(self._keys, self._values, strict=True)))
+            return
         same = len(now) == len(self._values) and all(map(_is, now, self._values))
         if same and (not isinstance(container, dict) or list(container) == self._keys):
             return
@@ -122,7 +224,9 @@ class Remembered:
             new = _replaced(value, stands)
             if new is value or isinstance(container, set):
                 continue
-            if isinstance(container, dict):
+            if isinstance(container, Variables):
+                container.set(self._keys[i], new)
+            elif isinstance(container, dict):
                 container[self._keys[i]] = new
             elif isinstance(container, types.CellType):
                 container.cell_contents = new

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -21,15 +22,16 @@ def preserved(
     """Let a model be run inside; afterwards it is what it was, however the run ended.
 
     A forward pass may write into parameters and buffers, fill caches that lie in attributes, lists,
-    dictionaries or objects, register buffers, append to a list that a hook closes over, and draw
-    random numbers; and a module may do anything in its ``train()``. Inside, other tensors take the
-    places of the model's own, autocasting is off, and compiled modules run without their graphs.
-    Afterwards the contents of everything that the model refers to are put back in place, so that
-    each object keeps its identity: parameters, buffers, caches, hooks and modes; and the random
-    states of torch, NumPy and Python.
+    dictionaries, objects, classes or global variables, register buffers, append to a list that a
+    hook closes over, and draw random numbers; and a module may do anything in its ``train()``.
+    Inside, other tensors take the places of the model's own, autocasting is off, compiled modules
+    run without their graphs, and watchers of convlens are not called. Afterwards the contents of
+    everything that the model refers to are put back in place, so that each object keeps its
+    identity: parameters, buffers, caches, hooks and modes; and the random states of torch, NumPy
+    and Python, with those of the generators that the model owns.
 
-    Not found is what a model keeps elsewhere, such as in a global variable that only a function
-    that it calls knows; and NumPy arrays that it writes into.
+    Not restored are iterators, and what is more than a few objects away from the model. No other
+    thread may run the model meanwhile.
 
     Args:
         model: any module.
@@ -43,13 +45,15 @@ def preserved(
     devices = {tensor.device for tensor in found.tensors}
     remembered = [Remembered(container) for container in found.containers]
     with ExitStack() as stack:
-        stack.enter_context(same_random(devices, found.generators))
+        stack.enter_context(same_random(devices))
+        stack.callback(found.restore_states)
         stack.enter_context(_scripted_preserved(model))
         for each in remembered:
             stack.callback(each.restore)
         stands = {id(tensor): (tensor, stand_in(tensor)) for tensor in found.tensors}
         for each in remembered:
             each.replace(stands)
+        _remove_watchers(model)
         if training is not None:
             model.train(training)
         if _is_compiled(model):  # hooks run in no graph that was made without them
@@ -71,6 +75,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
         return unwrapped(cast("nn.Module", model.module))
     inner = getattr(model, "_orig_mod", None)
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
+
+
+def _remove_watchers(model: nn.Module) -> None:
+    """Remove the hooks of convlens; the dictionaries that hold them are restored afterwards."""
+    for module in model.modules():
+        for kind in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks: dict[int, object] = vars(module).get(kind, {})
+            for key in [key for key, hook in hooks.items() if _is_watcher(hook)]:
+                del hooks[key]
+
+
+def _is_watcher(hook: object) -> bool:
+    function = hook.func if isinstance(hook, partial) else hook
+    return str(getattr(function, "__module__", "")).startswith("convlens.watching")
 
 
 def _is_compiled(model: nn.Module) -> bool:
