@@ -427,7 +427,10 @@ def brightness(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("L")).astype(int)
 
 
-@pytest.mark.parametrize(("at", "key_pressed", "to"), [("0.2", "j", "1.0"), ("1.0", "k", "0.2")])
+@pytest.mark.parametrize(
+    ("at", "key_pressed", "to"),
+    [("0.2", "j", "1.0"), pytest.param("1.0", "k", "0.2", marks=pytest.mark.slow)],
+)
 def test_a_layer_looks_the_same_however_one_came_there(
     browser: Any, served: Address, key: str, shots: Path, at: str, key_pressed: str, to: str
 ) -> None:
