@@ -1,7 +1,7 @@
-"""What a classifier gets wrong in a validation, gathered batch by batch.
+"""Collects what a classifier gets wrong in a validation, batch by batch.
 
-Nothing here waits for a device before the validation has ended, and memory is bounded: of each
-batch those images are kept that may still be among the worst of all.
+Nothing waits for the device before the validation has ended, and memory is bounded: of each batch
+only those images are kept that may still be among the worst of all.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convlens.core.snapshots import Confusion, Mistakes
-from convlens.train import budget
+from convlens.train.callbacks import snapshot_limits as limits
 
 
 @dataclass(frozen=True)
-class Judged:
-    """B images that a model has classified. All (B,), but for x, the images (B, C, H, W)."""
+class Classified:
+    """B classified images. All fields are (B,), but for x, the images (B, C, H, W)."""
 
     loss: Tensor
     true: Tensor
@@ -31,14 +31,14 @@ class Judged:
     x: Tensor
 
 
-def judge(output: Tensor, y: Tensor, x: Tensor, first: int) -> Judged:
-    """What a batch of a validation has come to.
+def classify(output: Tensor, y: Tensor, x: Tensor, first: int) -> Classified:
+    """The predictions for one batch.
 
     Args:
         output: (B, K), before the softmax, of any floating type.
-        y: (B,) true classes; one that is none, such as the -100 that a loss ignores, is no mistake.
+        y: (B,) true classes; labels that are no class, such as -100, are left out later.
         x: (B, C, H, W).
-        first: how many images of the validation came before.
+        first: number of validation images before this batch.
     """
     output = output.detach()
     if output.dtype in (torch.float16, torch.bfloat16):
@@ -46,7 +46,7 @@ def judge(output: Tensor, y: Tensor, x: Tensor, first: int) -> Judged:
     losses = F.cross_entropy(output, y, reduction="none")
     probability, predicted = output.softmax(dim=1).max(dim=1)
     item = torch.arange(first, first + len(y), device=y.device)
-    return Judged(losses, y, predicted, probability, item, x.detach())
+    return Classified(losses, y, predicted, probability, item, x.detach())
 
 
 class Worst:
@@ -55,7 +55,7 @@ class Worst:
     Args:
         size: how many.
         shrink: makes images smaller before they are kept.
-        per_pair: of each true and predicted class that differ only the worst.
+        per_pair: keep only the worst of each pair of true and predicted class that differ.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Worst:
         per_pair: bool = False,
     ) -> None:
         self._size, self._shrink, self._per_pair = size, shrink, per_pair
-        self._held: Judged | None = None
+        self._held: Classified | None = None
         self._score = torch.empty(0)
 
-    def add(self, new: Judged, n_classes: int) -> None:
-        """Take in a batch."""
+    def add(self, new: Classified, n_classes: int) -> None:
+        """Add a batch."""
         held = self._held
         every = new if held is None else _joined(held, new)
         score = self._scores(every, n_classes)
@@ -80,23 +80,22 @@ class Worst:
         if held is not None:
             old = held.x[top.clamp(max=n_held - 1)]
             x = torch.where((top < n_held)[:, None, None, None], old, x)
-        self._held = Judged(**{n: v[top] for n, v in _vectors(every).items()}, x=x)
+        self._held = Classified(**{n: v[top] for n, v in _vectors(every).items()}, x=x)
         self._score = score[top]
 
-    def result(self, most: int | None = None) -> Judged | None:
-        """The worst, the greatest loss first; None if there were none. This waits for a device."""
+    def result(self, most: int | None = None) -> Classified | None:
+        """The worst, by descending loss; None if there are none. This waits for the device."""
         if self._held is None:
             return None
         kept = torch.nonzero(~(self._score < 0))[:most, 0]  # a loss that is NaN is kept
         if not len(kept):
             return None
-        parts = {f.name: getattr(self._held, f.name)[kept] for f in fields(Judged)}
-        return Judged(**parts)
+        return Classified(**{n: v[kept] for n, v in vars(self._held).items()})
 
-    def _scores(self, every: Judged, n_classes: int) -> Tensor:
-        """The loss, below zero where an image is not to be kept.
+    def _scores(self, every: Classified, n_classes: int) -> Tensor:
+        """The loss, or -1 where an image is not kept.
 
-        That is where it has no class, and per pair where its confusion has a larger one.
+        Those have no class, or per pair: are right, or not the worst of their pair.
         """
         known = (every.true >= 0) & (every.true < n_classes)
         if not self._per_pair:
@@ -109,80 +108,60 @@ class Worst:
         return torch.where(score == best[pair], score, -1.0)
 
 
-class Confusions:
-    """How often each class was taken for which, counted on the device.
+class Misclassified:
+    """The mistakes and the confusion matrix of one validation.
 
     Args:
-        n_classes: K.
-        device: where the outputs are.
-    """
-
-    def __init__(self, n_classes: int, device: torch.device) -> None:
-        self._n = n_classes
-        self._counts = torch.zeros(n_classes * n_classes + 1, dtype=torch.int64, device=device)
-
-    def add(self, batch: Judged) -> None:
-        """Count a batch; a label that is no class is not counted."""
-        known = (batch.true >= 0) & (batch.true < self._n)
-        cell = torch.where(known, batch.true * self._n + batch.predicted, self._n * self._n)
-        self._counts.index_add_(0, cell, torch.ones_like(cell))
-
-    def result(self) -> NDArray[np.int64]:
-        """(K, K), rows the true class. This waits for the device."""
-        return self._counts[:-1].view(self._n, self._n).cpu().numpy().copy()
-
-
-class Validation:
-    """One validation of a classifier.
-
-    Args:
-        n_worst: how many images to keep at their full size.
+        n_worst: images to keep at their full size.
     """
 
     def __init__(self, n_worst: int) -> None:
-        self._n_seen, self._n_classes, self._n_worst = 0, 0, n_worst
-        self._top = Worst(max(n_worst, budget.N_WORST), self._shrink)
-        self._pairs = Worst(budget.N_PAIRS, self._shrink, per_pair=True)
-        self._full: Worst | None = None  # of images that are made smaller for the others
-        self._confusions: Confusions | None = None
+        self.n_classes = 0  # 0 before the first batch
+        self._n_seen, self._n_worst = 0, n_worst
+        self._top = Worst(max(n_worst, limits.N_WORST), self._shrink)
+        self._pairs = Worst(limits.N_PAIRS, self._shrink, per_pair=True)
+        self._full: Worst | None = None  # of images that are shrunk for the others
+        self._counts: Tensor | None = None  # (K·K + 1,): the last is for labels that are no class
         self._shape: tuple[int, int] | None = None
 
     def add(self, output: Tensor, y: Tensor, x: Tensor) -> None:
-        """Take in a batch; see `judge`."""
-        batch = judge(output, y, x, self._n_seen)
+        """Add a batch; see `classify`."""
+        batch = classify(output, y, x, self._n_seen)
         self._n_seen += len(y)
-        self._n_classes = output.shape[1]
-        if self._n_classes <= budget.MOST_CLASSES:
-            self._confusions = self._confusions or Confusions(self._n_classes, output.device)
-            self._confusions.add(batch)
+        self.n_classes = n = output.shape[1]
+        if n <= limits.MOST_CLASSES:
+            if self._counts is None:
+                self._counts = torch.zeros(n * n + 1, dtype=torch.int64, device=output.device)
+            known = (batch.true >= 0) & (batch.true < n)
+            cell = torch.where(known, batch.true * n + batch.predicted, n * n)
+            self._counts.index_add_(0, cell, torch.ones_like(cell))
         if x.ndim == 4:
             self._add_images(batch)
 
-    def _add_images(self, batch: Judged) -> None:
+    def _add_images(self, batch: Classified) -> None:
         if self._shape is None:
             height, width = batch.x.shape[2:]
             self._shape = small_size(height, width)
             self._full = None if self._shape == (height, width) else Worst(self._n_worst)
-        self._top.add(batch, self._n_classes)
+        self._top.add(batch, self.n_classes)
         if self._full is not None:
-            self._full.add(batch, self._n_classes)
-        if self._confusions is not None:
-            self._pairs.add(batch, self._n_classes)
+            self._full.add(batch, self.n_classes)
+        if self._counts is not None:
+            self._pairs.add(batch, self.n_classes)
 
-    def worst(self) -> Judged | None:
-        """The worst of all at their full size, the greatest loss first; None without images."""
+    def worst(self) -> Classified | None:
+        """The ``n_worst`` images of the largest loss at their full size; None without images."""
         return (self._full or self._top).result(self._n_worst)
 
-    @property
-    def n_classes(self) -> int:
-        """Numbers in an output, 0 before the first batch."""
-        return self._n_classes
-
     def confusion(self, epoch: int, classes: tuple[str, ...]) -> Confusion | None:
-        """The table of all batches; None without batches, or with too many classes."""
-        if self._confusions is None:
+        """The confusion matrix, rows the true class; None without batches or with too many classes.
+
+        This waits for the device.
+        """
+        if self._counts is None:
             return None
-        return Confusion(epoch, "", self._confusions.result(), classes)
+        n = self.n_classes
+        return Confusion(epoch, "", self._counts[:-1].view(n, n).cpu().numpy().copy(), classes)
 
     def mistakes(
         self,
@@ -190,14 +169,14 @@ class Validation:
         classes: tuple[str, ...],
         to_uint8: Callable[[Tensor], NDArray[np.uint8]],
     ) -> Mistakes | None:
-        """The worst of all, and of each confusion its worst; None without images.
+        """The worst of all, and the worst of each confused pair; None without images.
 
         Args:
             epoch: the epoch of the validation.
             classes: the classes' names.
             to_uint8: makes pictures of images as the network gets them.
         """
-        found = [self._top.result(budget.N_WORST), self._pairs.result()]
+        found = [self._top.result(limits.N_WORST), self._pairs.result()]
         found = [part for part in found if part is not None]
         if not found:
             return None
@@ -219,26 +198,23 @@ class Validation:
         )
 
     def _shrink(self, x: Tensor) -> Tensor:
-        """Images of at most 64 pixels a side; all of one validation have the first one's size."""
+        """Images of at most 64 pixels a side, in the size of the validation's first image."""
         assert self._shape is not None
         return x if x.shape[2:] == self._shape else F.adaptive_avg_pool2d(x.float(), self._shape)
 
 
 def small_size(height: int, width: int) -> tuple[int, int]:
-    """The size of an image whose longer side has at most 64 pixels."""
-    longer = max(height, width, budget.SIDE)
-    return (
-        max(1, round(height * budget.SIDE / longer)),
-        max(1, round(width * budget.SIDE / longer)),
-    )
+    """The size of an image scaled down so that its longer side has at most 64 pixels."""
+    longer = max(height, width, limits.SIDE)
+    return max(1, round(height * limits.SIDE / longer)), max(1, round(width * limits.SIDE / longer))
 
 
-def _vectors(judged: Judged) -> dict[str, Tensor]:
-    return {f.name: getattr(judged, f.name) for f in fields(Judged) if f.name != "x"}
+def _vectors(classified: Classified) -> dict[str, Tensor]:
+    return {f.name: getattr(classified, f.name) for f in fields(Classified) if f.name != "x"}
 
 
-def _joined(*parts: Judged) -> Judged:
+def _joined(*parts: Classified) -> Classified:
     """All of them, without their images."""
     every = [_vectors(part) for part in parts]
     joined = {name: torch.cat([vectors[name] for vectors in every]) for name in every[0]}
-    return Judged(**joined, x=torch.empty(0))
+    return Classified(**joined, x=torch.empty(0))
