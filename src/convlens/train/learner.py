@@ -85,7 +85,7 @@ class Learner:
         >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
         >>> learn.fit_one_cycle(2, lr_max=0.01)
         >>> learn
-        Learner(Sequential with 24,954 parameters, DataLoaders 'noise', cpu, 2 epochs trained)
+        Learner(Sequential with 25,666 parameters, DataLoaders 'noise', cpu, 2 epochs trained)
 
     Args:
         dls: the batches to train and validate on.
