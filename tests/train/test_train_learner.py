@@ -210,17 +210,6 @@ def test_a_batch_cancelled_at_the_end_of_an_epoch_is_one_step():
     assert history.calls.tolist() == [1, 1, 2, 1, 1]
 
 
-def test_a_fit_in_memory_leaves_the_run_before_alone():
-    learn = learner(run="auto")
-    learn.fit(1, 0.01)
-    checkpoints = learn.run_path / "checkpoints"
-    before = sorted(checkpoints.iterdir())
-    learn.run = None
-    learn.fit(1, 0.01)
-    assert sorted(checkpoints.iterdir()) == before
-    assert learn.run_path is None
-
-
 def test_a_callback_may_validate_before_the_first_validation():
     class Look(cl.Callback):
         def before_epoch(self, learn):
@@ -267,24 +256,18 @@ def test_learner_arguments_that_cannot_work(arguments, sentence):
         cl.Learner(**{"dls": data(), "model": net(), "run": None, **arguments})
 
 
-def test_an_error_closes_the_run_and_removes_hooks(tmp_path):
-    error = ValueError("my own")
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("my own"), "failed"), (KeyboardInterrupt(), "stopped")]
+)
+def test_an_error_closes_the_run_and_removes_hooks(tmp_path, error, status):
     learn = learner(
         [cancelling("after_backward", error), cl.ActivationStats()], run=tmp_path / "run"
     )
-    with pytest.raises(ValueError, match="my own"):
+    with pytest.raises(type(error)):
         learn.fit(1, 0.01)
     assert learn.error is error
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
-    with cl.open_run(tmp_path / "run") as run:
-        assert (run.meta["status"], run.meta["error"]) == ("failed", "my own")
-
-
-def test_the_keyboard_stops_a_run(tmp_path):
-    learn = learner([cancelling("before_step", KeyboardInterrupt())], run=tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        learn.fit(1, 0.01)
-    assert cl.open_run(tmp_path / "run").meta["status"] == "stopped"
+    assert cl.open_run(tmp_path / "run").meta["status"] == status
 
 
 def test_after_fit_comes_to_those_whose_before_fit_came():
@@ -344,11 +327,9 @@ def test_every_parameter_group_is_recorded():
 
 
 def test_train_loss_is_weighted_by_batch_size():
-    dls = data(n=40, batch_size=32)
-    learn = cl.Learner(dls, net(), run=None, progress=False)
+    learn = cl.Learner(data(n=40, batch_size=32), net(), run=None, progress=False)
     learn.fit(1, 0.01)
-    loss = learn.recorder.steps.loss
-    expected = (loss[0] * 32 + loss[1] * 8) / 40
+    expected = np.average(learn.recorder.steps.loss, weights=[32, 8])
     assert learn.recorder.epochs[0].train_loss == pytest.approx(expected)
 
 
@@ -377,6 +358,11 @@ def test_a_second_fit_records_a_run_of_its_own():
     assert (first.name, learn.run_path.name) == ("toy-0001", "toy-0002")
     assert len(learn.recorder.epochs) == 2
     assert learn.epochs_done == 3
+    before = sorted((learn.run_path / "checkpoints").iterdir())
+    checkpoints, learn.run = learn.run_path / "checkpoints", None
+    learn.fit(1, 0.01)
+    assert sorted(checkpoints.iterdir()) == before
+    assert learn.run_path is None
 
 
 def test_the_run_holds_what_the_learner_holds(tmp_path):

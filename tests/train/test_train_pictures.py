@@ -32,9 +32,8 @@ from convlens.train.callbacks.layer_snapshots import (
     LayerSnapshots,
     padding_before,
     quantize,
-    rounded,
 )
-from convlens.train.callbacks.misclassified import Misclassified, small_size
+from convlens.train.callbacks.misclassified import Misclassified
 from convlens.train.callbacks.probe_images import choose, choose_probes
 
 N_TRAIN, N_VALID = 128, 96
@@ -208,10 +207,15 @@ def outputs_of(model: nn.Module, name: str, x: Tensor) -> Tensor:
     return kept[-1]
 
 
-def test_feature_maps_are_the_layers_outputs(dls) -> None:
-    learn = fit(dls, Everything(), 3)
-    run = cl.open_run(learn.run_path)
-    model = learn.model.eval()
+@pytest.fixture(scope="module")
+def followed(images, tmp_path_factory) -> cl.Learner:
+    """Everything, trained for three epochs with a run."""
+    return fit(loaders(images), Everything(), 3, base=tmp_path_factory.mktemp("followed"))
+
+
+def test_feature_maps_are_the_layers_outputs(followed) -> None:
+    run = cl.open_run(followed.run_path)
+    model = copy.deepcopy(followed.model).eval()
     probes = run.snapshot(Probes)
     x = torch.from_numpy(probes.inputs)
     names = ["first", "norm", "relu", "shared", "pool"]
@@ -255,14 +259,13 @@ def test_quantizing_what_is_not_finite() -> None:
     np.testing.assert_array_equal(high, np.float32([3, 2, np.nan, 3e38]))
 
 
-def test_kernels_are_the_weights(dls) -> None:
-    learn = fit(dls, Everything(), 1)
-    run = cl.open_run(learn.run_path)
+def test_kernels_are_the_weights(followed) -> None:
+    run, model = cl.open_run(followed.run_path), followed.model
     assert run.snapshot_layers(Kernels) == ["first", "shared"]
     first, shared = (run.snapshot(Kernels, name) for name in ("first", "shared"))
-    np.testing.assert_array_equal(first.weight, learn.model.first.weight.detach())
-    np.testing.assert_array_equal(first.bias, learn.model.first.bias.detach())
-    np.testing.assert_array_equal(shared.weight, learn.model.shared.weight.detach()[:, :16])
+    np.testing.assert_array_equal(first.weight, model.first.weight.detach())
+    np.testing.assert_array_equal(first.bias, model.first.bias.detach())
+    np.testing.assert_array_equal(shared.weight, model.shared.weight.detach()[:, :16])
     assert (first.reads_input, shared.reads_input) == (True, False)
     assert (shared.shape, shared.bias.shape) == ((20, 20, 3, 3), (0,))
     assert (first.stride, first.padding, shared.padding) == ((2, 2), (0, 0), (1, 1))
@@ -345,10 +348,8 @@ def test_fields_are_the_theoretical_ones(dls) -> None:
         )
 
 
-def test_effective_fields_are_those_of_the_centre_units(dls) -> None:
-    learn = fit(dls, Everything(), 1)
-    run = cl.open_run(learn.run_path)
-    model = learn.model
+def test_effective_fields_are_those_of_the_centre_units(followed) -> None:
+    run, model = cl.open_run(followed.run_path), copy.deepcopy(followed.model)
     x = torch.from_numpy(run.snapshot(Probes).inputs)
     for name in ("first", "norm", "shared"):
         found = run.snapshot(EffectiveFieldMap, name)
@@ -364,13 +365,6 @@ def test_effective_fields_are_those_of_the_centre_units(dls) -> None:
         row, column = found.unit
         assert (top, left) == (field.first_row[row], field.first_column[column])
     assert run.snapshot_layers(EffectiveFieldMap) == run.snapshot_layers(FeatureMaps)
-
-
-def test_rounding_keeps_two_bytes() -> None:
-    share = np.random.default_rng(0).random((50, 50))
-    found = rounded(share)
-    assert (np.abs(found / share - 1) < 0.004).all()
-    assert (found.view(np.uint32) & 0xFFFF == 0).all()
 
 
 def test_the_confusion_and_the_mistakes_are_those_of_the_validation(images) -> None:
@@ -462,12 +456,6 @@ def test_images_without_a_class_are_no_mistakes_and_losses_that_are_nan_are() ->
 
 def to_bytes(x: Tensor) -> np.ndarray:
     return (x[:, 0] * 255).to(torch.uint8).numpy()
-
-
-def test_sizes_of_small_images() -> None:
-    assert [small_size(28, 28), small_size(64, 64), small_size(224, 112), small_size(9, 999)] == [
-        (28, 28), (64, 64), (64, 32), (1, 64),
-    ]  # fmt: skip
 
 
 # ---- the probes ---------------------------------------------------------------------------------
@@ -605,14 +593,11 @@ def test_a_long_training_keeps_mistakes_at_kept_epochs_only(monkeypatch, dls) ->
     assert run.snapshot_epochs(Mistakes) == run.snapshot_epochs(Confusion) == [0, 5]
 
 
-def test_without_a_run_the_newest_are_in_memory(dls) -> None:
+def test_no_probes_and_no_run(dls) -> None:
     pictures = cl.Pictures()
     fit(dls, cl.simple_cnn(1, 10), 2, [pictures], run=None)
     assert pictures.snapshots["maps", "0.1"].epoch == 1
     assert pictures.snapshots["confusion", ""].counts.sum() == N_VALID
-
-
-def test_no_probes(dls) -> None:
     run = cl.open_run(fit(dls, cl.simple_cnn(1, 10), 1, [cl.Pictures(n_probes=0)]).run_path)
     assert run.snapshot(Probes) is None
     assert run.snapshot_layers(Kernels) == []

@@ -38,7 +38,7 @@ from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
 from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
-from convlens.train.metrics import Metric, measure, metric_name
+from convlens.train.metrics import Metric, function_name, measure
 from convlens.train.mismatch_errors import (
     check_loss,
     check_output,
@@ -216,7 +216,7 @@ class Learner:
                 "batch; give at least one image."
             )
         means = np.average(torch.stack(rows).cpu().double().numpy(), axis=0, weights=sizes)
-        names = ["loss", *map(metric_name, self.metrics)]
+        names = ["loss", *map(function_name, self.metrics)]
         return dict(zip(names, means.tolist(), strict=True))
 
     def predict(

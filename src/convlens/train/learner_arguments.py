@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 from torch import nn
 from torch.optim import Optimizer
 
 from convlens.errors import ArgumentError
 from convlens.train.callbacks.base import Callback
-from convlens.train.metrics import metric_name
+from convlens.train.metrics import function_name
 
 
 def check_arguments(
@@ -38,7 +37,7 @@ def check_arguments(
         if not isinstance(values, Sequence) or not all(_fits(name, value) for value in values):
             raise ArgumentError(f"{name} must be a list of {wanted}, got {values!r}.")
     assert isinstance(metrics, Sequence)
-    names = ["loss", *map(metric_name, metrics)]
+    names = ["loss", *map(function_name, metrics)]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ArgumentError(
@@ -79,8 +78,7 @@ def make_optimizer(
     Raises:
         ArgumentError: if it makes none, or one whose step needs a closure.
     """
-    inner: object = factory.func if isinstance(factory, partial) else factory
-    name = getattr(inner, "__name__", type(inner).__name__)
+    name = function_name(factory)
     try:
         optimizer = factory(parameters, lr=lr)
     except (TypeError, ValueError) as error:

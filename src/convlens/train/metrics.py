@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def measure(metric: Metric, output: Any, y: Tensor, device: torch.device) -> Ten
     Raises:
         TrainingError: if the metric gives anything but one number.
     """
-    name = metric_name(metric)
+    name = function_name(metric)
     try:
         value = metric(output, y)
     except Exception as error:
@@ -61,6 +62,7 @@ def measure(metric: Metric, output: Any, y: Tensor, device: torch.device) -> Ten
         ) from None
 
 
-def metric_name(metric: object) -> str:
-    """The name of a metric in records and tables."""
-    return getattr(metric, "__name__", type(metric).__name__)
+def function_name(function: object) -> str:
+    """The name of a metric, a loss or an optimizer factory in records, tables and messages."""
+    inner: object = function.func if isinstance(function, partial) else function
+    return getattr(inner, "__name__", type(inner).__name__)

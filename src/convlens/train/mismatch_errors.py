@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convlens.errors import ConvlensError, TrainingError, warn
 from convlens.execution import shapes, unwrapped
+from convlens.train.metrics import function_name
 from convlens.watching.probes import BatchNorm
 
 _CLASS_LOSSES = {
@@ -110,12 +111,6 @@ def check_output(loss: Loss, output: object, y: Tensor, classes: Sequence[str]) 
     Torch accepts some wrong ones silently: more outputs than classes, and values (N, 1) and (N,),
     which are broadcast. A custom loss may want such outputs, so there it is a warning.
 
-    Args:
-        loss: the loss function.
-        output: the model's output.
-        y: the labels.
-        classes: the classes' names, empty if not known.
-
     Raises:
         TrainingError: if the output does not fit.
     """
@@ -145,7 +140,7 @@ def explain_loss(
     if problem is None and isinstance(output, Tensor) and _are_classes(output, y):
         problem = _out_of_range(loss, output, y)
     if problem is None and _is_torchs(loss):
-        problem = f"The loss {_name(loss)} cannot take {both}: {_first_line(error)}"
+        problem = f"The loss {function_name(loss)} cannot take {both}: {_first_line(error)}"
     if problem is None or isinstance(error, ConvlensError):
         error.add_note(f"The loss was given {both}.")
         return
@@ -154,7 +149,7 @@ def explain_loss(
 
 def _unfit(loss: Loss, output: object, y: Tensor, classes: Sequence[str]) -> str | None:
     """Why a loss of torch's cannot take an output; None for any other loss."""
-    name = _name(loss)
+    name = function_name(loss)
     if not _is_torchs(loss) or name not in _CLASS_LOSSES | _VALUE_LOSSES:
         return None
     if not isinstance(output, Tensor):
@@ -179,8 +174,8 @@ def _unfit_classes(loss: Loss, output: Tensor, y: Tensor, classes: Sequence[str]
         return None
     if y.dtype not in (torch.int64, torch.uint8):
         return (
-            f"The labels y are {_dtype(y)}; the loss {_name(loss)} takes int64: convert them with "
-            "y.long()."
+            f"The labels y are {_dtype(y)}; the loss {function_name(loss)} takes int64: convert "
+            "them with y.long()."
         )
     return _out_of_range(loss, output, y)
 
@@ -225,7 +220,7 @@ def check_loss(value: object, loss: Loss) -> None:
         return
     found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise TrainingError(
-        f"The loss {_name(loss)} must give one number, the mean over the batch "
+        f"The loss {function_name(loss)} must give one number, the mean over the batch "
         f"(reduction='mean'), got {found}."
     )
 
@@ -246,11 +241,6 @@ def _is_torchs(loss: Loss) -> bool:
     inner: object = loss.func if isinstance(loss, partial) else loss
     owner = type(inner) if isinstance(inner, nn.Module) else inner
     return str(getattr(owner, "__module__", "")).startswith("torch.nn.")
-
-
-def _name(loss: Loss) -> str:
-    inner: object = loss.func if isinstance(loss, partial) else loss
-    return getattr(inner, "__name__", type(inner).__name__)
 
 
 def _named(x: Tensor) -> str:

@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 from convlens.errors import ArgumentError, RunError, warn
 from convlens.runs import RunWriter, create_run, join_run
 from convlens.runs.checkpoints import check_state
+from convlens.train.metrics import function_name
 from convlens.train.schedules import Schedule, read_hypers
 from convlens.watching import ActivationWatch
 
@@ -122,7 +123,7 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
         "seed": learn.seed,
         "data": learn.dls.facts(),
         "model": model_facts(learn.model),
-        "loss": getattr(learn.loss_function, "__name__", type(learn.loss_function).__name__),
+        "loss": function_name(learn.loss_function),
         "optimizer": {
             "class": type(optimizer).__name__,
             "groups": [read_hypers(group) for group in optimizer.param_groups],

@@ -32,13 +32,9 @@ class Classified:
 
 
 def classify(output: Tensor, y: Tensor, x: Tensor, first: int) -> Classified:
-    """The predictions for one batch.
+    """The predictions for one batch: output (B, K) before the softmax, y (B,), x (B, C, H, W).
 
-    Args:
-        output: (B, K), before the softmax, of any floating type.
-        y: (B,) true classes; labels that are no class, such as -100, are left out later.
-        x: (B, C, H, W).
-        first: number of validation images before this batch.
+    ``first`` is the number of validation images before it. Labels may be no class, such as -100.
     """
     output = output.detach()
     if output.dtype in (torch.float16, torch.bfloat16):
@@ -50,12 +46,9 @@ def classify(output: Tensor, y: Tensor, x: Tensor, first: int) -> Classified:
 
 
 class Worst:
-    """The images of the largest loss so far.
+    """The ``size`` images of the largest loss so far, made smaller by ``shrink``.
 
-    Args:
-        size: how many.
-        shrink: makes images smaller before they are kept.
-        per_pair: keep only the worst of each pair of true and predicted class that differ.
+    With ``per_pair`` only the worst of each pair of true and predicted class that differ.
     """
 
     def __init__(
@@ -109,11 +102,7 @@ class Worst:
 
 
 class Misclassified:
-    """The mistakes and the confusion matrix of one validation.
-
-    Args:
-        n_worst: images to keep at their full size.
-    """
+    """The mistakes and the confusion matrix of one validation; ``n_worst`` at their full size."""
 
     def __init__(self, n_worst: int) -> None:
         self.n_classes = 0  # 0 before the first batch
@@ -169,13 +158,7 @@ class Misclassified:
         classes: tuple[str, ...],
         to_uint8: Callable[[Tensor], NDArray[np.uint8]],
     ) -> Mistakes | None:
-        """The worst of all, and the worst of each confused pair; None without images.
-
-        Args:
-            epoch: the epoch of the validation.
-            classes: the classes' names.
-            to_uint8: makes pictures of images as the network gets them.
-        """
+        """The worst of all, and the worst of each confused pair; None without images."""
         found = [self._top.result(limits.N_WORST), self._pairs.result()]
         found = [part for part in found if part is not None]
         if not found:

@@ -128,9 +128,7 @@ def _culprit(learn: Learner) -> str:
 def first_non_finite(model: nn.Module, x: Tensor) -> str | None:
     """The first layer in order of execution whose output for ``x`` is not finite.
 
-    Args:
-        model: run once more, in its mode, without gradients; it stays as it is.
-        x: (N, C, H, W), the batch.
+    The model is run once more, in its mode, without gradients, and stays as it is.
 
     Returns:
         A description such as ``"'1.0' (Conv2d)"``, ``"the input itself"``, or None.

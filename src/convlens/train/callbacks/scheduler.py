@@ -14,12 +14,7 @@ if TYPE_CHECKING:
 
 
 class Scheduler(Callback):
-    """Sets a schedule's learning rate and momentum before each training batch.
-
-    Args:
-        schedule: gives both by the step.
-        groups: the settings that each parameter group keeps.
-    """
+    """Sets a schedule's learning rate and momentum before each training batch."""
 
     order = -20
 
