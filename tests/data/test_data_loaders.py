@@ -181,7 +181,7 @@ def test_facts_are_plain_json():
     assert DataLoaders(dls.train, [next(iter(dls.train))]).facts()["n_valid"] is None
     assert repr(dls) == (
         "DataLoaders('toy', 2 classes, cpu)\n  train: 15 images of 3×4×6, 2 batches of 8\n"
-        "  valid: 5 images of 3×4×6, 1 batches of 8"
+        "  valid: 5 images of 3×4×6, 1 batch of 8"
     )
 
 

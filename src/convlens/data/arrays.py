@@ -47,7 +47,7 @@ def from_arrays(
         >>> cl.from_arrays(x, [0, 1] * 10, layout="NHWC", valid=0.2, batch_size=4, device="cpu")
         DataLoaders('arrays', 2 classes, cpu)
           train: 16 images of 3×8×8, 4 batches of 4
-          valid: 4 images of 3×8×8, 1 batches of 4
+          valid: 4 images of 3×8×8, 1 batch of 4
 
     Args:
         x: images, uint8 (0 to 255) or float: a NumPy array, a tensor, or a list of either, of one

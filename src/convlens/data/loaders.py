@@ -282,7 +282,7 @@ def _described(batches: Batches | None) -> str:
     if batches is None:
         return "none"
     n = length_hint(batches, -1)
-    count = f"{n:,} batches" if n >= 0 else "unknown number of batches"
+    count = f"{n:,} batch{'es' * (n != 1)}" if n >= 0 else "unknown number of batches"
     if isinstance(batches, TensorLoader):
         shape = "×".join(map(str, batches.input_shape))
         return f"{batches.n_items:,} images of {shape}, {count} of {batches.batch_size}"
