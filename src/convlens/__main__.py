@@ -1,4 +1,4 @@
-"""The command's process: its standard streams, Ctrl-C, its end. What it does is in `cli`."""
+"""The process of the command: standard streams, Ctrl-C, exit code. The commands are in `cli`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from convlens.core.terminal import encodable
 def main() -> NoReturn:
     """Run the command ``convlens``.
 
-    Its streams never fail, and Ctrl-C ends it with one line: nothing but this is imported before.
+    Its streams never fail, and Ctrl-C ends it with one line, also while modules are imported.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
         signal.signal(signal.SIGINT, _end_at_once)
@@ -38,12 +38,12 @@ def main() -> NoReturn:
 
 
 class Output(io.TextIOWrapper):
-    """A standard stream whose failures end nothing: what cannot be written is dropped.
+    """A standard stream that never raises: text that cannot be written is dropped.
 
-    Characters that its encoding does not have are written in plain ones.
+    Characters that its encoding lacks are replaced by plain ones.
 
     Attributes:
-        problem: why writing failed; empty if it did not, or if the reader has gone away.
+        problem: why writing failed; empty if it did not, or if the reader has closed the pipe.
     """
 
     problem = ""
@@ -67,13 +67,13 @@ class Output(io.TextIOWrapper):
         if not isinstance(error, BrokenPipeError):
             self.problem = error.strerror or str(error)
         nothing = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nothing, self.fileno())  # takes what is buffered, and all that comes
+        os.dup2(nothing, self.fileno())  # swallows the buffer and everything after
         os.close(nothing)
 
 
 def _open(name: str) -> Output:
     stream: io.TextIOWrapper | None = getattr(sys, name)
-    if stream is None:  # it was closed: else the next file that is opened would take its place
+    if stream is None:  # closed; without a replacement the next opened file would get its number
         return Output(open(os.devnull, "wb"), "utf-8")
     line_buffering = stream.line_buffering
     encoding = stream.encoding

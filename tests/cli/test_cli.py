@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_mnist import small_mnist
 
 import convlens as cl
 from convlens.cli import main
@@ -40,6 +41,12 @@ def convlens(monkeypatch, capsys, tmp_path):
     return call
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """A training takes a second."""
+    monkeypatch.setattr("convlens.data.mnist", small_mnist)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """One epoch, by a process of its own with warnings as errors."""
@@ -68,9 +75,6 @@ def test_train_prints_epochs_and_one_last_line_of_json(trained):
     assert any(line.startswith("accuracy  9") for line in lines)
     assert any(line == "run       runs/mnist-0001" for line in lines)
 
-
-def test_the_run_of_the_command(trained):
-    folder, _ = trained
     run = cl.open_run(folder / "runs" / "mnist-0001")
     assert run.meta["status"] == "finished"
     assert "train mnist --epochs 1" in run.meta["command"]
@@ -80,25 +84,26 @@ def test_the_run_of_the_command(trained):
     assert {picture.name for picture in run.pictures()} == {"batch", "worst"}
 
 
-def test_the_same_seed_gives_the_same_numbers_and_a_new_run(trained, convlens):
-    folder, first = trained
-    done = convlens("train", "mnist", "--epochs", 1, "--lr", 0.06, "--json", cwd=folder)
-    a, b = (json.loads(d.stdout.splitlines()[-1]) for d in (first, done))
+@pytest.mark.usefixtures("small")
+def test_the_same_seed_gives_the_same_numbers_and_a_new_run(convlens):
+    both = [convlens("train", "mnist", "--epochs", 1, "--no-watch", "--json") for _ in range(2)]
+    a, b = (json.loads(done.stdout.splitlines()[-1]) for done in both)
     assert (a["run"], b["run"]) == ("runs/mnist-0001", "runs/mnist-0002")
     assert a["epochs"][0]["train_loss"] == b["epochs"][0]["train_loss"]
     assert a["accuracy"] == b["accuracy"]
 
 
+@pytest.mark.usefixtures("small")
 def test_without_watching_and_elsewhere(convlens, tmp_path):
     done = convlens(
         "train", "mnist", "--epochs", 1, "--no-watch", "--norm", "none", "--schedule", "constant",
-        "--lr", 0.001, "--batch-size", 2048, "--device", "cpu", "--seed", 1, "--out", "here/there",
+        "--lr", 0.001, "--batch-size", 200, "--device", "cpu", "--seed", 1, "--out", "here/there",
     )  # fmt: skip
     assert done.code == 0, done.stderr
     run = cl.open_run(tmp_path / "here" / "there" / "mnist-0001")
     assert len(run.activation_stats) == 0
     assert run.meta["schedule"]["class"] == "Constant"
-    assert run.meta["data"]["batch_size"] == 2048
+    assert run.meta["data"]["batch_size"] == 200
 
 
 def test_report_anew_and_elsewhere(convlens, tmp_path):
@@ -234,18 +239,21 @@ def test_summary_of_a_files_models(convlens, tmp_path):
         assert done.stdout.startswith(f"{kind}, one image, "), done.stderr
     for arguments, sentence in (
         (["nets_of_mine.py:modl", "--input", "5x9"], "has no 'modl'; it has model"),
-        (["nets_of_mine.py:number", "--input", "5x9"], "is of type int; give a torch module"),
+        (
+            ["nets_of_mine.py:number", "--input", "5x9"],
+            "must be a torch module, its class, or a function without arguments",
+        ),
         (["nets_of_mine.py:make"], "does not say what its input is; give --input, such as --input"),
-        (["nets_of_mine.py"], "is a file; say which model of it: nets_of_mine.py:NAME"),
+        (["nets_of_mine.py"], "is a file; name the model in it: nets_of_mine.py:NAME"),
         (["nets_of_mine.py:"], "has no ''; it has model, make, Net."),
         (["nets_of_mine.py:needs"], "calling it without arguments raised TypeError: needs() miss"),
         (["nets_of_mine.py:Broken"], "calling it without arguments raised KeyError: 'sizes'"),
         (
             ["broken.py:make"],
-            "running 'broken.py' raised ZeroDivisionError: division by zero; mend",
+            "running 'broken.py' raised ZeroDivisionError: division by zero.",
         ),
         (["nowhere.py:make"], "the file 'nowhere.py' does not exist; give simple_cnn, torchvision"),
-        (["leaves.py:make"], "running 'leaves.py' raised SystemExit: 3; mend the file."),
+        (["leaves.py:make"], "running 'leaves.py' raised SystemExit: 3."),
     ):
         done = convlens("summary", *arguments)
         assert done.code == 2
@@ -342,19 +350,13 @@ def test_the_commands_of_the_documentation_exist(convlens):
         assert convlens(*line.split(), "--help").code == 0, line
 
 
-def test_help_says_that_a_file_is_run(convlens):
-    for command in ("summary", "field"):
-        text = " ".join(convlens(command, "--help").stdout.split())
-        assert "file.py:object, which runs that Python file with all that it does" in text
-
-
-def test_help_lists_the_commands(convlens):
+def test_help(convlens):
     text = convlens("--help").stdout
     for command in ("train", "report", "runs", "summary", "field"):
         assert command in text
-
-
-def test_help_says_what_an_option_is_by_default(convlens):
+    for command in ("summary", "field"):
+        text = " ".join(convlens(command, "--help").stdout.split())
+        assert "file.py:object, which runs that Python file with all that it does" in text
     train, view = convlens("train", "--help").stdout, convlens("view", "--help").stdout
     assert "(default: 0)" in train
     assert "(default: False)" not in train + view
@@ -480,14 +482,12 @@ def test_the_keyboard_ends_it_with_a_word(convlens, monkeypatch):
     assert (done.code, done.stderr) == (130, "convlens: Interrupted.\n")
 
 
-def test_too_little_memory_is_a_sentence(convlens):
+def test_too_little_memory_and_an_unforeseen_failure_are_sentences(convlens, monkeypatch):
     done = convlens("summary", "simple_cnn", "--classes", 10**9, "--channels", 10**6)
     assert (done.code, done.stderr) == (
         1, "convlens: This takes more memory than there is; give a smaller image, batch or model.\n"
     )  # fmt: skip
 
-
-def test_an_unforeseen_failure_is_a_sentence_too(convlens, monkeypatch):
     def broken(folder):
         raise RuntimeError("out of something")
 
@@ -498,12 +498,13 @@ def test_an_unforeseen_failure_is_a_sentence_too(convlens, monkeypatch):
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("small")
 def test_the_keyboard_stops_a_training_and_says_where_it_is(convlens, monkeypatch, tmp_path):
     def interrupted(pictures, learn):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("convlens.train.Pictures.before_validation", interrupted)
-    done = convlens("train", "mnist", "--batch-size", 4096, "--no-watch")
+    done = convlens("train", "mnist", "--no-watch")
     assert done.code == 130
     assert done.stderr.splitlines() == [
         "What was recorded until then is in runs/mnist-0001.", "convlens: Interrupted."
@@ -511,6 +512,7 @@ def test_the_keyboard_stops_a_training_and_says_where_it_is(convlens, monkeypatc
     assert cl.open_run(tmp_path / "runs" / "mnist-0001").meta["status"] == "stopped"
 
 
+@pytest.mark.usefixtures("small")
 def test_a_loss_that_is_not_finite_is_a_failure_that_keeps_its_record(convlens, tmp_path):
     done = convlens(
         "train", "mnist", "--lr", "1e30", "--schedule", "constant", "--norm", "none"

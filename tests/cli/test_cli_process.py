@@ -23,7 +23,8 @@ from convlens.core.records import StepSeries
 from convlens.runs import create_run
 
 COMMAND = [sys.executable, "-m", "convlens"]
-TRAIN = ["train", "mnist", "--epochs", "1", "--no-watch", "--batch-size", "8192"]
+SMALL = [sys.executable, str(Path(__file__).parent / "small_mnist.py")]
+TRAIN = ["train", "mnist", "--no-watch", "--epochs"]
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +39,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run ``line``, in which $C is the command; its standard output is what a pipe would get."""
+    """Run ``line``, in which $C is the command, and $S the same with a small data set."""
     return subprocess.run(
-        ["bash", "-c", f"C='{' '.join(COMMAND)}'\n{line}"],
+        ["bash", "-c", f"C='{' '.join(COMMAND)}'\nS='{' '.join(SMALL)}'\n{line}"],
         cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300,
         check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
@@ -54,9 +55,10 @@ def interrupt_after(marker: str, arguments: list[str], folder: Path, times: int 
     """
     imports = marker.startswith("import ")
     # Where the tests themselves run in the background of a script, SIGINT would be ignored.
-    python = ["env", "--default-signal=INT", sys.executable]
+    python, *command = SMALL if arguments[0] == "train" else COMMAND
+    options = ["-X", "importtime"] if imports else []
     process = subprocess.Popen(
-        [*python, *(["-X", "importtime"] if imports else []), "-m", "convlens", *arguments],
+        ["env", "--default-signal=INT", python, *options, *command, *arguments],
         cwd=folder, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -86,7 +88,7 @@ def interrupt_after(marker: str, arguments: list[str], folder: Path, times: int 
     ],
 )
 def test_a_training_goes_on_without_its_output(tmp_path, outputs, code, said):
-    done = shell(f"$C {' '.join(TRAIN)} {outputs}; exit ${{PIPESTATUS[0]}}", tmp_path)
+    done = shell(f"$S {' '.join(TRAIN)} 2 {outputs}; exit ${{PIPESTATUS[0]}}", tmp_path)
     assert done.returncode == code
     assert done.stderr.startswith(said)
     assert len(done.stderr.splitlines()) == len(said.splitlines())
@@ -96,13 +98,17 @@ def test_a_training_goes_on_without_its_output(tmp_path, outputs, code, said):
 
 
 @pytest.mark.parametrize(
-    ("outputs", "code", "n_lines"),
+    ("arguments", "outputs", "code", "n_lines"),
     [
-        ("| true", 0, 0), (">/dev/full", 1, 1), (">&-", 0, 0), (">&- 2>&-", 0, 0),
-        (">/dev/full 2>&1", 1, 0), ("2>/dev/full", 0, 0),
+        ("runs", "| true", 0, 0),
+        ("report runs/mine --out {}/report.html", "| true", 0, 0),
+        ("report runs/mine --out {}/report.html", ">/dev/full", 1, 1),
+        ("runs", ">&-", 0, 0),
+        ("runs", ">&- 2>&-", 0, 0),
+        ("--help", ">/dev/full 2>&1", 1, 0),
+        ("runs", "2>/dev/full", 0, 0),
     ],
-)  # fmt: skip
-@pytest.mark.parametrize("arguments", ["runs", "report runs/mine --out {}/report.html", "--help"])
+)
 def test_other_commands_end_quietly(folder, tmp_path, arguments, outputs, code, n_lines):
     line = f"$C {arguments.format(tmp_path)} {outputs}; exit ${{PIPESTATUS[0]}}"
     done = shell(line, folder)
@@ -128,12 +134,14 @@ def test_a_summary_and_a_field_in_ascii(folder, tmp_path):
     assert (tmp_path / "a.png").exists()
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
-def test_names_that_are_no_text(folder, tmp_path, encoding):
+def test_names_that_are_no_text(tmp_path):
     name = os.fsdecode(b"caf\xe9 \xd7")
     create_run(directory=tmp_path / name / name).close()
-    line = "$C runs caf*; cd caf*; $C report caf*; cd /; $C report nowhere*"
-    done = shell(line, tmp_path, PYTHONIOENCODING=encoding)
+    line = (
+        "$C runs caf*; cd caf*; PYTHONIOENCODING=utf-8:strict $C report caf*; cd /; "
+        "$C report nowhere*"
+    )
+    done = shell(line, tmp_path, PYTHONIOENCODING="ascii")
     listed, report = done.stdout.splitlines()
     assert listed.startswith(r"caf\xe9 \xd7  ")
     assert report == r"caf\xe9 \xd7/report.html"
@@ -207,7 +215,7 @@ def test_an_interrupt_while_modules_are_imported(folder, marker, arguments):
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_an_interrupt_while_training(tmp_path, times):
-    code, *lines = interrupt_after("Watch it", TRAIN, tmp_path, times)
+    code, *lines = interrupt_after("Watch it", [*TRAIN, "9999"], tmp_path, times)
     assert (code, lines[-1]) == ("130", "convlens: Interrupted.")
     assert lines[:-1] in ([], ["What was recorded until then is in runs/mnist-0001."])
     if times == 1:

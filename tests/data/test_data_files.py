@@ -125,11 +125,11 @@ def test_another_size(tmp_path):
 def test_what_is_no_image_gets_a_sentence(tmp_path):
     with pytest.raises(ArgumentError, match=r"path='.*nowhere.png' does not exist; give an image"):
         cl.load_image(tmp_path / "nowhere.png")
-    with pytest.raises(ArgumentError, match="is a folder; give an image file"):
+    with pytest.raises(ArgumentError, match="is not a file; give an image file"):
         cl.load_image(tmp_path)
     text = tmp_path / "a.txt"
     text.write_text("no image")
-    with pytest.raises(DataError, match=r"a\.txt is no image that can be read"):
+    with pytest.raises(DataError, match=r"a\.txt is not an image that can be read"):
         cl.load_image(text)
     path = saved(tmp_path, Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
     path.write_bytes(path.read_bytes()[:3000])
@@ -142,7 +142,9 @@ def test_what_is_no_image_gets_a_sentence(tmp_path):
     with pytest.raises(DataError, match="holds whole numbers from 70000 to 70000, whose white is"):
         cl.load_image(path)
     path = saved(tmp_path, Image.fromarray(GREY))
-    with pytest.raises(ArgumentError, match=r"size=\(0, 5\) is no size of an image; give \(H, W\)"):
+    with pytest.raises(
+        ArgumentError, match=r"size must be \(H, W\), whole numbers of at least 1, got \(0, 5\)"
+    ):
         cl.load_image(path, size=(0, 5))
 
 
@@ -225,7 +227,9 @@ def test_no_image_runs_a_program(tmp_path, monkeypatch, name):
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it once a process
     (tmp_path / name).write_bytes(EPS)
-    with pytest.raises(DataError, match=rf"{name} is no image that can be read; give one of BMP,"):
+    with pytest.raises(
+        DataError, match=rf"{name} is not an image that can be read; give one of BMP,"
+    ):
         cl.load_image(tmp_path / name)
     assert not mark.exists()
     with Image.open(tmp_path / name) as opened, suppress(OSError, CalledProcessError):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import convlens as cl
-from convlens.train.guard import first_non_finite
+from convlens.train.callbacks.nonfinite import first_non_finite
 
 SHAPE = (2, 3, 8, 8)
 

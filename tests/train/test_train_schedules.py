@@ -10,7 +10,8 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 import convlens as cl
-from convlens.train.schedules import Constant, GroupSettings, OneCycle, read_hypers
+from convlens.train.callbacks.scheduler import GroupSettings
+from convlens.train.schedules import Constant, OneCycle, read_hypers
 
 
 @pytest.mark.parametrize("n_steps", [8, 100, 590])
@@ -40,31 +41,24 @@ def test_momentum_moves_against_the_learning_rate():
     assert max(lr for lr, _ in values) == pytest.approx(0.1)
     assert min(mom for _, mom in values) == pytest.approx(0.85)
     assert values[-1] == pytest.approx((0.1 / 1e5, 0.95))
-
-
-@pytest.mark.parametrize("n_steps", [1, 2, 3])
-def test_very_short_trainings(n_steps):
-    for step in range(n_steps):
-        lr, momentum = OneCycle(0.1)(step, n_steps)
-        assert 0 < lr <= 0.1
-        assert 0.85 <= momentum <= 0.95
-
-
-def test_constant():
+    for n_steps in (1, 2, 3):
+        for step in range(n_steps):
+            lr, momentum = cycle(step, n_steps)
+            assert 0 < lr <= 0.1
+            assert 0.85 <= momentum <= 0.95
     assert Constant(0.06)(17, 100) == (0.06, None)
 
 
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: OneCycle(0), r"lr_max=0 is not a positive number; try lr_max=0.01"),
-        (lambda: OneCycle(math.inf), r"lr_max=inf is not a positive number"),
-        (lambda: OneCycle(0.1, div=-1), r"div=-1 is not a positive number"),
-        (lambda: OneCycle(0.1, pct_start=1), r"pct_start=1 is not a share of the steps"),
-        (lambda: OneCycle(0.1, moms=(1, 2, 3)), r"moms=\(1, 2, 3\) is not three momenta"),
-        (lambda: OneCycle(0.1, moms=(0.9, 0.8)), r"moms=\(0.9, 0.8\) is not three momenta"),
-        (lambda: Constant(-1), r"lr=-1 is not a positive number"),
-        (lambda: Constant("0.1"), r"lr='0.1' is not a positive number"),
+        (lambda: OneCycle(0), r"lr_max must be a positive number, such as 0.01, got 0"),
+        (lambda: OneCycle(math.inf), r"lr_max must be a positive number, such as 0.01, got inf"),
+        (lambda: OneCycle(0.1, div=-1), r"div must be a positive number"),
+        (lambda: OneCycle(0.1, pct_start=1), r"pct_start must be between 0 and 1, got 1"),
+        (lambda: OneCycle(0.1, moms=(1, 2, 3)), r"moms must be three momenta .* got \(1, 2, 3\)"),
+        (lambda: OneCycle(0.1, moms=(0.9, 0.8)), r"moms must be three momenta .* got \(0.9, 0.8\)"),
+        (lambda: Constant("0.1"), r"lr must be a positive number, such as 0.01, got '0.1'"),
     ],
 )
 def test_values_that_cannot_work(make, sentence):

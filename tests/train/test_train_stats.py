@@ -9,23 +9,12 @@ import convlens as cl
 
 def learner(*callbacks, run=None, **options):
     torch.manual_seed(0)
-    dls = cl.mnist(batch_size=512, device="cpu", seed=0)
-    short = cl.DataLoaders(_First(dls.train, 5), None, classes=dls.classes)
+    batches = list(zip(torch.randn(5, 32, 1, 28, 28), torch.randint(0, 10, (5, 32)), strict=True))
     model = cl.simple_cnn(1, 10, norm="batch")
-    return cl.Learner(short, model, callbacks=callbacks, run=run, progress=False, seed=0, **options)
-
-
-class _First:
-    """The first batches of a loader."""
-
-    def __init__(self, loader, n):
-        self.loader, self.n = loader, n
-
-    def __len__(self):
-        return self.n
-
-    def __iter__(self):
-        return (pair for pair, _ in zip(self.loader, range(self.n), strict=False))
+    return cl.Learner(
+        cl.DataLoaders(batches), model, callbacks=callbacks, run=run, progress=False, seed=0,
+        **options,
+    )  # fmt: skip
 
 
 class Norms(cl.Callback):
@@ -64,6 +53,7 @@ def test_live_and_from_the_run(tmp_path):
         assert len(gradients.color_dim("1.0.weight").collections) > 0
     assert run.activation_stats["0.0"].eps == 0.05
     assert len(learn.gradient_stats.epochs) == 2
+    assert repr(learn.gradient_stats) == "GradientStats(20 layers, 2 epochs)"
 
 
 def test_every_second_step():
@@ -100,7 +90,7 @@ def test_a_sample_of_the_images_and_the_cost(tmp_path):
     learn = learner(cl.ActivationStats(sample=0.25), run=tmp_path / "run")
     learn.fit(1, 0.01)
     for history in (learn.activation_stats["0.0"], cl.open_run(tmp_path / "run").history(0)):
-        assert history.n.tolist() == [128 * 8 * 14 * 14] * 5
+        assert history.n.tolist() == [8 * 8 * 14 * 14] * 5
         assert history.sample == 0.25
         assert (history.standard_error("near_zero") > 0).all()
     assert 0 < learn.activation_stats.cost.share < 1
@@ -111,13 +101,10 @@ def test_before_anything_was_fitted(kind):
     callback = kind()
     with pytest.raises(cl.ArgumentError, match=f"{kind.attribute()} holds nothing yet: call learn"):
         _ = callback[0]
-    with pytest.raises(cl.ArgumentError, match="every=0 is not a positive number of steps"):
-        kind(every=0)
-    with pytest.raises(cl.ArgumentError, match="eps=-1 is negative"):
-        kind(eps=-1)
-
-
-@pytest.mark.parametrize("arguments", [{"every": 0}, {"eps": -1}, {"sample": 0}])
-def test_arguments_that_cannot_work_are_refused_before_a_fit(arguments):
-    with pytest.raises(cl.ArgumentError):
-        cl.ActivationStats(**arguments)
+    assert repr(callback) == f"{kind.__name__}(nothing fitted yet)"
+    for arguments in ({"every": 0}, {"eps": -1}):
+        with pytest.raises(cl.ArgumentError):
+            kind(**arguments)
+    for arguments in ({"every": 0}, {"eps": -1}, {"sample": 0}):
+        with pytest.raises(cl.ArgumentError):
+            cl.ActivationStats(**arguments)

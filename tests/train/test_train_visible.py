@@ -100,11 +100,9 @@ def batches(n: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("reader", [everything], indirect=True)
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_learner_shows_each_batch_before_the_next(reader: Reader, compiled: bool) -> None:
+def test_a_learner_shows_each_batch_before_the_next(reader: Reader) -> None:
     model = cl.simple_cnn(1, 10, widths=(4,))
-    if compiled:
-        model.compile(backend="eager")
+    model.compile(backend="eager")
     data = batches(N_STEPS)
     stats = [cl.ActivationStats(), cl.GradientStats(), cl.UpdateStats(), Pace(reader)]
     learn = cl.Learner(

@@ -1,4 +1,4 @@
-"""The command's parser: what it says of options that are wrong, and how their values are read."""
+"""The command's parser, its messages for wrong options, and the types of option values."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
 
 from convlens.core.terminal import printable
 
+RUNS = Path("runs")
+"""The default folder of runs."""
+
 MANY = 10**9
-"""More than this of anything is a slip of the keyboard."""
+"""The largest whole number that an option takes; more is taken for a typing error."""
 
 LARGEST_SIDE = 10**6
-"""The same of the pixels along one side of an image, or of its channels."""
+"""The same for the pixels along one side of an image, and for its channels."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one sentence what is wrong with the arguments, and leaves the usage to --help."""
+    """An argparse parser whose errors are one sentence, without the usage."""
 
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
         args: Sequence[str] | None = None,
         namespace: Any = None,  # noqa: ANN401 — argparse's
     ) -> tuple[argparse.Namespace, list[str]]:
-        """Refuse an option that does not exist first, with the closest one that does."""
+        """Refuse an unknown option before anything else, and name the closest known one."""
         words = sys.argv[1:] if args is None else args
         for word in itertools.takewhile(self._is_own, words):
             name = word.partition("=")[0]
@@ -41,7 +45,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _is_own(self, word: str) -> bool:
-        """Whether options may still follow, or belong to a command from here on."""
+        """Whether a word comes before the subcommand or "--", after which options are not ours."""
         return word != "--" and (self._subparsers is None or word.startswith("-"))
 
     def error(self, message: str) -> NoReturn:
@@ -50,8 +54,27 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"convlens: {printable(sentence)}\n")
 
 
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # pyright: ignore[reportPrivateUsage]
+
+
+def add_command(
+    commands: Commands, name: str, run_command: Callable[[argparse.Namespace], None]
+) -> Parser:
+    """Add a subcommand that calls ``run_command``, whose docstring is its help."""
+    command = commands.add_parser(
+        name,
+        help=run_command.__doc__,
+        description=run_command.__doc__,
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
+    command.add_argument("--debug", action="store_true", help="print the traceback of a failure")
+    command.set_defaults(run_command=run_command)
+    return command
+
+
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Says of each option what it is by default, where that says something."""
+    """Adds an option's default to its help, unless it is empty or False."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, (), []) or action.default is False:  # 0 does say something

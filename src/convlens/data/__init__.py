@@ -1,8 +1,4 @@
-"""Files and arrays → `DataLoaders`: batches of images and labels that lie on the device.
-
-This room knows no models. `mnist` is embedded; `from_arrays` takes anything that fits in memory;
-`DataLoaders` also accepts any other iterables of (images, labels), such as torch's DataLoader.
-"""
+"""Files and arrays → `DataLoaders`: batches of images and labels on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrays in memory → `DataLoaders`: everything is checked once, at the door."""
+"""Arrays in memory → `DataLoaders`; all arguments are checked here."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convlens.data.loaders import (
-    DataLoaders,
-    TensorLoader,
-    check_batch_size,
-    check_seed,
-    class_names,
-    shuffled,
-)
-from convlens.data.pixels import PixelScale, measure_scale, plain_scale
+from convlens.core.argument_checks import check_whole
+from convlens.data.loaders import DataLoaders, TensorLoader, check_seed, class_names, shuffled
+from convlens.data.pixels import measure_scale, plain_scale
 from convlens.errors import ArgumentError
+from convlens.execution.devices import pick_device
 
 Array = NDArray[Any] | Tensor | Sequence[Any]
 
 RANKS = {"NHW": 3, "NHWC": 4, "NCHW": 4}
 
-# Beside the epoch, which is a key of one number: no epoch's order is ever that of the split.
 SPLIT_KEY = (0, 0)
+"""Key of the held-out share's order; an epoch's key is one number, so the two never agree."""
 
 
 def from_arrays(
@@ -48,11 +43,17 @@ def from_arrays(
 
     The images are kept on the device as float32 and normalized once: 4 bytes a pixel.
 
+        >>> x = torch.randint(0, 256, (20, 8, 8, 3), dtype=torch.uint8)
+        >>> cl.from_arrays(x, [0, 1] * 10, layout="NHWC", valid=0.2, batch_size=4, device="cpu")
+        DataLoaders('arrays', 2 classes, cpu)
+          train: 16 images of 3×8×8, 4 batches of 4
+          valid: 4 images of 3×8×8, 1 batch of 4
+
     Args:
         x: images, uint8 (0 to 255) or float: a NumPy array, a tensor, or a list of either, of one
             size. Floats within 0 and 1 are taken to go from black to white.
         y: (N,) integer labels from 0.
-        layout: what the axes of ``x`` are: "NHW", "NHWC" or "NCHW". It is never guessed.
+        layout: the axes of ``x``: "NHW", "NHWC" or "NCHW". It is never guessed.
         valid: images and labels to validate on (same layout, dtype and image size as ``x``), or
             the share of ``x`` to hold out at random, or None for no validation.
         batch_size: images per batch. The last one of an epoch may be smaller.
@@ -60,24 +61,26 @@ def from_arrays(
             gap from 0 on.
         device: where the data lies: None for cuda if available, else cpu.
         seed: of the training order in each epoch, and of the held-out share.
-        name: what the data is called.
+        name: the name of the data.
         normalize: subtract the training images' mean and divide by their standard deviation, per
             channel. Without it uint8 pixels are divided by 255 and floats are left as they are.
-        drop_last: leave out the last training batch of an epoch where it is smaller.
+        drop_last: leave out the last training batch of an epoch if it is smaller.
 
     Raises:
         ArgumentError: if an argument has a value that cannot work, which the message names.
     """
-    check_batch_size(batch_size)
+    check_whole("batch_size", batch_size, 1)
     check_seed(seed)
     target = pick_device(device)
-    images, labels = _images("x", x, layout), _labels("y", y)
-    _check_lengths("x", images, "y", labels)
+    images, labels = _images("x", x, layout), _labels("y", y, x)
     train, held_out = _split(images, labels, valid, layout, seed)
-    classes = None if classes is None else class_names(classes)
     names = _class_names(classes, train[1], None if held_out is None else held_out[1])
     raw, black, white = _raw_pixels("x", train[0], target)
-    scale = _scale(images, raw, black, white, normalize)
+    if normalize:
+        scale = measure_scale(raw, black, white)
+    else:
+        unit = 1.0 if images.is_floating_point() else 255.0
+        scale = plain_scale(raw.shape[1], black, white, unit)
     loader = TensorLoader(
         scale.normalize_(raw),
         train[1].to(target),
@@ -95,34 +98,19 @@ def from_arrays(
     return DataLoaders(loader, valid_loader, classes=names, name=name, scale=scale)
 
 
-def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device of this name, or cuda if available, else cpu.
+def as_tensor(argument: str, value: Any) -> Tensor:  # noqa: ANN401
+    """An array, a tensor, or a list of arrays, tensors or numbers of one shape, as one tensor.
 
     Raises:
-        ArgumentError: if there is no such device here.
+        ArgumentError: if it is anything else.
     """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen).cpu()  # a device of a known kind may still not be there
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ArgumentError(
-            f"device={str(device)!r} cannot be used here ({reason}); give 'cpu', 'cuda' or another "
-            "device that torch has, or None for cuda if available, else cpu."
-        ) from error
-    return chosen
-
-
-def _tensor(argument: str, value: Any) -> Tensor:  # noqa: ANN401  # it checks what came
     if isinstance(value, list | tuple):
         value = _stacked(argument, cast("Sequence[Any]", value))
     if isinstance(value, Tensor):
         return value.detach()
     if not isinstance(value, np.ndarray):
         raise ArgumentError(
-            f"{argument} is a {type(value).__name__}; give a NumPy array or a torch tensor."
+            f"{argument} must be a NumPy array or a torch tensor, got a {type(value).__name__}."
         )
     array: NDArray[Any] = value
     try:
@@ -136,7 +124,6 @@ def _tensor(argument: str, value: Any) -> Tensor:  # noqa: ANN401  # it checks w
 
 
 def _stacked(argument: str, values: Sequence[Any]) -> Array:
-    """A list of arrays, tensors or numbers as one of them."""
     kinds = (np.ndarray, Tensor, Number, list, tuple)
     odd = next((i for i, one in enumerate(values) if not isinstance(one, kinds)), None)
     if odd is not None:
@@ -144,16 +131,20 @@ def _stacked(argument: str, values: Sequence[Any]) -> Array:
             f"{argument}[{odd}] is a {type(values[odd]).__name__}; give arrays or tensors of "
             "numbers (cl.load_image reads an image file)."
         )
-    try:
-        if values and all(isinstance(one, Tensor) for one in values):
-            return torch.stack(list(values))
-        return np.asarray(values)
-    except (RuntimeError, ValueError) as error:
-        sizes = sorted({str(tuple(one.shape)) for one in values if hasattr(one, "shape")})
+    arrays = [one for one in values if isinstance(one, np.ndarray | Tensor)]
+    found = sorted({f"{tuple(one.shape)}, {_dtype(one)}" for one in arrays})
+    if len(found) > 1:
         raise ArgumentError(
-            f"{argument} is a list whose parts do not fit together "
-            f"({' and '.join(sizes[:2]) or str(error).partition('. ')[0]}); give all of them in "
-            "one shape and dtype."
+            f"{argument} is a list of arrays of different shape or dtype, such as {found[0]} and "
+            f"{found[1]}; give all of them in one."
+        )
+    try:
+        if values and len(arrays) == len(values):
+            return torch.stack([as_tensor(argument, one) for one in arrays])
+        return np.asarray(values)
+    except ValueError as error:
+        raise ArgumentError(
+            f"{argument} is a list whose parts do not fit together ({error})."
         ) from error
 
 
@@ -161,10 +152,9 @@ def _images(argument: str, value: Array, layout: str) -> Tensor:
     """The images as (N, C, H, W), still in their own dtype."""
     if layout not in RANKS:
         raise ArgumentError(
-            f"layout={layout!r} is not known; say what the axes of {argument} are: "
-            "'NHW', 'NHWC' or 'NCHW'."
+            f"layout must name the axes of {argument}, 'NHW', 'NHWC' or 'NCHW', got {layout!r}."
         )
-    images = _tensor(argument, value)
+    images = as_tensor(argument, value)
     shape = tuple(images.shape)
     if len(shape) != RANKS[layout]:
         raise ArgumentError(
@@ -175,40 +165,34 @@ def _images(argument: str, value: Array, layout: str) -> Tensor:
         raise ArgumentError(f"{argument} has shape {shape}: it is empty; give at least one image.")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ArgumentError(
-            f"{argument} has dtype {_dtype(images)}; expected uint8 pixels from 0 to 255, or "
-            "floats; convert it first."
+            f"{argument} must be uint8 pixels from 0 to 255, or floats, got {_dtype(images)}."
         )
     if layout == "NHW":
         return images.unsqueeze(1)
     return images.movedim(3, 1) if layout == "NHWC" else images
 
 
-def _labels(argument: str, value: Array) -> Tensor:
-    """The labels as (N,) int64 on the CPU, where they are checked and split."""
-    labels = _tensor(argument, value)
+def _labels(argument: str, value: Array, images: Array) -> Tensor:
+    """The labels as (N,) int64 on the CPU, one for each image."""
+    labels = as_tensor(argument, value)
     if labels.ndim != 1:
         raise ArgumentError(
-            f"{argument} has shape {tuple(labels.shape)}; expected one axis (N,) with a label for "
-            f"each image; of one-hot rows take {argument}.argmax(1)."
+            f"{argument} must have one axis (N,), a label for each image, got shape "
+            f"{tuple(labels.shape)}; of one-hot rows take {argument}.argmax(1)."
         )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ArgumentError(f"{argument} must be integer labels from 0, got {_dtype(labels)}.")
+    if len(images) != len(labels):
+        x = {"y": "x", "valid[1]": "valid[0]"}[argument]
         raise ArgumentError(
-            f"{argument} has dtype {_dtype(labels)}; labels are integers from 0; "
-            "convert them first."
+            f"{x} has {len(images)} images and {argument} {len(labels)} labels; give one label "
+            "for each image."
         )
     return labels.to("cpu", torch.int64, copy=True)
 
 
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _check_lengths(x_name: str, images: Tensor, y_name: str, labels: Tensor) -> None:
-    if len(images) != len(labels):
-        raise ArgumentError(
-            f"{x_name} has {len(images)} images and {y_name} {len(labels)} labels; "
-            "give one label for each image."
-        )
+def _dtype(array: Tensor | NDArray[Any]) -> str:
+    return str(array.dtype).removeprefix("torch.")
 
 
 def _split(
@@ -225,14 +209,14 @@ def _split(
         return (images, labels), _given_validation(images, valid, layout)
     if not isinstance(valid, Real):
         raise ArgumentError(
-            f"valid is a {type(valid).__name__}; give a tuple (x_valid, y_valid), the share of the "
-            "images to hold out, or None."
+            "valid must be a tuple (x_valid, y_valid), the share of the images to hold out, or "
+            f"None, got a {type(valid).__name__}."
         )
     n_valid = round(len(images) * valid) if 0.0 < valid < 1.0 else 0
     if not 0 < n_valid < len(images):
         raise ArgumentError(
-            f"The share {valid} of {len(images)} images cannot be held out for validation; give a "
-            "number between 0 and 1 that leaves at least one image on both sides."
+            f"valid must be a share between 0 and 1 that leaves at least one of {len(images)} "
+            f"images on both sides, got {valid}."
         )
     order = shuffled(len(images), seed, *SPLIT_KEY)
     out, kept = order[:n_valid].sort().values, order[n_valid:].sort().values
@@ -244,11 +228,9 @@ def _given_validation(
     images: Tensor, valid: tuple[Array, Array], layout: str
 ) -> tuple[Tensor, Tensor]:
     if len(valid) != 2:
-        raise ArgumentError(
-            f"valid is a tuple of {len(valid)}; give two things, (x_valid, y_valid)."
-        )
-    x_valid, y_valid = _images("valid[0]", valid[0], layout), _labels("valid[1]", valid[1])
-    _check_lengths("valid[0]", x_valid, "valid[1]", y_valid)
+        raise ArgumentError(f"valid must be two things, (x_valid, y_valid), got {len(valid)}.")
+    x_valid = _images("valid[0]", valid[0], layout)
+    y_valid = _labels("valid[1]", valid[1], valid[0])
     if x_valid.shape[1:] != images.shape[1:]:
         raise ArgumentError(
             f"valid[0] has images of (C, H, W) = {tuple(x_valid.shape[1:])}, but x has "
@@ -264,24 +246,24 @@ def _given_validation(
 
 def _class_names(
     classes: Sequence[str] | None, y_train: Tensor, y_valid: Tensor | None
-) -> list[str]:
+) -> Sequence[str]:
     present = torch.unique(y_train if y_valid is None else torch.cat([y_train, y_valid]))
     lowest, highest = int(present[0]), int(present[-1])
-    n_classes = len(present) if classes is None else len(classes)
-    if lowest < 0 or highest >= n_classes:
+    names = class_names(classes) if classes is not None else range(len(present))
+    if lowest < 0 or highest >= len(names):
         known = (
-            f"{n_classes} different labels, so they must be 0 to {n_classes - 1} without a gap; "
+            f"{len(names)} different labels, so they must be 0 to {len(names) - 1} without a gap; "
             "renumber them, or name all classes with classes=[…]"
             if classes is None
-            else f"{n_classes} classes are named, so labels go from 0 to {n_classes - 1}"
+            else f"{len(names)} classes are named, so labels go from 0 to {len(names) - 1}"
         )
         raise ArgumentError(f"y has labels from {lowest} to {highest}, but {known}.")
     if len(torch.unique(y_train)) < 2:
         raise ArgumentError(
             f"y has only the label {int(y_train[0])} among the {len(y_train)} training images; "
-            "telling images apart needs at least two classes."
+            "classification needs at least two classes."
         )
-    return [str(label) for label in range(n_classes)] if classes is None else list(classes)
+    return list(map(str, names))
 
 
 def _raw_pixels(argument: str, images: Tensor, device: torch.device) -> tuple[Tensor, float, float]:
@@ -299,10 +281,3 @@ def _raw_pixels(argument: str, images: Tensor, device: torch.device) -> tuple[Te
     if low >= 0.0 and high <= 1.0:
         return raw, 0.0, 1.0
     return raw, low, high if high > low else low + 1.0
-
-
-def _scale(images: Tensor, raw: Tensor, black: float, white: float, normalize: bool) -> PixelScale:
-    if normalize:
-        return measure_scale(raw, black, white)
-    unit = 1.0 if images.is_floating_point() else 255.0
-    return plain_scale(raw.shape[1], black, white, unit)

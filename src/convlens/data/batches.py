@@ -1,4 +1,4 @@
-"""What a batch is, and how to look at a loader's first one without changing what comes next."""
+"""What a batch is, and how to read a loader's first batch without changing what it gives next."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from convlens.execution import same_random
 
 
 def images_and_labels(batch: Any, argument: str) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-    """The two tensors of a batch.
+    """The two tensors of a batch, a tuple or list (x, y).
 
     Args:
-        batch: what a loader gave; a tuple or list (x, y) is right.
+        batch: what a loader gave.
         argument: the loader's name, for the message.
 
     Raises:
@@ -35,7 +35,7 @@ def images_and_labels(batch: Any, argument: str) -> tuple[Tensor, Tensor]:  # no
     if isinstance(batch, Mapping):
         found += f" with the keys {', '.join(map(repr, batch))}"
     elif isinstance(batch, tuple | list):
-        found += f" of {len(batch)} things"
+        found += f" of length {len(batch)}"
     raise ArgumentError(
         f"{argument} gives batches that are {found}; expected pairs (x, y) of tensors, images "
         "(N, C, H, W) and labels (N,). A DataLoader's collate_fn, or a small class that iterates "
@@ -44,21 +44,19 @@ def images_and_labels(batch: Any, argument: str) -> tuple[Tensor, Tensor]:  # no
 
 
 def first_batch(batches: Iterable[Any], argument: str) -> tuple[Tensor, Tensor]:
-    """The first batch; random numbers, and what the loader gives next, stay as they are.
+    """The first batch; random numbers, and what the loader gives next, are not changed.
 
     Raises:
-        ArgumentError: if there is none, or it is no pair of tensors.
+        ArgumentError: if there is none, or it is not a pair of tensors.
     """
     with same_random(generators=generators_of(batches)):
         for batch in batches:
             return images_and_labels(batch, argument)
-    raise ArgumentError(
-        f"{argument} is a {type(batches).__name__} that gives no batches; give it at least one."
-    )
+    raise ArgumentError(f"{argument} has no batches; give it at least one.")
 
 
 def generators_of(batches: object) -> list[torch.Generator]:
-    """The random generators that a loader has of its own."""
+    """The random generators that belong to a loader."""
     owners = [batches, getattr(batches, "sampler", None)]
     found = [getattr(owner, "generator", None) for owner in owners]
     return [generator for generator in found if isinstance(generator, torch.Generator)]

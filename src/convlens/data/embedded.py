@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import lzma
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from convlens.data.arrays import from_arrays
-from convlens.data.idx import read_idx_xz
 from convlens.data.loaders import DataLoaders
-from convlens.errors import ArgumentError
+from convlens.errors import ArgumentError, DataError
 
 FOLDER = Path(__file__).parent / "mnist_files"
 
@@ -36,6 +38,11 @@ def mnist(
     Pixels are normalized with the mean and standard deviation of the training images. Reading
     takes about a second, most of it decompression.
 
+        >>> cl.mnist(device="cpu")
+        DataLoaders('mnist', 10 classes, cpu)
+          train: 60,000 images of 1×28×28, 938 batches of 64
+          valid: 10,000 images of 1×28×28, 157 batches of 64
+
     Args:
         batch_size: images per batch.
         device: where the data lies: None for cuda if available, else cpu.
@@ -43,7 +50,7 @@ def mnist(
             test images; a number between 0 and 1 holds out that share of the training images
             instead, chosen by ``seed``, and leaves the test images unused.
         seed: of the training order in each epoch, and of the held-out share.
-        drop_last: leave out the last training batch of an epoch where it is smaller.
+        drop_last: leave out the last training batch of an epoch if it is smaller.
 
     Raises:
         ArgumentError: if an argument has a value that cannot work.
@@ -51,12 +58,12 @@ def mnist(
     """
     if isinstance(validation, str) and validation != "test":
         raise ArgumentError(
-            f"validation={validation!r} is not known; give 'test' for the 10,000 test images, or "
-            "the share of the training images to hold out, such as 0.1."
+            "validation must be 'test', for the 10,000 test images, or the share of the training "
+            f"images to hold out, such as 0.1, got {validation!r}."
         )
-    x, y = _read("train-images-idx3-ubyte"), _read("train-labels-idx1-ubyte")
+    x, y = read_idx("train-images-idx3-ubyte"), read_idx("train-labels-idx1-ubyte")
     held_out = (
-        (_read("t10k-images-idx3-ubyte"), _read("t10k-labels-idx1-ubyte"))
+        (read_idx("t10k-images-idx3-ubyte"), read_idx("t10k-labels-idx1-ubyte"))
         if isinstance(validation, str)
         else validation
     )
@@ -74,5 +81,27 @@ def mnist(
     )
 
 
-def _read(name: str) -> NDArray[np.uint8]:
-    return read_idx_xz(FOLDER / f"{name}.xz", SHA256[name])
+def read_idx(name: str) -> NDArray[np.uint8]:
+    """The array in an embedded xz-compressed IDX file, checked by its SHA-256; read-only.
+
+    IDX: two zero bytes, the type (0x08 for uint8), the rank, one big-endian uint32 per axis, then
+    the values in row-major order.
+
+    Raises:
+        DataError: if the file is missing, does not decompress, or holds other bytes.
+    """
+    path, expected = FOLDER / f"{name}.xz", SHA256[name]
+    reinstall = "reinstall convlens (pip install --force-reinstall convlens)"
+    try:
+        raw = lzma.decompress(path.read_bytes())
+    except (OSError, lzma.LZMAError, EOFError) as error:
+        raise DataError(f"{path} cannot be read ({error}); {reinstall}.") from error
+    found = hashlib.sha256(raw).hexdigest()
+    if found != expected:
+        raise DataError(
+            f"{path} is damaged: its contents have the SHA-256 {found}, expected {expected}; "
+            f"{reinstall}."
+        )
+    rank = raw[3]
+    shape: tuple[int, ...] = struct.unpack_from(f">{rank}I", raw, 4)
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)

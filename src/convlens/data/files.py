@@ -1,9 +1,10 @@
-"""An image file as a tensor."""
+"""Image files and Pillow images as tensors."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What a file may hold, whatever its name. Pillow reads more, some of it by running programs: for
-EPS it starts Ghostscript."""
+"""The formats that are read, whatever a file's name. Pillow reads more, some by running programs:
+for EPS it starts Ghostscript."""
 
 MOST_PIXELS = 64_000_000
-"""An image has no more, which is 1.6 GB while it is read; a file of 0.3 MB can hold that many."""
+"""Larger images are refused: they take more than 1.6 GB to read, from a file of 0.3 MB."""
 
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
 
@@ -34,55 +35,85 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     """Read an image file as a rank-3 float tensor, from 0 (black) to 1 (white).
 
     Grey images, also of 1 and of 16 bits, are (1, H, W); colour images, palettes among them, are
-    (3, H, W) in red, green, blue; CMYK and other colour spaces are converted. Grey images of 16
-    bits keep all of them; colour images of 16 bits are read with 8. What is transparent is laid on
-    white. An EXIF orientation is followed, so that up is up. Of an animation or of several pages
-    it is the first. Colour profiles are not applied.
+    (3, H, W) in red, green, blue; CMYK and other colour spaces are converted. Grey images keep 16
+    bits; colour images of 16 bits are read with 8. Transparent pixels are laid on white. An EXIF
+    orientation is applied. Of an animation or several pages the first is read. Colour profiles are
+    not applied.
+
+        >>> from PIL import Image
+        >>> Image.new("RGB", (40, 20), "red").save("red.png")
+        >>> cl.load_image("red.png", size=(10, 20)).shape
+        torch.Size([3, 10, 20])
 
     Args:
         path: a BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file, whatever its name.
         size: (H, W) to scale to, bilinear with antialiasing; None keeps the file's.
 
     Raises:
-        ArgumentError: if there is no such file, or ``size`` is none.
-        DataError: if the file is no such image, is damaged, has more than 64 million pixels, or
+        ArgumentError: if there is no such file, or ``size`` is not (H, W).
+        DataError: if the file is not such an image, is damaged, has more than 64 million pixels, or
             its white is not known.
     """
+    from PIL import Image
+
     if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ArgumentError(f"path={path!r} is no path; give the name of an image file.")
+        raise ArgumentError(f"path must be the name of an image file, got {path!r}.")
     file = Path(path)
     if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises where a name is too long
-        what = "does not exist" if not os.path.exists(file) else "is no file"  # noqa: PTH110
-        what = "is a folder" if os.path.isdir(file) else what  # noqa: PTH112
+        what = "is not a file" if os.path.exists(file) else "does not exist"  # noqa: PTH110
         raise ArgumentError(f"path={str(path)!r} {what}; give an image file.")
-    if size is not None and not _is_size(size):
-        raise ArgumentError(
-            f"size={size!r} is no size of an image; give (H, W), whole numbers of at least 1."
-        )
-    return scaled(torch.from_numpy(_read(file)), size)
+    if size is not None and not (
+        isinstance(size, Sequence)  # pyright: ignore[reportUnnecessaryIsInstance]
+        and len(size) == 2
+        and all(isinstance(n, int) and n >= 1 for n in size)  # pyright: ignore[reportUnnecessaryIsInstance]
+    ):
+        raise ArgumentError(f"size must be (H, W), whole numbers of at least 1, got {size!r}.")
+    with (
+        _decoding(str(file)),
+        file.open("rb") as stream,
+        Image.open(stream, formats=FORMATS) as opened,
+    ):
+        return scaled(_values(opened, str(file)), size)
 
 
 def from_pillow(image: Image, name: str) -> Tensor:
-    """A Pillow image as `load_image` gives those of files.
+    """A Pillow image of any mode as `load_image` gives those of files.
 
     Args:
-        image: of any mode.
-        name: what messages call it.
+        image: the image.
+        name: its name in messages.
 
     Raises:
         DataError: if it cannot be decoded, or its white is not known.
     """
-    from PIL import ImageOps
+    with _decoding(name):
+        return _values(image, name)
 
-    _check_size(image, Path(name))
+
+@contextmanager
+def _decoding(name: str) -> Generator[None]:
+    """Turn errors of Pillow's decoders into a DataError; they raise nearly anything."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        return torch.from_numpy(_values(ImageOps.exif_transpose(image), Path(name)))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # it is read here at the latest
-        raise DataError(f"{name} is a damaged image: {error}.") from error
+        yield
+    except ConvlensError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{name} is not an image that can be read; give one of {', '.join(FORMATS)}."
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{name} has too many pixels to be read safely: {error}") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise DataError(f"{name} cannot be read ({error.strerror}).") from error
+        why = str(error) or type(error).__name__
+        raise DataError(f"{name} is a damaged image: {why}.") from error
 
 
 def scaled(image: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """An image (C, H, W) scaled to ``size``, bilinear with antialiasing; as it is if None."""
+    """An image (C, H, W) scaled to ``size``, bilinear with antialiasing; unchanged if None."""
     if size is None or tuple(image.shape[1:]) == tuple(size):
         return image
     return torch.nn.functional.interpolate(image[None], size=size, mode="bilinear", antialias=True)[
@@ -90,32 +121,30 @@ def scaled(image: Tensor, size: tuple[int, int] | None) -> Tensor:
     ].clamp(0, 1)
 
 
-def _read(file: Path) -> NDArray[np.float32]:
-    """What a file holds, upright: (C, H, W), from 0 to 1."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _values(image: Image, name: str) -> Tensor:
+    """(C, H, W) float32, upright, from 0 to 1."""
+    from PIL import ImageOps
 
-    try:
-        with file.open("rb") as stream, Image.open(stream, formats=FORMATS) as opened:
-            _check_size(opened, file)
-            opened.load()
-            return _values(ImageOps.exif_transpose(opened), file)
-    except ConvlensError:
-        raise
-    except UnidentifiedImageError as error:
+    _check_size(image, name)
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in image.info:
+        image = _on_white(image)
+    grey = image.mode in GREY_MODES
+    if image.mode == "F":
         raise DataError(
-            f"{file} is no image that can be read; give one of {', '.join(FORMATS)}."
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{file} has too many pixels to be read safely: {error}") from error
-    except Exception as error:  # decoders raise nearly anything: zlib.error, struct.error, …
-        if isinstance(error, OSError) and error.errno is not None:
-            raise DataError(f"{file} cannot be read ({error.strerror}).") from error
-        why = str(error) or type(error).__name__
-        raise DataError(f"{file} is a damaged image: {why}.") from error
+            f"{name} holds floating point numbers, whose white is not known; read it with another "
+            "library and give the tensor."
+        )
+    if image.mode.startswith("I"):
+        return torch.from_numpy(_sixteen_bits(image, name)[None])
+    pixels = np.asarray(image.convert("L" if grey else "RGB"))
+    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(planes).astype(np.float32)).div_(255)
 
 
-def _check_size(opened: Image, file: Path) -> None:
-    """Refuse what takes too much memory, by what its header says."""
+def _check_size(opened: Image, name: str) -> None:
+    """Refuse an image whose header says that it takes too much memory."""
     sizes = [opened.size]
     if opened.format == "TIFF":  # a tile may be larger than its image
         tags: Any = getattr(opened, "tag_v2", {})
@@ -123,45 +152,17 @@ def _check_size(opened: Image, file: Path) -> None:
     for width, height in sizes:
         if width * height > MOST_PIXELS:
             raise DataError(
-                f"{file} has {width:,}×{height:,} pixels; at most {MOST_PIXELS:,} are read: scale "
+                f"{name} has {width:,}×{height:,} pixels; at most {MOST_PIXELS:,} are read: scale "
                 "it down first."
             )
 
 
-def _is_size(value: object) -> bool:
-    """Whether it is (H, W)."""
-    return (
-        isinstance(value, Sequence)
-        and len(value) == 2
-        and all(isinstance(n, int) and n >= 1 for n in value)
-    )
-
-
-def _values(image: Image, file: Path) -> NDArray[np.float32]:
-    """(C, H, W), from 0 to 1."""
-    if image.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in image.info:
-        image = _on_white(image)
-    grey = image.mode in GREY_MODES
-    if image.mode == "F":
-        raise DataError(
-            f"{file} holds floating point numbers, whose white is not known; read it with a "
-            "library of its own and give the tensor."
-        )
-    if image.mode.startswith("I"):
-        return _sixteen_bits(image, file)[None]
-    pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    values = np.ascontiguousarray(planes).astype(np.float32)
-    values /= 255
-    return values
-
-
-def _sixteen_bits(image: Image, file: Path) -> NDArray[np.float32]:
+def _sixteen_bits(image: Image, name: str) -> NDArray[np.float32]:
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise DataError(
-            f"{file} holds whole numbers from {low} to {high}, whose white is not known: 16 bits "
+            f"{name} holds whole numbers from {low} to {high}, whose white is not known: 16 bits "
             "go from 0 to 65535."
         )
     return (values / 65535).astype(np.float32)
@@ -170,7 +171,7 @@ def _sixteen_bits(image: Image, file: Path) -> NDArray[np.float32]:
 def _on_white(image: Image) -> Image:
     from PIL import Image as Pillow
 
-    if image.mode.startswith("I"):  # one value of 16 bits is transparent: it has a value as well
+    if image.mode.startswith("I"):  # a transparent value of 16 bits is kept as it is
         return image
     grey = image.mode in GREY_MODES
     full = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""Images to classify, in whatever form they come, as the network gets them."""
+"""The images that `predict` is given, in any form, as the network gets them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convlens.data.arrays import as_tensor
 from convlens.data.files import from_pillow, load_image, scaled
 from convlens.data.loaders import DataLoaders
 from convlens.data.pixels import PixelScale
@@ -26,13 +26,9 @@ if TYPE_CHECKING:
 GREY = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in a pixel's brightness: ITU-R BT.601, as Pillow has them."""
 
-EXPECTED = (
-    "expected image files, Pillow images, or a tensor or array of shape (N, C, H, W) or (C, H, W)"
-)
-
 
 def network_inputs(
-    x: Any,  # noqa: ANN401 — it checks what came
+    x: Any,  # noqa: ANN401
     dls: DataLoaders,
     batch_size: int,
     *,
@@ -47,7 +43,7 @@ def network_inputs(
         normalized: whether tensors are as the loaders give them; None if they are pixels.
 
     Raises:
-        ArgumentError: if ``x`` is no images, or it cannot be known how to normalize them.
+        ArgumentError: if ``x`` is not images, or their normalization is not known.
     """
     files = [x] if _is_file(x) else x
     if isinstance(files, list | tuple) and files and all(map(_is_file, files)):
@@ -60,8 +56,7 @@ def network_inputs(
             part = _read(files[start : start + batch_size], start, dls)
             yield scale.from_unit(part)
         return
-    images = _as_tensor(x)
-    _check_channels(images, dls)
+    images = _as_images(x, dls)
     convert = _conversion(images, dls, normalized)
     for part in images.split(batch_size):
         yield convert(part)
@@ -85,12 +80,11 @@ def _read(files: Sequence[File], first: int, dls: DataLoaders) -> Tensor:
         if shape is not None:
             image = scaled(_in_channels(image, shape[0]), (shape[1], shape[2]))
         images.append(image)
-    shapes = {tuple(image.shape) for image in images}
+    shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
         raise ArgumentError(
-            f"x holds images of different shapes (C, H, W), such as {sorted(shapes)[0]} and "
-            f"{sorted(shapes)[1]}, and the size of the training images is not known; give images "
-            "of one shape."
+            f"x holds images of different shapes (C, H, W), such as {shapes[0]} and {shapes[1]}, "
+            "and the size of the training images is not known; give images of one shape."
         )
     return torch.stack(images)
 
@@ -109,42 +103,21 @@ def _in_channels(image: Tensor, n: int) -> Tensor:
     )
 
 
-def _as_tensor(x: Any) -> Tensor:  # noqa: ANN401
-    """Tensors or arrays as one tensor (N, C, H, W)."""
-    if isinstance(x, list | tuple):
-        x = _stacked(x)
-    if not isinstance(x, Tensor | np.ndarray) or x.ndim not in (3, 4):
-        what = tuple(x.shape) if isinstance(x, Tensor | np.ndarray) else type(x).__name__
-        raise ArgumentError(f"x is {what}; {EXPECTED}.")
+def _as_images(x: Any, dls: DataLoaders) -> Tensor:  # noqa: ANN401
+    """Tensors or arrays as one tensor (N, C, H, W) with the channels of the training images."""
+    expected = (
+        "x must be image files, Pillow images, or a tensor or array of shape (N, C, H, W) or "
+        "(C, H, W)"
+    )
     try:
-        images = torch.as_tensor(x)
-    except TypeError as error:
-        raise ArgumentError(f"x has dtype {x.dtype}; give uint8 pixels or floats.") from error
+        images = as_tensor("x", x)
+    except ArgumentError as error:
+        raise ArgumentError(f"{expected}: {error}") from error
+    if images.ndim not in (3, 4):
+        raise ArgumentError(f"{expected}, got shape {tuple(images.shape)}.")
     if 0 in images.shape:
         raise ArgumentError(f"x has shape {tuple(images.shape)}: it is empty; give one image.")
-    return images if images.ndim == 4 else images[None]
-
-
-def _stacked(parts: Sequence[Any]) -> Tensor:
-    good = [isinstance(part, Tensor | np.ndarray) and part.ndim == 3 for part in parts]
-    if not parts or not all(good):
-        odd = None if not parts else parts[good.index(False)]
-        shape = getattr(odd, "shape", None)
-        what = type(odd).__name__ if shape is None else f"of shape {tuple(shape)}"
-        found = f"x[{good.index(False)}] is {what}" if parts else "x is an empty list"
-        raise ArgumentError(f"{found}; {EXPECTED}, or a list of images of one kind.")
-    tensors = [torch.as_tensor(part) for part in parts]
-    first = tensors[0]
-    for i, tensor in enumerate(tensors):
-        if (tensor.shape, tensor.dtype) != (first.shape, first.dtype):
-            raise ArgumentError(
-                f"x[{i}] is {tuple(tensor.shape)}, {_dtype(tensor)}, and x[0] is "
-                f"{tuple(first.shape)}, {_dtype(first)}; give images of one shape and dtype."
-            )
-    return torch.stack(tensors)
-
-
-def _check_channels(images: Tensor, dls: DataLoaders) -> None:
+    images = images if images.ndim == 4 else images[None]
     known = dls.facts()["input_shape"]
     if known is not None and images.shape[1] != known[0]:
         last = images.shape[-1] == known[0]
@@ -153,24 +126,24 @@ def _check_channels(images: Tensor, dls: DataLoaders) -> None:
             f"x has shape (N, C, H, W) = {tuple(images.shape)}; the model was trained on "
             f"C = {known[0]}.{hint}"
         )
+    return images
 
 
 def _conversion(
     images: Tensor, dls: DataLoaders, normalized: bool | None
 ) -> Callable[[Tensor], Tensor]:
-    """What makes of these images, or of some of them, what the network gets."""
+    """The function that makes these images, or a part of them, what the network gets."""
     if normalized:
         if images.dtype == torch.uint8 and dls.scale is not None:
             raise ArgumentError(
                 "normalized=True, but x is uint8, which is not normalized; leave normalized out."
             )
         return lambda part: part.float() if part.dtype == torch.float64 else part
+    dtype = str(images.dtype).removeprefix("torch.")
     if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ArgumentError(
-            f"x has dtype {_dtype(images)}; give uint8 pixels from 0 to 255, or floats."
-        )
+        raise ArgumentError(f"x must be uint8 pixels from 0 to 255, or floats, got {dtype}.")
     in_units = images.is_floating_point() and normalized is False
-    scale = _scale_of(dls, f"{_dtype(images)} pixels", in_units=in_units)
+    scale = _scale_of(dls, f"{dtype} pixels", in_units=in_units)
     if images.dtype == torch.uint8:
         return scale.from_uint8
     if not scale.is_known:
@@ -192,8 +165,8 @@ def _scale_of(dls: DataLoaders, what: str, *, in_units: bool) -> PixelScale:
 
     Args:
         dls: what the network was trained on.
-        what: what ``x`` is, for the message.
-        in_units: whether its values are those of the training images, whatever these mean.
+        what: a name for ``x`` in the message.
+        in_units: whether the values are in the units of the training images.
 
     Raises:
         ArgumentError: if that is not known, or not what it means for pixels.
@@ -201,19 +174,15 @@ def _scale_of(dls: DataLoaders, what: str, *, in_units: bool) -> PixelScale:
     scale = dls.scale
     if scale is None:
         raise ArgumentError(
-            f"x is {what}, but how the training images were normalized is not known: they came "
+            f"x is {what}, but the normalization of the training images is not known: they came "
             "from a loader of your own. Give tensors as that loader gives them and say "
             "normalized=True, or give the scale: cl.DataLoaders(…, scale=PixelScale(…))."
         )
     if not scale.is_known and not in_units:
         raise ArgumentError(
             f"x is {what}, but the training images were floats from {scale.black:.4g} to "
-            f"{scale.white:.4g}, of which it is not known what is black and what is white. Give "
-            "floats in the units of the training images and say normalized=False, or as the "
-            "loaders give them and say normalized=True."
+            f"{scale.white:.4g}, so black and white are not known. Give floats in the units of the "
+            "training images and say normalized=False, or as the loaders give them and say "
+            "normalized=True."
         )
     return scale
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

@@ -1,10 +1,10 @@
-"""Batches from tensors that lie on the device, and the pair of loaders that a training needs."""
+"""`TensorLoader`: batches from tensors on the device. `DataLoaders`: what a training needs."""
 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterable, Iterator, Sequence
+from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from convlens.core.argument_checks import check_whole
 from convlens.data.batches import first_batch
 from convlens.data.pixels import PixelScale, range_scale
 from convlens.errors import ArgumentError
@@ -28,19 +29,33 @@ class TensorLoader:
 
     Iterating gives ``(x, y)``: x (N, C, H, W) float32, y (N,) int64, copies that may be changed.
     With ``shuffle`` the order is a function of (seed, epoch) alone, the same on every device.
-    Iterating again goes to the next epoch, unless `set_epoch` says which.
+    Iterating again gives the next epoch, unless `set_epoch` says which.
 
     The last batch of an epoch is smaller where the batch size does not divide the number of
     items. A batch of one image cannot be trained on with batch normalization after a 1×1 feature
     map; ``drop_last`` leaves a smaller last batch out.
 
+        >>> from convlens.data import TensorLoader
+        >>> loader = TensorLoader(torch.zeros(10, 1, 4, 4), torch.arange(10), batch_size=4)
+        >>> loader
+        TensorLoader(10 images of 1×4×4, batches of 4, cpu)
+        >>> [len(x) for x, y in loader]
+        [4, 4, 2]
+
     Args:
         x: (N, C, H, W) float32.
         y: (N,) int64, on the same device.
         batch_size: items per batch, at least 1.
-        shuffle: a new order each epoch; otherwise the items come as they lie.
+        shuffle: a new order each epoch; otherwise the stored order.
         seed: of the order, at least 0.
         drop_last: leave out a last batch that is smaller than the others.
+
+    Attributes:
+        labels: (N,) labels of all items in their stored order; not to be changed.
+        n_items: images of one epoch.
+        input_shape: (C, H, W) of one image.
+        device: where the batches lie.
+        epoch: the epoch that the next iteration gives.
 
     Raises:
         ArgumentError: if ``batch_size`` or ``seed`` is out of its range, ``x`` has other axes, the
@@ -57,7 +72,7 @@ class TensorLoader:
         seed: int = 0,
         drop_last: bool = False,
     ) -> None:
-        check_batch_size(batch_size)
+        check_whole("batch_size", batch_size, 1)
         check_seed(seed)
         check_batch_shape(x)
         if len(x) != len(y) or len(x) == 0:
@@ -67,98 +82,75 @@ class TensorLoader:
             )
         if drop_last and len(x) < batch_size:
             raise ArgumentError(
-                f"drop_last=True leaves no batch: there are {len(x)} images and batch_size is "
-                f"{batch_size}; give a batch_size of at most {len(x)}."
+                f"drop_last=True leaves no batch of {len(x)} images with batch_size={batch_size}; "
+                f"give a batch_size of at most {len(x)}."
             )
-        self._x, self._y = x, y
-        self._batch_size, self._shuffle, self._seed = batch_size, shuffle, seed
-        self._n_used = len(x) - len(x) % batch_size if drop_last else len(x)
-        self._epoch = 0
+        self._x, self.labels = x, y
+        self.batch_size, self._shuffle, self._seed = batch_size, shuffle, seed
+        self.n_items = len(x) - len(x) % batch_size if drop_last else len(x)
+        self.input_shape: tuple[int, int, int] = (x.shape[1], x.shape[2], x.shape[3])
+        self.device = x.device
+        self.epoch = 0
 
-    @property
-    def n_items(self) -> int:
-        """Number of images of one epoch."""
-        return self._n_used
-
-    @property
-    def batch_size(self) -> int:
-        """Images per batch; the last one may be smaller."""
-        return self._batch_size
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
-        _, channels, height, width = self._x.shape
-        return channels, height, width
-
-    @property
-    def device(self) -> torch.device:
-        """Where the batches lie."""
-        return self._x.device
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that the next iteration gives."""
-        return self._epoch
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self.input_shape))
+        return (
+            f"TensorLoader({self.n_items:,} images of {shape}, batches of {self.batch_size}, "
+            f"{self.device})"
+        )
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch the next iteration gives, from 0."""
-        check_whole("epoch", epoch, 0, "the epoch to give next")
-        self._epoch = epoch
-
-    @property
-    def labels(self) -> Tensor:
-        """(N,) labels of all items, as they lie; not to be changed."""
-        return self._y
+        """Set the epoch that the next iteration gives, from 0."""
+        check_whole("epoch", epoch, 0)
+        self.epoch = epoch
 
     def pick(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The items at these positions, as they lie; the order of the epochs stays as it is.
-
-        Args:
-            positions: (n,) int64, on the loader's device.
-        """
-        return self._take(positions)
+        """The items at these positions of the stored order, (n,) int64 on the loader's device."""
+        return self._x.index_select(0, positions), self.labels.index_select(0, positions)
 
     def peek(self, n: int) -> tuple[Tensor, Tensor]:
-        """The first ``n`` items of the next epoch, without going on to it."""
-        return self._take(self._order(self._epoch)[:n])
+        """The first ``n`` items of the next epoch; the next iteration still gives that epoch."""
+        return self.pick(self._order(self.epoch)[:n])
 
     def __len__(self) -> int:
         """Number of batches of one epoch."""
-        return math.ceil(self._n_used / self._batch_size)
+        return math.ceil(self.n_items / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = self._order(self._epoch)
-        self._epoch += 1
-        return (self._take(indices) for indices in order.split(self._batch_size))
-
-    def _take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self._x.index_select(0, indices), self._y.index_select(0, indices)
+        order = self._order(self.epoch)
+        self.epoch += 1
+        return (self.pick(indices) for indices in order.split(self.batch_size))
 
     def _order(self, epoch: int) -> Tensor:
         if not self._shuffle:
-            return torch.arange(self._n_used, device=self.device)
-        order = shuffled(len(self._x), self._seed, epoch)[: self._n_used]
-        # From pageable memory, non_blocking only spares the wait for the device.
+            return torch.arange(self.n_items, device=self.device)
+        order = shuffled(len(self._x), self._seed, epoch)[: self.n_items]
+        # From pageable memory, non_blocking only saves the wait for the device.
         return order.to(self.device, non_blocking=True)
 
 
 class DataLoaders:
     """The batches to train on and those to validate on.
 
+        >>> batches = [(torch.zeros(4, 1, 8, 8), torch.tensor([0, 1, 0, 1]))] * 3
+        >>> cl.DataLoaders(batches, batches, classes=["cat", "dog"], name="pets")
+        DataLoaders('pets', 2 classes, cpu)
+          train: list, 3 batches
+          valid: list, 3 batches
+
     Args:
         train: batches ``(x, y)`` to train on: a `TensorLoader`, a torch ``DataLoader``, a list of
             batches, or anything else that can be iterated again and again.
         valid: batches to validate on, None for no validation.
         classes: the name of each label, in order of the labels; empty if not known.
-        name: what the data is called, in run names and reports.
-        device: where the batches are to be used; None for where ``train`` says they lie, else the
-            CPU. Whoever trains moves the batches of foreign iterables there.
+        name: the name of the data, in run names and reports.
+        device: where the batches are used; None for the device of a `TensorLoader`, else the CPU.
+            A `Learner` moves the batches of other iterables there.
         scale: how the pixels were normalized, None if not known.
 
     Raises:
         ArgumentError: if ``train`` or ``valid`` can be iterated only once or not at all, or
-            ``classes`` is one text.
+            ``classes`` is one string.
     """
 
     def __init__(
@@ -184,8 +176,8 @@ class DataLoaders:
 
     def __repr__(self) -> str:
         return (
-            f"DataLoaders({self.name!r}: {_count(self.train)} to train on, "
-            f"{_count(self.valid)} to validate on, {len(self.classes)} classes, on {self.device})"
+            f"DataLoaders({self.name!r}, {len(self.classes)} classes, {self.device})\n"
+            f"  train: {_described(self.train)}\n  valid: {_described(self.valid)}"
         )
 
     def facts(self) -> dict[str, Any]:
@@ -218,11 +210,7 @@ class DataLoaders:
         return self.classes[y] if 0 <= y < len(self.classes) else str(y)
 
     def captions(self, y: Tensor) -> list[str]:
-        """What to write above images: the names of N labels, or nothing where they are no numbers.
-
-        Args:
-            y: (N,) labels or values; masks (N, H, W) and other targets get empty captions.
-        """
+        """The captions of N images: names of labels (N,); empty for masks (N, H, W) and others."""
         if y.ndim != 1:
             return [""] * len(y)
         return [self.label(v) if isinstance(v, int) else str(v) for v in y.tolist()]
@@ -234,16 +222,15 @@ class DataLoaders:
         batch is shown at most.
 
         Raises:
-            ArgumentError: if ``n`` is below 1, there are no batches, or they are no pairs of
+            ArgumentError: if ``n`` is below 1, there are no batches, or they are not pairs of
                 tensors (x, y).
         """
-        check_whole("n", n, 1, "the number of images to show")
-        x, y = self.train.peek(n) if isinstance(self.train, TensorLoader) else self._first(n)
-        return show_images(self.to_uint8(x), self.captions(y), ax=ax)
-
-    def _first(self, n: int) -> tuple[Tensor, Tensor]:
-        x, y = first_batch(self.train, "train")
-        return x[:n], y[:n]
+        check_whole("n", n, 1)
+        if isinstance(self.train, TensorLoader):
+            x, y = self.train.peek(n)
+        else:
+            x, y = first_batch(self.train, "train")
+        return show_images(self.to_uint8(x[:n]), self.captions(y[:n]), ax=ax)
 
 
 def shuffled(n: int, seed: int, *key: int) -> Tensor:
@@ -256,38 +243,21 @@ def shuffled(n: int, seed: int, *key: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(int(state[0])))
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raises ArgumentError if it is no whole number, or below 1."""
-    check_whole("batch_size", batch_size, 1, "the number of images per batch")
-
-
 def check_seed(seed: int) -> None:
-    """Raises ArgumentError if it is no whole number, negative, or more than 64 bits long."""
-    check_whole("seed", seed, 0, "where the random order comes from")
+    """Raises ArgumentError if it is not a whole number of 0 to 2**64 - 1."""
+    check_whole("seed", seed, 0)
     if seed >= 2**64:
-        raise ArgumentError(f"seed={seed} is too large; give a whole number below 2**64.")
-
-
-def check_whole(argument: str, value: object, lowest: int, what: str) -> None:
-    """Raises ArgumentError if it is no whole number of at least ``lowest``."""
-    try:
-        good = operator.index(value) >= lowest  # pyright: ignore[reportArgumentType]
-    except TypeError:
-        good = False
-    if not good:
-        raise ArgumentError(
-            f"{argument}={value!r} is {what}; give a whole number of at least {lowest}."
-        )
+        raise ArgumentError(f"seed must be below 2**64, got {seed}.")
 
 
 def class_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """The names of classes as texts.
+    """The names of classes as strings.
 
     Raises:
-        ArgumentError: if it is one text, whose letters would be taken for classes.
+        ArgumentError: if it is one string, whose letters would be taken for classes.
     """
     if isinstance(classes, str):
-        raise ArgumentError(f"classes={classes!r} is one text; give a list of names.")
+        raise ArgumentError(f"classes must be a list of names, got {classes!r}.")
     return tuple(map(str, classes))
 
 
@@ -295,23 +265,25 @@ def check_batch_shape(x: Tensor) -> None:
     """Raises ArgumentError if the images have other axes than (N, C, H, W)."""
     if x.ndim != 4:
         raise ArgumentError(
-            f"x has shape {tuple(x.shape)}; expected four axes (N, C, H, W): images, channels, "
-            "height, width. Add the missing ones with x.unsqueeze(…)."
+            f"x must have four axes (N, C, H, W): images, channels, height, width; got shape "
+            f"{tuple(x.shape)}. Add missing ones with x.unsqueeze(…)."
         )
 
 
-def _check_batches(argument: str, batches: Any) -> None:  # noqa: ANN401  # it checks what came
+def _check_batches(argument: str, batches: Any) -> None:  # noqa: ANN401
     if isinstance(batches, Iterator) or not hasattr(batches, "__iter__"):
         raise ArgumentError(
-            f"{argument} is a {type(batches).__name__}; expected batches (x, y) that can be "
-            "iterated in every epoch, such as a torch DataLoader or a list of batches."
+            f"{argument} must be batches (x, y) that can be iterated in every epoch, such as a "
+            f"torch DataLoader or a list of batches, got a {type(batches).__name__}."
         )
 
 
-def _count(batches: Batches | None) -> str:
+def _described(batches: Batches | None) -> str:
     if batches is None:
-        return "nothing"
+        return "none"
+    n = length_hint(batches, -1)
+    count = f"{n:,} batch{'es' * (n != 1)}" if n >= 0 else "unknown number of batches"
     if isinstance(batches, TensorLoader):
-        shape = "×".join(str(n) for n in batches.input_shape)
-        return f"{batches.n_items:,} images of {shape}"
-    return f"batches of a {type(batches).__name__}"
+        shape = "×".join(map(str, batches.input_shape))
+        return f"{batches.n_items:,} images of {shape}, {count} of {batches.batch_size}"
+    return f"{type(batches).__name__}, {count}"

@@ -1,4 +1,4 @@
-"""From pixels to what the network gets, and back to a picture."""
+"""`PixelScale`: normalizes pixels, and makes pictures of normalized images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from torch import Tensor
 class PixelScale:
     """How raw pixel values were normalized: ``x = (raw − mean) / std``, per channel.
 
-    Raw values are those of the arrays that were given: 0 to 255 for uint8, as they are for floats.
+    Raw values are those of the arrays that were given: 0 to 255 for uint8, unchanged for floats.
+
+        >>> from convlens.data import PixelScale
+        >>> scale = PixelScale(torch.tensor([0.4]), torch.tensor([0.2]), black=0.0, white=1.0)
+        >>> scale
+        PixelScale(mean=[0.4], std=[0.2], black=0, white=1)
+        >>> scale.from_unit(torch.tensor([0.4, 0.8]).view(2, 1, 1, 1)).flatten().round(decimals=3)
+        tensor([0., 2.])
 
     Attributes:
         mean: (C,) float32, in raw pixel values.
@@ -28,12 +35,18 @@ class PixelScale:
     black: float
     white: float
 
+    def __repr__(self) -> str:
+        mean, std = (
+            [float(f"{v:.4g}") for v in values.tolist()] for values in (self.mean, self.std)
+        )
+        return f"PixelScale(mean={mean}, std={std}, black={self.black:g}, white={self.white:g})"
+
     @property
     def is_known(self) -> bool:
-        """Whether black and white of an image file are known in raw values: 0 and 1, or 0 and 255.
+        """Whether the raw values of black and white are known: 0 and 1, or 0 and 255.
 
-        Of floats in any other range they are not: there ``black`` and ``white`` are the smallest
-        and the largest value of the training images, which is good enough to draw them.
+        For floats in any other range ``black`` and ``white`` are the smallest and the largest value
+        of the training images, which is good enough to draw them.
         """
         return (self.black, self.white) in ((0.0, 1.0), (0.0, 255.0))
 
@@ -47,10 +60,7 @@ class PixelScale:
         return raw.sub_(_per_channel(self.mean, raw)).div_(_per_channel(self.std, raw))
 
     def from_uint8(self, pictures: Tensor) -> Tensor:
-        """Pictures (N, C, H, W), uint8, as the network gets them: the inverse of `to_uint8`.
-
-        Right whatever the raw values of the training images were, as 0 is black and 255 white.
-        """
+        """Pictures (N, C, H, W), uint8, as the network gets them: the inverse of `to_uint8`."""
         raw = pictures.to(torch.float32, copy=True)
         return self.normalize_(raw.mul_((self.white - self.black) / 255.0).add_(self.black))
 
@@ -72,9 +82,9 @@ class PixelScale:
 
 
 def measure_scale(raw: Tensor, black: float, white: float) -> PixelScale:
-    """The scale that gives these images (N, C, H, W), float32, mean 0 and deviation 1 per channel.
+    """The scale that gives these images (N, C, H, W) mean 0 and deviation 1 per channel.
 
-    A constant channel has no deviation: it is only centred.
+    A constant channel is only centred.
     """
     std, mean = torch.std_mean(raw, dim=(0, 2, 3), correction=0)
     return PixelScale(mean, torch.where(std > 0, std, 1.0), black, white)
@@ -86,7 +96,7 @@ def plain_scale(channels: int, black: float, white: float, unit: float = 1.0) ->
 
 
 def range_scale(x: Tensor) -> PixelScale:
-    """For images whose normalization is not known: their own smallest to their largest value."""
+    """A scale to draw images of unknown normalization: from the smallest to the largest value."""
     values = x.detach().float()
     finite = values[values.isfinite()]
     low, high = (float(v) for v in torch.aminmax(finite)) if len(finite) else (0.0, 1.0)

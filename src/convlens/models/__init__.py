@@ -1,4 +1,4 @@
-"""Networks and the blocks they are made of. Knows nothing of training."""
+"""Networks and their blocks."""
 
 from __future__ import annotations
 

@@ -6,10 +6,10 @@ import difflib
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import util
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from convlens.errors import ArgumentError
@@ -27,16 +27,16 @@ FORMS = "simple_cnn, torchvision:NAME, timm:NAME or file.py:object"
 def find_model(
     spec: str, n_in: int | None = None, n_classes: int | None = None, norm: Norm | None = "batch"
 ) -> tuple[nn.Module, tuple[int, int, int] | None]:
-    """The model that ``spec`` names, and the input (C, H, W) that it is made for, if that is known.
+    """The model that ``spec`` names, and the input (C, H, W) that it is made for, None if unknown.
 
-    Models of torchvision and timm come without weights; their parameters hold no numbers that mean
-    anything. Nothing is downloaded. A bare name that is none of ours is looked for in both.
+    Models of torchvision and timm come without weights: their parameters are uninitialized. Nothing
+    is downloaded. A bare name that is none of ours is looked up in both.
 
     Args:
         spec: one of ours, ``torchvision:NAME``, ``timm:NAME``, or ``file.py:object``, where the
-            object is a module, or is called without arguments to make one.
-        n_in: channels of the input, for one of ours; None is 1.
-        n_classes: numbers in the output, but for a file's; None is 10 for ours, theirs for others.
+            object is a module, or a callable without arguments that makes one.
+        n_in: input channels of one of ours; 1 if None.
+        n_classes: outputs, except of a file's model; None for 10 of ours, the default of others.
         norm: normalization of one of ours.
 
     Raises:
@@ -45,7 +45,7 @@ def find_model(
     """
     for argument, given in (("channels", n_in), ("classes", n_classes)):
         if given is not None and given < 1:
-            raise ArgumentError(f"{argument}={given} must be a whole number of at least 1.")
+            raise ArgumentError(f"{argument} must be at least 1, got {given}.")
     home, _, name = spec.rpartition(":")
     if home in EXTRAS:
         return _from_library(home, name, spec, n_classes)
@@ -54,21 +54,61 @@ def find_model(
     if spec in OURS:
         made = simple_cnn(n_in or 1, n_classes or 10, norm=norm)
         return made, (n_in or 1, 28, 28)
-    for library in EXTRAS:
-        if util.find_spec(library) is not None and spec in _names(library):
+    for library in _installed():
+        if spec in _names(library):
             return _from_library(library, spec, spec, n_classes)
     if spec.endswith(".py"):
         raise ArgumentError(
-            f"model={spec!r} is a file; say which model of it: {spec}:NAME, a module or what makes "
-            "one."
+            f"model={spec!r} is a file; name the model in it: {spec}:NAME, a module or a callable "
+            "that makes one."
         )
-    raise ArgumentError(f"model={spec!r} is not known; give {FORMS}.{_closest(spec)}")
+    known = {
+        name: f"{library}:{name}" for library in _installed()[::-1] for name in _names(library)
+    }
+    known |= {name: name for name in OURS}
+    close = [known[name] for name in difflib.get_close_matches(spec, known, n=3)]
+    hint = f" Closest: {', '.join(close)}." if close else ""
+    raise ArgumentError(f"model={spec!r} is not known; give {FORMS}.{hint}")
+
+
+def input_shape(
+    spec: str, made_for: tuple[int, int, int] | None, size: int | None, channels: int | None
+) -> tuple[int, int, int]:
+    """(C, H, W) for a model: what it is made for, with another size or number of channels if given.
+
+    Raises:
+        ArgumentError: if neither is known.
+    """
+    if made_for is None and size is None:
+        raise ArgumentError(
+            f"{spec!r} does not say what its input is; give --input, such as --input 3x224x224."
+        )
+    default, height, width = made_for or (3, 0, 0)
+    height, width = (height, width) if size is None else (size, size)
+    return default if channels is None else channels, height, width
+
+
+# ---- torchvision and timm ------------------------------------------------------------------------
+
+
+def _installed() -> list[str]:
+    return [library for library in EXTRAS if util.find_spec(library) is not None]
+
+
+def _names(library: str) -> list[str]:
+    if library == "torchvision":
+        from torchvision.models import list_models
+
+        return list_models()
+    import timm
+
+    return timm.list_models()
 
 
 def _from_library(
     library: str, name: str, spec: str, n_classes: int | None
 ) -> tuple[nn.Module, tuple[int, int, int] | None]:
-    if util.find_spec(library) is None:
+    if library not in _installed():
         raise ArgumentError(
             f"model={spec!r} needs {library}, which is not installed; install it with: "
             f"pip install {library}"
@@ -101,23 +141,12 @@ def _from_torchvision(name: str, options: dict[str, Any]) -> tuple[nn.Module, tu
     return _without_weights(lambda: get_model(name, weights=None, **options)), (3, size, size)
 
 
-def _names(library: str) -> list[str]:
-    """The library's models, without those that need more than an image."""
-    if library == "torchvision":
-        from torchvision.models import list_models
-
-        return list_models()
-    import timm
-
-    return timm.list_models()
-
-
 def _without_weights(make: Callable[[], nn.Module]) -> nn.Module:
-    """Make a model in an instant: its memory is taken, and never written."""
+    """Make a model without initializing its weights, which takes an instant."""
     import torch
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of how weights are initialized
+        warnings.simplefilter("ignore", FutureWarning)  # about initialization
         try:
             with torch.device("meta"):
                 return make().to_empty(device="cpu")
@@ -125,73 +154,61 @@ def _without_weights(make: Callable[[], nn.Module]) -> nn.Module:
             return make()
 
 
+# ---- a file's model ------------------------------------------------------------------------------
+
+
 def _from_file(path: Path, name: str, spec: str) -> nn.Module:
     from torch import nn
 
     if not path.is_file():
         raise ArgumentError(f"model={spec!r}: the file {str(path)!r} does not exist; give {FORMS}.")
-    with _beside(path):
-        loader = util.spec_from_file_location(path.stem, path)
-        if loader is None or loader.loader is None:
-            raise ArgumentError(f"model={spec!r}: {str(path)!r} is no Python file; give {FORMS}.")
-        module = util.module_from_spec(loader)
-        sys.modules.setdefault(path.stem, module)
-        try:
-            loader.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
-            raise ArgumentError(
-                f"model={spec!r}: running {str(path)!r} raised {type(error).__name__}: {error}; "
-                "mend the file."
-            ) from error
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)  # the file may import its neighbours
+    try:
+        module = _run_file(path, spec)
         if not hasattr(module, name):
-            public = [
-                key
-                for key, value in vars(module).items()
-                if not key.startswith("_")
-                and (isinstance(value, nn.Module) or getattr(value, "__module__", "") == path.stem)
-            ]
-            close = difflib.get_close_matches(name, public, n=3, cutoff=0.4) or public[:3]
             raise ArgumentError(
-                f"model={spec!r}: {str(path)!r} has no {name!r}; it has "
-                f"{', '.join(close) or 'no models'}."
+                f"model={spec!r}: {str(path)!r} has no {name!r}; it has {_models_in(module, name)}."
             )
         made: Any = getattr(module, name)
         if not isinstance(made, nn.Module) and callable(made):
-            made = _made_by(made, spec)
+            made = _call(made, f"model={spec!r}: calling it without arguments")
+    finally:
+        sys.path.remove(folder)
     if not isinstance(made, nn.Module):
         raise ArgumentError(
-            f"model={spec!r} is of type {type(made).__name__}; give a torch module, its class, or "
-            "a function without arguments that makes one."
+            f"model={spec!r} must be a torch module, its class, or a function without arguments "
+            f"that makes one; it is of type {type(made).__name__}."
         )
     return made
 
 
-def _made_by(make: Callable[[], Any], spec: str) -> object:
+def _run_file(path: Path, spec: str) -> ModuleType:
+    found = util.spec_from_file_location(path.stem, path)
+    if found is None or found.loader is None:
+        raise ArgumentError(f"model={spec!r}: {str(path)!r} is no Python file; give {FORMS}.")
+    module, loader = util.module_from_spec(found), found.loader
+    sys.modules.setdefault(path.stem, module)
+    _call(lambda: loader.exec_module(module), f"model={spec!r}: running {str(path)!r}")
+    return module
+
+
+def _call(make: Callable[[], Any], what: str) -> Any:  # noqa: ANN401
+    """Run the file's code; an error becomes a sentence."""
     try:
         return make()
     except (Exception, SystemExit) as error:
-        raise ArgumentError(
-            f"model={spec!r}: calling it without arguments raised {type(error).__name__}: {error}; "
-            "give a torch module, or what makes one without arguments."
-        ) from error
+        raise ArgumentError(f"{what} raised {type(error).__name__}: {error}.") from error
 
 
-@contextmanager
-def _beside(path: Path) -> Generator[None]:
-    """Let a file import its neighbours, as if it were run."""
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        sys.path.remove(folder)
+def _models_in(module: ModuleType, name: str) -> str:
+    from torch import nn
 
-
-def _closest(name: str) -> str:
-    known: Iterable[str] = [*OURS]
-    for library in EXTRAS:
-        if util.find_spec(library) is not None:
-            known = [*known, *(f"{library}:{n}" for n in _names(library))]
-    bare = {entry.rpartition(":")[2]: entry for entry in reversed(list(known))}
-    close = difflib.get_close_matches(name, bare, n=3, cutoff=0.6)
-    return f" Closest: {', '.join(bare[c] for c in close)}." if close else ""
+    public = [
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_")
+        and (isinstance(value, nn.Module) or getattr(value, "__module__", "") == module.__name__)
+    ]
+    close = difflib.get_close_matches(name, public, n=3, cutoff=0.4) or public[:3]
+    return ", ".join(close) or "no models"

@@ -7,8 +7,9 @@ from itertools import pairwise
 
 from torch import nn
 
+from convlens.core.argument_checks import check_whole
 from convlens.errors import ArgumentError
-from convlens.models.blocks import Norm, check_size, conv
+from convlens.models.blocks import Norm, conv
 
 
 def simple_cnn(
@@ -22,8 +23,11 @@ def simple_cnn(
     28×28 goes to 14, 7, 4, 2 and 1. The first kernel is 5×5, because 3×3 on grey images gives
     9 inputs for 8 outputs, which leaves little to learn. With five convolutions any H and W up to
     32 end at 1×1; larger ones leave more than ``n_classes`` numbers after `nn.Flatten`. The last
-    convolution has no ReLU; batch normalization follows it like the others, as in the chapter.
+    convolution has no ReLU; batch normalization follows it too, as in the chapter.
     (fastbook, chapter 13, ``simple_cnn``.)
+
+        >>> cl.simple_cnn(1, 10, norm="batch")(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
 
     Args:
         n_in: channels of the images.
@@ -35,10 +39,10 @@ def simple_cnn(
         ArgumentError: for a size below 1, an unknown norm, or no widths.
     """
     if not widths:
-        raise ArgumentError("widths=() is empty; give the output channels of at least one layer.")
-    check_size("n_classes", n_classes)
+        raise ArgumentError("widths must have the output channels of at least one layer, got none.")
+    check_whole("n_classes", n_classes, 1)
     for i, width in enumerate(widths):
-        check_size(f"widths[{i}]", width)
+        check_whole(f"widths[{i}]", width, 1)
     layers: list[nn.Module] = [conv(n_in, widths[0], kernel_size=5, norm=norm)]
     layers += [conv(a, b, norm=norm) for a, b in pairwise(widths)]
     layers += [conv(widths[-1], n_classes, activation=False, norm=norm), nn.Flatten()]

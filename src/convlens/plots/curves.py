@@ -10,6 +10,7 @@ import numpy as np
 from convlens.core.columns import Floats
 from convlens.core.downsampling import sum_up
 from convlens.core.records import Band, Epoch, StepCurves, StepSeries
+from convlens.core.smoothing import REACH, SMOOTH
 from convlens.errors import ArgumentError
 from convlens.plots.canvas import (
     BLUE,
@@ -36,7 +37,7 @@ def plot_loss(
     steps: StepSeries | StepCurves,
     epochs: Sequence[Epoch] = (),
     ax: Axes | None = None,
-    smooth: float = 0.98,
+    smooth: float = SMOOTH,
 ) -> Axes:
     """Draw the training loss by step, raw and smoothed, and the validation loss of each epoch.
 
@@ -95,7 +96,7 @@ def _draw_training_loss(ax: Axes, curves: StepCurves, smooth: float) -> None:
                 label="training, each batch",
             )
         if many or curves.width > 1:
-            mean = smoothed_loss(curves, smooth, 40.0, log=ax.get_yscale() == "log")
+            mean = smoothed_loss(curves, smooth, REACH, log=ax.get_yscale() == "log")
             ax.plot(curves.middle_step, mean, color=BLUE, lw=2, label="training, smoothed")
     width = curves.last_step - curves.first_step + 1
     mark_nonfinite(ax, curves.first_step, width, loss.finite < curves.n)

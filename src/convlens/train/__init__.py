@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from convlens.train.callbacks import (
+from convlens.train.callbacks.base import (
     Callback,
     CancelBatchError,
     CancelEpochError,
     CancelFitError,
 )
+from convlens.train.callbacks.pictures import Pictures
+from convlens.train.callbacks.progress import Progress
+from convlens.train.callbacks.recorder import Recorder
+from convlens.train.callbacks.stats import ActivationStats, GradientStats, UpdateStats
 from convlens.train.learner import Learner, Prediction, adamw
 from convlens.train.metrics import accuracy
-from convlens.train.pictures import Pictures
-from convlens.train.progress import Progress
-from convlens.train.recorder import Recorder
 from convlens.train.schedules import Constant, OneCycle
-from convlens.train.stats import ActivationStats, GradientStats, UpdateStats
 
 __all__ = [
     "ActivationStats",

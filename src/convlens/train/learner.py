@@ -1,4 +1,4 @@
-"""`Learner`: the training loop, short enough to read at one sitting; the rest are callbacks."""
+"""`Learner`: the training loop, short enough to read at one sitting; callbacks do the rest."""
 
 from __future__ import annotations
 
@@ -17,46 +17,48 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
+from convlens.core.argument_checks import check_whole
 from convlens.core.records import RecordSink
 from convlens.data import Batches, DataLoaders
-from convlens.data.arrays import pick_device
 from convlens.data.batches import first_batch, images_and_labels
 from convlens.data.inputs import network_inputs
-from convlens.data.loaders import check_whole
 from convlens.errors import ArgumentError, TrainingError
+from convlens.execution.devices import pick_device
 from convlens.geometry import Summary, summary
-from convlens.train.callbacks import (
+from convlens.train.callbacks.base import (
     EVENTS,
     Callback,
     CancelBatchError,
     CancelEpochError,
     CancelFitError,
 )
-from convlens.train.checks import check_arguments, count_batches, make_optimizer
-from convlens.train.explain import (
+from convlens.train.callbacks.checkpoint import Checkpoint
+from convlens.train.callbacks.nonfinite import NonFiniteGuard, check_finite
+from convlens.train.callbacks.progress import Progress
+from convlens.train.callbacks.recorder import Recorder
+from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
+from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
+from convlens.train.metrics import Metric, function_name, measure
+from convlens.train.mismatch_errors import (
     check_loss,
     check_output,
     check_scores,
     explain_forward,
     explain_loss,
 )
-from convlens.train.guard import NonFiniteGuard, check_finite
-from convlens.train.metrics import Metric, measure, metric_name
-from convlens.train.progress import Progress
-from convlens.train.recorder import Recorder
-from convlens.train.recording import Checkpoint, recording
-from convlens.train.schedules import Constant, GroupSettings, OneCycle, Schedule, Scheduler
+from convlens.train.recording import model_facts, recording
+from convlens.train.schedules import Constant, OneCycle, Schedule
 
 if TYPE_CHECKING:
     from convlens.data.inputs import Images
 
 adamw = partial(AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01)
-"""The chapter's optimizer: AdamW with β₂ 0.99, eps 1e-5, weight decay 0.01."""
+"""The default optimizer, the chapter's: AdamW with β₂ 0.99, eps 1e-5, weight decay 0.01."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of N images.
+    """A classifier's predictions for N images.
 
     Attributes:
         labels: (N,) int64, the most probable class.
@@ -68,30 +70,43 @@ class Prediction:
     names: tuple[str, ...]
     probabilities: Tensor
 
+    def __repr__(self) -> str:
+        shares = self.probabilities.amax(dim=1).tolist()
+        said = [f"{name} {share:.1%}" for name, share in zip(self.names, shares, strict=True)]
+        more = ", …" if len(said) > 5 else ""
+        return f"Prediction({len(said)} images: {', '.join(said[:5])}{more})"
+
 
 class Learner:
-    """Trains a model on data, records what happens, and calls its callbacks around every act.
+    """Trains a model on data, records what happens and calls its callbacks.
+
+        >>> x, y = torch.randn(8, 1, 4, 4), torch.tensor([0, 1] * 4)
+        >>> dls = cl.DataLoaders([(x, y)] * 3, name="noise")
+        >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+        >>> learn.fit_one_cycle(2, lr_max=0.01)
+        >>> learn
+        Learner(Sequential with 25,666 parameters, DataLoaders 'noise', cpu, 2 epochs trained)
 
     Args:
-        dls: what to train and validate on.
-        model: gets x (N, C, H, W), gives the output that the loss takes.
-        loss: function of (output, y) that gives a scalar, the mean over the batch.
+        dls: the batches to train and validate on.
+        model: takes x (N, C, H, W) and returns the output that the loss takes.
+        loss: function of (output, y) that returns a scalar, the mean over the batch.
         optimizer: called with the model's parameters and ``lr=``, the schedule's highest rate, at
             the first fit; the chapter's AdamW by default. Parameter groups keep the ratio of their
-            rate to that one, and a momentum of their own; see `GroupSettings`.
-        metrics: functions of (output, y) that give a batch's mean, a number or a tensor of one;
+            rate to that one, and a momentum of their own.
+        metrics: functions of (output, y) that return a batch's mean, a number or a tensor of one;
             named by their ``__name__``.
-        callbacks: kept for every fit, reachable under their class names in snake_case.
-        device: where to train; None for where the data lies.
+        callbacks: used in every fit, reachable under their class names in snake_case.
+        device: where to train; None for the data's device.
         seed: seeds torch's random numbers at the beginning of every fit; None leaves them alone.
             (The order of the data has a seed of its own, given to the data.)
         run: ``"auto"`` records every fit to a new directory ``base/NAME-0001``; a path names the
-            directory; None keeps everything in memory only.
+            directory; None keeps everything in memory.
         base: the folder that keeps the runs.
         progress: whether to show progress and a line per epoch.
 
     Raises:
-        ArgumentError: if a callback's name would hide something, or an argument cannot work.
+        ArgumentError: if an argument cannot work, or a callback's name would hide an attribute.
     """
 
     recorder: Recorder
@@ -126,20 +141,28 @@ class Learner:
         self.x = self.y = self.output = self.loss = torch.empty(0)
         self._optimizer: Optimizer | None = None
         self._groups = GroupSettings(1.0)
-        self._fits: set[bool] = set()  # in training, in validation: output and labels fit
+        self._checked: set[bool] = set()  # modes (training or not) whose first output was checked
         self._events: dict[str, list[Callable[[Learner], None]]] = {}
         self.callbacks: list[Callback] = []
         always = [Recorder(), NonFiniteGuard(), *([Progress()] if progress else [])]
         for callback in [*always, *([Checkpoint()] if run is not None else []), *callbacks]:
             self.add_callback(callback)
 
+    def __repr__(self) -> str:
+        facts = model_facts(self.model)
+        size = "?" if facts["n_parameters"] is None else f"{facts['n_parameters']:,}"
+        return (
+            f"Learner({facts['class']} with {size} parameters, DataLoaders {self.dls.name!r}, "
+            f"{self.device}, {self.epochs_done} epochs trained)"
+        )
+
     # ---- what a user calls ----------------------------------------------------------------------
 
     def fit(self, n_epochs: int, lr: float = 1e-3, *, callbacks: Sequence[Callback] = ()) -> None:
-        """Train for ``n_epochs`` at a constant learning rate; momentum stays as it is.
+        """Train for ``n_epochs`` at a constant learning rate; momentum is not changed.
 
         Raises:
-            ArgumentError: if an argument, or what the Learner was given, cannot work.
+            ArgumentError: if an argument, or one of the Learner's, cannot work.
             TrainingError: if the model, its output or the loss does not fit the batches, or the
                 weights are not finite before the first step.
             NonFiniteLossError: if the loss becomes NaN or infinite.
@@ -160,9 +183,7 @@ class Learner:
         """Train for ``n_epochs`` with the 1cycle policy; see `OneCycle` for the arguments.
 
         Raises:
-            ArgumentError: as of `fit`.
-            TrainingError: as of `fit`.
-            NonFiniteLossError: if the loss becomes NaN or infinite.
+            ArgumentError, TrainingError, NonFiniteLossError: as `fit`.
         """
         self._fit(n_epochs, OneCycle(lr_max, div, div_final, pct_start, moms), callbacks)
 
@@ -179,7 +200,7 @@ class Learner:
         what = "dls.valid" if batches is None else "batches"
         batches = self.dls.valid if batches is None else batches
         if batches is None:
-            raise ArgumentError("dls.valid is None; give validate(batches) something to look at.")
+            raise ArgumentError("dls.valid is None; call validate(batches).")
         rows: list[Tensor] = []
         sizes: list[int] = []
         with self._mode(training=False), torch.no_grad():
@@ -191,11 +212,11 @@ class Learner:
                 sizes.append(len(self.x))
         if not rows:
             raise ArgumentError(
-                "batches gave nothing to validate on: it was empty, or callbacks cancelled every "
+                f"{what} has nothing to validate on: it is empty, or callbacks cancelled every "
                 "batch; give at least one image."
             )
         means = np.average(torch.stack(rows).cpu().double().numpy(), axis=0, weights=sizes)
-        names = ["loss", *map(metric_name, self.metrics)]
+        names = ["loss", *map(function_name, self.metrics)]
         return dict(zip(names, means.tolist(), strict=True))
 
     def predict(
@@ -203,23 +224,29 @@ class Learner:
     ) -> Prediction:
         """Classify images.
 
-        Image files and Pillow images are brought to the channels and the size of the training
+        Image files and Pillow images are converted to the channels and the size of the training
         images. Tensors and arrays are pixels unless ``normalized`` says otherwise: uint8 from 0 to
         255, floats from 0 to 1 as `load_image` gives them, or from 0 to 255.
+
+            >>> dls = cl.from_arrays(torch.rand(8, 9, 9), [0, 1] * 4, layout="NHW")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+            >>> learn.predict(torch.rand(3, 1, 9, 9)).probabilities.shape
+            torch.Size([3, 2])
 
         Args:
             x: an image file, a Pillow image, a tensor or array of one image (C, H, W) or of several
                 (N, C, H, W); or a list of files, of Pillow images, or of images (C, H, W).
-            batch_size: how many at a time.
+            batch_size: images at a time.
             normalized: True for floats as the loaders give them; False for floats in the units of
                 those given to `from_arrays`, where these were no pixels from 0 to 1 or to 255.
 
         Raises:
-            ArgumentError: if ``x`` is no images with the right channels, or it cannot be known how
-                to normalize them.
-            TrainingError: if the model cannot take them, or its output is no scores of the classes.
+            ArgumentError: if ``x`` is not images with the right channels, or their normalization
+                is not known.
+            TrainingError: if the model cannot take them, or its output is not scores of the
+                classes.
         """
-        check_whole("batch_size", batch_size, 1, "the number of images at a time")
+        check_whole("batch_size", batch_size, 1)
         outputs: list[Tensor] = []
         with self._mode(training=False), torch.no_grad():
             for part in network_inputs(x, self.dls, batch_size, normalized=normalized):
@@ -227,9 +254,7 @@ class Learner:
                 check_scores(outputs[-1], self.dls.classes)
         probabilities = torch.cat(outputs).softmax(dim=1).cpu()
         labels = probabilities.argmax(dim=1)
-        return Prediction(
-            labels, tuple(self.dls.label(label) for label in labels.tolist()), probabilities
-        )
+        return Prediction(labels, tuple(map(self.dls.label, labels.tolist())), probabilities)
 
     def summary(self) -> Summary:
         """Shapes, parameters, multiplications and receptive field of each layer, for one image."""
@@ -240,16 +265,16 @@ class Learner:
         return summary(self.model, (1, *shape))
 
     def add_callback(self, callback: Callback) -> None:
-        """Keep a callback for every fit, under its class name in snake_case.
+        """Use a callback in every fit, reachable under its class name in snake_case.
 
         Raises:
-            ArgumentError: if the name would hide something that the Learner has.
+            ArgumentError: if the name would hide an attribute of the Learner.
         """
         name = callback.attribute()
         if any(kept.attribute() == name for kept in self.callbacks):
             raise ArgumentError(
-                f"callbacks has two of {type(callback).__name__}; they would share the name "
-                f"learn.{name}. Give one, or derive a class with a name of its own."
+                f"callbacks has two of {type(callback).__name__}, which would share the name "
+                f"learn.{name}; give one, or derive a class with another name."
             )
         if name in vars(self) or hasattr(type(self), name):
             raise ArgumentError(
@@ -307,16 +332,15 @@ class Learner:
                 raise
 
     def _prepare(self, n_epochs: int, schedule: Schedule) -> None:
+        """Check what can be checked before the first step, and make the optimizer."""
         if not isinstance(n_epochs, Integral) or n_epochs < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ArgumentError(
-                f"n_epochs={n_epochs!r} is not a number of epochs; give at least 1, a whole number."
-            )
+            raise ArgumentError(f"n_epochs must be a whole number of at least 1, got {n_epochs!r}.")
         self.n_epochs, self.step = n_epochs, 0
         self.n_steps = n_epochs * count_batches(self.dls.train, "dls.train")
         if self.dls.valid is not None and length_hint(self.dls.valid, 1) == 0:
             raise ArgumentError("dls.valid has no batches; give it at least one, or None.")
         self.error, self.cancelled, self.validation = None, False, {}
-        self._fits.clear()
+        self._checked.clear()
         if self.seed is not None:
             torch.manual_seed(self.seed)
         if self._optimizer is None:
@@ -327,10 +351,10 @@ class Learner:
         check_finite(self.model, self._optimizer)
 
     def _end(self, callback: Callback) -> None:
-        """The callback's ``after_fit``; its error does not take the place of an earlier one."""
+        """Call the callback's ``after_fit``; its error does not replace an earlier one."""
         try:
             callback.after_fit(self)
-        except (CancelBatchError, CancelEpochError, CancelFitError):  # it has ended already
+        except (CancelBatchError, CancelEpochError, CancelFitError):  # the fit has ended already
             pass
         except Exception as error:
             if self.error is None:
@@ -348,19 +372,16 @@ class Learner:
             for batch in self.dls.train:
                 self._batch(*images_and_labels(batch, "dls.train"))
             if self.dls.valid is not None:
-                self._validate_epoch()
+                with self._mode(training=False):
+                    self._event("before_validation")
+                    self.validation = self.validate()
+                    self._event("after_validation")
             self._event("after_epoch")
         except CancelEpochError:
             self.optimizer.zero_grad()  # it may have come between backward and step
 
-    def _validate_epoch(self) -> None:
-        with self._mode(training=False):
-            self._event("before_validation")
-            self.validation = self.validate()
-            self._event("after_validation")
-
     def _batch(self, x: Tensor, y: Tensor) -> bool:
-        """One batch, in training with its step; False if it was cancelled."""
+        """Run one batch, in training with its step; False if it was cancelled."""
         self.x = x.to(self.device, non_blocking=True)
         self.y = y.to(self.device, non_blocking=True)
         done = False
@@ -375,7 +396,7 @@ class Learner:
             done = True
         except CancelBatchError:
             pass
-        with suppress(CancelBatchError):  # there is nothing left to skip
+        with suppress(CancelBatchError):  # nothing is left to skip
             self._event("after_batch")
         return done
 
@@ -388,9 +409,9 @@ class Learner:
 
     def _compute_loss(self) -> Tensor:
         given = self.loss_function, self.output, self.y, self.dls.classes
-        if self.training not in self._fits:  # a look at y waits for a GPU: at the first batch only
+        if self.training not in self._checked:  # first batch only: reading y waits for a GPU
             check_output(*given)
-            self._fits.add(self.training)
+            self._checked.add(self.training)
         try:
             loss = self.loss_function(self.output, self.y)
         except Exception as error:
@@ -412,27 +433,32 @@ class Learner:
         self.optimizer.step()
         try:
             self._event("after_step")
-        finally:  # also a step that a callback cancels after was made
+        finally:  # also if a callback cancels after the step was made
             self.optimizer.zero_grad()
             self.step += 1
 
     # ---- what surrounds it ----------------------------------------------------------------------
 
     def _event(self, name: str) -> None:
-        for call in self._events.get(name, ()):
-            call(self)
+        for handler in self._events.get(name, ()):
+            handler(self)
 
     def _listen(self, callbacks: Sequence[Callback]) -> None:
-        """Call these callbacks from now on, in this order."""
+        """Call the events that these callbacks define, in this order."""
         self._events = {
-            name: [getattr(c, name) for c in callbacks if _defines(c, name)] for name in EVENTS
+            name: [
+                getattr(callback, name)
+                for callback in callbacks
+                if getattr(type(callback), name) is not getattr(Callback, name)
+            ]
+            for name in EVENTS
         }
 
     @contextmanager
     def _mode(self, *, training: bool) -> Generator[None]:
-        """Train or evaluate, and put every module's own mode back afterwards.
+        """Switch to training or evaluation, and restore every module's own mode afterwards.
 
-        A module that was set to evaluation inside a training model stays so in training.
+        A module set to evaluation inside a model in training stays so in training.
         """
         modes = [(module, module.training) for module in self.model.modules()]
         before = self.training
@@ -445,7 +471,3 @@ class Learner:
             self.training = before
             for module, mode in modes:
                 module.training = mode
-
-
-def _defines(callback: Callback, event: str) -> bool:
-    return getattr(type(callback), event) is not getattr(Callback, event)

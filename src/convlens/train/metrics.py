@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ Metric = Callable[[Tensor, Tensor], Tensor | float]
 def accuracy(output: Tensor, y: Tensor) -> Tensor:
     """Share of items whose largest output is that of their label.
 
+        >>> output = torch.tensor([[0.1, 2.0], [0.3, 0.2]])
+        >>> float(cl.accuracy(output, torch.tensor([1, 1])))
+        0.5
+
     Args:
         output: (N, K), a score for each class; (N, K, H, W) for each pixel.
         y: (N,) int64 labels; (N, H, W).
@@ -24,7 +29,7 @@ def accuracy(output: Tensor, y: Tensor) -> Tensor:
         A scalar float32 tensor on the same device.
 
     Raises:
-        ArgumentError: if the labels are not one for each item, or there is only one score.
+        ArgumentError: if the shapes do not fit, or there is only one class.
     """
     if output.ndim < 2 or output.shape[1] < 2 or y.shape != output.shape[:1] + output.shape[2:]:
         raise ArgumentError(
@@ -35,31 +40,29 @@ def accuracy(output: Tensor, y: Tensor) -> Tensor:
 
 
 def measure(metric: Metric, output: Any, y: Tensor, device: torch.device) -> Tensor:  # noqa: ANN401
-    """What a metric says of a batch, as a float32 scalar on a device.
+    """A metric of one batch, as a float32 scalar on a device.
 
-    An error of the metric's own gets a note that names it.
+    An error of the metric's own gets a note with the metric's name.
 
     Raises:
         TrainingError: if the metric gives anything but one number.
     """
+    name = function_name(metric)
     try:
         value = metric(output, y)
     except Exception as error:
-        error.add_note(f"The metric {metric_name(metric)!r} raised it.")
+        error.add_note(f"The metric {name!r} raised it.")
         raise
     try:
-        number = torch.as_tensor(value, dtype=torch.float32, device=device).detach()
+        return torch.as_tensor(value, dtype=torch.float32, device=device).detach().reshape(())
     except (TypeError, ValueError, RuntimeError):
-        number = None
-    if number is None or number.numel() != 1:
-        what = type(value).__name__ if number is None else f"shape {tuple(number.shape)}"
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise TrainingError(
-            f"The metric {metric_name(metric)!r} gave {what}; expected one number, the mean over "
-            "the batch."
-        )
-    return number.reshape(())
+            f"The metric {name!r} must give one number, the mean over the batch, got {found}."
+        ) from None
 
 
-def metric_name(metric: object) -> str:
-    """The name of a metric in records and tables."""
-    return getattr(metric, "__name__", type(metric).__name__)
+def function_name(function: object) -> str:
+    """The name of a metric, a loss or an optimizer factory in records, tables and messages."""
+    inner: object = function.func if isinstance(function, partial) else function
+    return getattr(inner, "__name__", type(inner).__name__)

@@ -1,4 +1,4 @@
-"""The run of a fit: its directory, what is known of it beforehand, and its checkpoint."""
+"""The run of a fit: its directory, and the metadata that is known before training."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ from torch import distributed as dist
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from convlens.core.background import Notices
-from convlens.errors import ArgumentError, ConvlensError, RunError, warn
+from convlens.errors import ArgumentError, RunError, warn
 from convlens.runs import RunWriter, create_run, join_run
-from convlens.runs.checkpoints import check_state, save_checkpoint
-from convlens.train.callbacks import Callback
+from convlens.runs.checkpoints import check_state
+from convlens.train.metrics import function_name
 from convlens.train.schedules import Schedule, read_hypers
 from convlens.watching import ActivationWatch
 
@@ -124,7 +123,7 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
         "seed": learn.seed,
         "data": learn.dls.facts(),
         "model": model_facts(learn.model),
-        "loss": getattr(learn.loss_function, "__name__", type(learn.loss_function).__name__),
+        "loss": function_name(learn.loss_function),
         "optimizer": {
             "class": type(optimizer).__name__,
             "groups": [read_hypers(group) for group in optimizer.param_groups],
@@ -170,42 +169,3 @@ def _summary(learn: Learner) -> dict[str, Any]:
         except Exception as error:
             why = str(error)
     return {"rows": [], "totals": {}, "input_shape": [], "notes": [f"No summary: {why}."]}
-
-
-class Checkpoint(Callback):
-    """Saves weights and optimizer after every epoch; the newest replaces the one before.
-
-    It does so before the validation, so that an error there does not cost the epoch. The figures
-    of the validation are in the run's record.
-    """
-
-    order = -90  # before callbacks that validate with other weights, such as their running mean
-
-    def __init__(self) -> None:
-        self._notices = Notices()
-
-    def before_validation(self, learn: Learner) -> None:
-        """Save to the run's folder ``checkpoints``."""
-        self._save(learn)
-
-    def after_epoch(self, learn: Learner) -> None:
-        """Save where there is no validation."""
-        if learn.dls.valid is None:
-            self._save(learn)
-
-    def _save(self, learn: Learner) -> None:
-        if learn.sink is None or learn.run_path is None:
-            return
-        folder = learn.run_path / "checkpoints"
-        if isinstance(learn.sink, RunWriter) and not learn.sink.is_in_place:
-            self._notices.say("moved", f"No checkpoint is saved in {str(folder)!r}: it is gone.")
-            return
-        facts = {"epoch": learn.epoch, "step": learn.step}
-        try:
-            save_checkpoint(folder, learn.model, learn.optimizer, facts, keep=1)
-        except ConvlensError as error:
-            self._notices.say(
-                "failed", f"The checkpoint of epoch {learn.epoch} is not saved. {error}"
-            )
-        else:
-            self._notices.over(f"Checkpoints are saved in {str(folder)!r} again.")

@@ -5,28 +5,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convlens.errors import ArgumentError
-from convlens.train.callbacks import Callback
-
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
-    from convlens.train.learner import Learner
 
 
 @dataclass(frozen=True)
 class OneCycle:
     """The 1cycle policy: warm up to a high learning rate, then anneal far below its start.
 
-    Momentum moves against the learning rate. Both halves are cosines. At step s of S, with the
+    Momentum moves against the learning rate; both halves are cosines. At step s of S, with the
     warm-up ending at step w = pct_start·S − 1, the values are those of
     `torch.optim.lr_scheduler.OneCycleLR` with ``final_div_factor=div_final / div``.
 
     Source: L. N. Smith, A disciplined approach to neural network hyper-parameters, 2018
     (arXiv:1803.09820); L. N. Smith, N. Topin, Super-Convergence, 2017 (arXiv:1708.07120); the
     cosines are fast.ai's.
+
+        >>> lr, momentum = cl.OneCycle(0.1)(step=0, n_steps=100)
+        >>> round(lr, 4), momentum
+        (0.004, 0.95)
 
     Attributes:
         lr_max: learning rate at the end of the warm-up.
@@ -36,7 +34,7 @@ class OneCycle:
         moms: momentum at the start, at the peak and at the end.
 
     Raises:
-        ArgumentError: if a value cannot work.
+        ArgumentError: if a value is out of its range.
     """
 
     lr_max: float
@@ -49,14 +47,11 @@ class OneCycle:
         for name in ("lr_max", "div", "div_final"):
             _check_positive(name, getattr(self, name))
         if not 0 < self.pct_start < 1:
-            raise ArgumentError(
-                f"pct_start={self.pct_start} is not a share of the steps; give a number "
-                "between 0 and 1, such as 0.25."
-            )
+            raise ArgumentError(f"pct_start must be between 0 and 1, got {self.pct_start}.")
         if len(self.moms) != 3 or not all(0 <= m < 1 for m in self.moms):
             raise ArgumentError(
-                f"moms={self.moms} is not three momenta from 0 to below 1; give those at the "
-                "start, at the peak and at the end, such as (0.95, 0.85, 0.95)."
+                "moms must be three momenta (start, peak, end), each at least 0 and below 1, "
+                f"got {self.moms}."
             )
 
     @property
@@ -97,66 +92,8 @@ class Constant:
 Schedule = OneCycle | Constant
 
 
-class Scheduler(Callback):
-    """Sets learning rate and momentum of every parameter group before each training batch.
-
-    Args:
-        schedule: gives both by the step.
-        groups: what each group has of its own.
-    """
-
-    order = -20
-
-    def __init__(self, schedule: Schedule, groups: GroupSettings) -> None:
-        self._schedule, self._groups = schedule, groups
-
-    def before_batch(self, learn: Learner) -> None:
-        """Set the values of this step."""
-        if learn.training:
-            self._groups.apply(learn.optimizer, *self._schedule(learn.step, learn.n_steps))
-
-
-class GroupSettings:
-    """What each parameter group of an optimizer has of its own, which no schedule overwrites.
-
-    A group's learning rate is to the schedule's what it was, when the group was first seen, to the
-    rate that the optimizer was made with: a group made with ``lr / 10`` trains at a tenth of the
-    schedule's rate, in every fit. A group that was made with another momentum than the optimizer's
-    default keeps its momentum; the others get the schedule's. For Adam and its kin momentum is β₁.
-
-    Args:
-        lr: the rate that the optimizer is made with.
-    """
-
-    def __init__(self, lr: float) -> None:
-        self._lr = lr
-        self._ratios: list[float] = []
-        self._keeps_momentum: list[bool] = []
-
-    def apply(self, optimizer: Optimizer, lr: float, momentum: float | None) -> None:
-        """Write a schedule's values into the groups; None leaves momentum alone."""
-        for group in optimizer.param_groups[len(self._ratios) :]:  # new since the last time
-            self._ratios.append(float(group.get("lr", self._lr)) / self._lr)
-            defaults = getattr(optimizer, "defaults", group)
-            self._keeps_momentum.append(_momentum(group) != _momentum(defaults))
-        settings = zip(optimizer.param_groups, self._ratios, self._keeps_momentum, strict=False)
-        for group, ratio, keeps_momentum in settings:
-            group["lr"] = lr * ratio
-            if momentum is None or keeps_momentum:
-                continue
-            if "betas" in group:
-                group["betas"] = (momentum, *group["betas"][1:])
-            elif "momentum" in group:
-                group["momentum"] = momentum
-
-
-def _momentum(settings: dict[str, Any]) -> float | None:
-    betas = settings.get("betas")
-    return settings.get("momentum") if betas is None else betas[0]
-
-
 def read_hypers(group: dict[str, Any]) -> dict[str, float]:
-    """Every numeric hyperparameter of one parameter group by name; β₁ is called momentum."""
+    """All numeric hyperparameters of one parameter group by name; β₁ is called momentum."""
     hypers: dict[str, float] = {}
     for name, value in group.items():
         if name == "betas":
@@ -172,4 +109,4 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 def _check_positive(name: str, value: float) -> None:
     if not (isinstance(value, Real) and value > 0 and math.isfinite(value)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ArgumentError(f"{name}={value!r} is not a positive number; try {name}=0.01 or so.")
+        raise ArgumentError(f"{name} must be a positive number, such as 0.01, got {value!r}.")

@@ -2,7 +2,7 @@
 
 A run keeps feature maps, kernels and receptive fields of up to 64 layers and 20 epochs, which would
 be tens of megabytes. Here it is decided, from the sizes alone, which of them a report shows; it
-says what it left out. `convlens.train.budget` decides in the same way what a run keeps.
+says what it left out. `convlens.train.callbacks.snapshot_limits` decides what a run keeps.
 """
 
 from __future__ import annotations

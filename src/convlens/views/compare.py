@@ -15,15 +15,15 @@ from bokeh.plotting import figure
 from convlens.core.columns import Ints
 from convlens.core.histories import LayerHistory
 from convlens.core.records import Epoch, StepCurves
+from convlens.core.smoothing import REACH, SMOOTH
 from convlens.plots.canvas import BLUE, ORANGE
 from convlens.plots.curves import smoothed_loss
 from convlens.views.canvas import StepAxis, retitle, short
-from convlens.views.curves import SMOOTH
 from convlens.views.distances import Comparison
 from convlens.views.layer_view import CHOOSE, NO_COLUMNS, HeatFigure
 from convlens.views.lines import Lines, LossScales, Series, legend_beside
 from convlens.views.matrix import MatrixFigure
-from convlens.views.overview import REACH, align
+from convlens.views.overview import align
 from convlens.views.timeline import MAX_CELLS, Grid, condense, grid_of
 
 TOTAL_VARIATION = (

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from convlens.core.columns import Floats
 from convlens.core.records import Band, Epoch, StepCurves
+from convlens.core.smoothing import REACH, SMOOTH
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
 from convlens.views.canvas import StepAxis, add_hover, draw_line, short, side_by_side
 
 LOSS_HEIGHT, METRIC_HEIGHT, SCHEDULE_HEIGHT = 320, 210, 260
-
-SMOOTH = 0.98
 
 
 def curves(
@@ -76,7 +75,7 @@ def _draw_training_loss(plot: figure, steps: StepCurves, *, log: bool) -> None:
         draw_line(plot, steps.first_step, loss.mean, width=0.8, alpha=0.55, legend=label)
     if steps.width > 1 or len(steps) > 2:
         # Over a twentieth of the steps to either side at most.
-        mean, label = smoothed_loss(steps, SMOOTH, 20.0, log=log), "training, smoothed"
+        mean, label = smoothed_loss(steps, SMOOTH, REACH, log=log), "training, smoothed"
         line = draw_line(plot, steps.middle_step, mean, width=2.5, points=False, legend=label)
     else:
         line = draw_line(plot, steps.first_step, loss.mean, legend="training, each batch")

@@ -21,10 +21,11 @@ from bokeh.plotting import figure
 
 from convlens.core.columns import Floats
 from convlens.core.records import Epoch, StepCurves, StepSeries
+from convlens.core.smoothing import REACH, SMOOTH
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
 from convlens.views.canvas import StepAxis, retitle, short, with_room
-from convlens.views.curves import SMOOTH, band_outline, spreads
+from convlens.views.curves import band_outline, spreads
 from convlens.views.lines import (
     MARGIN,
     Drawn,
@@ -45,9 +46,6 @@ LEFT = 114
 
 NEWEST = "newest-losses"
 """Name of the source of each batch's loss, a line that the page's script makes longer."""
-
-REACH = 20.0
-"""The smoothed loss takes in a twentieth of the steps to either side at most."""
 
 
 @dataclass(frozen=True)

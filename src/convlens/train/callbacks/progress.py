@@ -1,4 +1,4 @@
-"""`Progress`: one bar while training, one line per epoch, in a terminal, a pipe or a notebook."""
+"""`Progress`: a bar while training and one line per epoch, in a terminal, a pipe or a notebook."""
 
 from __future__ import annotations
 
@@ -7,51 +7,32 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from convlens.core.records import Epoch
 from convlens.errors import warn
-from convlens.train.callbacks import Callback
+from convlens.train.callbacks.base import Callback
 
 if TYPE_CHECKING:
     from convlens.train.learner import Learner
 
-REFRESH_S = 0.1  # the bar is redrawn at most this often
-
-
-class Display(Protocol):
-    """Where progress is shown."""
-
-    def start(self, n_steps: int) -> None:
-        """Begin a fit of so many steps."""
-        ...
-
-    def update(self, done: int, text: str) -> None:
-        """Show that ``done`` steps are finished."""
-        ...
-
-    def line(self, text: str) -> None:
-        """Add a line that stays."""
-        ...
-
-    def stop(self) -> None:
-        """End, also after an error."""
-        ...
+REFRESH_S = 0.1
+"""The bar is redrawn at most this often, in seconds."""
 
 
 class Progress(Callback):
     """Shows a bar while training and one line per epoch.
 
     In a terminal the bar is rich's; in a notebook it is one HTML output that is updated in place;
-    anywhere else (a pipe, a log file) there is no bar, only the line per epoch. Without a standard
-    output there is nothing. A display that fails, as that of a closed terminal or a full disk, is
-    given up with a warning, and the training goes on.
+    anywhere else (a pipe, a log file) there is only the line per epoch. Without standard output
+    there is nothing. A display that fails, as on a closed terminal or a full disk, is given up with
+    a warning, and the training continues.
     """
 
     order = 70
 
     def __init__(self) -> None:
-        self._display: Display | None = None
+        self._display: PlainDisplay | None = None
         self._shown = 0.0
 
     def before_fit(self, learn: Learner) -> None:
@@ -59,12 +40,12 @@ class Progress(Callback):
         self._shown = 0.0
         try:
             self._display = choose_display()
-        except Exception as error:  # of a standard output that is closed, or is none
+        except Exception as error:  # a closed standard output
             self._give_up(error)
         self._show(lambda display: display.start(learn.n_steps))
 
     def after_batch(self, learn: Learner) -> None:
-        """Redraw the bar if it is time to."""
+        """Redraw the bar if it is due."""
         now = time.monotonic()
         if learn.training and now - self._shown >= REFRESH_S:
             self._shown = now
@@ -77,7 +58,7 @@ class Progress(Callback):
         self._show(lambda display: display.line(text))
 
     def after_fit(self, learn: Learner) -> None:  # noqa: ARG002
-        """Take the bar away."""
+        """Remove the bar."""
         self._show(lambda display: display.stop())
         self._display = None
 
@@ -85,8 +66,7 @@ class Progress(Callback):
         text = f"epoch {learn.epoch + 1}/{learn.n_epochs}"
         self._show(lambda display: display.update(learn.step, text))
 
-    def _show(self, show: Callable[[Display], None]) -> None:
-        """Do something with the display, if there is one; it may fail."""
+    def _show(self, show: Callable[[PlainDisplay], None]) -> None:
         if self._display is not None:
             try:
                 show(self._display)
@@ -96,9 +76,9 @@ class Progress(Callback):
     def _give_up(self, error: Exception) -> None:
         display, self._display = self._display, None
         if display is not None:
-            with suppress(Exception):  # rich's has put itself before standard output
+            with suppress(Exception):  # rich has replaced sys.stdout
                 display.stop()
-        warn(f"Progress cannot be shown ({error}); training goes on without.")
+        warn(f"Progress cannot be shown ({error}); training continues without.")
 
 
 def epoch_line(epoch: Epoch, n_epochs: int) -> str:
@@ -111,37 +91,39 @@ def epoch_line(epoch: Epoch, n_epochs: int) -> str:
     return "  ".join([*parts, f"{epoch.wall_s:.1f} s"])
 
 
-def choose_display() -> Display | None:
-    """The display that fits where the program runs, None without standard output."""
-    show = _notebook_display()
-    if show is not None:
-        return NotebookDisplay(show)
+def choose_display() -> PlainDisplay | None:
+    """The display for this process, None without standard output."""
+    # A notebook's kernel has loaded IPython; importing it here would slow down every script.
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    if getattr(shell, "kernel", None) is not None:  # a terminal's shell has none
+        return NotebookDisplay(_show_html)
     stdout: TextIO | None = sys.stdout
     if stdout is None:  # it was closed when Python started
         return None
-    return TerminalDisplay() if sys.stdout.isatty() else PlainDisplay()
+    return TerminalDisplay() if stdout.isatty() else PlainDisplay()
 
 
 class PlainDisplay:
-    """Lines only."""
+    """Prints lines only; base of the other displays."""
 
     def start(self, n_steps: int) -> None:
-        """Nothing to show yet."""
+        """Begin a fit of ``n_steps``."""
 
     def update(self, done: int, text: str) -> None:
-        """A bar would fill a log file."""
+        """Show that ``done`` steps are finished."""
 
     def line(self, text: str) -> None:
-        """Print it at once, so that whoever follows the log sees it."""
+        """Add a line that stays."""
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
     def stop(self) -> None:
-        """Nothing to take away."""
+        """End, also after an error."""
 
 
-class TerminalDisplay:
-    """A rich progress bar, redrawn only when told to: a thread of its own would slow training."""
+class TerminalDisplay(PlainDisplay):
+    """A rich progress bar that is redrawn only when told to: rich's thread would slow training."""
 
     def start(self, n_steps: int) -> None:
         """Show an empty bar."""
@@ -151,7 +133,7 @@ class TerminalDisplay:
 
         class Screen(Console):
             def on_broken_pipe(self) -> None:
-                """Leave it to `Progress`; rich would end the program."""
+                """Raise, so that `Progress` handles it; rich would end the program."""
                 raise BrokenPipeError("the pipe is closed")
 
         self._bar = Bar(
@@ -160,8 +142,7 @@ class TerminalDisplay:
             MofNCompleteColumn(),
             TextColumn("steps, left"),
             TimeRemainingColumn(),
-            # Not rich's shared one, which whoever used it first has bound to what stdout was then.
-            console=Screen(),
+            console=Screen(),  # rich's shared console keeps the stdout of its first use
             auto_refresh=False,
             transient=True,
         )
@@ -177,15 +158,15 @@ class TerminalDisplay:
         self._bar.console.print(text, highlight=False)
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.stop()
 
 
-class NotebookDisplay:
+class NotebookDisplay(PlainDisplay):
     """One HTML output that is updated in place, so that a long training leaves one output.
 
     Args:
-        show: shows HTML the first time and returns a function that replaces it.
+        show: shows HTML and returns a function that replaces it.
     """
 
     def __init__(self, show: Callable[[str], Callable[[str], None]]) -> None:
@@ -212,7 +193,7 @@ class NotebookDisplay:
         self._replace(self._html())
 
     def stop(self) -> None:
-        """Leave the lines, take the bar away."""
+        """Leave the lines and remove the bar."""
         self._bar = ""
         self._replace(self._html())
 
@@ -221,17 +202,8 @@ class NotebookDisplay:
         return f"<pre>{lines}</pre>{self._bar}"
 
 
-def _notebook_display() -> Callable[[str], Callable[[str], None]] | None:
-    """How to show HTML in the notebook that this process is the kernel of, None outside one."""
-    # A notebook's kernel has loaded IPython; loading it here would cost every script its time.
-    ipython: Any = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if getattr(shell, "kernel", None) is None:  # a terminal's shell has none
-        return None
+def _show_html(text: str) -> Callable[[str], None]:
     from IPython.display import HTML, display  # pyright: ignore[reportMissingImports]
 
-    def show(text: str) -> Callable[[str], None]:
-        handle: Any = display(HTML(text), display_id=True)
-        return lambda new: handle.update(HTML(new))
-
-    return show
+    handle: Any = display(HTML(text), display_id=True)
+    return lambda new: handle.update(HTML(new))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from convlens.core.beat import Beats
-from convlens.core.columns import Floats
-from convlens.core.records import Epoch, StepSeries, empty_steps, join_steps
+from convlens.core.records import Epoch, StepSeries, join_steps
 from convlens.plots import TrainingCurves
-from convlens.train.callbacks import Callback
+from convlens.train.callbacks.base import Callback
 from convlens.train.schedules import read_hypers
 
 if TYPE_CHECKING:
@@ -29,25 +27,34 @@ class Recorder(Callback, TrainingCurves):
     Losses stay on the device and are read a block at a time, so that no step waits for them. What
     is recorded is kept in memory and written to the run, if there is one, and committed with the
     last step before each beat (`convlens.core.beat`), so that a reader sees a step within a second.
-    It holds one fit: the next fit begins anew.
+    It holds one fit; the next fit starts over.
+
+        >>> x, y = torch.randn(8, 1, 4, 4), torch.tensor([0, 1] * 4)
+        >>> dls = cl.DataLoaders([(x, y)] * 3)
+        >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+        >>> learn.fit(2)
+        >>> learn.recorder.steps.loss.shape
+        (6,)
     """
 
     order = -100  # first, so that a step is recorded even if another callback cancels after it
 
     def __init__(self) -> None:
-        self._history = _History()
+        self._blocks: list[StepSeries] = []
         self._epochs: list[Epoch] = []
         self._rows: list[tuple[float, int, list[dict[str, float]]]] = []
         self._losses = torch.zeros(BLOCK)
         self._sizes: list[int] = []
 
+    def __repr__(self) -> str:
+        steps = sum(map(len, self._blocks)) + len(self._rows)
+        return f"Recorder({steps:,} steps, {len(self._epochs)} epochs)"
+
     @property
     def steps(self) -> StepSeries:
-        """What was recorded at every step of the last fit so far; its arrays cannot be written to.
-
-        It is no copy, so that it costs the same after a million steps as after one.
-        """
-        return self._history.with_block(self._block()) if self._rows else self._history.series
+        """All steps of the last fit so far."""
+        self._blocks = [join_steps(self._blocks)]
+        return join_steps([*self._blocks, self._block()]) if self._rows else self._blocks[0]
 
     @property
     def epochs(self) -> Sequence[Epoch]:
@@ -56,7 +63,7 @@ class Recorder(Callback, TrainingCurves):
 
     def before_fit(self, learn: Learner) -> None:
         """Forget the last fit and start the clock."""
-        self._history, self._epochs, self._rows = _History(), [], []
+        self._blocks, self._epochs, self._rows = [], [], []
         self._losses = torch.zeros(BLOCK, device=learn.device)
         self._fit_start = self._ended = time.perf_counter()
         self._beats = Beats()
@@ -110,7 +117,7 @@ class Recorder(Callback, TrainingCurves):
     def _train_loss(self) -> float:
         if not self._sizes:
             return float("nan")
-        losses = self._history.series.loss[-len(self._sizes) :]
+        losses = self.steps.loss[-len(self._sizes) :]
         return float(np.average(losses, weights=self._sizes))
 
     def _block(self) -> StepSeries:
@@ -133,7 +140,7 @@ class Recorder(Callback, TrainingCurves):
             return
         block = self._block()
         self._rows = []
-        self._history.add(block)
+        self._blocks.append(block)
         if learn.sink is not None:
             learn.sink.write_steps(block)
 
@@ -142,66 +149,3 @@ class Recorder(Callback, TrainingCurves):
         self._beats.done(next_s)
         if learn.sink is not None:
             learn.sink.flush()
-
-
-class _History:
-    """Steps that grow block by block, in arrays that double when they are full."""
-
-    def __init__(self) -> None:
-        self._held = empty_steps()
-        self._length = 0
-
-    @property
-    def series(self) -> StepSeries:
-        """All steps so far, as views that cannot be written to."""
-        return self._first(self._length)
-
-    def add(self, block: StepSeries) -> None:
-        """Append steps."""
-        end = self._length + len(block)
-        if end > len(self._held) or not _has_room(self._held.hypers, block.hypers):
-            self._held = join_steps([self.series, block, _blank(end)])
-        else:
-            _put(self._held, self._length, block)
-        self._length = end
-
-    def with_block(self, block: StepSeries) -> StepSeries:
-        """All steps and those of a block that is still open; they will be added with the rest."""
-        length = self._length
-        self.add(block)
-        self._length = length
-        return self._first(length + len(block))
-
-    def _first(self, length: int) -> StepSeries:
-        held = self._held
-        arrays = {
-            f.name: getattr(held, f.name)[:length] for f in fields(held) if f.name != "hypers"
-        }
-        hypers = {name: values[:length] for name, values in held.hypers.items()}
-        for array in (*arrays.values(), *hypers.values()):
-            array.flags.writeable = False
-        return StepSeries(**arrays, hypers=hypers)
-
-
-def _blank(length: int) -> StepSeries:
-    """Room for so many steps."""
-    numbers, reals = np.zeros(length, np.int64), np.zeros(length)
-    return StepSeries(numbers, numbers, reals, reals)
-
-
-def _has_room(held: Mapping[str, Floats], hypers: Mapping[str, Floats]) -> bool:
-    """Whether every hyperparameter and every group of a block has its place."""
-    return all(
-        name in held and values.shape[1] <= held[name].shape[1] for name, values in hypers.items()
-    )
-
-
-def _put(held: StepSeries, start: int, block: StepSeries) -> None:
-    rows = slice(start, start + len(block))
-    held.step[rows], held.epoch[rows] = block.step, block.epoch
-    held.loss[rows], held.wall_s[rows] = block.loss, block.wall_s
-    for name, values in held.hypers.items():
-        values[rows] = np.nan
-        found = block.hypers.get(name)
-        if found is not None:
-            values[rows, : found.shape[1]] = found

@@ -1,4 +1,4 @@
-"""What goes wrong in a batch, in a sentence: what torch raises there, and what it lets pass."""
+"""Error messages for batches, models, losses and labels that do not fit each other."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from convlens.errors import ConvlensError, TrainingError, warn
 from convlens.execution import shapes, unwrapped
+from convlens.train.metrics import function_name
 from convlens.watching.probes import BatchNorm
 
 _CLASS_LOSSES = {
@@ -33,23 +34,20 @@ _Norm = nn.modules.batchnorm._NormBase  # pyright: ignore[reportPrivateUsage]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+# ---- the model and its input ---------------------------------------------------------------------
+
+
 def explain_forward(error: Exception, model: nn.Module, x: Tensor) -> None:
-    """Say in a sentence why a layer of torch's cannot take its input.
-
-    To other errors, which may be the model's own, the batch's shape is added as a note.
-
-    Args:
-        error: what the model raised.
-        model: the model.
-        x: its input.
+    """Explain an error of the model's forward pass.
 
     Raises:
-        TrainingError: instead of the error.
+        TrainingError: if a layer of torch's cannot take its input. Any other error, which may be
+            the model's own, gets a note with the batch's shape.
     """
     batch = f"The batch x is {_named(x)}, {_dtype(x)}."
     layer, given, is_torchs = _failed_layer(error)
     why = None if layer is None or given is None else _why(layer, given)
-    if why is None and layer is not None and given is not None and is_torchs:
+    if why is None and given is not None and is_torchs:
         why = f"cannot take its input {_named(given)}: {_first_line(error)}"
     if why is None or isinstance(error, ConvlensError):
         error.add_note(batch)
@@ -60,7 +58,7 @@ def explain_forward(error: Exception, model: nn.Module, x: Tensor) -> None:
 
 
 def _failed_layer(error: Exception) -> tuple[nn.Module | None, Tensor | None, bool]:
-    """The innermost module that ran, its input, and whether its forward is torch's own."""
+    """The innermost module in the traceback, its input, and whether its forward is torch's own."""
     found: tuple[nn.Module | None, Tensor | None, bool] = (None, None, False)
     for frame, _ in traceback.walk_tb(error.__traceback__):
         code, local = frame.f_code, frame.f_locals
@@ -79,11 +77,11 @@ def _why(layer: nn.Module, given: Tensor) -> str | None:
     if not known or given.ndim < 2:
         return None
     wanted, axis = known[0]
-    kernel = getattr(layer, "kernel_size", None)
-    if isinstance(kernel, tuple) and given.ndim != len(kernel) + 2:  # pyright: ignore[reportUnknownArgumentType]
+    kernel: Sequence[int] | None = getattr(layer, "kernel_size", None)
+    if isinstance(layer, _Conv) and kernel is not None and given.ndim != len(kernel) + 2:
         return (
-            f"takes ({shapes.LETTERS[len(kernel) + 2]}), but its input has shape "  # pyright: ignore[reportUnknownArgumentType]
-            f"{tuple(given.shape)}; add a missing axis of channels with x.unsqueeze(1)."
+            f"takes ({shapes.LETTERS[len(kernel) + 2]}), but its input has shape "
+            f"{tuple(given.shape)}; add a missing channel axis with x.unsqueeze(1)."
         )
     if given.shape[axis] != wanted:
         what = f"C = {wanted} channels" if axis == 1 else f"{wanted} features"
@@ -95,28 +93,23 @@ def _why(layer: nn.Module, given: Tensor) -> str | None:
             f"has weights of {_dtype(weight)}, but its input is {_dtype(given)}; convert the "
             f"images in the data set or its transform with x.to({weight.dtype}){by}."
         )
-    values = given.numel() // wanted
-    if isinstance(layer, BatchNorm) and layer.training and values < 2:
+    if isinstance(layer, BatchNorm) and layer.training and given.numel() // wanted < 2:
         return (
-            f"is batch normalization, which needs more than one value for each channel in "
-            f"training, but its input is {_named(given)}. Leave out a last batch of one image "
-            "with drop_last=True, or choose another batch_size."
+            f"is batch normalization, which in training needs more than one value per channel, but "
+            f"its input is {_named(given)}. Leave out a last batch of one image with "
+            "drop_last=True, or choose another batch_size."
         )
     return None
 
 
+# ---- the loss, the output and the labels ---------------------------------------------------------
+
+
 def check_output(loss: Loss, output: object, y: Tensor, classes: Sequence[str]) -> None:
-    """Refuse an output that does not fit labels or classes, where the loss is one of torch's.
+    """Check that an output fits labels and classes, where the loss is one of torch's.
 
-    Torch itself lets some of it pass: more outputs than classes, and values (N, 1) and (N,), which
-    are compared each with each. A loss of one's own may want such outputs, so that there a number
-    of outputs that is not that of the classes is a warning.
-
-    Args:
-        loss: the loss function.
-        output: what the model gave.
-        y: the labels.
-        classes: the classes' names, empty if not known.
+    Torch accepts some wrong ones silently: more outputs than classes, and values (N, 1) and (N,),
+    which are broadcast. A custom loss may want such outputs, so there it is a warning.
 
     Raises:
         TrainingError: if the output does not fit.
@@ -136,19 +129,18 @@ def check_output(loss: Loss, output: object, y: Tensor, classes: Sequence[str]) 
 def explain_loss(
     error: Exception, loss: Loss, output: object, y: Tensor, classes: Sequence[str]
 ) -> None:
-    """Say in a sentence why a loss of torch's cannot take output and labels.
-
-    To other errors, which may be the loss function's own, the shapes are added as a note.
+    """Explain an error of the loss function.
 
     Raises:
-        TrainingError: instead of the error.
+        TrainingError: if the loss is torch's, or labels are out of range. Any other error, which
+            may be the loss function's own, gets a note with the shapes.
     """
     both = f"the output {_described(output)} and labels y {_described(y)}"
     problem = _unfit(loss, output, y, classes)
     if problem is None and isinstance(output, Tensor) and _are_classes(output, y):
         problem = _out_of_range(loss, output, y)
     if problem is None and _is_torchs(loss):
-        problem = f"The loss {_name(loss)} cannot take {both}: {_first_line(error)}"
+        problem = f"The loss {function_name(loss)} cannot take {both}: {_first_line(error)}"
     if problem is None or isinstance(error, ConvlensError):
         error.add_note(f"The loss was given {both}.")
         return
@@ -156,8 +148,8 @@ def explain_loss(
 
 
 def _unfit(loss: Loss, output: object, y: Tensor, classes: Sequence[str]) -> str | None:
-    """What is wrong with an output, where the loss is one of torch's that are known here."""
-    name = _name(loss)
+    """Why a loss of torch's cannot take an output; None for any other loss."""
+    name = function_name(loss)
     if not _is_torchs(loss) or name not in _CLASS_LOSSES | _VALUE_LOSSES:
         return None
     if not isinstance(output, Tensor):
@@ -182,8 +174,8 @@ def _unfit_classes(loss: Loss, output: Tensor, y: Tensor, classes: Sequence[str]
         return None
     if y.dtype not in (torch.int64, torch.uint8):
         return (
-            f"The labels y are {_dtype(y)}; the loss {_name(loss)} takes int64: convert them with "
-            "y.long()."
+            f"The labels y are {_dtype(y)}; the loss {function_name(loss)} takes int64: convert "
+            "them with y.long()."
         )
     return _out_of_range(loss, output, y)
 
@@ -197,14 +189,14 @@ def _unfit_values(name: str, output: Tensor, y: Tensor) -> str | None:
         )
     if not y.is_floating_point() or y.dtype == torch.float64 != output.dtype:
         return (
-            f"The labels y are {_dtype(y)}, but the output is {_dtype(output)}, and the loss "
-            f"{name} takes both as floats of one kind: convert y with y.float()."
+            f"The labels y are {_dtype(y)}, but the output is {_dtype(output)}; the loss {name} "
+            "takes both as floats of one dtype: convert y with y.float()."
         )
     return None
 
 
 def _are_classes(output: Tensor, y: Tensor) -> bool:
-    """Whether there is a whole number for each item, or pixel, of an output (N, K, …)."""
+    """Whether y holds one integer for each item, or pixel, of an output (N, K, …)."""
     whole = not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
     return whole and output.ndim >= 2 and y.ndim == output.ndim - 1
 
@@ -223,32 +215,25 @@ def _out_of_range(loss: Loss, output: Tensor, y: Tensor) -> str | None:
 
 
 def check_loss(value: object, loss: Loss) -> None:
-    """Refuse what is no loss to train with.
-
-    Raises:
-        TrainingError: if it is no tensor of one number.
-    """
+    """Raises TrainingError if a loss is not a tensor of one number."""
     if isinstance(value, Tensor) and value.numel() == 1:
         return
     found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     raise TrainingError(
-        f"The loss {_name(loss)} gave {found}; expected one number, the mean over the batch "
-        "(reduction='mean')."
+        f"The loss {function_name(loss)} must give one number, the mean over the batch "
+        f"(reduction='mean'), got {found}."
     )
 
 
 def check_scores(output: object, classes: Sequence[str]) -> None:
-    """Refuse an output from which no class can be read.
-
-    Raises:
-        TrainingError: if it is not (N, K), a score for each class.
-    """
+    """Raises TrainingError if an output is not (N, K), a score for each class."""
     if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] > 1:  # noqa: SIM102
         if not classes or output.shape[1] == len(classes):
             return
-    wanted = f"K = {len(classes)}, as many as there are classes" if classes else "K at least 2"
+    wanted = f"K = {len(classes)}, the number of classes" if classes else "K at least 2"
     raise TrainingError(
-        f"The model's output is {_described(output)}; predict needs scores (N, K) with {wanted}."
+        f"predict needs an output of scores (N, K) with {wanted}; the model's output is "
+        f"{_described(output)}."
     )
 
 
@@ -256,11 +241,6 @@ def _is_torchs(loss: Loss) -> bool:
     inner: object = loss.func if isinstance(loss, partial) else loss
     owner = type(inner) if isinstance(inner, nn.Module) else inner
     return str(getattr(owner, "__module__", "")).startswith("torch.nn.")
-
-
-def _name(loss: Loss) -> str:
-    inner: object = loss.func if isinstance(loss, partial) else loss
-    return getattr(inner, "__name__", type(inner).__name__)
 
 
 def _named(x: Tensor) -> str:

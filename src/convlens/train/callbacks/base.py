@@ -1,4 +1,4 @@
-"""`Callback`: named events around everything that the loop does, and the ways to leave it early."""
+"""`Callback`: the events of a training, and the exceptions that leave it early."""
 
 from __future__ import annotations
 
@@ -12,25 +12,42 @@ if TYPE_CHECKING:
 class CancelBatchError(Exception):
     """Raise it in an event to skip the rest of the batch; ``after_batch`` still comes.
 
-    Gradients are kept: skipping the step after ``after_backward`` accumulates them.
+    Gradients are kept, so that skipping the step after ``after_backward`` accumulates them.
+
+        >>> class SkipLargeLosses(cl.Callback):
+        ...     def before_backward(self, learn):
+        ...         if learn.loss > 10:
+        ...             raise cl.CancelBatchError
     """
 
 
 class CancelEpochError(Exception):
-    """Raise it in an event to skip the rest of the epoch, its validation too.
+    """Raise it in an event to skip the rest of the epoch and its validation.
 
     Gradients that no step has used are dropped.
+
+        >>> class FirstTenSteps(cl.Callback):
+        ...     def after_step(self, learn):
+        ...         if learn.step % 100 == 9:
+        ...             raise cl.CancelEpochError
     """
 
 
 class CancelFitError(Exception):
-    """Raise it in an event to end the fit; what was trained is kept and the run is closed."""
+    """Raise it in an event to end the fit; the weights are kept and the run is closed.
+
+    >>> class StopEarly(cl.Callback):
+    ...     def after_epoch(self, learn):
+    ...         if learn.validation["loss"] < 0.1:
+    ...             raise cl.CancelFitError
+    """
 
 
 class Callback:
-    """Something that happens around a training; derive from it and define the events you need.
+    """Base class of callbacks; derive from it and define the events you need.
 
-    Events come in this order. Those in brackets only in training, the others in validation too::
+    Events come in this order. Those in brackets come in training only, the others in validation
+    too::
 
         before_fit
           before_epoch
@@ -41,26 +58,35 @@ class Callback:
         after_fit
 
     ``after_fit`` always comes to a callback whose ``before_fit`` came, also after an error, which
-    is then in ``learn.error``. Callbacks are called in order of their ``order``, and within it in
-    the order in which they were given; ``after_fit`` in the opposite order.
+    is then ``learn.error``. Callbacks are called by ascending ``order``, then in the order in which
+    they were given; ``after_fit`` in reverse.
 
-    A callback given to a `Learner` is reachable there under its class name in snake_case:
-    ``ActivationStats`` as ``learn.activation_stats``.
+    A `Learner` has each callback as an attribute named after its class: ``ActivationStats`` is
+    ``learn.activation_stats``.
+
+        >>> class PrintLoss(cl.Callback):
+        ...     def after_epoch(self, learn):
+        ...         print(learn.recorder.epochs[-1].train_loss)
+        >>> PrintLoss.attribute()
+        'print_loss'
     """
 
     order: ClassVar[int] = 0
 
     @classmethod
     def attribute(cls) -> str:
-        """The name under which a `Learner` has it: the class name in snake_case."""
+        """The class name in snake_case: the attribute of the `Learner` that holds the callback."""
         words = re.sub(r"([A-Z]+)([A-Z][a-z])|([a-z0-9])([A-Z])", r"\1\3_\2\4", cls.__name__)
         return words.lower()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def before_fit(self, learn: Learner) -> None:
-        """Before anything else; model and data lie on ``learn.device``."""
+        """Before everything else; model and data are on ``learn.device``."""
 
     def after_fit(self, learn: Learner) -> None:
-        """At the end, however it came; ``learn.error`` is the exception, if there was one."""
+        """At the end of the fit; ``learn.error`` is the exception that ended it, if any."""
 
     def before_epoch(self, learn: Learner) -> None:
         """Before the first batch of epoch ``learn.epoch``."""
@@ -69,22 +95,22 @@ class Callback:
         """After training and validation of an epoch that was not cancelled."""
 
     def before_batch(self, learn: Learner) -> None:
-        """``learn.x`` and ``learn.y`` are there and may be replaced."""
+        """``learn.x`` and ``learn.y`` are set and may be replaced."""
 
     def after_batch(self, learn: Learner) -> None:
         """After the batch, cancelled or not."""
 
     def before_loss(self, learn: Learner) -> None:
-        """``learn.output`` is what the model made of ``learn.x``."""
+        """``learn.output`` is the model's output for ``learn.x``."""
 
     def after_loss(self, learn: Learner) -> None:
-        """``learn.loss`` is there, a scalar tensor."""
+        """``learn.loss`` is set, a scalar tensor."""
 
     def before_backward(self, learn: Learner) -> None:
         """``learn.loss`` may still be replaced."""
 
     def after_backward(self, learn: Learner) -> None:
-        """The gradients of this batch are there."""
+        """The gradients of this batch are computed."""
 
     def before_step(self, learn: Learner) -> None:
         """Right before the optimizer's step."""

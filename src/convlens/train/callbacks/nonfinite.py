@@ -1,4 +1,4 @@
-"""`NonFiniteGuard`: a loss that is not finite ends the fit with a sentence that says where."""
+"""`NonFiniteGuard`: ends the fit when the loss is not finite, and names the layer."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ from torch.optim import Optimizer
 
 from convlens.errors import NonFiniteLossError, TrainingError
 from convlens.execution import copy_of, hook_layers, preserved
-from convlens.train.callbacks import Callback
-from convlens.train.stats import ActivationStats
+from convlens.train.callbacks.base import Callback
+from convlens.train.callbacks.stats import ActivationStats
 from convlens.watching.probes import first_tensor
 
 if TYPE_CHECKING:
     from convlens.train.learner import Learner
 
-EVERY = 32  # steps between two looks at a loss on a GPU, each of which waits for it
+EVERY = 32  # steps between two checks of a loss on a GPU, each of which waits for the device
+RESTORE = "load a checkpoint (cl.load_checkpoint), or make the model and the Learner anew"
 
 
 class NonFiniteGuard(Callback):
     """Stops the fit when the training loss is NaN or infinite.
 
-    On the CPU every loss is looked at before it can reach the weights. On another device looking
-    means waiting, so the sum of the losses is looked at every 32 steps and at the end of an epoch.
+    On the CPU every loss is checked before it can reach the weights. Elsewhere a check waits for
+    the device, so the sum of the losses is checked every 32 steps and at the end of an epoch.
     """
 
     order = -5
 
     def before_fit(self, learn: Learner) -> None:
-        """Nothing has been seen yet."""
+        """Start a new sum."""
         self._sum = torch.zeros((), device=learn.device)
-        self._first_unseen = 0
+        self._first_unchecked = 0
 
     def after_loss(self, learn: Learner) -> None:
-        """Look at the loss, or remember it."""
+        """Check the loss, or add it to the sum."""
         if not learn.training:
             return
         loss = learn.loss.detach()
@@ -47,62 +48,53 @@ class NonFiniteGuard(Callback):
                 self._stop(learn, f"step {learn.step}")
             return
         self._sum += loss
-        if learn.step + 1 - self._first_unseen >= EVERY:
-            self._look(learn, learn.step)
+        if learn.step + 1 - self._first_unchecked >= EVERY:
+            self._check(learn, learn.step)
 
     def after_epoch(self, learn: Learner) -> None:
-        """Look at what has not been looked at."""
-        self._look(learn, learn.step - 1)
+        """Check the remaining losses."""
+        self._check(learn, learn.step - 1)
 
-    def _look(self, learn: Learner, last: int) -> None:
+    def _check(self, learn: Learner, last: int) -> None:
         if not math.isfinite(float(self._sum)):
-            self._stop(learn, f"one of the steps {self._first_unseen} to {last}")
-        self._first_unseen = last + 1
+            self._stop(learn, f"one of the steps {self._first_unchecked} to {last}")
+        self._first_unchecked = last + 1
 
     def _stop(self, learn: Learner, where: str) -> None:
         for callback in learn.callbacks:
             if isinstance(callback, ActivationStats):
-                callback.watch.detach()  # the search below is no step
-        loss = float(learn.loss.detach())
-        lost = f" The weights are lost, too: {_AGAIN}." if non_finite_state(learn.model) else ""
+                callback.watch.detach()  # the search below is no training step
+        lost = f" The weights are lost, too: {RESTORE}." if non_finite_state(learn.model) else ""
         raise NonFiniteLossError(
-            f"The loss became {loss} at {where} (epoch {learn.epoch}); {_culprit(learn)}. "
-            "Lower the learning rate, warm up (fit_one_cycle), add norm='batch', or look for "
-            f"values in the data that are not finite.{lost}"
+            f"The loss became {float(learn.loss.detach())} at {where} (epoch {learn.epoch}); "
+            f"{_culprit(learn)}. Lower the learning rate, warm up (fit_one_cycle), add "
+            f"norm='batch', or look for values in the data that are not finite.{lost}"
         )
 
 
-_FLOATS = {
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-    *(torch.complex64, torch.complex128),
-}
-_AGAIN = "load a checkpoint (cl.load_checkpoint), or make the model and the Learner anew"
-
-
 def check_finite(model: nn.Module, optimizer: Optimizer) -> None:
-    """Refuse to train weights that are lost: a lower learning rate would not help.
+    """Check the weights and the optimizer's state before a fit.
 
     Raises:
         TrainingError: if a parameter is NaN or infinite, or a buffer or the optimizer's state NaN.
     """
-    lost = non_finite_state(model)
-    whose = "model"
+    lost, whose = non_finite_state(model), "model"
     if lost is None:
         states: Iterable[object] = getattr(optimizer, "state", {}).values()
         named = (pair for state in states if isinstance(state, Mapping) for pair in state.items())
         lost, whose = _first_bad(named, infinite=False), "optimizer"
     if lost is not None:
         raise TrainingError(
-            f"The {whose}'s {lost} is not finite before the first step: a training whose values "
-            f"became NaN has left it so, or whatever made the {whose}. Lowering the learning rate "
-            f"does not help; {_AGAIN}."
+            f"The {whose}'s {lost} is not finite before the first step, perhaps from an earlier "
+            "training whose values became NaN. Lowering the learning rate does not help; "
+            f"{RESTORE}."
         )
 
 
 def non_finite_state(model: nn.Module) -> str | None:
-    """The first parameter that is NaN or infinite, or buffer that is NaN; None if all is well.
+    """The first parameter that is NaN or infinite, or buffer that is NaN; None if there is none.
 
-    A buffer may well be infinite: attention masks are.
+    A buffer may be infinite: attention masks are.
     """
     return _first_bad(model.named_parameters(), infinite=True) or _first_bad(
         model.named_buffers(), infinite=False
@@ -113,8 +105,9 @@ def _first_bad(values: Iterable[tuple[str, object]], *, infinite: bool) -> str |
     named = [
         (name, value.detach())
         for name, value in values
-        if isinstance(value, Tensor) and value.dtype in _FLOATS and not is_lazy(value)
-        if value.layout == torch.strided and not value.is_meta
+        if isinstance(value, Tensor) and not is_lazy(value) and not value.is_meta
+        if (value.is_floating_point() or value.is_complex()) and value.itemsize > 1  # no float8
+        if value.layout == torch.strided
     ]
     bad = [~value.isfinite().all() if infinite else value.isnan().any() for _, value in named]
     # One wait for the device in place of one for each tensor.
@@ -125,7 +118,7 @@ def _first_bad(values: Iterable[tuple[str, object]], *, infinite: bool) -> str |
 def _culprit(learn: Learner) -> str:
     try:
         culprit = first_non_finite(learn.model, learn.x)
-    except Exception as error:  # of a model, which is run once more
+    except Exception as error:  # the model's own, which is run once more
         return f"which layer began cannot be said ({type(error).__name__}: {error})"
     if culprit is None:
         return "every layer's output was finite, so it is the loss function or the labels"
@@ -135,9 +128,7 @@ def _culprit(learn: Learner) -> str:
 def first_non_finite(model: nn.Module, x: Tensor) -> str | None:
     """The first layer in order of execution whose output for ``x`` is not finite.
 
-    Args:
-        model: run once more, in its mode, without gradients; it stays as it is.
-        x: (N, C, H, W), the batch.
+    The model is run once more, in its mode, without gradients, and stays as it is.
 
     Returns:
         A description such as ``"'1.0' (Conv2d)"``, ``"the input itself"``, or None.
@@ -146,15 +137,15 @@ def first_non_finite(model: nn.Module, x: Tensor) -> str | None:
         return "the input itself"
     found: list[str] = []
 
-    def looking(name: str) -> Callable[..., None]:
-        def look(module: nn.Module, args: object, output: object) -> None:  # noqa: ARG001
+    def make_hook(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, output: object) -> None:  # noqa: ARG001
             out = first_tensor(output)
             if not found and out is not None and not bool(out.isfinite().all()):
                 found.append(f"{name or '(root)'!r} ({type(module).__name__})")
 
-        return look
+        return hook
 
     with preserved(model, copy_of, training=None), torch.no_grad():
-        hook_layers(model, looking)
+        hook_layers(model, make_hook)
         model(x)
     return found[0] if found else None

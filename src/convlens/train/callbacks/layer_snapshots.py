@@ -1,6 +1,6 @@
-"""Follows probe images through a model: feature maps, kernels, receptive fields.
+"""Takes snapshots of a model on probe images: feature maps, kernels, receptive fields.
 
-The model is run in evaluation, without autocast, and left as it was; see `execution.preserved`.
+The model runs in evaluation mode, without autocast, and is left as it was (`execution.preserved`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from convlens.core.snapshots import (
 from convlens.execution import copy_of, hook_layers, preserved, unwrapped
 from convlens.geometry import EffectiveField, LayerField, ReceptiveFields, receptive_field
 from convlens.geometry.effective import center_fields
-from convlens.train import budget
+from convlens.train.callbacks import snapshot_limits as limits
 from convlens.watching.probes import BatchNorm, first_tensor
 
 CONVS = (nn.Conv2d, nn.ConvTranspose2d)
@@ -46,7 +46,7 @@ ACTIVATIONS = tuple(
 
 @dataclass(frozen=True)
 class _Layer:
-    """One that is followed: its output's (H, W), and how many of its channels are kept."""
+    """A layer with feature maps: its output's (H, W) and its channels."""
 
     name: str
     module: nn.Module
@@ -54,22 +54,21 @@ class _Layer:
     channels: int
 
 
-class Follower:
-    """Takes snapshots of a model at the epochs that it is told.
+class LayerSnapshots:
+    """Takes snapshots of a model at given epochs.
 
     Feature maps and fields are those of convolutions, normalizations, activations and poolings
-    (modules of torch's own kinds, or derived from them) whose output is (N, C, H, W); of modules
-    that run several times, the last run's. Where there are more than ``n_layers`` of them, they are
-    chosen at even distances.
+    (torch's own, or derived from them) whose output is (N, C, H, W); for a module that runs several
+    times, of its last run. Of more than ``n_layers``, so many are chosen at even distances.
 
     Args:
-        model: any module that takes one tensor; of a compiled one, what it was made from.
-        inputs: (N, C, H, W), the probes, on the model's device.
-        n_layers: how many layers to follow.
-        kept: the epochs at which `look` will be called, besides the one before training.
+        model: any module that takes one tensor; of a compiled one, the module it was made from.
+        inputs: (N, C, H, W), the probe images, on the model's device.
+        n_layers: how many layers to keep.
+        kept: the epochs at which `take` will be called, besides the one before training.
 
     Attributes:
-        notes: what could not be followed, and why.
+        notes: what could not be taken, and why.
     """
 
     def __init__(
@@ -82,24 +81,28 @@ class Follower:
         self._first_convs: set[str] = set()
         self._effective: list[str] = []
         self._effective_epochs: set[int] = set()
-        self._side, self._n_candidates = budget.CELLS[0], 0
+        self._side, self._n_candidates = limits.CELLS[0], 0
         self._fields: ReceptiveFields | None = None
         self._run("feature maps", self._find_layers)
-        self._layers = budget.evenly(self._layers, n_layers)
+        self._layers = limits.evenly(self._layers, n_layers)
         self._convs = {
             name: module
             for name, module in self._model.named_modules()
             if isinstance(module, nn.Conv2d)
             and not any(map(is_lazy, module.parameters()))
-            and max(module.kernel_size) <= budget.KERNEL_SIDE
+            and max(module.kernel_size) <= limits.KERNEL_SIDE
         }
-        self._planes = budget.choose_planes(
-            [_weight_shape(c) for n, c in self._convs.items() if n not in self._first_convs]
+        self._planes = limits.choose_planes(
+            [
+                (c.out_channels, c.in_channels // c.groups, *c.kernel_size)
+                for name, c in self._convs.items()
+                if name not in self._first_convs
+            ]
         )
         self._run("receptive fields", self._find_fields)
 
     def facts(self) -> dict[str, object]:
-        """What a run says of it, as plain JSON."""
+        """What the run's metadata says of the snapshots, as plain JSON."""
         return {
             "n_layers": len(self._layers),
             "n_layers_in_all": self._n_candidates,
@@ -110,10 +113,10 @@ class Follower:
             "notes": list(self.notes),
         }
 
-    def look(self, epoch: int) -> list[Snapshot]:
-        """What is kept of this epoch, layer by layer in the model's order.
+    def take(self, epoch: int) -> list[Snapshot]:
+        """The snapshots of this epoch, layer by layer in the model's order.
 
-        What cannot be taken is left out from now on, and `notes` says why.
+        What fails is left out, and `notes` says why.
         """
         taken: list[Snapshot] = []
         if epoch == BEFORE:
@@ -126,7 +129,7 @@ class Follower:
         return taken
 
     def _run(self, what: str, work: Callable[[], None]) -> bool:
-        """Do something with the model, which may be any: what it raises becomes a note."""
+        """Run the model; any error it raises becomes a note."""
         try:
             work()
         except Exception as error:
@@ -137,51 +140,56 @@ class Follower:
         return True
 
     def _forward(
-        self, x: Tensor, modules: dict[str, nn.Module], make: Callable[[str], Callable[..., None]]
+        self, modules: dict[str, nn.Module], make: Callable[[str], Callable[..., None]]
     ) -> None:
         """Run the model in evaluation with hooks on some modules."""
         if any(is_lazy(tensor) for tensor in self._model.parameters()):
             raise ValueError("parameters have no shape before the first batch")
         with preserved(self._model, copy_of), torch.no_grad():
             hook_layers(self._model, make, modules)
-            self._model(x)
+            self._model(self._inputs.clone())
 
     # ---- once -----------------------------------------------------------------------------------
 
     def _find_layers(self) -> None:
-        """One run, to see which layers put out (N, C, H, W), and what reads the image itself."""
-        x = self._inputs.clone()
+        """Find the layers whose output is (N, C, H, W), and the convolutions of the images."""
         shapes: dict[str, torch.Size] = {}
-        image, untouched = (x.data_ptr(), x.shape, x.stride()), x._version
 
-        def watch(name: str) -> Callable[..., None]:
-            def see(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+        def make_hook(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[object, ...], output: object) -> None:
                 out = first_tensor(output)
                 if out is not None:
                     shapes[name] = out.shape
-                given = args[0] if args else None
-                if isinstance(module, nn.Conv2d) and isinstance(given, Tensor):
-                    same = (given.data_ptr(), given.shape, given.stride()) == image
+                if isinstance(module, nn.Conv2d):
+                    given = args[0] if args else None
+                    same = (
+                        isinstance(given, Tensor)
+                        and given.dtype == self._inputs.dtype
+                        and torch.equal(given, self._inputs)
+                    )
                     (self._first_convs.add if same else self._first_convs.discard)(name)
 
-            return see
+            return hook
 
-        candidates = {n: m for n, m in self._model.named_modules() if _is_watched(n, m)}
-        self._forward(x, candidates, watch)
-        if x._version != untouched:  # changed in place, perhaps before a convolution saw it
-            self._first_convs.clear()
+        kinds = (*CONVS, *NORMS, *POOLINGS, *ACTIVATIONS)
+        candidates = {
+            name: module
+            for name, module in self._model.named_modules()
+            if isinstance(module, kinds) and "parametrizations" not in name.split(".")
+        }
+        self._forward(candidates, make_hook)
         for name, module in candidates.items():
             shape = shapes.get(name, torch.Size())
-            if len(shape) == 4 and 0 not in shape and len(shape) == self._inputs.ndim:
+            if len(shape) == 4 and 0 not in shape:
                 grid = (int(shape[2]), int(shape[3]))
                 self._layers.append(_Layer(name, module, grid, int(shape[1])))
         self._n_candidates = len(self._layers)
 
     def _find_fields(self) -> None:
-        """The theoretical fields, and what follows from them; no run on numbers."""
-        self._side = budget.choose_cells(
+        """The theoretical fields, on fake tensors, and the layers whose effective field is kept."""
+        self._side = limits.choose_cells(
             [layer.grid for layer in self._layers],
-            [len(self._inputs) * min(layer.channels, budget.CHANNELS) for layer in self._layers],
+            [len(self._inputs) * min(layer.channels, limits.CHANNELS) for layer in self._layers],
         )
         if not self._layers:
             return
@@ -197,41 +205,40 @@ class Follower:
         self._choose_effective()
 
     def _choose_effective(self) -> None:
-        """Every layer, or those that make fields grow, or those at even distances."""
-        assert self._fields is not None
+        """Choose every layer, or those that enlarge fields, or those at even distances."""
         layers = self._layers
-        if len(layers) > budget.EFFECTIVE_LAYERS:
+        if len(layers) > limits.EFFECTIVE_LAYERS:
             layers = [x for x in layers if isinstance(x.module, (*CONVS, *POOLINGS))] or layers
         if not self._inputs.is_floating_point():
             layers = []
-        self._effective = [x.name for x in budget.evenly(layers, budget.EFFECTIVE_LAYERS)]
-        sides = [self._box(name, _middle(self._field(name)))[1] for name in self._effective]
+        self._effective = [x.name for x in limits.evenly(layers, limits.EFFECTIVE_LAYERS)]
+        middles = {x.name: (x.grid[0] // 2, x.grid[1] // 2) for x in layers}
+        sides = [self._box(name, middles[name])[1] for name in self._effective]
         n_bytes = 2 * sum(h * w for h, w in sides)  # of each pixel's four, two are zeros
-        self._effective_epochs = budget.effective_epochs(self._kept, n_bytes)
+        self._effective_epochs = limits.effective_epochs(self._kept, n_bytes)
 
     def _field(self, name: str) -> LayerField | None:
         assert self._fields is not None
         layers = self._fields.layers
         return layers.get(f"{name}[0]") or layers.get(name)  # of several tensors, the first
 
-    # ---- every time -----------------------------------------------------------------------------
+    # ---- at every kept epoch ---------------------------------------------------------------------
 
     def _maps(self, epoch: int) -> Iterator[Snapshot]:
         pooled: dict[str, Tensor] = {}
 
-        def watch(name: str) -> Callable[..., None]:
-            def keep(module: nn.Module, args: object, output: object) -> None:  # noqa: ARG001
+        def make_hook(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: object, output: object) -> None:  # noqa: ARG001
                 out = first_tensor(output)
                 if out is not None and out.ndim == 4:
-                    some = out.detach()[:, : budget.CHANNELS].float()
-                    shape = budget.cells_of((out.shape[2], out.shape[3]), self._side)
-                    pooled[name] = F.adaptive_avg_pool2d(
-                        some, shape
-                    ).cpu()  # what follows may change it
+                    some = out.detach()[:, : limits.CHANNELS].float()
+                    shape = limits.cells_of((out.shape[2], out.shape[3]), self._side)
+                    # .cpu() before an in-place operation changes the output
+                    pooled[name] = F.adaptive_avg_pool2d(some, shape).cpu()
 
-            return keep
+            return hook
 
-        self._forward(self._inputs.clone(), {x.name: x.module for x in self._layers}, watch)
+        self._forward({x.name: x.module for x in self._layers}, make_hook)
         for layer in self._layers:
             if layer.name in pooled:
                 values = pooled[layer.name].numpy()
@@ -244,7 +251,7 @@ class Follower:
     def _kernels(self, epoch: int) -> Iterator[Snapshot]:
         for name, conv in self._convs.items():
             first = name in self._first_convs
-            n_out, n_in = budget.PLANES[0] if first else self._planes
+            n_out, n_in = limits.PLANES[0] if first else self._planes
             with preserved(conv, copy_of), torch.no_grad():  # it may be computed when it is read
                 weight = conv.weight.detach()
                 bias = torch.zeros(0) if conv.bias is None else conv.bias.detach()
@@ -294,19 +301,13 @@ class Follower:
     def _box(self, name: str, unit: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Corner and sides, in pixels, of what a unit sees; of the whole image if unknown."""
         field, image = self._field(name), self._inputs.shape[2:]
-        if field is None or field.unknown or self._fields is None:
-            return (0, 0), (image[0], image[1])
-        seen = self._fields.rectangle(field.name, *unit)
+        seen = None
+        if field is not None and not field.unknown and self._fields is not None:
+            seen = self._fields.rectangle(field.name, *unit)
         if seen is None:
             return (0, 0), (image[0], image[1])
         (top, bottom), (left, right) = seen
         return (top, left), (bottom - top + 1, right - left + 1)
-
-
-def _is_watched(name: str, module: nn.Module) -> bool:
-    """Whether a module is of a kind that people look at; what makes its parameters is not."""
-    kinds = (*CONVS, *NORMS, *POOLINGS, *ACTIVATIONS)
-    return isinstance(module, kinds) and "parametrizations" not in name.split(".")
 
 
 def quantize(
@@ -341,20 +342,10 @@ def padding_before(conv: nn.Conv2d) -> tuple[int, int]:
     if conv.padding == "valid":
         return (0, 0)
     if conv.padding == "same":
-        rows, columns = (
-            d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)
-        )
-        return (int(rows), int(columns))
+        down, across = zip(conv.dilation, conv.kernel_size, strict=True)
+        return (down[0] * (down[1] - 1) // 2, across[0] * (across[1] - 1) // 2)
     rows, columns = conv.padding
     return (int(rows), int(columns))
-
-
-def _weight_shape(conv: nn.Conv2d) -> tuple[int, ...]:
-    return (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
-
-
-def _middle(field: LayerField | None) -> tuple[int, ...]:
-    return () if field is None else tuple(n // 2 for n in field.grid)
 
 
 def _line(field: LayerField, axis: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

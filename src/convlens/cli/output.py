@@ -1,0 +1,37 @@
+"""What the commands share when they print and when they are interrupted."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn, TextIO
+
+from convlens.core.terminal import printable
+
+
+def print_line(line: str, stream: TextIO | None = None) -> None:
+    """Print one line; control characters in names are escaped."""
+    print(printable(line), file=stream or sys.stdout, flush=True)
+
+
+@contextmanager
+def interruptible() -> Generator[None]:
+    """Make the first Ctrl-C a KeyboardInterrupt, so that an open run is closed.
+
+    A second one ends the process at once.
+    """
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt
+
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,120 @@
+"""``convlens runs``, ``convlens report`` and ``convlens view``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convlens.cli.options import RUNS, Commands, add_command, whole_number
+from convlens.cli.output import interruptible, print_line
+from convlens.core.terminal import printable
+from convlens.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from convlens.views.live import Address
+
+NICE = 10
+"""Added to the niceness of the page's server, so that a training beside it comes first."""
+
+RECORD = "run.db"
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this module to the parser."""
+    add = add_command(commands, "report", make_report).add_argument
+    add("run", type=Path, help="the run's directory")
+    add("--out", type=Path, metavar="FILE", help="instead of RUN/report.html")
+
+    add = add_command(commands, "view", view).add_argument
+    add("runs", type=Path, nargs="*", default=[RUNS], help="folders of runs, or of one run each")
+    add("--port", type=whole_number(0, 65535), default=5006, help="0 for a free one")
+    add("--address", default="127.0.0.1", help="another one can be reached by other machines")
+    add("--token", help="what a browser must know; 'auto' makes one")
+    add("--host-name", action="append", default=[], metavar="NAME",
+        help="a name by which others reach this machine")  # fmt: skip
+    add("--browser", action=argparse.BooleanOptionalAction, default=True, help="open the browser")
+
+    add = add_command(commands, "runs", list_all).add_argument
+    add("folder", type=Path, nargs="?", default=RUNS, help="where to look")
+    add("--json", action="store_true", help="print JSON")
+
+
+def make_report(arguments: argparse.Namespace) -> None:
+    """Make a run's report anew, from its directory alone."""
+    from convlens._api import report
+
+    _check_folder(arguments.run, "the folder of one run")
+    with interruptible():
+        print_line(str(report(arguments.run, arguments.out)))
+
+
+def list_all(arguments: argparse.Namespace) -> None:
+    """List the runs in a folder."""
+    from convlens.runs import list_runs
+
+    folder: Path = arguments.folder
+    _check_folder(folder, "the folder that keeps the runs")
+    if os.path.isfile(folder / RECORD):  # noqa: PTH113 - Path.is_file raises where one may not look
+        raise ArgumentError(
+            f"{str(folder)!r} is one run; give the folder that keeps it, "
+            f"{str(folder.resolve().parent)!r}."
+        )
+    found = list_runs(folder)
+    if arguments.json:
+        rows = [
+            {"path": str(info.path), "status": info.status, "created": info.created,
+             "epochs": info.n_epochs, "metrics": dict(info.metrics), "problem": info.problem}
+            for info in found
+        ]  # fmt: skip
+        print_line(json.dumps(rows))
+        return
+    if not found:
+        print_line(f"No runs in {folder}; make one with: convlens train mnist")
+    for info in found:
+        metrics = "  ".join(
+            f"{name} {value:.2%}" if name == "accuracy" else f"{name} {value:.4f}"
+            for name, value in info.metrics.items()
+        )
+        name, when = printable(info.name), info.created[:16].replace("T", " ")
+        print_line(
+            f"{name:<20}  {info.status:<10}  {when:<16}  {info.n_epochs:>3} epochs  "
+            f"{info.problem or metrics}"
+        )
+
+
+def view(arguments: argparse.Namespace) -> None:
+    """Show runs in the browser, also while they are trained."""
+    from convlens.views.live import make_address, serve
+
+    address = make_address(
+        arguments.address, arguments.port, arguments.token, tuple(arguments.host_name)
+    )
+    for place in arguments.runs:
+        _check_folder(place, "the folder that keeps the runs, or the folder of one run")
+
+    def ready(served: Address) -> None:
+        import webbrowser
+
+        print_line(f"The page is at {served.url_with_token} (Ctrl+C ends it).")
+        if arguments.browser:
+            webbrowser.open(served.url_with_token)
+        with suppress(AttributeError, OSError):  # only now, so that the browser is not slowed down
+            os.nice(NICE)
+
+    with interruptible(), suppress(KeyboardInterrupt):
+        serve(arguments.runs or [RUNS], address, ready)
+
+
+def _check_folder(folder: Path, give: str) -> None:
+    """Refuse what is no folder; only the default one need not exist yet."""
+    if folder.exists() and not folder.is_dir():
+        what = "a file, not a folder"
+        if folder.name == RECORD:
+            what, give = "the file inside a run", f"its folder, {str(folder.parent)!r}"
+        raise ArgumentError(f"{str(folder)!r} is {what}; give {give}.")
+    if not folder.exists() and folder != RUNS:
+        raise ArgumentError(f"{str(folder)!r} does not exist; give {give}.")

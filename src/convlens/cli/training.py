@@ -1,0 +1,116 @@
+"""``convlens train``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convlens.cli.options import RUNS, Commands, add_command, positive_number, whole_number
+from convlens.cli.output import interruptible, print_line
+from convlens.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from convlens.train import Learner
+
+
+def add_commands(commands: Commands) -> None:
+    """Add the commands of this module to the parser."""
+    add = add_command(commands, "train", train).add_argument
+    add("data", choices=["mnist"], help="what to train on")
+    add("--epochs", type=whole_number(1), default=5, help="passes over the training images")
+    add("--lr", type=positive_number, default=0.1, help="learning rate; with one-cycle its peak")
+    add("--batch-size", type=whole_number(1), default=512, help="images per step")
+    add("--norm", choices=["batch", "none"], default="batch", help="normalization")
+    add("--schedule", choices=["one-cycle", "constant"], default="one-cycle", help="schedule")
+    add("--seed", type=whole_number(0, 2**64 - 1), default=0,
+        help="seed of the weights and of the order of the images")  # fmt: skip
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
+    add("--out", type=Path, default=RUNS, metavar="DIR", help="folder that keeps the runs")
+    add("--watch", action=argparse.BooleanOptionalAction, default=True,
+        help="watch every layer at every batch")  # fmt: skip
+    add("--gradients", action="store_true", help="watch every parameter's gradient too")
+    add("--updates", action="store_true", help="and what each step adds to it")
+    add("--json", action="store_true", help="end with one line of JSON")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train the chapter's network, watch it, and write a report."""
+    learn = _learner(arguments)
+    with interruptible():
+        try:
+            if arguments.schedule == "one-cycle":
+                learn.fit_one_cycle(arguments.epochs, arguments.lr)
+            else:
+                learn.fit(arguments.epochs, arguments.lr)
+            _finish(learn, arguments.json)
+        except (Exception, KeyboardInterrupt):
+            if learn.run_path is not None:
+                print_line(f"What was recorded until then is in {learn.run_path}.", sys.stderr)
+            raise
+
+
+def _learner(arguments: argparse.Namespace) -> Learner:
+    import torch
+
+    from convlens import data, train
+    from convlens.models import simple_cnn
+
+    class Announce(train.Callback):
+        order = -100  # before callbacks that take long
+
+        def before_fit(self, learn: Learner) -> None:
+            print_line(f"Watch it: convlens view {shlex.quote(str(learn.run_path))}")
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError("--device cuda: torch finds no such device here; give cpu, or auto.")
+    dls = getattr(data, arguments.data)(
+        batch_size=arguments.batch_size,
+        device=None if arguments.device == "auto" else arguments.device,
+        seed=arguments.seed,
+    )
+    torch.manual_seed(arguments.seed)
+    norm = None if arguments.norm == "none" else arguments.norm
+    return train.Learner(
+        dls,
+        simple_cnn(1, len(dls.classes), norm=norm),
+        metrics=[train.accuracy],
+        callbacks=[
+            Announce(),
+            train.Pictures(),
+            *([train.ActivationStats()] if arguments.watch else []),
+            *([train.GradientStats()] if arguments.gradients else []),
+            *([train.UpdateStats()] if arguments.updates else []),
+        ],
+        seed=arguments.seed,
+        base=arguments.out,
+    )
+
+
+def _finish(learn: Learner, as_json: bool) -> None:
+    """Write the report and print the results."""
+    from convlens._api import diagnose, report
+    from convlens.runs import open_run
+
+    assert learn.run_path is not None
+    run = open_run(learn.run_path)
+    page = report(run)
+    for finding in diagnose(run):
+        print_line(f"{finding.severity}: {finding.text}")
+    epochs = learn.recorder.epochs
+    accuracy = epochs[-1].metrics["accuracy"]
+    print_line(f"accuracy  {accuracy:.2%}")
+    print_line(f"run       {learn.run_path}")
+    print_line(f"report    {page}")
+    print_line(f"page      convlens view {shlex.quote(str(learn.run_path))}")
+    if as_json:
+        facts = [
+            {"train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss, **epoch.metrics,
+             "wall_s": epoch.wall_s}
+            for epoch in epochs
+        ]  # fmt: skip
+        result = {"accuracy": accuracy, "epochs": facts, "run": str(learn.run_path)}
+        print_line(json.dumps({**result, "report": str(page)}))

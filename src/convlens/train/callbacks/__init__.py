@@ -1,0 +1,1 @@
+"""The callbacks of a `Learner`, one module each; `base` has the class they derive from."""

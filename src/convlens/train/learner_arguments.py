@@ -1,0 +1,117 @@
+"""Checks of what a `Learner` is given, before they can fail in the middle of a training."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import nn
+from torch.optim import Optimizer
+
+from convlens.errors import ArgumentError
+from convlens.train.callbacks.base import Callback
+from convlens.train.metrics import function_name
+
+
+def check_arguments(
+    dls: object,
+    model: object,
+    loss: object,
+    optimizer: object,
+    metrics: object,
+    callbacks: object,
+) -> None:
+    """Raises ArgumentError for arguments that would fail during a training."""
+    if not hasattr(dls, "train") or not hasattr(dls, "valid"):
+        raise ArgumentError(
+            "dls must be DataLoaders, from cl.mnist, cl.from_arrays or cl.DataLoaders(train, "
+            f"valid), got a {type(dls).__name__}."
+        )
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model must be a torch.nn.Module, got a {type(model).__name__}.")
+    _check_functions(loss, optimizer)
+    for name, values, wanted in (
+        ("metrics", metrics, "functions of (output, y), such as cl.accuracy"),
+        ("callbacks", callbacks, "callbacks, such as cl.ActivationStats()"),
+    ):
+        if not isinstance(values, Sequence) or not all(_fits(name, value) for value in values):
+            raise ArgumentError(f"{name} must be a list of {wanted}, got {values!r}.")
+    assert isinstance(metrics, Sequence)
+    names = ["loss", *map(function_name, metrics)]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ArgumentError(
+            f"metrics has more than one {twice.pop()!r} (the loss is always one); give each "
+            "function a name of its own."
+        )
+
+
+def _check_functions(loss: object, optimizer: object) -> None:
+    if isinstance(loss, type):
+        raise ArgumentError(f"loss={loss.__name__} is a class; give an object, {loss.__name__}().")
+    if not callable(loss):
+        raise ArgumentError(f"loss must be a function of (output, y), got {loss!r}.")
+    if isinstance(optimizer, Optimizer):
+        kind = type(optimizer).__name__
+        raise ArgumentError(
+            f"optimizer is a {kind} object; give its class, torch.optim.{kind}, or a function of "
+            "(parameters, lr): the Learner calls it at the first fit."
+        )
+    if not callable(optimizer):
+        raise ArgumentError(
+            "optimizer must be a function of (parameters, lr), such as torch.optim.AdamW, got "
+            f"{optimizer!r}."
+        )
+
+
+def _fits(name: str, value: object) -> bool:
+    if name == "callbacks":
+        return isinstance(value, Callback)
+    return callable(value) and not isinstance(value, type)
+
+
+def make_optimizer(
+    factory: Callable[..., Optimizer], parameters: Iterable[nn.Parameter], lr: float
+) -> Optimizer:
+    """The optimizer that a factory makes.
+
+    Raises:
+        ArgumentError: if it makes none, or one whose step needs a closure.
+    """
+    name = function_name(factory)
+    try:
+        optimizer = factory(parameters, lr=lr)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"optimizer={name} cannot be called with the model's parameters and lr={lr:g}: {error}"
+        ) from error
+    kind = type(optimizer).__name__
+    if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "step"):
+        raise ArgumentError(
+            f"optimizer={name} must return a torch.optim.Optimizer, it returned a {kind}."
+        )
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ArgumentError(
+            f"optimizer={name} makes a {kind}, whose step needs a closure, which a Learner does "
+            "not give; watch a loop of your own with cl.watch."
+        )
+    return optimizer
+
+
+def count_batches(batches: object, argument: str) -> int:
+    """The number of batches in an epoch.
+
+    Raises:
+        ArgumentError: if they have no length, as those of an ``IterableDataset``, or are none.
+    """
+    try:
+        n = len(batches)  # pyright: ignore[reportArgumentType]
+    except TypeError as error:
+        raise ArgumentError(
+            f"{argument} is a {type(batches).__name__} without a length; the schedule needs the "
+            "number of batches, so give the loader, or its IterableDataset, a __len__."
+        ) from error
+    if n == 0:
+        raise ArgumentError(f"{argument} has no batches; give it at least one.")
+    return n
