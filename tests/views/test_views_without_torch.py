@@ -43,7 +43,9 @@ class Environment:
 def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     """This convlens, and of all that it can use only what pages are made of."""
     found = Environment(tmp_path_factory.mktemp("environment") / "venv")
-    found.install(*(f"{name}=={version(name)}" for name in ("numpy", "bokeh", "pillow")))
+    found.install(
+        *(f"{name}=={version(name)}" for name in ("numpy", "bokeh", "lazy-loader", "pillow"))
+    )
     found.install("--no-deps", str(Path(__file__).parents[2]))
     return found
 
