@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from convlens.core.beat import until_beat
+from convlens.watching.ledger import Ledger, Series
 
 import page
-from convlens.core.beat import until_beat
-from convlens.core.columns import CHUNK_BITS, BucketLayout, Columns, level_at
+from convlens.core.buckets import BucketLayout
+from convlens.core.columns import CHUNK_BITS, Columns, chunk_of, level_at
 from convlens.core.histories import LayerInfo
-from convlens.core.records import Epoch, StepSeries
+from convlens.core.records import Epoch
+from convlens.core.steps import StepSeries
 from convlens.runs import RunWriter, create_run, open_run
-from convlens.runs.follow import RunFollower
+from convlens.runs.follower import RunFollower
 from convlens.views.timeline import condense, grid_of, heat_of
-from convlens.watching.ledger import Ledger, Series, chunk_of
 from pairs import finish, machine
 
 LAYOUT = BucketLayout()

@@ -13,7 +13,7 @@ import torch
 
 import convlens as cl
 from convlens.cli import main
-from convlens.core.records import StepSeries
+from convlens.core.steps import StepSeries
 from convlens.runs import create_run
 
 

@@ -9,20 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convlens.core.columns import (
+from convlens.core.buckets import (
     BucketLayout,
-    Columns,
-    coarsen,
-    concatenate,
     count_below,
-    decode,
-    empty_columns,
-    encode,
     finite_edges,
-    merge_runs,
     quantile_bounds,
     quantiles,
     rebin,
+)
+from convlens.core.columns import (
+    Columns,
+    coarsen,
+    concatenate,
+    decode,
+    empty_columns,
+    encode,
+    merge_runs,
 )
 from convlens.core.encoding import pack, unpack
 from convlens.errors import RunError

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convlens.core.columns import BucketLayout, Columns, empty_columns
+from convlens.core.buckets import BucketLayout
+from convlens.core.columns import Columns, empty_columns
 from convlens.core.histories import LayerHistory, LayerInfo, UpdateHistory
-from convlens.core.records import StepSeries, empty_steps, join_steps
+from convlens.core.steps import StepSeries, empty_steps, join_steps
 from convlens.errors import ArgumentError
 
 # Buckets -8: (-inf, -2], (-2, -1], (-1, -.5], (-.5, -.25], (-.25, 0), {0}, and the same mirrored.

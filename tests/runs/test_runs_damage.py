@@ -26,9 +26,9 @@ from convlens.core.records import Picture
 from convlens.core.snapshots import Confusion, FeatureMaps, Snapshot
 from convlens.errors import RunError
 from convlens.runs import Run, create_run, join_run, list_runs, open_run
-from convlens.runs.follow import RunFollower
-from convlens.runs.rows import put_total
+from convlens.runs.follower import RunFollower
 from convlens.runs.schema import DATABASE, TABLES
+from convlens.runs.write_buffer import put_total
 from snapshot_samples import every_kind
 
 LAYERS = [

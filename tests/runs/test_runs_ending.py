@@ -16,7 +16,7 @@ from runs_data import start_python
 
 from convlens._api import report
 from convlens.runs import create_run, list_runs, open_run
-from convlens.runs.follow import RunFollower
+from convlens.runs.follower import RunFollower
 from convlens.runs.lock import CRASHED
 from convlens.runs.schema import DATABASE
 

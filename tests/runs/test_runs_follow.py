@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from convlens.core.outlines import outline
+from convlens.watching.ledger import Ledger
 from runs_data import (
     LAYOUT,
     SMALL,
@@ -21,17 +23,15 @@ from runs_data import (
     start_python,
 )
 
-from convlens.core.columns import CHUNK_BITS, Columns, coarsen
+from convlens.core.columns import CHUNK_BITS, Columns, chunk_of, coarsen
 from convlens.core.histories import FIGURES, LayerHistory, LayerInfo
-from convlens.core.outlines import outline
-from convlens.core.records import Epoch, StepCurves, StepSeries
+from convlens.core.records import Epoch
+from convlens.core.steps import StepCurves, StepSeries
 from convlens.errors import ArgumentError, LayerNotFoundError, RunError
 from convlens.runs import Run, RunWriter, create_run, join_run, open_run
-from convlens.runs.database import KeptOpen
-from convlens.runs.follow import SERIES, RunFollower
-from convlens.runs.pieces import Series, Source
+from convlens.runs.database_reader import KeptOpen
+from convlens.runs.follower import SERIES, RunFollower, Series, Source
 from convlens.runs.schema import DATABASE
-from convlens.watching.ledger import Ledger, chunk_of
 
 LAYERS = [LayerInfo(0, "a", "Conv2d", True), LayerInfo(1, "b", "Linear")]
 

@@ -17,9 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convlens.core.downsampling import sum_up, take_steps
 from convlens.core.encoding import unpack
-from convlens.core.records import Band, StepCurves, StepSeries, join_steps
+from convlens.core.steps import Band, StepCurves, StepSeries, join_steps, sum_up, take_steps
 from convlens.errors import ArgumentError
 from convlens.runs import Run, create_run, open_run
 from convlens.runs.schema import DATABASE
@@ -204,7 +203,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         sizes.append(len(payload))
         return unpack(payload)
 
-    monkeypatch.setattr("convlens.runs.steps.unpack", counting)
+    monkeypatch.setattr("convlens.runs.step_chunks.unpack", counting)
     return sizes
 
 

@@ -21,11 +21,12 @@ from runs_data import LAYOUT, SMALL, make_columns, make_epoch, make_steps, put, 
 
 from convlens.core.columns import coarsen, encode
 from convlens.core.histories import LayerInfo
-from convlens.core.records import Picture, StepSeries
+from convlens.core.records import Picture
+from convlens.core.steps import StepSeries
 from convlens.errors import ConvlensWarning, RunError
 from convlens.runs import RunWriter, create_run, list_runs, open_run
-from convlens.runs.rows import Rows
 from convlens.runs.schema import DATABASE
+from convlens.runs.write_buffer import Rows
 
 STALL_S = 0.005
 
@@ -97,9 +98,9 @@ def test_what_waits_takes_no_more_than_what_the_file_will_hold(writer: RunWriter
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Problems come and go within a test's time."""
-    monkeypatch.setattr("convlens.runs.writing.BUSY_S", 0.01)
-    monkeypatch.setattr("convlens.runs.record.RETRY_S", 0.01)
-    monkeypatch.setattr("convlens.runs.record.CLOSE_S", 0.05)
+    monkeypatch.setattr("convlens.runs.database_writer.BUSY_S", 0.01)
+    monkeypatch.setattr("convlens.runs.writer.RETRY_S", 0.01)
+    monkeypatch.setattr("convlens.runs.writer.CLOSE_S", 0.05)
 
 
 def until(happened: Callable[[], bool]) -> None:
@@ -181,7 +182,7 @@ def test_a_full_disk_ends_nothing_and_is_said_once(writer: RunWriter) -> None:
 def test_what_waits_is_bounded_and_what_was_given_up_is_counted(
     writer: RunWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convlens.runs.record.BUDGET", 1 << 20)
+    monkeypatch.setattr("convlens.runs.writer.BUDGET", 1 << 20)
     writer.write_layers([LayerInfo(0, "0", "Conv2d")], SMALL, 0.05)
     columns = make_columns(0, 64 * 50, layout=SMALL)
     with warnings.catch_warnings(record=True) as said:
@@ -299,7 +300,7 @@ def test_a_folder_that_is_deleted_is_not_made_anew(tmp_path: Path) -> None:
 CLOSE_BESIDE = """
 import sys, warnings
 from pathlib import Path
-import convlens.runs.record as record
+import convlens.runs.writer as record
 from convlens.runs import create_run
 from runs_data import make_steps
 warnings.simplefilter("ignore")
@@ -342,7 +343,7 @@ def test_an_interrupt_while_one_waits_loses_nothing(
 
     writer.write_steps(make_steps(0, 5))
     with monkeypatch.context() as patch:
-        patch.setattr("convlens.runs.rows.put_steps", interrupted)
+        patch.setattr("convlens.runs.write_buffer.put_steps", interrupted)
         with pytest.raises(KeyboardInterrupt):
             writer.flush(wait=True)
     assert len(open_run(writer.path).steps) == 0
@@ -362,7 +363,7 @@ def test_the_log_stays_short_while_readers_overlap(
     writer: RunWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = 500_000
-    monkeypatch.setattr("convlens.runs.writing.LOG_LIMIT", limit)
+    monkeypatch.setattr("convlens.runs.database_writer.LOG_LIMIT", limit)
     stop = threading.Event()
 
     def read() -> sqlite3.Connection:
@@ -426,8 +427,8 @@ for k in range(200):
 
 EXIT = """
 import sys
-import convlens.runs.record as record
-import convlens.runs.writing as writing
+import convlens.runs.writer as record
+import convlens.runs.database_writer as writing
 from convlens.runs import create_run
 from runs_data import make_steps
 writing.BUSY_S = record.CLOSE_S = 0.05

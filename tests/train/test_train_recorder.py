@@ -8,7 +8,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from convlens.core.records import StepSeries, join_steps
+from convlens.core.steps import StepSeries, join_steps
 from convlens.train.recorder import BLOCK, _History
 
 

@@ -17,14 +17,14 @@ from bokeh.document import Document
 from bokeh.models import ColumnDataSource
 from bokeh.protocol import Protocol
 from bokeh.server.session import ServerSession
+from convlens.core.beat import BEAT_S
 from tornado.websocket import WebSocketProtocol13
 from views_data import LAYOUT, layer_infos, losses_until, normal_columns, step_series, write_columns
 
-from convlens.core.beat import BEAT_S
 from convlens.core.records import Epoch
 from convlens.errors import RunError
 from convlens.runs import Run, RunWriter, create_run
-from convlens.runs.follow import RunFollower
+from convlens.runs.follower import RunFollower
 from convlens.views.live import pace, run_screen
 from convlens.views.live.address import make_address
 from convlens.views.live.server import LiveServer, _Connection, _frame

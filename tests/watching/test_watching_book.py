@@ -7,10 +7,9 @@ import pytest
 import torch
 from test_watching_ring import Device, FakeLane
 
-from convlens.core.columns import CHUNK_BITS, Columns, decode
+from convlens.core.columns import CHUNK_BITS, Columns, decode, join
 from convlens.core.histories import LayerInfo
 from convlens.watching.book import CHUNK, Sketchbook
-from convlens.watching.ledger import join
 from convlens.watching.ring import Ring
 
 CPU = torch.device("cpu")

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.core.columns import (
+from convlens.core.buckets import (
     BucketLayout,
-    Columns,
     Flags,
     Floats,
     Ints,
@@ -20,6 +19,7 @@ from convlens.core.columns import (
     quantiles,
     rebin,
 )
+from convlens.core.columns import Columns
 from convlens.errors import ArgumentError
 
 _ERRORS = {"mean": 0, "std": 1, "near_zero": 2, "near_zero_after_relu": 3, "zeros": 4}
@@ -51,7 +51,7 @@ class LayerInfo:
     quantity: str = "activation"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerHistory:
     """One layer's statistics over the recorded columns of time. K columns, B buckets, C channels.
 
@@ -77,6 +77,11 @@ class LayerHistory:
 
     def __len__(self) -> int:
         return len(self.columns)
+
+    def __repr__(self) -> str:
+        span = f", steps {self.first_step[0]} to {self.last_step[-1]}" if len(self) else ""
+        what = f"{self.layer.name!r}, {self.layer.kind}, {self.layer.quantity}"
+        return f"LayerHistory({what}, {len(self)} columns{span})"
 
     @property
     def first_step(self) -> Ints:
@@ -140,12 +145,12 @@ class LayerHistory:
     @property
     def zeros(self) -> Floats:
         """(K,) share of values that are exactly zero."""
-        return self._share(self.counts[:, self.layout.zero])
+        return self._share(self._counts[:, self.layout.zero])
 
     @property
     def nonpositive(self) -> Floats:
         """(K,) share of values with x ≤ 0: the exact zeros once a ReLU has been applied."""
-        below = self.counts[:, : self.layout.zero + 1].sum(axis=1)
+        below = self._counts[:, : self.layout.zero + 1].sum(axis=1, dtype=np.int64)
         return self._share(below + self.columns.neg_inf)
 
     @property
@@ -216,8 +221,7 @@ class LayerHistory:
         """
         if figure not in _ERRORS:
             raise ArgumentError(
-                f"figure={figure!r} has no standard error; give one of "
-                f"{', '.join(map(repr, _ERRORS))}."
+                f"figure must be one of {', '.join(map(repr, _ERRORS))}, got {figure!r}."
             )
         if self.sample == 1.0:
             return np.zeros(len(self))
@@ -235,16 +239,20 @@ class LayerHistory:
         """(K, B) finite values per bucket.
 
         Raises:
-            ArgumentError: if the columns came without them (`convlens.core.outlines.Outline`),
-                here and in everything that is read from buckets.
+            ArgumentError: if the columns came without them (`Columns.without_counts`), here and in
+                everything that is read from buckets.
         """
-        found = self.columns.counts
-        if found.shape[1] != self.layout.size:
+        return self._counts.astype(np.int64, copy=False)
+
+    @property
+    def _counts(self) -> Ints:
+        """The counts in the integers that they are stored in, which may be narrow."""
+        if self.columns.counts.shape[1] != self.layout.size:
             raise ArgumentError(
-                f"The history of {self.layer.name!r} came without its bucket counts, from which "
-                "zeros, quantiles and histograms are read; ask the run for the layer's history."
+                f"The history of {self.layer.name!r} has no bucket counts, from which zeros, "
+                "quantiles and histograms are read; use run.activation_stats[...] instead."
             )
-        return found
+        return self.columns.counts
 
     @property
     def bucket_edges(self) -> Floats:
@@ -283,7 +291,7 @@ class LayerHistory:
         Raises:
             ArgumentError: if a share is not between 0 and 1.
         """
-        return quantiles(self.counts, self.bucket_edges, [_checked_share(q) for q in shares])
+        return quantiles(self._counts, self.bucket_edges, [_checked_share(q) for q in shares])
 
     def quantile_bounds(self, q: float) -> Floats:
         """(K, 2) what the quantile lies between: the edges of its bucket, as in `min_bucket`.
@@ -293,7 +301,7 @@ class LayerHistory:
         Raises:
             ArgumentError: if ``q`` is not between 0 and 1.
         """
-        return quantile_bounds(self.counts, self.bucket_edges, _checked_share(q))
+        return quantile_bounds(self._counts, self.bucket_edges, _checked_share(q))
 
     def share_below(self, threshold: float) -> Floats:
         """(K,) share of values with x < ``threshold``, −∞ among them.
@@ -305,7 +313,7 @@ class LayerHistory:
         Raises:
             ArgumentError: if ``threshold`` is not finite.
         """
-        estimate = count_below(self.counts, self.bucket_edges, _checked_finite(threshold))[2]
+        estimate = count_below(self._counts, self.bucket_edges, _checked_finite(threshold))[2]
         return self._share(estimate + self.columns.neg_inf)
 
     def share_below_bounds(self, threshold: float) -> Floats:
@@ -314,7 +322,7 @@ class LayerHistory:
         Raises:
             ArgumentError: if ``threshold`` is not finite.
         """
-        least, most, _ = count_below(self.counts, self.bucket_edges, _checked_finite(threshold))
+        least, most, _ = count_below(self._counts, self.bucket_edges, _checked_finite(threshold))
         shares = [self._share(count + self.columns.neg_inf) for count in (least, most)]
         return np.stack(shares, axis=1)
 
@@ -335,10 +343,9 @@ class LayerHistory:
             or (np.diff(bins) < 0).any()
         ):
             raise ArgumentError(
-                f"edges={edges!r} are no edges of bins; give at least two finite numbers in "
-                "ascending order."
+                f"edges must be at least two finite numbers in ascending order, got {edges!r}."
             )
-        return rebin(self.counts, self.bucket_edges, bins)
+        return rebin(self._counts, self.bucket_edges, bins)
 
     def _share(self, count: Ints | Floats) -> Floats:
         n = self.n
@@ -346,19 +353,13 @@ class LayerHistory:
 
 
 FIGURES = (
-    "mean",
-    "std",
-    "near_zero",
-    "near_zero_after_relu",
-    "dead",
-    "silent",
-    "norm",
-    "nonfinite",
+    *("mean", "std", "near_zero", "near_zero_after_relu"),
+    *("dead", "silent", "norm", "nonfinite"),
 )
 """The names in `SeriesFigures.values`, in the order of `figures_of`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SeriesFigures:
     """The figures of all series of one quantity over the same columns of time. L series, K columns.
 
@@ -379,6 +380,9 @@ class SeriesFigures:
     def __len__(self) -> int:
         return len(self.first_step)
 
+    def __repr__(self) -> str:
+        return f"SeriesFigures({len(self.layers)} series, {len(self)} columns)"
+
     @property
     def middle_step(self) -> Floats:
         """(K,) middle of each column's steps: where a line is drawn through it."""
@@ -398,7 +402,7 @@ def figures_of(history: LayerHistory) -> NDArray[np.float32]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UpdateHistory:
     """What the optimizer's steps did to one parameter, over the same K columns of time.
 
@@ -413,6 +417,10 @@ class UpdateHistory:
     def __len__(self) -> int:
         return len(self.update)
 
+    def __repr__(self) -> str:
+        layer = self.update.layer
+        return f"UpdateHistory({layer.name!r}, {layer.kind}, {len(self)} columns)"
+
     @property
     def ratio(self) -> Floats:
         """(K,) ‖Δw‖ / ‖w‖: how large a step is, measured by what it changes.
@@ -426,11 +434,11 @@ class UpdateHistory:
 
 def _checked_share(q: float) -> float:
     if not 0 <= q <= 1:
-        raise ArgumentError(f"q={q} is no share of the values; give a number from 0 to 1.")
+        raise ArgumentError(f"q must be a number from 0 to 1, got {q}.")
     return q
 
 
 def _checked_finite(threshold: float) -> float:
     if not math.isfinite(threshold):
-        raise ArgumentError(f"threshold={threshold} is not finite; give a finite number.")
+        raise ArgumentError(f"threshold must be finite, got {threshold}.")
     return threshold

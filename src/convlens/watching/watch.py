@@ -367,8 +367,7 @@ class ActivationWatch(LayerHistories):
     def step_done(self) -> None:
         """Say that the current step was made, so that readers of a run see it before the next.
 
-        Of a model that is not compiled they do so anyway. What they see is renewed once a beat
-        (`convlens.core.beat`).
+        Of a model that is not compiled they do so anyway. They see what is new once a second.
         """
         for book in self._books():
             book.step_done()
