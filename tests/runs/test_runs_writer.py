@@ -26,7 +26,7 @@ from convlens.core.steps import StepSeries
 from convlens.errors import ConvlensWarning, RunError
 from convlens.runs import RunWriter, create_run, list_runs, open_run
 from convlens.runs.schema import DATABASE
-from convlens.runs.write_buffer import Rows
+from convlens.runs.write_buffer import WriteBuffer
 
 STALL_S = 0.005
 
@@ -49,8 +49,7 @@ def held(run: Path) -> Iterator[None]:
 
 def wait_for_thread(writer: RunWriter) -> None:
     """Until the thread has nothing to do, or tries again later."""
-    while writer._background._since is not None and writer._problem is None:
-        time.sleep(0.001)
+    until(lambda: not writer.background.alive or writer._problem is not None)
 
 
 def test_a_disk_that_does_not_answer_keeps_no_step_waiting(writer: RunWriter) -> None:
@@ -155,7 +154,7 @@ def test_closing_while_somebody_holds_the_file_keeps_the_end_beside_it(tmp_path:
 def limit_pages(writer: RunWriter, pages: int) -> None:
     """A disk with room for so many pages."""
     with writer._writing:
-        database = writer._record._database
+        database = writer._database._database
         assert database is not None
         database.execute(f"PRAGMA max_page_count = {pages}").fetchall()
 
@@ -194,7 +193,7 @@ def test_what_waits_is_bounded_and_what_was_given_up_is_counted(
                 writer.write_columns("activation", 0, 0, k, encode(part) + bytes(100_000))
                 writer.write_steps(make_steps(k, 1))
                 writer.flush()
-            assert writer._queue.n_bytes <= 1 << 20
+            assert writer._buffer.n_bytes <= 1 << 20
         until(lambda: "again" in str(said[-1].message))
     texts = [str(warning.message) for warning in said]
     assert sum("from now on the oldest columns" in text for text in texts) == 1
@@ -210,15 +209,15 @@ def test_what_waits_is_bounded_and_what_was_given_up_is_counted(
 
 
 def test_of_steps_that_are_too_many_the_newest_are_kept() -> None:
-    rows = Rows()
+    buffer = WriteBuffer()
     for first in range(0, 100_000, 1000):
-        rows.add_steps(make_steps(first, 1000))
-        later, rows = rows, Rows()
-        rows.add_all(later)
-    lost = rows.give_up(1 << 20)
+        buffer.add_steps(make_steps(first, 1000))
+        later, buffer = buffer, WriteBuffer()
+        buffer.merge(later)
+    lost = buffer.drop_oldest(1 << 20)
     assert 0 < lost["steps"] < 100_000
-    assert rows.count()["steps"] == 100_000 - lost["steps"]
-    assert rows.give_up(1 << 20) == {}, "with room for more"
+    assert buffer.count()["steps"] == 100_000 - lost["steps"]
+    assert buffer.drop_oldest(1 << 20) == {}, "with room for more"
 
 
 @pytest.mark.usefixtures("quick")
@@ -354,8 +353,7 @@ def test_an_interrupt_while_one_waits_loses_nothing(
 def test_no_thread_lives_on_when_all_is_written(writer: RunWriter) -> None:
     writer.write_steps(make_steps(0, 5))
     writer.flush()
-    wait_for_thread(writer)
-    until(lambda: writer._background._since is None)
+    until(lambda: not writer.background.alive)
     assert len(open_run(writer.path).steps) == 5
 
 
@@ -487,7 +485,7 @@ def test_a_child_forked_while_the_thread_writes_neither_hangs_nor_writes(
     with held(writer.path):
         writer.write_steps(make_steps(0, 5))
         writer.flush()
-        assert writer._background._since is not None
+        assert writer.background.alive
         writer.write_steps(make_steps(5, 1))
         with writer._lock:  # as if the fork came while another thread adds rows
             assert forked(child) == 0
