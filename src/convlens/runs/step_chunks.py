@@ -13,6 +13,9 @@ from convlens.runs.database_reader import Transaction
 CHUNK_BITS = 10
 """2^10 = 1,024 steps in a chunk."""
 
+CHUNK_LIMIT = 1 << 24
+"""Bytes that a chunk may have once inflated: 16 MiB."""
+
 HYPER = "hyper/"
 """Begins the names of the arrays that are hyperparameters."""
 
@@ -45,7 +48,7 @@ def decode_steps(payload: bytes) -> StepSeries:
         RunError: if the bytes are no packet of arrays.
         ValueError: if the arrays are not those of steps.
     """
-    arrays = unpack(payload)
+    arrays = unpack(payload, CHUNK_LIMIT)
     n = len(arrays["step"])
     for name, array in arrays.items():
         kind = "i" if name in ("step", "epoch") else "f"
