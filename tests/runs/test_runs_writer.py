@@ -193,7 +193,7 @@ def test_what_waits_is_bounded_and_what_was_given_up_is_counted(
                 writer.write_columns("activation", 0, 0, k, encode(part) + bytes(100_000))
                 writer.write_steps(make_steps(k, 1))
                 writer.flush()
-            assert writer._buffer.n_bytes <= 1 << 20
+            assert writer._flushed.n_bytes <= 1 << 20
         until(lambda: "again" in str(said[-1].message))
     texts = [str(warning.message) for warning in said]
     assert sum("from now on the oldest columns" in text for text in texts) == 1
@@ -233,7 +233,7 @@ def test_a_row_that_no_database_takes_keeps_no_other_back(writer: RunWriter) -> 
     texts = sorted(str(warning.message) for warning in said)
     assert "run.db' cannot hold the row columns ('activation', 0, 0, 0): expected" in texts[0]
     assert "run.db' cannot hold the row layers ('activation', 0): " in texts[1]
-    assert "run.db' failed and was left out (ValueError: an array of object is" in texts[2]
+    assert "run.db' cannot hold the row pictures ('batch', 0): an array of object" in texts[2]
     run = open_run(writer.path)
     assert (len(run.steps), [layer.name for layer in run.layers]) == (5, ["b"])
 

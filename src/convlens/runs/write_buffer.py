@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
 
 from convlens.core.columns import CHUNK_BITS
+from convlens.core.encoding import pack
 from convlens.core.steps import StepSeries, join_steps, take_steps
 from convlens.runs.schema import TABLES, TOTALS, Key, Table
 from convlens.runs.step_chunks import split_steps, update_chunk
@@ -32,6 +37,9 @@ MOST_PARTS = 64
 """Series of steps that wait; more are joined."""
 
 
+Arrays = Mapping[str, NDArray[Any]]
+
+
 class WriteBuffer:
     """Rows of every table.
 
@@ -48,8 +56,8 @@ class WriteBuffer:
     def __bool__(self) -> bool:
         return bool(self._rows or self._steps)
 
-    def add(self, table: str, key: Key, *values: str | float | bytes) -> None:
-        """Add a row."""
+    def add(self, table: str, key: Key, *values: str | float | bytes | Arrays) -> None:
+        """Add a row; arrays are compressed when it is written."""
         self.n_bytes += _size(values) - _size(self._rows.get((table, key), ()))
         self._rows[table, key] = values
 
@@ -124,7 +132,7 @@ class WriteBuffer:
             try:
                 if name == "columns":
                     _drop_span(database, key)
-                put_row(database, TABLES[name], key, values)
+                put_row(database, TABLES[name], key, tuple(map(_packed, values)))
             except BAD_ROW as error:
                 refused.append(f"{name} {key!r}: {error}")
         try:
@@ -142,7 +150,13 @@ class WriteBuffer:
 
 
 def _size(values: Key) -> int:
-    return sum(len(value) for value in values if isinstance(value, str | bytes))
+    size = sum(len(value) for value in values if isinstance(value, str | bytes))
+    arrays = (value for value in values if isinstance(value, Mapping))
+    return size + sum(array.nbytes for found in arrays for array in found.values())
+
+
+def _packed(value: Any) -> Any:  # noqa: ANN401 - a value of any column
+    return pack(value) if isinstance(value, Mapping) else value
 
 
 def _size_of_steps(steps: StepSeries) -> int:

@@ -19,13 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from convlens.core.background import Background, Notices
 from convlens.core.buckets import BucketLayout
 from convlens.core.columns import CHUNK_BITS
-from convlens.core.encoding import pack
 from convlens.core.histories import LayerInfo
 from convlens.core.records import Epoch, Picture, outcome_of
 from convlens.core.snapshots import Snapshot, arrays_of, facts_of
@@ -34,7 +30,7 @@ from convlens.errors import ArgumentError, RunError
 from convlens.runs.database_writer import DatabaseWriter, explain
 from convlens.runs.folder import make_exact, make_numbered
 from convlens.runs.reader import epoch_of
-from convlens.runs.schema import Key, parsed, rank_database
+from convlens.runs.schema import parsed, rank_database
 from convlens.runs.write_buffer import WriteBuffer
 
 BUDGET = 64 << 20
@@ -132,7 +128,8 @@ class RunWriter:
         self._file = path / rank_database(rank)
         self._process = os.getpid()
         self._lock = threading.RLock()  # for what is below; never held while writing
-        self._buffer = WriteBuffer()
+        self._pending = WriteBuffer()
+        self._flushed = WriteBuffer()  # to be committed
         self._dropped = Counter[str]()
         self._problem: Exception | None = None  # of the last attempt to write
         self._retry_at = 0.0
@@ -228,7 +225,8 @@ class RunWriter:
         """Add images; the same name and epoch replaces."""
         captions = json.dumps([str(caption) for caption in picture.captions])
         key = str(picture.name), int(picture.epoch)
-        self._pack("pictures", key, captions, {"images": picture.images})
+        with self._open_buffer() as buffer:
+            buffer.add("pictures", key, captions, {"images": picture.images})
 
     def write_snapshot(self, snapshot: Snapshot) -> None:
         """Add a snapshot; the same kind, layer and epoch replaces, and keeps its layer's place.
@@ -244,22 +242,11 @@ class RunWriter:
                 f"recorded ({error}); give plain numbers, texts, tuples and NumPy arrays."
             ) from error
         key = snapshot.KIND, str(snapshot.layer), int(snapshot.epoch)
-        self._pack("snapshots", key, facts, arrays_of(snapshot))
-
-    def _pack(self, table: str, key: Key, text: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Compress arrays in the background and add the row."""
-
-        def add() -> None:
-            payload = pack(arrays)
-            with self._lock:
-                self._buffer.add(table, key, text, payload)
-
-        with self._open_buffer():
-            pass
-        self.background.add(add, sum(np.asarray(array).nbytes for array in arrays.values()))
+        with self._open_buffer() as buffer:
+            buffer.add("snapshots", key, facts, arrays_of(snapshot))
 
     def flush(self, *, wait: bool = False) -> None:
-        """Have everything written so far committed, in one transaction.
+        """Hand everything written so far over to be committed, in one transaction.
 
         Where it cannot be committed, that is said, and it is tried again; see `RunWriter`.
 
@@ -267,9 +254,8 @@ class RunWriter:
             wait: return when it can be read, or when that could not be done; otherwise at once.
         """
         with self._open_buffer():
-            pass
+            self._hand_over()
         if wait:
-            self.background.wait()
             self._commit(now=True)
         else:
             self.background.add(self._commit)
@@ -292,6 +278,7 @@ class RunWriter:
             if not self._closed:
                 dropped = {"lost": _counted(self._dropped)} if self._dropped else {}
                 self.write_meta(ended | dropped)
+                self._hand_over()
                 self._closed = True
         self.background.stop()
         lost = self._write_in_time()
@@ -300,7 +287,7 @@ class RunWriter:
 
     @contextmanager
     def _open_buffer(self) -> Generator[WriteBuffer]:
-        """What waits to be committed, to be added to."""
+        """What waits for the next flush, to be added to."""
         # Before any lock: a thread that a forked child lacks may have held it.
         if os.getpid() != self._process:
             raise RunError(
@@ -313,26 +300,35 @@ class RunWriter:
                     f"The run {str(self.path)!r} is closed and cannot be written to any more; "
                     "make a new one with create_run."
                 )
-            yield self._buffer
+            yield self._pending
+
+    def _hand_over(self) -> None:
+        """Move what is pending to what is to be committed."""
+        if self._flushed:
+            self._flushed.merge(self._pending)
+            self._pending = WriteBuffer()
+        else:
+            self._flushed, self._pending = self._pending, WriteBuffer()
+        if self._problem is not None:
+            self._keep_to_budget()
 
     # ---- committing -----------------------------------------------------------------------------
 
     def _commit(self, *, now: bool = False) -> None:
-        """Write what waits, unless the last attempt failed a moment ago."""
+        """Write what was flushed, unless the last attempt failed a moment ago."""
         with self._writing:
             with self._lock:
                 if self._problem is not None and not now and time.monotonic() < self._retry_at:
-                    self._keep_to_budget()
                     return
-                taken, self._buffer = self._buffer, WriteBuffer()
+                taken, self._flushed = self._flushed, WriteBuffer()
             if not taken:
                 return
             try:
                 refused = self._database.commit(taken)
             except BaseException as error:
                 with self._lock:
-                    taken.merge(self._buffer)
-                    self._buffer = taken
+                    taken.merge(self._flushed)
+                    self._flushed = taken
                 if not isinstance(error, Exception):
                     raise
                 self._failed(error)
@@ -360,7 +356,7 @@ class RunWriter:
         )
 
     def _keep_to_budget(self) -> None:
-        lost = self._buffer.drop_oldest(BUDGET)
+        lost = self._flushed.drop_oldest(BUDGET)
         if lost:
             self._dropped += lost
             self._notices.say(
@@ -393,7 +389,7 @@ class RunWriter:
         with self._lock:
             if self._problem is None:
                 return None
-            lost = _counted(self._buffer.count() + self._dropped)
+            lost = _counted(self._flushed.count() + self._dropped)
         why = explain(self._file, self._problem)[1]
         self._notices.say("lost", f"The record of the run lacks {lost or 'how it ended'}. {why}")
         return lost

@@ -9,6 +9,7 @@ waits for them. Merging is spread over the time that the next 2,048 columns take
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -57,6 +58,7 @@ class ColumnStore:
         self.level, self.work_s = 0, 0.0
         self._chunks: dict[Series, dict[int, bytes]] = {}
         self._finer: dict[Series, dict[int, bytes]] = {}  # of the level before, to be merged
+        self._waiting: deque[None] = deque()  # one for each task; a deque needs no lock
         self.sink = sink
 
     @property
@@ -106,9 +108,9 @@ class ColumnStore:
 
     @property
     def busy(self) -> bool:
-        """Whether something handed over waits to be done."""
+        """Whether something handed over is not done yet."""
         self._leave_parent()
-        return len(self._background) > 0
+        return len(self._waiting) > 0
 
     def columns(self, series: Series, level: int, unfinished: Columns | None) -> Columns | None:
         """Everything kept of a series and what is still in its buffers, at one level."""
@@ -126,12 +128,13 @@ class ColumnStore:
 
     def _add(self, work: Callable[[], None], n_bytes: int = 0) -> None:
         self._leave_parent()
+        self._waiting.append(None)
         self._background.add(partial(self._do, work), n_bytes)
 
     def _leave_parent(self) -> None:
         """A forked process lacks the thread and must not write to its parent's run."""
         if self._background.is_inherited:
-            lost, self.sink = len(self._background), None
+            lost, self._waiting, self.sink = len(self._waiting), deque(), None
             self._notes.say("fork", lost=lost)
 
     # ---- in the background ----------------------------------------------------------------------
@@ -143,6 +146,7 @@ class ColumnStore:
         except Exception as error:
             self._notes.say("kept", why=described(error))
         finally:
+            self._waiting.pop()
             self.work_s += time.thread_time() - start
 
     def _to_sink(self, work: Callable[[RecordSink], None]) -> None:
