@@ -253,7 +253,7 @@ def nodes(value: object, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
         yield from nodes(value[key], (*path, key))
 
 
-@pytest.mark.parametrize("value", ["0.1", None, [], {}, [1], {"x": 1}, -1, 10**30, "x", True])
+@pytest.mark.parametrize("value", ["0.1", None, [], {"x": 1}, -1, 10**30])
 def test_no_entry_that_cannot_be_leads_to_another_error(tmp_path: Path, value: object) -> None:
     model = build()
     optimizer = torch.optim.AdamW(

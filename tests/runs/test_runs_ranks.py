@@ -18,6 +18,7 @@ from convlens.core.columns import CHUNK_BITS, Columns, coarsen, concatenate
 from convlens.core.histories import LayerInfo
 from convlens.errors import ArgumentError, RunError
 from convlens.runs import RunWriter, create_run, join_run, list_runs, open_run
+from convlens.runs.follower import RunFollower
 from convlens.runs.schema import DATABASE
 
 LAYERS = [LayerInfo(0, "a", "Conv2d"), LayerInfo(1, "b", "Conv2d")]
@@ -180,10 +181,14 @@ def test_what_is_read_is_the_sum_of_what_was_written_in_any_order(
         others = [join_run(first.path, rank) for rank in range(1, len(lengths))]
         writers = [first, *(stack.enter_context(writer) for writer in others)]
         first.write_layers(LAYERS, SMALL, 0.05)
+        follower: RunFollower | None = None
         for i, (rank, layer, level, columns) in enumerate(written):
             put(writers[rank], layer, level, columns)
             if i in flushes:
-                writers[rank].flush()
+                writers[rank].flush(wait=True)
+                follower = follower or RunFollower(open_run(first.path))
+                follower.refresh()
+                assert len(follower.history(layer)) > 0
         for writer in writers:
             writer.flush(wait=True)
         run = open_run(first.path)
@@ -191,3 +196,6 @@ def test_what_is_read_is_the_sum_of_what_was_written_in_any_order(
         for layer, history in enumerate(run.record().layers):
             seen = [seen_by(2 * rank + layer, length) for rank, length in enumerate(lengths)]
             assert_close(history.columns, added(seen, highest))
+            if follower is not None:
+                follower.refresh()
+                assert_close(follower.history(layer).columns, history.columns)

@@ -56,7 +56,13 @@ class LayerHistory:
     """One layer's statistics over the recorded columns of time. K columns, B buckets, C channels.
 
     Shares are fractions of ``n``. ``mean`` and ``std`` are those of the finite values; ``std`` is
-    the population's (divided by n), as activations are all there is to measure.
+    the population's (divided by n).
+
+    >>> from convlens.core.buckets import BucketLayout
+    >>> from convlens.core.columns import empty_columns
+    >>> from convlens.core.histories import LayerHistory, LayerInfo
+    >>> LayerHistory(LayerInfo(0, "0.0", "Conv2d"), empty_columns(773, 8), BucketLayout())
+    LayerHistory('0.0', Conv2d, activation, 0 columns)
 
     Attributes:
         layer: whose values they are, and which.
@@ -123,8 +129,7 @@ class LayerHistory:
     def norm(self) -> Floats:
         """(K,) L2 norm of one call's finite values, as the root mean square over the calls.
 
-        ``sqrt((m2 + n · mean²) / calls)``: the sum of squares follows from the moments, since
-        Σx² = Σ(x − mean)² + n · mean². NaN where no value was finite.
+        ``sqrt((m2 + n · mean²) / calls)``; NaN where no value was finite.
         """
         columns = self.columns
         squares = columns.m2 + columns.n_finite * columns.mean**2
@@ -165,25 +170,19 @@ class LayerHistory:
 
     @property
     def dead_channels(self) -> Ints:
-        """(K,) channels without a single positive value where a ReLU follows; else all zero.
-
-        Where there was no value at all, as for an empty batch, no channel is dead, nor silent.
-        """
+        """(K,) channels without a positive value where a ReLU follows; 0 elsewhere."""
         dead: Flags = ~self.columns.positive & (self.n > 0)[:, None]
         return dead.sum(axis=1) if self.layer.feeds_relu else np.zeros(len(self), np.int64)
 
     @property
     def silent_channels(self) -> Ints:
-        """(K,) channels whose every value is near zero."""
+        """(K,) channels whose every value is near zero; 0 where there was no value."""
         silent: Flags = ~self.columns.active & (self.n > 0)[:, None]
         return silent.sum(axis=1)
 
     @property
     def batch_mean(self) -> Floats:
-        """(K,) of batch normalization: mean over channels of the batch's mean, else NaN.
-
-        Several calls in a column are averaged, here and in the next three.
-        """
+        """(K,) of batch normalization: mean over channels of the batch's mean, else NaN."""
         return self._per_call(self.columns.batch_norm, 0)
 
     @property
@@ -206,15 +205,12 @@ class LayerHistory:
 
         The images are the sampling units, since values of one image resemble each other:
         s²·(1 − k/N)/k for k of N images, s² the variance between images (Cochran, Sampling
-        Techniques, 1977, §2.6); for ``std`` by the delta method from the variance. NaN if a
-        batch gave one image or none.
+        Techniques, 1977, §2.6); for ``std`` by the delta method. Zeros for a history that counted
+        every value, NaN if a batch gave one image or none.
 
         Args:
             figure: ``"mean"``, ``"std"``, ``"near_zero"``, ``"near_zero_after_relu"`` or
                 ``"zeros"``.
-
-        Returns:
-            Zeros for a history that counted every value.
 
         Raises:
             ArgumentError: if there is no such figure.
@@ -239,7 +235,7 @@ class LayerHistory:
         """(K, B) finite values per bucket.
 
         Raises:
-            ArgumentError: if the columns came without them (`Columns.without_counts`), here and in
+            ArgumentError: if the counts were left out (`Columns.without_counts`), here and in
                 everything that is read from buckets.
         """
         return self._counts.astype(np.int64, copy=False)
@@ -261,11 +257,10 @@ class LayerHistory:
 
     @property
     def min_bucket(self) -> Floats:
-        """(K, 2) edges of the bucket that holds the smallest finite value.
+        """(K, 2) edges of the bucket that holds the smallest finite value, NaN if there is none.
 
-        The smallest value lies between them, so that either edge is off by the bucket's width at
-        most, 1/8 of the value with the standard layout. The outermost buckets, of |x| ≥ 65,536,
-        have an infinite edge. NaN where no value was finite.
+        With the standard layout they differ by 1/8 of the value; the outermost buckets, of
+        |x| ≥ 65,536, have an infinite edge.
         """
         return self.quantile_bounds(0.0)
 
@@ -277,8 +272,7 @@ class LayerHistory:
     def quantile(self, q: float) -> Floats:
         """(K,) value below which a share ``q`` of the finite values lies.
 
-        The error is at most the bucket's width, 1/8 of the value with the standard layout;
-        `quantile_bounds` has the bucket.
+        The error is at most the width of its bucket, 1/8 of the value with the standard layout.
 
         Raises:
             ArgumentError: if ``q`` is not between 0 and 1.
@@ -286,7 +280,7 @@ class LayerHistory:
         return self.quantiles([q])[0]
 
     def quantiles(self, shares: Sequence[float]) -> Floats:
-        """(Q, K) what `quantile` gives for each share, in little more time than for one.
+        """(Q, K) what `quantile` returns for each share, in little more time than for one.
 
         Raises:
             ArgumentError: if a share is not between 0 and 1.
@@ -294,9 +288,7 @@ class LayerHistory:
         return quantiles(self._counts, self.bucket_edges, [_checked_share(q) for q in shares])
 
     def quantile_bounds(self, q: float) -> Floats:
-        """(K, 2) what the quantile lies between: the edges of its bucket, as in `min_bucket`.
-
-        The quantile is the smallest value that a share ``q`` of the finite values does not exceed.
+        """(K, 2) edges of the bucket that holds the quantile.
 
         Raises:
             ArgumentError: if ``q`` is not between 0 and 1.
@@ -307,8 +299,7 @@ class LayerHistory:
         """(K,) share of values with x < ``threshold``, −∞ among them.
 
         Exact at 0 and at the positive ``bucket_edges``. Elsewhere the bucket that the threshold
-        cuts is spread evenly over its width, and the error is at most that bucket's share:
-        `share_below_bounds` has the least and the most that it can be.
+        cuts is spread evenly over its width; see `share_below_bounds`.
 
         Raises:
             ArgumentError: if ``threshold`` is not finite.
@@ -327,21 +318,17 @@ class LayerHistory:
         return np.stack(shares, axis=1)
 
     def rebin(self, edges: Sequence[float] | Floats) -> Floats:
-        """(K, M) counts in bins of one's own between ``edges``, shape (M + 1,).
+        """(K, M) counts in the bins between ``edges``, shape (M + 1,).
 
         The error at an edge is at most the count of the bucket that it cuts. Values outside the
         edges are in no bin.
 
         Raises:
-            ArgumentError: if the edges are not ascending finite numbers, two at least.
+            ArgumentError: if the edges are not at least two finite numbers in ascending order.
         """
         bins = np.asarray(edges, np.float64)
-        if (
-            bins.ndim != 1
-            or len(bins) < 2
-            or not np.isfinite(bins).all()
-            or (np.diff(bins) < 0).any()
-        ):
+        is_list = bins.ndim == 1 and len(bins) >= 2
+        if not is_list or not np.isfinite(bins).all() or (np.diff(bins) < 0).any():
             raise ArgumentError(
                 f"edges must be at least two finite numbers in ascending order, got {edges!r}."
             )

@@ -171,8 +171,7 @@ class RecordSink(Protocol):
             layer: the index of its `LayerInfo`.
             level: a column's steps share ``step >> level``.
             chunk: the ``step >> (level + CHUNK_BITS)`` of its steps.
-            payload: the columns, as `convlens.core.columns.encode` writes them: encoded once, by
-                whoever keeps them too.
+            payload: the columns, as `convlens.core.columns.encode` writes them.
         """
         ...
 
@@ -196,10 +195,7 @@ class RecordSink(Protocol):
         ...
 
     def flush(self) -> None:
-        """Make everything written so far visible to readers soon, in one transaction.
-
-        It does not wait for the disk.
-        """
+        """Make everything written so far visible to readers soon; does not wait for the disk."""
         ...
 
 

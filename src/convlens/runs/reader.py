@@ -118,11 +118,7 @@ class Run(Interpretation):
 
     @property
     def last_written(self) -> datetime:
-        """When the record last grew, in UTC, as the file system says.
-
-        Raises:
-            RunError: if the file is gone or out of reach.
-        """
+        """When the record last grew, in UTC, as the file system says."""
         try:
             newest = self._file.stat().st_mtime
             with suppress(FileNotFoundError):  # the log goes when the writer closes
@@ -136,8 +132,7 @@ class Run(Interpretation):
     def meta(self) -> dict[str, Any]:
         """Facts by name, as they were written: versions, seed, command, data, model, status ….
 
-        A run that says ``"running"`` though the process that wrote it is gone has status
-        ``"crashed"``; see `convlens.runs.lock`.
+        The status is ``"crashed"`` if the process that wrote the run is gone without closing it.
         """
         with self._reading() as record:
             return read_meta(record)
@@ -211,15 +206,12 @@ class Run(Interpretation):
 
         Args:
             index: its position.
-            quantity: of another series than the activations: its position among those.
+            quantity: ``"gradient"``, ``"parameter"`` or ``"update"`` for those series.
 
         Raises:
             LayerNotFoundError: if there is no such layer.
         """
-        with self.transactions() as records:
-            watched = read_watched(records[0], quantity, counted_in(read_meta(records[0])))
-            info = watched.layers[find_layer(index, [layer.name for layer in watched.layers])]
-            return _histories(records, watched, [info])[0]
+        return self._read_histories(index, quantity)[0]
 
     def update_history(self, index: int) -> UpdateHistory:
         """What the optimizer did to the parameter at this position (negative from the end).
@@ -227,11 +219,7 @@ class Run(Interpretation):
         Raises:
             LayerNotFoundError: if there is no such parameter.
         """
-        with self.transactions() as records:
-            watched = read_watched(records[0], "update", counted_in(read_meta(records[0])))
-            update = watched.layers[find_layer(index, [layer.name for layer in watched.layers])]
-            both = [update, replace(update, quantity="parameter")]
-            return aligned(*_histories(records, watched, both))
+        return aligned(*self._read_histories(index, "update", "parameter"))
 
     def pictures(self, name: str | None = None) -> list[Picture]:
         """The images kept, by epoch; all of them or those of one name (``"batch"``, …)."""
@@ -274,6 +262,14 @@ class Run(Interpretation):
             watched = read_watched(main, "activation", counted_in(meta))
             histories = _histories(records, watched, watched.layers)
             return RunRecord(meta, read_steps(main), read_epochs(main), histories)
+
+    def _read_histories(self, index: int, *quantities: str) -> list[LayerHistory]:
+        """The series at a position among those of the first quantity, and others like it."""
+        with self.transactions() as records:
+            watched = read_watched(records[0], quantities[0], counted_in(read_meta(records[0])))
+            info = watched.layers[find_layer(index, [layer.name for layer in watched.layers])]
+            series = [replace(info, quantity=quantity) for quantity in quantities]
+            return _histories(records, watched, series)
 
     @contextmanager
     def transactions(self) -> Generator[list[Transaction]]:

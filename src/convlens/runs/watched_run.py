@@ -26,9 +26,16 @@ class Watcher(Protocol):
     """What watches a model and can write to a sink."""
 
     model: nn.Module
-    sink: RecordSink | None
     close_sink: Callable[[str, str | None], None] | None
     run_path: Path | None
+
+    @property
+    def sink(self) -> RecordSink | None:
+        """Where it writes to."""
+        ...
+
+    @sink.setter
+    def sink(self, sink: RecordSink | None) -> None: ...
 
 
 def record_watch(stats: Watcher, run: str | Path) -> Path:
