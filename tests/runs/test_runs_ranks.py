@@ -181,6 +181,7 @@ def test_what_is_read_is_the_sum_of_what_was_written_in_any_order(
         others = [join_run(first.path, rank) for rank in range(1, len(lengths))]
         writers = [first, *(stack.enter_context(writer) for writer in others)]
         first.write_layers(LAYERS, SMALL, 0.05)
+        first.flush(wait=True)
         follower: RunFollower | None = None
         for i, (rank, layer, level, columns) in enumerate(written):
             put(writers[rank], layer, level, columns)
