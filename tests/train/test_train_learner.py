@@ -286,7 +286,7 @@ def test_an_error_closes_the_run_and_removes_hooks(tmp_path):
     assert learn.error is error
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
     with cl.open_run(tmp_path / "run") as run:
-        assert (run.meta["status"], run.meta["error"]) == ("failed", "my own")
+        assert (run.meta["status"], run.meta["error"]) == ("failed", "ValueError: my own")
 
 
 def test_the_keyboard_stops_a_run(tmp_path):
