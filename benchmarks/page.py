@@ -30,17 +30,13 @@ from typing import Any
 import numpy as np
 
 import convlens as cl
-from convlens.core.beat import until_beat
-from convlens.views.live.pace import LATE_S, LOOK_S
+from convlens.core.records import HANDOVER_S
 
 ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SETTLED_S = 8.0
 SELDOM_S = 1.0
 LET_GO = (True, True, True, True, False)
-"""In which of the beats of a round the server is let go, in random order."""
-
-AFTER_S = LATE_S + LOOK_S
-"""A block is from so long after a beat, when a look is over, to so long after the next."""
+"""In which of the blocks of a round the server is let go, in random order."""
 
 DRAWN = "html[data-drawn=all]"
 
@@ -191,9 +187,9 @@ def _share(server: Server, seconds: float) -> float:
 
 
 class Blocks(cl.Callback):
-    """Times a training's steps in blocks of one beat, with the server let go or held in each.
+    """Times a training's steps in blocks of one second, with the server let go or held in each.
 
-    A server that was held for a beat looks as soon as it is let go, so it does all of its work in
+    A server that was held for a block looks as soon as it is let go, so it does all of its work in
     the blocks in which it is: what it costs is the mean of all blocks against that of those in
     which it was held. Blocks are short as the time that a step takes drifts from second to second.
 
@@ -230,7 +226,7 @@ class Blocks(cl.Callback):
             go = self._plan[len(self._blocks)]
             os.kill(self._server.pid, signal.SIGCONT if go else signal.SIGSTOP)
             self._blocks.append([])
-            self._until = time.perf_counter() + until_beat(AFTER_S)
+            self._until = time.perf_counter() + HANDOVER_S
         self._last = time.perf_counter()
 
     def share(self) -> float:

@@ -1,6 +1,6 @@
 """What it costs to look at a run: reading it, keeping up with it, its page (`page.py`).
 
-The run is made up, but written as a training writes it: through `Ledger` and `RunWriter`, chunk by
+The run is made up, but written as a training writes it: by `ColumnStore` and `RunWriter`, chunk by
 chunk, levels rising, merging in its own thread. Its columns are histograms of normal distributions
 whose width and mean drift, with the noise of counting, so that they compress as real ones do.
 """
@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 
 import page
-from convlens.core.beat import until_beat
-from convlens.core.columns import CHUNK_BITS, BucketLayout, Columns, level_at
+from convlens.core.buckets import BucketLayout
+from convlens.core.columns import CHUNK_BITS, Columns, chunk_of, level_at
 from convlens.core.histories import LayerInfo
-from convlens.core.records import Epoch, StepSeries
+from convlens.core.records import HANDOVER_S, Epoch
+from convlens.core.steps import StepSeries
 from convlens.runs import RunWriter, create_run, open_run
-from convlens.runs.follow import RunFollower
+from convlens.runs.follower import RunFollower
 from convlens.views.timeline import condense, grid_of, heat_of
-from convlens.watching.ledger import Ledger, Series, chunk_of
+from convlens.watching.column_store import ColumnStore, Series
 from pairs import finish, machine
 
 LAYOUT = BucketLayout()
@@ -55,7 +56,7 @@ class MadeUp:
 
     def __init__(self, writer: RunWriter, n_steps: int, n_layers: int) -> None:
         self.writer, self.n_steps = writer, n_steps
-        self.ledger = Ledger(LAYOUT, EPS, sink=writer)
+        self.store = ColumnStore(LAYOUT, EPS, sink=writer)
         names = [f"stage{i // 10}.conv{i % 10}" for i in range(n_layers)]
         infos = [LayerInfo(i, name, "Conv2d", i % 2 == 0) for i, name in enumerate(names)]
         for quantity in ("gradient", "update", "parameter"):
@@ -73,7 +74,7 @@ class MadeUp:
         self.means = (shares * PER_CALL).astype(np.float32)
         self.spread = np.sqrt(self.means)
         self.widths = widths
-        self.ledger.declare(infos)
+        self.store.declare(infos)
 
     def grow(self, first: int, stop: int) -> None:
         """The steps from ``first`` to ``stop``: closed chunks are kept, an open one is shown."""
@@ -84,11 +85,11 @@ class MadeUp:
             begin, end = chunk << (level + CHUNK_BITS), (chunk + 1) << (level + CHUNK_BITS)
             columns = self._columns(begin, min(end, stop), level)
             if end <= stop:
-                self.ledger.add(level, chunk, columns)
+                self.store.add(level, chunk, columns)
             else:
-                self.ledger.show(level, chunk, columns)
+                self.store.show(level, chunk, columns)
             step = end
-        self.ledger.wait()
+        self.store.wait()
         self.writer.flush()
 
     def write_steps(self, first: int, stop: int) -> None:
@@ -104,7 +105,7 @@ class MadeUp:
             last = (epoch + 1) * n - 1
             loss = 2.3 / (epoch + 1)
             self.writer.write_epoch(Epoch(epoch, epoch * n, last, loss, loss, accuracy, n * 1e-3))
-        self.ledger.close()
+        self.store.wait()
         self.writer.close()
 
     def _columns(self, begin: int, stop: int, level: int) -> dict[Series, Columns]:
@@ -168,13 +169,13 @@ def train(
 ) -> None:
     """Write a run, then let it grow as a training does, until told that it is over.
 
-    What there is by then is written after each beat, as a training hands it over.
+    What there is by then is written each second, as a training hands it over.
     """
     made_up = begin_run(path, n_steps, n_layers)
     began.value = time.time()
     ready.set()
     start, step = time.perf_counter(), n_steps
-    while not over.wait(until_beat()):
+    while not over.wait(HANDOVER_S):
         now = n_steps + int((time.perf_counter() - start) * STEPS_A_SECOND)
         made_up.write_steps(step, now)
         made_up.grow(step, now)
@@ -341,7 +342,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--layers", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--slowing-rounds", type=int, default=120, help="of five beats each")
+    parser.add_argument("--slowing-rounds", type=int, default=120, help="of five seconds each")
     parser.add_argument("--seconds", type=float, default=20.0, help="of following a growing run")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--run", type=Path, help="a run made before, for reading and page")

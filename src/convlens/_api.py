@@ -80,7 +80,7 @@ def watch(
         flush_sink=True,
     )
     if run is not None:
-        from convlens.train.recording import record_watch
+        from convlens.runs.watched_run import record_watch
 
         record_watch(stats, run)
     return stats

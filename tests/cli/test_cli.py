@@ -14,7 +14,7 @@ from small_mnist import small_mnist
 
 import convlens as cl
 from convlens.cli import main
-from convlens.core.records import StepSeries
+from convlens.core.steps import StepSeries
 from convlens.runs import create_run
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 import convlens as cl
 from convlens.__main__ import Output
-from convlens.core.records import StepSeries
+from convlens.core.steps import StepSeries
 from convlens.runs import create_run
 
 COMMAND = [sys.executable, "-m", "convlens"]

@@ -8,8 +8,6 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections import deque
-from collections.abc import Callable
 
 import pytest
 
@@ -17,40 +15,36 @@ from convlens.core.background import Background, Notices
 from convlens.errors import ConvlensWarning
 
 
-class Work:
-    """Pieces that are done in order, at most one at a time."""
-
-    def __init__(self) -> None:
-        self.waiting: deque[Callable[[], None]] = deque()
-        self.lock = threading.Lock()
-        self.background = Background("Testing", self.next, lambda: None)
-
-    def next(self) -> float | None:
-        with self.lock:
-            if not self.waiting:
-                return None
-            self.waiting.popleft()()
-        return 0.0
-
-    def add(self, piece: Callable[[], None]) -> None:
-        self.waiting.append(piece)
-        if not self.background.wake():
-            self.background.wait()
-
-
-def test_pieces_are_done_in_order_in_another_thread() -> None:
-    work, done = Work(), list[tuple[int, bool]]()
-    own = threading.get_ident()
+def test_tasks_are_run_in_order_in_one_thread() -> None:
+    background, done, go = Background("Testing"), list[int](), threading.Event()
+    threads = set[int]()
+    background.add(go.wait)
     for k in range(200):
-        work.add(lambda k=k: done.append((k, threading.get_ident() != own)))
-    work.background.wait()
-    assert [k for k, _ in done] == list(range(200))
-    assert all(elsewhere for _, elsewhere in done)
+        background.add(lambda k=k: (done.append(k), threads.add(threading.get_ident())))
+    assert len(background) >= 200
+    go.set()
+    while background.alive:
+        pass
+    assert done == list(range(200))
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads
 
 
-def test_an_error_is_said_once_and_the_rest_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convlens.core.background.FAILED_S", 0.001)
-    work, done = Work(), list[int]()
+def test_whoever_waits_helps_and_a_task_may_add_tasks() -> None:
+    background, done = Background("Testing"), list[str]()
+
+    def outer() -> None:
+        background.add(lambda: done.append("inner"))
+        background.wait()  # does not wait for itself
+        done.append("outer")
+
+    background.add(outer)
+    background.wait()
+    assert done == ["outer", "inner"]
+
+
+def test_an_error_is_said_once_and_the_rest_is_done() -> None:
+    background, done = Background("Testing"), list[int]()
 
     def fail() -> None:
         raise ZeroDivisionError("no reason")
@@ -58,9 +52,9 @@ def test_an_error_is_said_once_and_the_rest_is_done(monkeypatch: pytest.MonkeyPa
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for k in range(3):
-            work.add(fail)
-            work.add(lambda k=k: done.append(k))
-        work.background.wait()
+            background.add(fail)
+            background.add(lambda k=k: done.append(k))
+        background.wait()
     assert done == [0, 1, 2]
     assert [str(warning.message) for warning in said] == [
         "Testing failed and was left out (ZeroDivisionError: no reason)."
@@ -68,17 +62,50 @@ def test_an_error_is_said_once_and_the_rest_is_done(monkeypatch: pytest.MonkeyPa
     assert said[0].category is ConvlensWarning
 
 
+def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convlens.core.background.LIMIT", 10)
+    monkeypatch.setattr(_thread, "start_new_thread", lambda work, arguments: 1)  # it never comes
+    background, done = Background("Testing"), list[int]()
+    for k in range(10):
+        background.add(lambda k=k: done.append(k), n_bytes=4)
+    assert done == list(range(8)), "two of them fit"
+    background.add(lambda: done.append(99), n_bytes=1000)
+    background.wait()
+    assert done == [*range(10), 99], "a larger one than fits is not refused"
+
+
+def test_it_is_called_again_until_there_is_nothing_to_do() -> None:
+    pauses, ended = [0.0, 0.001, None], threading.Event()
+
+    def idle() -> float | None:
+        pause = pauses.pop(0)
+        if pause is None:
+            ended.set()
+        return pause
+
+    background = Background("Testing", idle)
+    background.add(lambda: None)
+    assert ended.wait(60)
+    while background.alive:
+        pass
+    stopped = Background("Testing", lambda: 3600.0)
+    stopped.add(lambda: None)
+    stopped.stop()
+    while stopped.alive:
+        pass
+
+
 def test_a_thread_that_dies_as_it_is_born_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As where its first lines find no memory: `threading.Thread.start` waits for ever then."""
-    monkeypatch.setattr("convlens.core.background.BORN_S", 0.01)
+    monkeypatch.setattr("convlens.core.background.START_S", 0.0)
     monkeypatch.setattr(_thread, "start_new_thread", lambda work, arguments: 1)
-    work, done = Work(), list[int]()
+    background, done = Background("Testing"), list[int]()
     for k in range(3):
-        work.add(lambda k=k: done.append(k))
-        work.background.wait()
-        assert done == list(range(k + 1))
+        background.add(lambda k=k: done.append(k))
+    background.wait()
+    assert done == [0, 1, 2]
 
 
 def test_where_no_thread_can_be_started_the_caller_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,56 +113,53 @@ def test_where_no_thread_can_be_started_the_caller_works(monkeypatch: pytest.Mon
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(_thread, "start_new_thread", refuse)
-    work, done = Work(), list[int]()
+    background, done = Background("Testing"), list[int]()
     with pytest.warns(ConvlensWarning, match=r"Testing takes the training's own time, .*ulimit"):
-        work.add(lambda: done.append(1))
-    work.add(lambda: done.append(2))
+        background.add(lambda: done.append(1))
+    background.add(lambda: background.add(lambda: done.append(2)))
     assert done == [1, 2]
 
 
-def test_a_fork_does_its_own_work() -> None:
+def run_python(source: str) -> str:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        check=True, env=environment, timeout=60, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_fork_knows_that_it_has_no_thread() -> None:
     source = """
 import os, sys, time, warnings
-sys.path.insert(0, sys.argv[1])
-from test_core_background import Work
+from convlens.core.background import Background
 warnings.simplefilter("ignore")
-work = Work()
-work.add(lambda: None)
-work.background.wait()
-work.add(lambda: time.sleep(0.2))  # its thread lives on in the parent only
+background = Background("Testing")
+background.add(lambda: time.sleep(0.2))  # its thread lives on in the parent only
 child = os.fork()
 if child == 0:
-    work.waiting.clear()
-    work.lock = __import__("threading").Lock()
-    done = []
-    work.add(lambda: done.append(1))
-    os._exit(0 if done == [1] else 1)
+    done, own = [], Background("Testing")
+    own.add(lambda: done.append(1))
+    own.wait()
+    os._exit(0 if background.is_inherited and done == [1] and not own.is_inherited else 1)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    folder = os.path.dirname(__file__)  # noqa: PTH120
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    subprocess.run([sys.executable, "-c", source, folder], check=True, env=environment, timeout=60)
+    run_python(source)
 
 
 def test_what_waits_at_the_exit_is_finished() -> None:
     source = """
-import sys, time
+import time
+from functools import partial
 from convlens.core.background import Background
-waiting = [1, 2, 3]
-def work():
-    if not waiting:
-        return None
-    time.sleep(0.1)
-    print(waiting.pop(0), flush=True)
-    return 0.0
-background = Background("Testing", work, lambda: background.wait())
-background.wake()
+background = Background("Testing")
+for k in range(3):
+    background.add(partial(time.sleep, 0.1))
+    background.add(partial(print, k, flush=True))
 """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    done = subprocess.run(
-        [sys.executable, "-c", source], check=True, env=environment, capture_output=True, text=True
-    )
-    assert (done.stdout, done.stderr) == ("1\n2\n3\n", "")
+    assert run_python(source) == "0\n1\n2\n"
 
 
 def test_a_problem_is_said_once_and_once_when_it_is_over() -> None:

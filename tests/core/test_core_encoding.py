@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import struct
 import tracemalloc
 import zlib
@@ -14,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from convlens.core.encoding import pack, unpack, unpack_heads
+from convlens.core.encoding import pack, unpack
 from convlens.errors import RunError
 
 PLAIN = st.sampled_from(["?", "i1", "u1", "<i2", "<u4", "<i8", "<u8", "<f2", "<f4", "<f8"])
@@ -106,13 +105,12 @@ def test_what_is_no_packet_is_a_sentence(payload: bytes, words: str) -> None:
 
 def test_a_bomb_is_refused_before_it_takes_memory() -> None:
     bomb = compressed(bytes(1 << 28), 1 << 20)  # 256 MiB of zeros in 255 kB
-    for read in (unpack, lambda payload: unpack_heads([payload], "last")):
-        tracemalloc.start()
-        with pytest.raises(RunError, match=r"more bytes follow its end|its last array is not"):
-            read(bomb)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert peak < 8 << 20
+    tracemalloc.start()
+    with pytest.raises(RunError, match="more bytes follow its end"):
+        unpack(bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 << 20
 
 
 def test_more_than_can_be_read_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,66 +119,3 @@ def test_more_than_can_be_read_is_not_packed(monkeypatch: pytest.MonkeyPatch) ->
         ValueError, match=r"the arrays have 1,0\d\d bytes, at most 1,000 can be kept"
     ):
         pack({"x": np.zeros(1000, np.uint8)})
-
-
-# ---- many at once, but for their last array -----------------------------------------------------
-
-
-def heads_of(payloads: list[bytes]) -> dict[int, dict[str, np.ndarray]]:
-    """The arrays of each packet."""
-    return {
-        row: {name: array[i] for name, array in group.arrays.items()}
-        for group in unpack_heads(payloads, "last")
-        for i, row in enumerate(group.rows)
-    }
-
-
-def test_the_first_arrays_of_many_packets_are_those_of_each() -> None:
-    rng = np.random.default_rng(0)
-    packets = [
-        {
-            "floats": rng.normal(size=(3, width)),
-            "none": np.zeros((0, 2), np.int16),
-            "flags": rng.random(7) < 0.5,
-            "last": rng.integers(0, 99, (int(rng.integers(0, 9)), 3)),
-        }
-        for width in (2, 0, 2, 700, 2)
-    ]
-    payloads = [pack(packet) for packet in packets]
-    assert len(unpack_heads(payloads, "last")) == 3, "as many as there are widths"
-    found = heads_of(payloads)
-    assert sorted(found) == [0, 1, 2, 3, 4]
-    for row, arrays in found.items():
-        assert [*arrays, "last"] == list(packets[row])
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(array, packets[row][name])
-            assert array.dtype == packets[row][name].dtype
-    assert heads_of([]) == {}
-
-
-def test_what_follows_the_first_arrays_is_not_inflated() -> None:
-    noise = np.random.default_rng(0).integers(0, 256, 10**6, np.uint8)
-    whole = pack({"x": np.arange(5), "last": noise})
-    found = heads_of([whole[:40_000]])
-    assert found[0]["x"].tolist() == [0, 1, 2, 3, 4]
-
-
-@pytest.mark.parametrize(
-    ("payload", "words"),
-    [
-        (b"", "unpack_from requires"),
-        (b"\x05\0\0\0nonsense", "incorrect header check"),
-        (pack({"x": np.arange(9), "last": np.zeros(2)})[:45], "it is cut off"),
-        (pack({"last": np.zeros(2)}), "its last array is not 'last'"),
-        (pack({"last": np.zeros(2), "more": np.zeros(2)}), "its last array is not 'last'"),
-        (compressed(b"", 1 << 29), "536,870,912 bytes once inflated, expected at most 268,435,456"),
-        (compressed(struct.pack("<I", 1 << 21), 1 << 22), "its header cannot have"),
-        (raw_packet([["x", "|O", [1]], ["last", "|u1", [0]]]), "x holds |O, not plain numbers"),
-        (raw_packet([["x", "<i8", [-1]], ["last", "|u1", [0]]]), "x of shape [-1] cannot be"),
-        (raw_packet([["x", "<i8", [9]], ["last", "|u1", [0]]]), "it is cut off"),
-    ],
-)
-def test_damaged_first_arrays_are_a_sentence(payload: bytes, words: str) -> None:
-    expected = re.escape(f"A packet of arrays ({len(payload)} bytes) cannot be decoded (")
-    with pytest.raises(RunError, match=expected + ".*" + re.escape(words)):
-        unpack_heads([payload], "last")

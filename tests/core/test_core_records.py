@@ -8,9 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convlens.core.columns import BucketLayout, Columns, empty_columns
+from convlens.core.buckets import BucketLayout
+from convlens.core.columns import Columns, empty_columns
 from convlens.core.histories import LayerHistory, LayerInfo, UpdateHistory
-from convlens.core.records import StepSeries, empty_steps, join_steps
+from convlens.core.records import outcome_of
+from convlens.core.steps import StepSeries, empty_steps, join_steps
 from convlens.errors import ArgumentError
 
 # Buckets -8: (-inf, -2], (-2, -1], (-1, -.5], (-.5, -.25], (-.25, 0), {0}, and the same mirrored.
@@ -116,17 +118,17 @@ def test_the_share_below_a_threshold(
 
 def test_questions_that_counts_cannot_answer() -> None:
     for q in (-0.1, 50, math.nan):
-        with pytest.raises(ArgumentError, match=f"q={q} is no share of the values; give a number"):
+        with pytest.raises(ArgumentError, match=f"q must be a number from 0 to 1, got {q}"):
             HISTORY.quantile(q)
-        with pytest.raises(ArgumentError, match=f"q={q} is no share"):
+        with pytest.raises(ArgumentError, match=f"q must be a number from 0 to 1, got {q}"):
             HISTORY.quantile_bounds(q)
     for threshold in (math.nan, math.inf):
-        with pytest.raises(ArgumentError, match=f"threshold={threshold} is not finite; give a"):
+        with pytest.raises(ArgumentError, match=f"threshold must be finite, got {threshold}"):
             HISTORY.share_below(threshold)
-        with pytest.raises(ArgumentError, match=f"threshold={threshold} is not finite"):
+        with pytest.raises(ArgumentError, match=f"threshold must be finite, got {threshold}"):
             HISTORY.share_below_bounds(threshold)
     for edges in ([1.0, 0.0], [0.0], [0.0, math.nan], [0.0, math.inf], [[0.0, 1.0]]):
-        with pytest.raises(ArgumentError, match=r"are no edges of bins; give at least two finite"):
+        with pytest.raises(ArgumentError, match="edges must be at least two finite numbers"):
             HISTORY.rebin(edges)
 
 
@@ -218,3 +220,62 @@ def test_joined_series_are_as_wide_as_the_widest() -> None:
     nan = np.nan
     expected = [[nan, nan], [0.1, nan], [0.2, 0.3]]
     np.testing.assert_array_equal(join_steps([one, two, three]).hypers["lr"], expected)
+
+
+def test_counts_that_were_left_out_are_said_to_be() -> None:
+    history = replace(HISTORY, columns=COLUMNS.without_counts())
+    np.testing.assert_array_equal(history.std, HISTORY.std)
+    for ask in (
+        lambda: history.counts,
+        lambda: history.zeros,
+        lambda: history.nonpositive,
+        lambda: history.quantile(0.5),
+        lambda: history.rebin([0, 1]),
+        lambda: history.share_below(1.0),
+    ):
+        with pytest.raises(ArgumentError, match=r"history of '0\.0' has no bucket counts"):
+            ask()
+
+
+def test_narrow_counts_do_not_overflow() -> None:
+    columns = replace(COLUMNS, counts=np.full((2, 11), 200, np.uint8))
+    history = LayerHistory(HISTORY.layer, columns, LAYOUT)
+    assert history.counts.dtype == np.int64
+    wide = LayerHistory(HISTORY.layer, replace(columns, counts=history.counts), LAYOUT)
+    for name in ("n", "zeros", "nonpositive"):
+        np.testing.assert_array_equal(getattr(history, name), getattr(wide, name))
+    np.testing.assert_array_equal(history.quantiles([0.1, 0.9]), wide.quantiles([0.1, 0.9]))
+    np.testing.assert_array_equal(history.share_below_bounds(0.3), wide.share_below_bounds(0.3))
+    np.testing.assert_array_equal(history.rebin([-1, 0, 1]), wide.rebin([-1, 0, 1]))
+
+
+def test_representations_are_one_line() -> None:
+    shown = [repr(x) for x in (HISTORY, COLUMNS, UpdateHistory(HISTORY, HISTORY), series(3, 2))]
+    assert shown == [
+        "LayerHistory('0.0', Conv2d, activation, 2 columns, steps 0 to 7)",
+        "Columns(2 columns (steps 0 to 7), 11 buckets, 3 channels)",
+        "UpdateHistory('0.0', Conv2d, 2 columns)",
+        "StepSeries(2 steps (3 to 4), hypers=[])",
+    ]
+
+
+class WordlessError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (None, ("finished", None)),
+        (KeyError("x"), ("failed", "KeyError: 'x'")),
+        (AssertionError(), ("failed", "AssertionError")),
+        (WordlessError(), ("failed", "WordlessError")),
+        (KeyboardInterrupt(), ("stopped", "interrupted from the keyboard")),
+        (SystemExit(), ("stopped", "SystemExit")),
+        (SystemExit(0), ("stopped", "SystemExit")),
+        (SystemExit(3), ("failed", "SystemExit: 3")),
+    ],
+)
+def test_how_a_run_ended(error: BaseException | None, outcome: tuple[str, str | None]) -> None:
+    assert outcome_of(error) == outcome

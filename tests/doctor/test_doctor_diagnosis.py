@@ -11,9 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convlens.core.columns import BucketLayout, Columns, empty_columns
+from convlens.core.buckets import BucketLayout
+from convlens.core.columns import Columns, empty_columns
 from convlens.core.histories import LayerHistory, LayerInfo
-from convlens.core.records import Epoch, RunRecord, StepSeries, empty_steps
+from convlens.core.records import Epoch, RunRecord
+from convlens.core.steps import StepSeries, empty_steps
 from convlens.doctor import diagnose
 
 LAYOUT = BucketLayout()

@@ -378,7 +378,7 @@ def test_an_exception_leaves_no_hooks_and_a_failed_run(data):
     assert n_hooks(model) == 0
     assert n_modes() == 0
     run = cl.open_run("mine")
-    assert (run.meta["status"], run.meta["error"]) == ("failed", "at the fourth step")
+    assert (run.meta["status"], run.meta["error"]) == ("failed", "ValueError: at the fourth step")
     assert run.activation_stats["net.6"].first_step.tolist() == [0, 1, 2, 3]
 
 

@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import convlens as cl
-from convlens.core.columns import finite_edges
+from convlens.core.buckets import finite_edges
 from convlens.core.histories import LayerInfo
-from convlens.core.records import StepSeries
+from convlens.core.steps import StepSeries
 from convlens.integrations import tensorboard
 from convlens.plots import LayerHistories
 from convlens.runs import create_run

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from convlens.core.columns import BucketLayout, Columns, concatenate, empty_columns
+from convlens.core.buckets import BucketLayout
+from convlens.core.columns import Columns, concatenate, empty_columns
 from convlens.core.histories import LayerHistory, LayerInfo
-from convlens.core.records import Epoch, StepSeries
+from convlens.core.records import Epoch
+from convlens.core.steps import StepSeries
 
 LAYOUT = BucketLayout()
 EPS = 0.05

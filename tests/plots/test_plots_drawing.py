@@ -16,8 +16,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from convlens.core.columns import coarsen
-from convlens.core.downsampling import sum_up
-from convlens.core.records import empty_steps
+from convlens.core.steps import empty_steps, sum_up
 from convlens.errors import ArgumentError, LayerNotFoundError
 from convlens.plots import (
     LayerHistories,

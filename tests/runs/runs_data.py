@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from convlens.core.columns import CHUNK_BITS, BucketLayout, Columns, encode
-from convlens.core.records import Epoch, RecordSink, StepSeries
+from convlens.core.buckets import BucketLayout
+from convlens.core.columns import CHUNK_BITS, Columns, encode
+from convlens.core.records import Epoch, RecordSink
+from convlens.core.steps import StepSeries
 
 LAYOUT = BucketLayout()
 SMALL = BucketLayout(mantissa_bits=0, min_exponent=-2, max_exponent=1)

@@ -16,7 +16,7 @@ from runs_data import start_python
 
 from convlens._api import report
 from convlens.runs import create_run, list_runs, open_run
-from convlens.runs.follow import RunFollower
+from convlens.runs.follower import RunFollower
 from convlens.runs.lock import CRASHED
 from convlens.runs.schema import DATABASE
 
@@ -141,7 +141,6 @@ def read_all(folder: Path) -> None:
     follower = RunFollower(run)
     follower.figures()
     assert len(follower.newest(-1).steps) == 30
-    follower.rest()
     list_runs(folder.parent)
     report(run, folder.parent / "report.html")
 
@@ -203,7 +202,7 @@ def test_a_record_that_was_copied_without_its_log_says_so(tmp_path: Path) -> Non
 FULL = """
 import resource, signal, sys, threading, time, warnings
 from convlens.runs import create_run
-from convlens.runs import record, writing
+from convlens.runs import writer as record, database_writer as writing
 from runs_data import make_steps
 record.RETRY_S, record.CLOSE_S = 0.05, 0.3
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -18,6 +18,7 @@ from convlens.core.columns import CHUNK_BITS, Columns, coarsen, concatenate
 from convlens.core.histories import LayerInfo
 from convlens.errors import ArgumentError, RunError
 from convlens.runs import RunWriter, create_run, join_run, list_runs, open_run
+from convlens.runs.follower import RunFollower
 from convlens.runs.schema import DATABASE
 
 LAYERS = [LayerInfo(0, "a", "Conv2d"), LayerInfo(1, "b", "Conv2d")]
@@ -122,7 +123,7 @@ def test_the_file_of_a_rank_that_is_damaged_is_a_sentence(tmp_path: Path) -> Non
 
 
 def test_joining_what_cannot_be_joined(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match=r"rank=0 cannot join a run: rank 0 makes it"):
+    with pytest.raises(ArgumentError, match="rank must be at least 1 to join a run, got 0"):
         join_run(tmp_path, 0)
     with pytest.raises(RunError, match=r"nothing' is not there for rank 2 to join; let rank 0"):
         join_run(tmp_path / "nothing", 2)
@@ -180,10 +181,15 @@ def test_what_is_read_is_the_sum_of_what_was_written_in_any_order(
         others = [join_run(first.path, rank) for rank in range(1, len(lengths))]
         writers = [first, *(stack.enter_context(writer) for writer in others)]
         first.write_layers(LAYERS, SMALL, 0.05)
+        first.flush(wait=True)
+        follower: RunFollower | None = None
         for i, (rank, layer, level, columns) in enumerate(written):
             put(writers[rank], layer, level, columns)
             if i in flushes:
-                writers[rank].flush()
+                writers[rank].flush(wait=True)
+                follower = follower or RunFollower(open_run(first.path))
+                follower.refresh()
+                assert len(follower.history(layer)) > 0
         for writer in writers:
             writer.flush(wait=True)
         run = open_run(first.path)
@@ -191,3 +197,6 @@ def test_what_is_read_is_the_sum_of_what_was_written_in_any_order(
         for layer, history in enumerate(run.record().layers):
             seen = [seen_by(2 * rank + layer, length) for rank, length in enumerate(lengths)]
             assert_close(history.columns, added(seen, highest))
+            if follower is not None:
+                follower.refresh()
+                assert_close(follower.history(layer).columns, history.columns)

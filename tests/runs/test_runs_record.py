@@ -27,11 +27,8 @@ from runs_data import (
     put,
 )
 
-from convlens.core.columns import (
-    BucketLayout,
-    coarsen,
-    concatenate,
-)
+from convlens.core.buckets import BucketLayout
+from convlens.core.columns import coarsen, concatenate
 from convlens.core.histories import LayerInfo
 from convlens.core.records import Picture, RecordSink
 from convlens.errors import ArgumentError, ConvlensWarning, LayerNotFoundError, RunError
@@ -265,7 +262,7 @@ def test_a_log_that_cannot_be_folded_is_read_as_it_is(
         raise sqlite3.OperationalError("database or disk is full")
 
     writer = create_run("mnist", tmp_path)
-    monkeypatch.setattr("convlens.runs.writing._into_one_file", full)
+    monkeypatch.setattr("convlens.runs.database_writer._into_one_file", full)
     writer.write_steps(make_steps(0, 5))
     writer.close()
     run = open_run(writer.path)
@@ -275,7 +272,7 @@ def test_a_log_that_cannot_be_folded_is_read_as_it_is(
 def test_a_database_that_cannot_be_made_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convlens.runs.writing.STATEMENTS", ("CREATE NONSENSE",))
+    monkeypatch.setattr("convlens.runs.database_writer.STATEMENTS", ("CREATE NONSENSE",))
     with pytest.raises(RunError, match=r"run\.db' cannot be written \(near .*\); check that"):
         create_run("mnist", tmp_path)
     assert list((tmp_path / "mnist-0001").iterdir()) == [], "what is no run is not left behind"
@@ -496,7 +493,7 @@ def test_columns_of_another_layout_are_damage(writer: RunWriter) -> None:
     writer.write_layers([LayerInfo(0, "0", "Conv2d")], BucketLayout(mantissa_bits=2), 0.05)
     put(writer, 0, 0, make_columns(0, 2))
     writer.flush(wait=True)
-    with pytest.raises(RunError, match=r"damaged .*\(773 buckets where 389 are expected\)"):
+    with pytest.raises(RunError, match=r"\(773 buckets where 389 are expected\).*damaged"):
         open_run(writer.path).history(0)
 
 

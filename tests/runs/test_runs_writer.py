@@ -21,11 +21,12 @@ from runs_data import LAYOUT, SMALL, make_columns, make_epoch, make_steps, put, 
 
 from convlens.core.columns import coarsen, encode
 from convlens.core.histories import LayerInfo
-from convlens.core.records import Picture, StepSeries
+from convlens.core.records import Picture
+from convlens.core.steps import StepSeries
 from convlens.errors import ConvlensWarning, RunError
 from convlens.runs import RunWriter, create_run, list_runs, open_run
-from convlens.runs.rows import Rows
 from convlens.runs.schema import DATABASE
+from convlens.runs.write_buffer import WriteBuffer
 
 STALL_S = 0.005
 
@@ -48,8 +49,7 @@ def held(run: Path) -> Iterator[None]:
 
 def wait_for_thread(writer: RunWriter) -> None:
     """Until the thread has nothing to do, or tries again later."""
-    while writer._background._since is not None and writer._problem is None:
-        time.sleep(0.001)
+    until(lambda: not writer.background.alive or writer._problem is not None)
 
 
 def test_a_disk_that_does_not_answer_keeps_no_step_waiting(writer: RunWriter) -> None:
@@ -97,9 +97,9 @@ def test_what_waits_takes_no_more_than_what_the_file_will_hold(writer: RunWriter
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Problems come and go within a test's time."""
-    monkeypatch.setattr("convlens.runs.writing.BUSY_S", 0.01)
-    monkeypatch.setattr("convlens.runs.record.RETRY_S", 0.01)
-    monkeypatch.setattr("convlens.runs.record.CLOSE_S", 0.05)
+    monkeypatch.setattr("convlens.runs.database_writer.BUSY_S", 0.01)
+    monkeypatch.setattr("convlens.runs.writer.RETRY_S", 0.01)
+    monkeypatch.setattr("convlens.runs.writer.CLOSE_S", 0.05)
 
 
 def until(happened: Callable[[], bool]) -> None:
@@ -154,7 +154,7 @@ def test_closing_while_somebody_holds_the_file_keeps_the_end_beside_it(tmp_path:
 def limit_pages(writer: RunWriter, pages: int) -> None:
     """A disk with room for so many pages."""
     with writer._writing:
-        database = writer._record._database
+        database = writer._database._database
         assert database is not None
         database.execute(f"PRAGMA max_page_count = {pages}").fetchall()
 
@@ -181,7 +181,7 @@ def test_a_full_disk_ends_nothing_and_is_said_once(writer: RunWriter) -> None:
 def test_what_waits_is_bounded_and_what_was_given_up_is_counted(
     writer: RunWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("convlens.runs.record.BUDGET", 1 << 20)
+    monkeypatch.setattr("convlens.runs.writer.BUDGET", 1 << 20)
     writer.write_layers([LayerInfo(0, "0", "Conv2d")], SMALL, 0.05)
     columns = make_columns(0, 64 * 50, layout=SMALL)
     with warnings.catch_warnings(record=True) as said:
@@ -193,7 +193,7 @@ def test_what_waits_is_bounded_and_what_was_given_up_is_counted(
                 writer.write_columns("activation", 0, 0, k, encode(part) + bytes(100_000))
                 writer.write_steps(make_steps(k, 1))
                 writer.flush()
-            assert writer._queue.n_bytes <= 1 << 20
+            assert writer._flushed.n_bytes <= 1 << 20
         until(lambda: "again" in str(said[-1].message))
     texts = [str(warning.message) for warning in said]
     assert sum("from now on the oldest columns" in text for text in texts) == 1
@@ -209,15 +209,15 @@ def test_what_waits_is_bounded_and_what_was_given_up_is_counted(
 
 
 def test_of_steps_that_are_too_many_the_newest_are_kept() -> None:
-    rows = Rows()
+    buffer = WriteBuffer()
     for first in range(0, 100_000, 1000):
-        rows.add_steps(make_steps(first, 1000))
-        later, rows = rows, Rows()
-        rows.add_all(later)
-    lost = rows.give_up(1 << 20)
+        buffer.add_steps(make_steps(first, 1000))
+        later, buffer = buffer, WriteBuffer()
+        buffer.merge(later)
+    lost = buffer.drop_oldest(1 << 20)
     assert 0 < lost["steps"] < 100_000
-    assert rows.count()["steps"] == 100_000 - lost["steps"]
-    assert rows.give_up(1 << 20) == {}, "with room for more"
+    assert buffer.count()["steps"] == 100_000 - lost["steps"]
+    assert buffer.drop_oldest(1 << 20) == {}, "with room for more"
 
 
 @pytest.mark.usefixtures("quick")
@@ -225,15 +225,15 @@ def test_a_row_that_no_database_takes_keeps_no_other_back(writer: RunWriter) -> 
     writer.write_layers(
         [LayerInfo(0, "a \ud800 name", "Conv2d"), LayerInfo(1, "b", "x")], SMALL, 0.1
     )
-    writer.write_picture(Picture("batch", 0, np.array([object()]), ["x"]))
     writer.write_columns("activation", 0, 0, 0, "no bytes")  # type: ignore[arg-type]
     writer.write_steps(make_steps(0, 5))
     with pytest.warns(ConvlensWarning) as said:
+        writer.write_picture(Picture("batch", 0, np.array([object()]), ["x"]))
         writer.flush(wait=True)
     texts = sorted(str(warning.message) for warning in said)
     assert "run.db' cannot hold the row columns ('activation', 0, 0, 0): expected" in texts[0]
     assert "run.db' cannot hold the row layers ('activation', 0): " in texts[1]
-    assert "run.db' cannot hold the row pictures ('batch', 0): " in texts[2]
+    assert "run.db' cannot hold the row pictures ('batch', 0): an array of object" in texts[2]
     run = open_run(writer.path)
     assert (len(run.steps), [layer.name for layer in run.layers]) == (5, ["b"])
 
@@ -299,7 +299,7 @@ def test_a_folder_that_is_deleted_is_not_made_anew(tmp_path: Path) -> None:
 CLOSE_BESIDE = """
 import sys, warnings
 from pathlib import Path
-import convlens.runs.record as record
+import convlens.runs.writer as record
 from convlens.runs import create_run
 from runs_data import make_steps
 warnings.simplefilter("ignore")
@@ -342,7 +342,7 @@ def test_an_interrupt_while_one_waits_loses_nothing(
 
     writer.write_steps(make_steps(0, 5))
     with monkeypatch.context() as patch:
-        patch.setattr("convlens.runs.rows.put_steps", interrupted)
+        patch.setattr("convlens.runs.write_buffer.put_steps", interrupted)
         with pytest.raises(KeyboardInterrupt):
             writer.flush(wait=True)
     assert len(open_run(writer.path).steps) == 0
@@ -353,8 +353,7 @@ def test_an_interrupt_while_one_waits_loses_nothing(
 def test_no_thread_lives_on_when_all_is_written(writer: RunWriter) -> None:
     writer.write_steps(make_steps(0, 5))
     writer.flush()
-    wait_for_thread(writer)
-    until(lambda: writer._background._since is None)
+    until(lambda: not writer.background.alive)
     assert len(open_run(writer.path).steps) == 5
 
 
@@ -362,7 +361,7 @@ def test_the_log_stays_short_while_readers_overlap(
     writer: RunWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = 500_000
-    monkeypatch.setattr("convlens.runs.writing.LOG_LIMIT", limit)
+    monkeypatch.setattr("convlens.runs.database_writer.LOG_LIMIT", limit)
     stop = threading.Event()
 
     def read() -> sqlite3.Connection:
@@ -426,8 +425,8 @@ for k in range(200):
 
 EXIT = """
 import sys
-import convlens.runs.record as record
-import convlens.runs.writing as writing
+import convlens.runs.writer as record
+import convlens.runs.database_writer as writing
 from convlens.runs import create_run
 from runs_data import make_steps
 writing.BUSY_S = record.CLOSE_S = 0.05
@@ -486,7 +485,7 @@ def test_a_child_forked_while_the_thread_writes_neither_hangs_nor_writes(
     with held(writer.path):
         writer.write_steps(make_steps(0, 5))
         writer.flush()
-        assert writer._background._since is not None
+        assert writer.background.alive
         writer.write_steps(make_steps(5, 1))
         with writer._lock:  # as if the fork came while another thread adds rows
             assert forked(child) == 0

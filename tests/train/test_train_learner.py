@@ -267,7 +267,11 @@ def test_an_error_closes_the_run_and_removes_hooks(tmp_path, error, status):
         learn.fit(1, 0.01)
     assert learn.error is error
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
-    assert cl.open_run(tmp_path / "run").meta["status"] == status
+    with cl.open_run(tmp_path / "run") as run:
+        assert run.meta["status"] == status
+        assert run.meta["error"] == (
+            f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        )
 
 
 def test_after_fit_comes_to_those_whose_before_fit_came():

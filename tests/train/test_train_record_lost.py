@@ -41,8 +41,8 @@ class After(cl.Callback):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("convlens.runs.record.RETRY_S", 0.01)
-    monkeypatch.setattr("convlens.runs.record.CLOSE_S", 0.1)
+    monkeypatch.setattr("convlens.runs.writer.RETRY_S", 0.01)
+    monkeypatch.setattr("convlens.runs.writer.CLOSE_S", 0.1)
 
 
 def said_by(work):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import convlens as cl
-from convlens.core.beat import BEAT_S
 from convlens.runs import Run
 
 N_STEPS = 3
@@ -68,9 +66,19 @@ def watched(run: Run) -> list[int]:
     return [step for q in ("activation", "gradient", "update") for step in last_of(run, q)]
 
 
+SOON_S = 0.05
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was recorded is handed over after this time instead of a second."""
+    for module in ("train.recorder", "watching.book"):
+        monkeypatch.setattr(f"convlens.{module}.HANDOVER_S", SOON_S)
+
+
 def slowly() -> None:
     """A step that takes its time: longer than readers have to wait for what it leaves."""
-    threading.Event().wait(BEAT_S * 1.1)
+    threading.Event().wait(SOON_S * 1.1)
 
 
 class Pace(cl.Callback):
@@ -150,17 +158,12 @@ def fast_fit(n_steps: int) -> list[int | str]:
     return spy.seen
 
 
-def test_between_two_beats_a_fast_loop_commits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses are read from the device 64 at a time, and wait for the beat or the epoch's end."""
-    monkeypatch.setattr("convlens.core.beat.time.time", lambda: 100.5 * BEAT_S)
+def test_a_fast_loop_commits_nothing_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses are read from the device 64 at a time, and wait for the epoch's end."""
+    monkeypatch.setattr("convlens.train.recorder.HANDOVER_S", 3600.0)
     assert fast_fit(150)[:4] == [64, 64, 22, "commit"]
 
 
-def test_a_step_for_each_beat_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = itertools.count(100.5 * BEAT_S, BEAT_S / 50)  # as often as anybody asks
-    monkeypatch.setattr("convlens.core.beat.time.time", lambda: next(clock))
-    seen = fast_fit(100)
-    steps = [n for n in seen if isinstance(n, int)]
-    assert sum(steps) == 100
-    assert 3 <= seen.count("commit") <= 8
-    assert max(steps) < 64
+def test_what_was_recorded_is_committed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convlens.train.recorder.HANDOVER_S", 0.0)
+    assert fast_fit(3)[:6] == [1, "commit", 1, "commit", 1, "commit"]

@@ -10,8 +10,7 @@ from views_data import LAYOUT, layer_infos, normal_columns, write_columns
 
 from convlens.core.columns import Columns
 from convlens.runs import create_run, open_run
-from convlens.runs.follow import RunFollower
-from convlens.runs.pieces import Series
+from convlens.runs.follower import RunFollower, Series
 from convlens.views import layer_view
 from convlens.views.canvas import StepAxis
 from convlens.views.cells import LayerCells

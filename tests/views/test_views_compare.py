@@ -14,10 +14,10 @@ from views_data import (
     step_series,
 )
 
-from convlens.core.columns import BucketLayout, Columns, coarsen
-from convlens.core.downsampling import sum_up
+from convlens.core.buckets import BucketLayout
+from convlens.core.columns import Columns, coarsen
 from convlens.core.histories import LayerHistory
-from convlens.core.records import empty_steps
+from convlens.core.steps import empty_steps, sum_up
 from convlens.errors import ArgumentError
 from convlens.views.compare import CompareView, Side
 from convlens.views.distances import (

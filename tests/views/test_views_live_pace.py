@@ -20,11 +20,10 @@ from bokeh.server.session import ServerSession
 from tornado.websocket import WebSocketProtocol13
 from views_data import LAYOUT, layer_infos, losses_until, normal_columns, step_series, write_columns
 
-from convlens.core.beat import BEAT_S
 from convlens.core.records import Epoch
 from convlens.errors import RunError
 from convlens.runs import Run, RunWriter, create_run
-from convlens.runs.follow import RunFollower
+from convlens.runs.follower import RunFollower
 from convlens.views.live import pace, run_screen
 from convlens.views.live.address import make_address
 from convlens.views.live.server import LiveServer, _Connection, _frame
@@ -173,9 +172,7 @@ def test_words_are_framed_as_tornado_frames_them(n: int) -> None:
     assert written == [_frame(text)]
 
 
-def test_several_who_ask_on_one_beat_read_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_who_ask_at_once_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with create_run(directory=tmp_path / "run") as writer:
         losses_until(writer, 10)
         store = RunStore([tmp_path])
@@ -186,7 +183,7 @@ def test_several_who_ask_on_one_beat_read_once(
         losses_until(writer, 20)
         assert store.newest(key, 5) is first
         assert len(store.newest(key, 6).steps) == 13, "of another step it knows nothing"
-        clock[0] = BEAT_S
+        clock[0] = 1.0
         assert len(store.newest(key, 5).steps) == 14
         store.close()
 
@@ -226,7 +223,7 @@ def rested(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def show_all(session: Session) -> None:
-    """What comes of a beat on which everything is due to be read."""
+    """What comes of a poll at which everything is due to be read."""
     session._tick()
     reading = session._screen._reading
     wait([reading._coming])
@@ -279,29 +276,6 @@ def test_a_run_that_stays_as_it_is_is_not_drawn_again(tmp_path: Path, rested: li
         assert page._glance()
         wait([one for one in [page._screen._reading._coming] if one is not None])
     store.close()
-
-
-def test_a_page_keeps_its_run_from_being_closed_only_while_it_glances(
-    tmp_path: Path, rested: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    writer = create_run(directory=tmp_path / "run")
-    losses_until(writer, 100)
-    store = RunStore([tmp_path])
-    page = Session(Document(), store, lambda words: True)
-    (followed,) = store._open.values()
-    losses_until(writer, 110)
-    page.on_beat()
-    clock = time.monotonic()
-    for late_s, open_ in ((0.0, True), (BEAT_S + 0.1, True), (2 * BEAT_S, False)):
-        monkeypatch.setattr(time, "monotonic", lambda t=clock + late_s: t)
-        store.rest()
-        assert (followed.follower._file._open is not None) is open_
-    losses_until(writer, 120)
-    page._tick()
-    assert followed.follower._file._open is not None
-    store.close()
-    writer.close()
-    assert [path.name for path in writer.path.iterdir()] == ["run.db"]
 
 
 def test_the_end_of_a_run_is_shown_by_every_page_at_once(
@@ -409,9 +383,9 @@ def test_where_no_core_is_free_epochs_are_drawn_seldom(
             n = 1002 + epoch
             writer.write_epoch(Epoch(epoch, n - 1, n - 1, 0.5, 0.4, {"accuracy": 0.9}, 1.0))
             losses_until(writer, n)
-            return on_beat(crowded, waits_s)
+            return on_poll(crowded, waits_s)
 
-        def on_beat(crowded: bool, waits_s: float) -> tuple[bool, int]:
+        def on_poll(crowded: bool, waits_s: float) -> tuple[bool, int]:
             """Whether a glance shows all that it finds, and how many epochs have their metric."""
             page._screen._reading._pace.crowded = crowded
             monkeypatch.setattr(run_screen, "EPOCHS_S", waits_s)
@@ -429,12 +403,12 @@ def test_where_no_core_is_free_epochs_are_drawn_seldom(
         assert "1 epochs finished" in header, "as many as the figures show"
         assert epoch_ends(2, crowded=False, waits_s=3600.0) == (False, 3)
         assert epoch_ends(3, crowded=True, waits_s=3600.0) == (True, 3)
-        assert on_beat(crowded=True, waits_s=0.0) == (False, 4), "its time has come"
+        assert on_poll(crowded=True, waits_s=0.0) == (False, 4), "its time has come"
         assert epoch_ends(4, crowded=True, waits_s=0.0) == (False, 5)
         store.close()
 
 
-def test_a_page_that_ends_on_a_beat_is_not_looked_at_any_more(
+def test_a_page_that_ends_at_a_poll_is_not_looked_at_any_more(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with create_run(directory=tmp_path / "run") as writer:
@@ -448,12 +422,12 @@ def test_a_page_that_ends_on_a_beat_is_not_looked_at_any_more(
         await pages._applications["/"].create_session_if_needed("two")
         looked = list[str]()
         for name, page in zip(("one", "two"), pages._sessions, strict=True):
-            page.on_beat = lambda name=name: looked.append(name)  # type: ignore[method-assign]
-        pages._on_beat()
-        ended.destroy()  # what was begun on this beat comes after it
+            page.on_poll = lambda name=name: looked.append(name)  # type: ignore[method-assign]
+        pages._on_poll()
+        ended.destroy()  # what was begun at this poll comes after it
         await asyncio.sleep(0)
         assert looked == ["two"]
-        pages._on_beat()
+        pages._on_poll()
         assert len(pages._sessions) == 1
         server.close()
         store.close()
@@ -501,12 +475,12 @@ def test_ticks_do_not_pile_up_while_a_document_is_locked(
         monkeypatch.setattr(document, "add_next_tick_callback", called.append)
         for n in (200, 300, 400):
             losses_until(writer, n)
-            page.on_beat()
+            page.on_poll()
         assert len(called) == 1
         page._tick()
         assert page._screen.tell()["root"]["steps"] == "399"
         losses_until(writer, 900)
-        page.on_beat()
+        page.on_poll()
         assert len(called) == 2
         store.close()
 
@@ -546,15 +520,3 @@ def test_reading_gives_way_and_nothing_else_does(tmp_path: Path) -> None:
         assert found == 19
         assert os.getpriority(os.PRIO_PROCESS, 0) < 19
         store.close()
-
-
-def test_reading_waits_while_a_look_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0 * BEAT_S + pace.LATE_S + 1e-3]
-    monkeypatch.setattr(time, "time", lambda: clock[0])
-    monkeypatch.setattr(time, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
-    pace.keep_clear()
-    assert clock[0] == 100.0 * BEAT_S + pace.LATE_S + 1e-3, "a whole beat is left"
-    clock[0] += BEAT_S - pace.CLEAR_S + 1e-3
-    pace.keep_clear()
-    after = clock[0] - (101.0 * BEAT_S + pace.LATE_S)
-    assert 0.0 < after <= pace.LOOK_S + 1e-6

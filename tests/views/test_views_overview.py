@@ -10,9 +10,9 @@ from bokeh.models import BoxAnnotation, Image, Line, MultiLine, Patch, Scatter, 
 from test_views_matrices import figures
 from views_data import PER_EPOCH, epochs_of, healthy_loss, step_series
 
-from convlens.core.downsampling import sum_up
 from convlens.core.histories import LayerInfo, SeriesFigures
-from convlens.core.records import Epoch, StepCurves, StepSeries, empty_steps
+from convlens.core.records import Epoch
+from convlens.core.steps import StepCurves, StepSeries, empty_steps, sum_up
 from convlens.plots.canvas import BLUE, ORANGE
 from convlens.views import canvas
 from convlens.views.canvas import DARK, StepAxis, dark_theme, darken, short_names, with_room

@@ -30,9 +30,9 @@ from views_data import (
 )
 
 from convlens.core.columns import level_at
-from convlens.core.downsampling import sum_up
 from convlens.core.histories import LayerInfo
-from convlens.core.records import Epoch, Finding, Picture, StepSeries
+from convlens.core.records import Epoch, Finding, Picture
+from convlens.core.steps import StepSeries, sum_up
 from convlens.errors import RunError
 from convlens.views import words, write_report
 from convlens.views.canvas import StepAxis

@@ -85,6 +85,6 @@ def test_the_report_is_the_same_without_torch(
 
 
 def test_what_reads_and_shows_runs_is_imported_without_torch(without_torch: Environment) -> None:
-    source = "import convlens.views, convlens.runs.follow; print(convlens.views.__file__)"
+    source = "import convlens.views, convlens.runs.follower; print(convlens.views.__file__)"
     place = Path(without_torch.run("-c", source).stdout.strip())
     assert place.is_relative_to(without_torch.folder), "the installed one, not this folder's"

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from convlens.core.columns import CHUNK_BITS, BucketLayout, Columns, encode
+from convlens.core.buckets import BucketLayout
+from convlens.core.columns import CHUNK_BITS, Columns, encode
 from convlens.core.histories import LayerInfo
-from convlens.core.records import Epoch, Picture, StepSeries
+from convlens.core.records import Epoch, Picture
+from convlens.core.steps import StepSeries
 from convlens.runs import Run, RunWriter, create_run, open_run
 
 LAYOUT = BucketLayout()

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convlens.core.columns import BucketLayout
+from convlens.core.buckets import BucketLayout
 from convlens.watching import gpu, plain
 from convlens.watching.buffers import Buffers
 from convlens.watching.kernels import Sketcher, flatten

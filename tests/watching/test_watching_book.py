@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_watching_ring import Device, FakeLane
 
-from convlens.core.columns import CHUNK_BITS, Columns, decode
+from convlens.core.background import Background
+from convlens.core.columns import CHUNK_BITS, Columns, decode, join
 from convlens.core.histories import LayerInfo
 from convlens.watching.book import CHUNK, Sketchbook
-from convlens.watching.ledger import join
 from convlens.watching.ring import Ring
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ class Sink:
     """What was written, in place of what lay in its span."""
 
     def __init__(self):
-        self.chunks = {}
+        self.chunks, self.background = {}, Background("Testing")
 
     def write_layers(self, *arguments):
         pass
@@ -85,7 +85,7 @@ def same(a, b):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_ring_changes_nothing(monkeypatch, seed):
     # Show what is growing all the time.
-    monkeypatch.setattr("convlens.core.beat.Beats.due", lambda self: True)
+    monkeypatch.setattr("convlens.watching.book.HANDOVER_S", 0.0)
     steps = [*range(130), *range(4000, 4400), 9000, 9001]
     plain_sink, ring_sink = Sink(), Sink()
     plain = Sketchbook(0.05, sink=plain_sink)

@@ -153,7 +153,7 @@ def test_a_training_stays_the_same():
 
 
 def test_the_operator_as_torch_checks_operators():
-    from convlens.core.columns import BucketLayout
+    from convlens.core.buckets import BucketLayout
     from convlens.watching.buffers import Buffers
     from convlens.watching.operators import operators
 

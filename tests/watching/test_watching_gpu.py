@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from convlens.core.columns import BucketLayout
+from convlens.core.buckets import BucketLayout
 from convlens.watching.buffers import Buffers
 from convlens.watching.kernels import Sketcher, flatten
 from convlens.watching.ring import CudaLane, Ring

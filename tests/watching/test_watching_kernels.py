@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convlens.core.columns import BucketLayout
+from convlens.core.buckets import BucketLayout
 from convlens.watching import cpu, kernels
 from convlens.watching.buffers import Buffers
 from convlens.watching.kernels import Sketcher

@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import convlens as cl
-from convlens.core.columns import BucketLayout, level_at, rebin
+from convlens.core.buckets import BucketLayout, rebin
+from convlens.core.columns import level_at
 from convlens.core.histories import LayerInfo
-from convlens.core.records import StepSeries
+from convlens.core.steps import StepSeries
 from convlens.runs import create_run
 from convlens.watching.book import Sketchbook
 

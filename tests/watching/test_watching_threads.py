@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import convlens as cl
-from convlens.core.columns import BucketLayout
+from convlens.core.buckets import BucketLayout
 from convlens.watching import kernels
 
 EDGES, ZERO = BucketLayout().edges, BucketLayout().zero

@@ -218,7 +218,7 @@ def test_a_watch_that_cannot_begin_takes_itself_back(tmp_path):
     optimizer.step()
     assert len(stats["0"]) == len(stats.gradients["0.weight"]) == 0
     run = cl.open_run(tmp_path / "run")
-    assert (run.meta["status"], run.meta["error"]) == ("failed", "no hooks here")
+    assert (run.meta["status"], run.meta["error"]) == ("failed", "RuntimeError: no hooks here")
 
 
 def test_a_run_that_cannot_be_written_is_said_and_kept_in_memory(tmp_path):

@@ -1,7 +1,6 @@
-"""Work beside a training: a thread that ends no step, and problems that are said once.
+"""A thread beside a training: it runs tasks in order, and none of their errors ends a step.
 
-Whatever goes wrong in such a thread is no reason to end a training. It is said by
-`convlens.errors.warn`, once, and once more when it is over.
+Whatever goes wrong in it is said by `convlens.errors.warn`, once, and once more when it is over.
 """
 
 from __future__ import annotations
@@ -11,28 +10,28 @@ import atexit
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 from convlens.errors import warn
 
-BORN_S = 1.0
-"""A thread that was started and did nothing in this time has died of a lack of memory."""
+START_S = 1.0
+"""A thread that has not begun to run within this time died of a lack of memory."""
 
-
-FAILED_S = 1.0
-"""How long the thread pauses after a piece that has failed."""
+LIMIT = 1 << 26
+"""Bytes that may wait for the thread: 64 MiB. Beyond it whoever adds a task does the work."""
 
 
 class Notices:
     """Problems, each of which is said once until all are over."""
 
     def __init__(self) -> None:
-        self._said: dict[str, None] = {}
+        self._said: set[str] = set()
 
     def say(self, kind: str, sentence: str) -> None:
         """Warn of a problem, unless one of this kind was said before."""
         if kind not in self._said:
-            self._said[kind] = None
+            self._said.add(kind)
             warn(sentence)
 
     def over(self, sentence: str) -> None:
@@ -43,102 +42,148 @@ class Notices:
 
 
 class Background:
-    """A thread that lives while there is something to do.
+    """A queue of tasks and the thread that runs them, which lives while there is something to do.
 
-    It is not started by `threading.Thread`, whose ``start`` waits for ever where the memory is too
-    short for the new thread to say that it has begun. `work` has to bear to be called by two
-    threads, so that whoever waits can do the work itself.
+    Where no thread can run (no memory, a forked process, the interpreter's exit) tasks are run by
+    whoever adds them. The thread is not a `threading.Thread`, whose ``start`` waits for ever where
+    the new thread finds no memory to say that it has begun.
 
     Args:
-        what: what the work is for, as the beginning of a sentence on its failure.
-        work: does one piece, and returns in how many seconds it is to be called again, None if
-            there is nothing to do.
-        finish: called at the interpreter's exit if there was something to do until then.
+        what: what the tasks are for; it begins the sentence on a failure.
+        idle: called when no task waits; the seconds until it has to be called again, None if there
+            is nothing more to do.
+        finish: called at the interpreter's exit if the thread is still alive; `wait` if None.
 
-    Attributes:
-        notices: what was said of problems.
+    >>> from convlens.core.background import Background
+    >>> done, background = [], Background("Testing")
+    >>> background.add(lambda: done.append(1))
+    >>> background.wait()
+    >>> done
+    [1]
     """
 
     def __init__(
-        self, what: str, work: Callable[[], float | None], finish: Callable[[], None]
+        self,
+        what: str,
+        idle: Callable[[], float | None] = lambda: None,
+        finish: Callable[[], None] | None = None,
     ) -> None:
-        self._what, self._work, self._finish = what, work, finish
-        self.notices = Notices()
-        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._what, self._idle, self._finish = what, idle, finish or self.wait
+        self._notices = Notices()
+        self._tasks: deque[tuple[Callable[[], None], int]] = deque()
+        self._n_bytes = 0
+        self._running = threading.Lock()  # held while a task runs, so that they run in order
+        self._runner: int | None = None  # the thread that runs it
+        self._lock = threading.Lock()  # for what is below, and the number of bytes
+        self._news = threading.Event()
         self._process = os.getpid()
-        self._since: float | None = None  # when the thread was started, None if there is none
-        self._born = self._again = False
-        self._ended = threading.Event()
-        self._ended.set()
+        self._started_at: float | None = None  # None without a thread
+        self._has_begun = self._is_stopped = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a thread now."""
+        return self._started_at is not None
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether this process is a fork of the one that made it, and so lacks the thread.
+
+        Another thread may have held the locks at the fork, so they must not be touched.
+        """
+        return os.getpid() != self._process
+
+    def __len__(self) -> int:
+        """Tasks that wait."""
+        return len(self._tasks)
+
+    def add(self, task: Callable[[], None], n_bytes: int = 0) -> None:
+        """Have a task run.
+
+        Args:
+            task: an error in it is said, and nothing else.
+            n_bytes: memory that it holds while it waits.
+        """
+        while self._n_bytes + n_bytes > LIMIT and self._run_task():
+            pass
+        with self._lock:
+            self._n_bytes += n_bytes
+            self._tasks.append((task, n_bytes))
+        if not self.wake():
+            self.wait()
 
     def wake(self) -> bool:
-        """See to it that a thread works; False if there can be none, so that the caller has to."""
-        if os.getpid() != self._process or not threading.main_thread().is_alive():
-            return False  # a fork has no thread of its parent's, and at the exit none lives on
+        """Make sure that a thread works; False if there can be none, so that the caller has to."""
+        if self.is_inherited or not threading.main_thread().is_alive():
+            return False
         with self._lock:
-            self._again = True
+            self._news.set()
             now = time.monotonic()
-            if self._since is not None and (self._born or now - self._since < BORN_S):
-                return True
+            if self._started_at is not None:
+                return self._has_begun or now - self._started_at < START_S
+            self._has_begun = self._is_stopped = False
             try:
                 _thread.start_new_thread(self._run, ())
             except (RuntimeError, MemoryError) as error:
-                self.notices.say(
+                self._notices.say(
                     "no thread",
                     f"{self._what} takes the training's own time, as no thread can be started "
                     f"({error}); check the limits of this process (ulimit -v, ulimit -u).",
                 )
                 return False
-            self._since, self._born = now, False
-            self._stop.clear()
-            self._ended.clear()
+            self._started_at = now
             atexit.register(self._finish)
         return True
 
-    def do(self) -> float | None:
-        """One piece, here and now; what `work` returns. An error in it is said and ends nothing."""
-        try:
-            return self._work()
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            self.notices.say(reason, f"{self._what} failed and was left out ({reason}).")
-            return FAILED_S
-
     def wait(self) -> None:
-        """Until there is nothing to do, whoever does it."""
-        while os.getpid() == self._process and not self._ended.wait(BORN_S):
-            if not self._born:
-                break
-        while self.do() is not None:
+        """Return when every task has been run, by the thread or here."""
+        while self._run_task():
             pass
 
     def stop(self) -> None:
-        """Have the thread end after the piece that it is doing; it does not wait any more."""
-        self._stop.set()
+        """Have the thread end as soon as no task waits, whatever `idle` asks for."""
+        self._is_stopped = True
+        self._news.set()
+
+    def _run_task(self) -> bool:
+        """Run the task that was added first; False if there is none, or inside of a task."""
+        if self._runner == threading.get_ident():
+            return False
+        with self._running:
+            if not self._tasks:
+                return False
+            task, n_bytes = self._tasks.popleft()
+            try:
+                self._runner = threading.get_ident()
+                task()
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+                self._notices.say(reason, f"{self._what} failed and was left out ({reason}).")
+            finally:
+                self._runner = None
+                with self._lock:
+                    self._n_bytes -= n_bytes
+        return True
 
     def _run(self) -> None:
-        self._born = True
+        self._has_begun = True
         try:
-            while not self._is_done(self._piece()):
+            while not self._is_done():
                 pass
-        except BaseException:  # such as a lack of memory outside of the work: nobody waits for it
-            self._since = None
-            self._ended.set()
-            raise
+        finally:
+            self._started_at = None
 
-    def _piece(self) -> float | None:
+    def _is_done(self) -> bool:
+        """Do everything there is to do, and wait for more if `idle` asks for it."""
+        self._news.clear()
+        self.wait()
+        pause = self._idle()
+        if pause is not None and not self._is_stopped:
+            self._news.wait(pause)
+            return False
         with self._lock:
-            self._again = False
-        pause = self.do()
-        if pause:
-            self._stop.wait(pause)
-        return pause
-
-    def _is_done(self, pause: float | None) -> bool:
-        with self._lock:
-            if (pause is not None or self._again) and not self._stop.is_set():
+            if self._tasks:
                 return False
-            self._since = None
+            self._started_at = None
             atexit.unregister(self._finish)
-            self._ended.set()
         return True

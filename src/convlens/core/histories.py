@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.core.columns import (
+from convlens.core.buckets import (
     BucketLayout,
-    Columns,
     Flags,
     Floats,
     Ints,
@@ -20,6 +19,7 @@ from convlens.core.columns import (
     quantiles,
     rebin,
 )
+from convlens.core.columns import Columns
 from convlens.errors import ArgumentError
 
 _ERRORS = {"mean": 0, "std": 1, "near_zero": 2, "near_zero_after_relu": 3, "zeros": 4}
@@ -51,12 +51,18 @@ class LayerInfo:
     quantity: str = "activation"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LayerHistory:
     """One layer's statistics over the recorded columns of time. K columns, B buckets, C channels.
 
     Shares are fractions of ``n``. ``mean`` and ``std`` are those of the finite values; ``std`` is
-    the population's (divided by n), as activations are all there is to measure.
+    the population's (divided by n).
+
+    >>> from convlens.core.buckets import BucketLayout
+    >>> from convlens.core.columns import empty_columns
+    >>> from convlens.core.histories import LayerHistory, LayerInfo
+    >>> LayerHistory(LayerInfo(0, "0.0", "Conv2d"), empty_columns(773, 8), BucketLayout())
+    LayerHistory('0.0', Conv2d, activation, 0 columns)
 
     Attributes:
         layer: whose values they are, and which.
@@ -77,6 +83,11 @@ class LayerHistory:
 
     def __len__(self) -> int:
         return len(self.columns)
+
+    def __repr__(self) -> str:
+        span = f", steps {self.first_step[0]} to {self.last_step[-1]}" if len(self) else ""
+        what = f"{self.layer.name!r}, {self.layer.kind}, {self.layer.quantity}"
+        return f"LayerHistory({what}, {len(self)} columns{span})"
 
     @property
     def first_step(self) -> Ints:
@@ -118,8 +129,7 @@ class LayerHistory:
     def norm(self) -> Floats:
         """(K,) L2 norm of one call's finite values, as the root mean square over the calls.
 
-        ``sqrt((m2 + n · mean²) / calls)``: the sum of squares follows from the moments, since
-        Σx² = Σ(x − mean)² + n · mean². NaN where no value was finite.
+        ``sqrt((m2 + n · mean²) / calls)``; NaN where no value was finite.
         """
         columns = self.columns
         squares = columns.m2 + columns.n_finite * columns.mean**2
@@ -140,12 +150,12 @@ class LayerHistory:
     @property
     def zeros(self) -> Floats:
         """(K,) share of values that are exactly zero."""
-        return self._share(self.counts[:, self.layout.zero])
+        return self._share(self._counts[:, self.layout.zero])
 
     @property
     def nonpositive(self) -> Floats:
         """(K,) share of values with x ≤ 0: the exact zeros once a ReLU has been applied."""
-        below = self.counts[:, : self.layout.zero + 1].sum(axis=1)
+        below = self._counts[:, : self.layout.zero + 1].sum(axis=1, dtype=np.int64)
         return self._share(below + self.columns.neg_inf)
 
     @property
@@ -160,25 +170,19 @@ class LayerHistory:
 
     @property
     def dead_channels(self) -> Ints:
-        """(K,) channels without a single positive value where a ReLU follows; else all zero.
-
-        Where there was no value at all, as for an empty batch, no channel is dead, nor silent.
-        """
+        """(K,) channels without a positive value where a ReLU follows; 0 elsewhere."""
         dead: Flags = ~self.columns.positive & (self.n > 0)[:, None]
         return dead.sum(axis=1) if self.layer.feeds_relu else np.zeros(len(self), np.int64)
 
     @property
     def silent_channels(self) -> Ints:
-        """(K,) channels whose every value is near zero."""
+        """(K,) channels whose every value is near zero; 0 where there was no value."""
         silent: Flags = ~self.columns.active & (self.n > 0)[:, None]
         return silent.sum(axis=1)
 
     @property
     def batch_mean(self) -> Floats:
-        """(K,) of batch normalization: mean over channels of the batch's mean, else NaN.
-
-        Several calls in a column are averaged, here and in the next three.
-        """
+        """(K,) of batch normalization: mean over channels of the batch's mean, else NaN."""
         return self._per_call(self.columns.batch_norm, 0)
 
     @property
@@ -201,23 +205,19 @@ class LayerHistory:
 
         The images are the sampling units, since values of one image resemble each other:
         s²·(1 − k/N)/k for k of N images, s² the variance between images (Cochran, Sampling
-        Techniques, 1977, §2.6); for ``std`` by the delta method from the variance. NaN if a
-        batch gave one image or none.
+        Techniques, 1977, §2.6); for ``std`` by the delta method. Zeros for a history that counted
+        every value, NaN if a batch gave one image or none.
 
         Args:
             figure: ``"mean"``, ``"std"``, ``"near_zero"``, ``"near_zero_after_relu"`` or
                 ``"zeros"``.
-
-        Returns:
-            Zeros for a history that counted every value.
 
         Raises:
             ArgumentError: if there is no such figure.
         """
         if figure not in _ERRORS:
             raise ArgumentError(
-                f"figure={figure!r} has no standard error; give one of "
-                f"{', '.join(map(repr, _ERRORS))}."
+                f"figure must be one of {', '.join(map(repr, _ERRORS))}, got {figure!r}."
             )
         if self.sample == 1.0:
             return np.zeros(len(self))
@@ -235,16 +235,20 @@ class LayerHistory:
         """(K, B) finite values per bucket.
 
         Raises:
-            ArgumentError: if the columns came without them (`convlens.core.outlines.Outline`),
-                here and in everything that is read from buckets.
+            ArgumentError: if the counts were left out (`Columns.without_counts`), here and in
+                everything that is read from buckets.
         """
-        found = self.columns.counts
-        if found.shape[1] != self.layout.size:
+        return self._counts.astype(np.int64, copy=False)
+
+    @property
+    def _counts(self) -> Ints:
+        """The counts in the integers that they are stored in, which may be narrow."""
+        if self.columns.counts.shape[1] != self.layout.size:
             raise ArgumentError(
-                f"The history of {self.layer.name!r} came without its bucket counts, from which "
-                "zeros, quantiles and histograms are read; ask the run for the layer's history."
+                f"The history of {self.layer.name!r} has no bucket counts, from which zeros, "
+                "quantiles and histograms are read; use run.activation_stats[...] instead."
             )
-        return found
+        return self.columns.counts
 
     @property
     def bucket_edges(self) -> Floats:
@@ -253,11 +257,10 @@ class LayerHistory:
 
     @property
     def min_bucket(self) -> Floats:
-        """(K, 2) edges of the bucket that holds the smallest finite value.
+        """(K, 2) edges of the bucket that holds the smallest finite value, NaN if there is none.
 
-        The smallest value lies between them, so that either edge is off by the bucket's width at
-        most, 1/8 of the value with the standard layout. The outermost buckets, of |x| ≥ 65,536,
-        have an infinite edge. NaN where no value was finite.
+        With the standard layout they differ by 1/8 of the value; the outermost buckets, of
+        |x| ≥ 65,536, have an infinite edge.
         """
         return self.quantile_bounds(0.0)
 
@@ -269,8 +272,7 @@ class LayerHistory:
     def quantile(self, q: float) -> Floats:
         """(K,) value below which a share ``q`` of the finite values lies.
 
-        The error is at most the bucket's width, 1/8 of the value with the standard layout;
-        `quantile_bounds` has the bucket.
+        The error is at most the width of its bucket, 1/8 of the value with the standard layout.
 
         Raises:
             ArgumentError: if ``q`` is not between 0 and 1.
@@ -278,34 +280,31 @@ class LayerHistory:
         return self.quantiles([q])[0]
 
     def quantiles(self, shares: Sequence[float]) -> Floats:
-        """(Q, K) what `quantile` gives for each share, in little more time than for one.
+        """(Q, K) what `quantile` returns for each share, in little more time than for one.
 
         Raises:
             ArgumentError: if a share is not between 0 and 1.
         """
-        return quantiles(self.counts, self.bucket_edges, [_checked_share(q) for q in shares])
+        return quantiles(self._counts, self.bucket_edges, [_checked_share(q) for q in shares])
 
     def quantile_bounds(self, q: float) -> Floats:
-        """(K, 2) what the quantile lies between: the edges of its bucket, as in `min_bucket`.
-
-        The quantile is the smallest value that a share ``q`` of the finite values does not exceed.
+        """(K, 2) edges of the bucket that holds the quantile.
 
         Raises:
             ArgumentError: if ``q`` is not between 0 and 1.
         """
-        return quantile_bounds(self.counts, self.bucket_edges, _checked_share(q))
+        return quantile_bounds(self._counts, self.bucket_edges, _checked_share(q))
 
     def share_below(self, threshold: float) -> Floats:
         """(K,) share of values with x < ``threshold``, −∞ among them.
 
         Exact at 0 and at the positive ``bucket_edges``. Elsewhere the bucket that the threshold
-        cuts is spread evenly over its width, and the error is at most that bucket's share:
-        `share_below_bounds` has the least and the most that it can be.
+        cuts is spread evenly over its width; see `share_below_bounds`.
 
         Raises:
             ArgumentError: if ``threshold`` is not finite.
         """
-        estimate = count_below(self.counts, self.bucket_edges, _checked_finite(threshold))[2]
+        estimate = count_below(self._counts, self.bucket_edges, _checked_finite(threshold))[2]
         return self._share(estimate + self.columns.neg_inf)
 
     def share_below_bounds(self, threshold: float) -> Floats:
@@ -314,31 +313,26 @@ class LayerHistory:
         Raises:
             ArgumentError: if ``threshold`` is not finite.
         """
-        least, most, _ = count_below(self.counts, self.bucket_edges, _checked_finite(threshold))
+        least, most, _ = count_below(self._counts, self.bucket_edges, _checked_finite(threshold))
         shares = [self._share(count + self.columns.neg_inf) for count in (least, most)]
         return np.stack(shares, axis=1)
 
     def rebin(self, edges: Sequence[float] | Floats) -> Floats:
-        """(K, M) counts in bins of one's own between ``edges``, shape (M + 1,).
+        """(K, M) counts in the bins between ``edges``, shape (M + 1,).
 
         The error at an edge is at most the count of the bucket that it cuts. Values outside the
         edges are in no bin.
 
         Raises:
-            ArgumentError: if the edges are not ascending finite numbers, two at least.
+            ArgumentError: if the edges are not at least two finite numbers in ascending order.
         """
         bins = np.asarray(edges, np.float64)
-        if (
-            bins.ndim != 1
-            or len(bins) < 2
-            or not np.isfinite(bins).all()
-            or (np.diff(bins) < 0).any()
-        ):
+        is_list = bins.ndim == 1 and len(bins) >= 2
+        if not is_list or not np.isfinite(bins).all() or (np.diff(bins) < 0).any():
             raise ArgumentError(
-                f"edges={edges!r} are no edges of bins; give at least two finite numbers in "
-                "ascending order."
+                f"edges must be at least two finite numbers in ascending order, got {edges!r}."
             )
-        return rebin(self.counts, self.bucket_edges, bins)
+        return rebin(self._counts, self.bucket_edges, bins)
 
     def _share(self, count: Ints | Floats) -> Floats:
         n = self.n
@@ -346,19 +340,13 @@ class LayerHistory:
 
 
 FIGURES = (
-    "mean",
-    "std",
-    "near_zero",
-    "near_zero_after_relu",
-    "dead",
-    "silent",
-    "norm",
-    "nonfinite",
+    *("mean", "std", "near_zero", "near_zero_after_relu"),
+    *("dead", "silent", "norm", "nonfinite"),
 )
 """The names in `SeriesFigures.values`, in the order of `figures_of`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SeriesFigures:
     """The figures of all series of one quantity over the same columns of time. L series, K columns.
 
@@ -379,6 +367,9 @@ class SeriesFigures:
     def __len__(self) -> int:
         return len(self.first_step)
 
+    def __repr__(self) -> str:
+        return f"SeriesFigures({len(self.layers)} series, {len(self)} columns)"
+
     @property
     def middle_step(self) -> Floats:
         """(K,) middle of each column's steps: where a line is drawn through it."""
@@ -398,7 +389,7 @@ def figures_of(history: LayerHistory) -> NDArray[np.float32]:
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UpdateHistory:
     """What the optimizer's steps did to one parameter, over the same K columns of time.
 
@@ -413,6 +404,10 @@ class UpdateHistory:
     def __len__(self) -> int:
         return len(self.update)
 
+    def __repr__(self) -> str:
+        layer = self.update.layer
+        return f"UpdateHistory({layer.name!r}, {layer.kind}, {len(self)} columns)"
+
     @property
     def ratio(self) -> Floats:
         """(K,) ‖Δw‖ / ‖w‖: how large a step is, measured by what it changes.
@@ -426,11 +421,11 @@ class UpdateHistory:
 
 def _checked_share(q: float) -> float:
     if not 0 <= q <= 1:
-        raise ArgumentError(f"q={q} is no share of the values; give a number from 0 to 1.")
+        raise ArgumentError(f"q must be a number from 0 to 1, got {q}.")
     return q
 
 
 def _checked_finite(threshold: float) -> float:
     if not math.isfinite(threshold):
-        raise ArgumentError(f"threshold={threshold} is not finite; give a finite number.")
+        raise ArgumentError(f"threshold must be finite, got {threshold}.")
     return threshold

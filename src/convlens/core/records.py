@@ -7,132 +7,17 @@ doctor read them back, from memory or from a run's record, and cannot tell the d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.core.columns import (
-    BucketLayout,
-    Floats,
-    Ints,
-)
+from convlens.core.background import Background
+from convlens.core.buckets import BucketLayout
 from convlens.core.histories import LayerHistory, LayerInfo
 from convlens.core.snapshots import Snapshot
-
-
-@dataclass(frozen=True)
-class StepSeries:
-    """What was recorded at each of S optimizer steps, for G parameter groups.
-
-    Attributes:
-        step: (S,) number of the step, from 0.
-        epoch: (S,) number of the epoch, from 0.
-        loss: (S,) training loss of the batch.
-        wall_s: (S,) seconds since the fit began, at the end of the step.
-        hypers: each hyperparameter by name (``"lr"``, ``"momentum"``, …), shape (S, G). For Adam
-            ``"momentum"`` is β₁.
-    """
-
-    step: Ints
-    epoch: Ints
-    loss: Floats
-    wall_s: Floats
-    hypers: Mapping[str, Floats] = field(default_factory=dict[str, Floats])
-
-    def __len__(self) -> int:
-        return len(self.step)
-
-
-def empty_steps() -> StepSeries:
-    """No steps at all."""
-    none, reals = np.zeros(0, np.int64), np.zeros(0)
-    return StepSeries(none, none, reals, reals, {})
-
-
-def join_steps(parts: Sequence[StepSeries]) -> StepSeries:
-    """Series one after the other; a hyperparameter or group that a part lacks is NaN there."""
-    if len(parts) < 2:
-        return parts[0] if parts else empty_steps()
-    lengths = [len(part) for part in parts]
-    names = dict.fromkeys(name for part in parts for name in part.hypers)
-    return StepSeries(
-        step=np.concatenate([part.step for part in parts]),
-        epoch=np.concatenate([part.epoch for part in parts]),
-        loss=np.concatenate([part.loss for part in parts]),
-        wall_s=np.concatenate([part.wall_s for part in parts]),
-        hypers={
-            name: join_groups([part.hypers.get(name) for part in parts], lengths, np.nan)
-            for name in names
-        },
-    )
-
-
-def join_groups(
-    parts: Sequence[NDArray[Any] | None], lengths: Sequence[int], missing: float
-) -> NDArray[Any]:
-    """Arrays of shape (length, G), one below the other, each filled up to the widest of them."""
-    found = [part for part in parts if part is not None]
-    width = max(part.shape[1] for part in found)
-    joined = np.full((sum(lengths), width), missing, np.result_type(*found))
-    start = 0
-    for part, length in zip(parts, lengths, strict=True):
-        if part is not None:
-            joined[start : start + length, : part.shape[1]] = part
-        start += length
-    return joined
-
-
-@dataclass(frozen=True)
-class Band:
-    """The finite values of a series in each of K entries. All arrays are (K,), or (K, G) by group.
-
-    Attributes:
-        low: the lowest, NaN where there is none.
-        high: the highest.
-        mean: their mean.
-        finite: how many there are.
-    """
-
-    low: Floats
-    high: Floats
-    mean: Floats
-    finite: Ints
-
-
-@dataclass(frozen=True)
-class StepCurves:
-    """The series of a training summed up in K entries, for drawing any number of steps.
-
-    Attributes:
-        width: an entry covers the recorded steps that share ``step // width``, a power of two; with
-            1 the entries are the steps themselves.
-        first_step: (K,) the first step in it.
-        last_step: (K,) the last one.
-        n: (K,) how many steps were recorded of it.
-        epoch: (K,) the epoch of its last step.
-        wall_s: (K,) seconds since the fit began, at the end of its last step.
-        loss: training loss of the batches; (K,) arrays.
-        hypers: each hyperparameter by name; (K, G) arrays for G parameter groups.
-    """
-
-    width: int
-    first_step: Ints
-    last_step: Ints
-    n: Ints
-    epoch: Ints
-    wall_s: Floats
-    loss: Band
-    hypers: Mapping[str, Band] = field(default_factory=dict[str, Band])
-
-    def __len__(self) -> int:
-        return len(self.first_step)
-
-    @property
-    def middle_step(self) -> Floats:
-        """(K,) middle of each entry's steps: where a line is drawn through it."""
-        return (self.first_step + self.last_step) / 2
+from convlens.core.steps import StepSeries
 
 
 @dataclass(frozen=True)
@@ -175,23 +60,74 @@ class Picture:
     captions: Sequence[str]
 
 
+SEVERITIES = ("problem", "warning", "note", "good")
+"""What a `Finding` can be, worst first."""
+
+CONFIDENCES = ("certain", "likely", "possible")
+"""How sure a `Finding` can be, surest first."""
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One thing that the doctor saw.
+    """One thing that the doctor found.
 
     Attributes:
         kind: a stable key such as ``"one-class"`` or ``"dead-channels"``.
-        severity: ``"good"``, ``"note"`` or ``"problem"``.
-        text: one or two sentences: what was measured, what it means, what to try.
+        severity: one of `SEVERITIES`.
+        evidence: one or two sentences: what was measured, and what it means.
         layer: the layer it is about, None for the whole run.
-        first_step: where it begins, None if that does not apply.
+        first_step: the step at which it begins, None if that does not apply.
+        fix: what to do about it, empty if nothing.
+        confidence: one of `CONFIDENCES`: ``"certain"`` for a measured fact, ``"likely"`` and
+            ``"possible"`` for its interpretation.
     """
 
     kind: str
     severity: str
-    text: str
+    evidence: str
     layer: str | None = None
     first_step: int | None = None
+    fix: str = ""
+    confidence: str = "likely"
+
+    @property
+    def text(self) -> str:
+        """Evidence and fix, for a reader.
+
+        >>> from convlens.core.records import Finding
+        >>> Finding("dead-channels", "note", "3 of 8 channels are dead.", fix="Lower the lr.").text
+        '3 of 8 channels are dead. Lower the lr.'
+        """
+        return f"{self.evidence} {self.fix}".strip()
+
+
+def outcome_of(error: BaseException | None) -> tuple[str, str | None]:
+    """How a run ended: its status, and the text of its error.
+
+    ``"stopped"`` is Ctrl-C and an exit without an error code; any other error is ``"failed"``.
+
+    >>> from convlens.core.records import outcome_of
+    >>> outcome_of(None), outcome_of(KeyError("x"))
+    (('finished', None), ('failed', "KeyError: 'x'"))
+    >>> outcome_of(KeyboardInterrupt())
+    ('stopped', 'interrupted from the keyboard')
+    """
+    if error is None:
+        return "finished", None
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", "interrupted from the keyboard"
+    name = type(error).__name__
+    if isinstance(error, SystemExit) and error.code in (None, 0):
+        return "stopped", name
+    try:
+        text = str(error)
+    except Exception:  # a user's error may fail to describe itself
+        text = ""
+    return "failed", f"{name}: {text}" if text else name
+
+
+HANDOVER_S = 1.0
+"""Seconds after which a training hands over to its sink what it has recorded since."""
 
 
 class RecordSink(Protocol):
@@ -199,6 +135,11 @@ class RecordSink(Protocol):
 
     No disk, lock or folder makes any of this raise; what is no plain value may.
     """
+
+    @property
+    def background(self) -> Background:
+        """The thread that writes: whoever prepares what is written adds tasks to it."""
+        ...
 
     def write_meta(self, values: Mapping[str, Any]) -> None:
         """Add or replace facts of the run by name; values are plain JSON."""
@@ -230,8 +171,7 @@ class RecordSink(Protocol):
             layer: the index of its `LayerInfo`.
             level: a column's steps share ``step >> level``.
             chunk: the ``step >> (level + CHUNK_BITS)`` of its steps.
-            payload: the columns, as `convlens.core.columns.encode` writes them: encoded once, by
-                whoever keeps them too.
+            payload: the columns, as `convlens.core.columns.encode` writes them.
         """
         ...
 
@@ -255,10 +195,7 @@ class RecordSink(Protocol):
         ...
 
     def flush(self) -> None:
-        """Make everything written so far visible to readers soon, in one transaction.
-
-        It does not wait for the disk.
-        """
+        """Make everything written so far visible to readers soon; does not wait for the disk."""
         ...
 
 

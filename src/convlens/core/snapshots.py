@@ -1,7 +1,6 @@
 """What a run keeps beside its numbers: feature maps, kernels, receptive fields, mistakes.
 
-Each kind is a frozen dataclass of NumPy arrays and plain values. `encode` and `decode` turn any of
-them into JSON facts and packed arrays and back, so that a run keeps all kinds in one table: by
+Each kind is a frozen dataclass of NumPy arrays and plain values, which a run keeps in one table by
 kind, layer and epoch. Epoch −1 is before training. Shapes: N probe images, C channels, H, W pixels.
 """
 
@@ -15,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.core.encoding import pack, unpack
+from convlens.core.encoding import unpack
 
 Bytes = NDArray[np.uint8]
 Reals = NDArray[np.float32]
@@ -36,7 +35,7 @@ class Snapshot:
 
     KIND: ClassVar[str] = ""
     AXES: ClassVar[Mapping[str, str]] = {}
-    """The axes of its arrays by name: those of one letter have the same length, 3? may be there."""
+    """The axes of its arrays by name: equal letters are equal lengths, "3?" is an optional axis."""
 
     epoch: int
     layer: str
@@ -79,9 +78,7 @@ class FeatureMaps(Snapshot):
     KIND: ClassVar[str] = "maps"
     AXES: ClassVar[Mapping[str, str]] = {
         "maps": "N C h w",
-        "low": "C",
-        "high": "C",
-        "channels": "C",
+        **dict.fromkeys(("low", "high", "channels"), "C"),
     }
 
     maps: Bytes
@@ -138,10 +135,8 @@ class FieldIntervals(Snapshot):
 
     KIND: ClassVar[str] = "fields"
     AXES: ClassVar[Mapping[str, str]] = {
-        "first_row": "H",
-        "last_row": "H",
-        "first_column": "W",
-        "last_column": "W",
+        **dict.fromkeys(("first_row", "last_row"), "H"),
+        **dict.fromkeys(("first_column", "last_column"), "W"),
     }
 
     grid: tuple[int, int]
@@ -241,15 +236,6 @@ class Mistakes(Snapshot):
 S = TypeVar("S", bound=Snapshot)
 
 
-def encode(snapshot: Snapshot) -> tuple[str, bytes]:
-    """A snapshot's plain values as JSON, and its arrays packed.
-
-    Raises:
-        TypeError, ValueError: if a value is neither plain JSON nor an array of numbers.
-    """
-    return facts_of(snapshot), pack(arrays_of(snapshot))
-
-
 def facts_of(snapshot: Snapshot) -> str:
     """A snapshot's plain values as JSON; its epoch and layer are kept beside them.
 
@@ -270,11 +256,11 @@ def arrays_of(snapshot: Snapshot) -> dict[str, NDArray[Any]]:
 
 
 def decode(kind: type[S], epoch: int, layer: str, facts: str, payload: bytes) -> S:
-    """The snapshot that `encode` wrote. Never runs anything.
+    """The snapshot of plain values as `facts_of` writes them, and packed arrays.
 
     Raises:
         RunError: if the arrays are damaged.
-        TypeError, ValueError: if the facts are, or if anything is not of the type that it has.
+        TypeError, ValueError: if the facts are, or if a value has another type than its field.
     """
     found = json.loads(facts)
     if not isinstance(found, dict):
@@ -332,4 +318,4 @@ _FITS: Mapping[str, Callable[[Any], bool]] = {
         isinstance(value, dict) and _all(tuple(value.values()), (float, int))
     ),
 }
-"""By the type of a snapshot's field, what tells whether a value is one."""
+"""Whether a value fits a field, by the type that is written there."""

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from convlens.core.columns import Flags, Floats
+from convlens.core.buckets import Flags, Floats
 from convlens.core.histories import LayerHistory
 from convlens.core.records import Finding, RunRecord
 

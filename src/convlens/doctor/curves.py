@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from convlens.core.columns import Flags
+from convlens.core.buckets import Flags
 from convlens.core.histories import LayerHistory
-from convlens.core.records import Epoch, Finding, RunRecord, StepSeries
+from convlens.core.records import Epoch, Finding, RunRecord
+from convlens.core.steps import StepSeries
 from convlens.doctor.activations import after_relu, last_quarter
 
 CHANCE_MARGIN = 0.03

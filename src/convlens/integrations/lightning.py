@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convlens.errors import ArgumentError, MissingLibraryError
-from convlens.train.recording import record_watch
+from convlens.runs.watched_run import record_watch
 from convlens.watching import ActivationWatch
 from convlens.watching.probes import Layers
 

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from convlens.core.columns import Floats, Ints, coarsen, finite_edges
+from convlens.core.buckets import Floats, Ints, finite_edges
+from convlens.core.columns import coarsen
 from convlens.core.histories import LayerHistory
-from convlens.core.records import Epoch, StepSeries, empty_steps
+from convlens.core.records import Epoch
+from convlens.core.steps import StepSeries, empty_steps
 from convlens.errors import ArgumentError, MissingLibraryError
 from convlens.plots import LayerHistories
 from convlens.runs import Run, open_run

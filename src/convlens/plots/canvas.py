@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convlens.core.columns import Flags, Floats, Ints
+from convlens.core.buckets import Flags, Floats, Ints
 from convlens.core.histories import FORWARD, LayerHistory
 from convlens.core.records import Epoch
 from convlens.errors import ArgumentError

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convlens.core.columns import Floats
-from convlens.core.downsampling import sum_up
-from convlens.core.records import Band, Epoch, StepCurves, StepSeries
+from convlens.core.buckets import Floats
+from convlens.core.records import Epoch
 from convlens.core.smoothing import REACH, SMOOTH
+from convlens.core.steps import Band, StepCurves, StepSeries, sum_up
 from convlens.errors import ArgumentError
 from convlens.plots.canvas import (
     BLUE,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convlens.core.columns import Flags, Floats, coarsen
+from convlens.core.buckets import Flags, Floats
+from convlens.core.columns import coarsen
 from convlens.core.histories import LayerHistory, LayerInfo
 from convlens.core.records import Epoch
 from convlens.errors import ArgumentError

@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from convlens.runs.folder import RunInfo, list_runs
 from convlens.runs.reader import Run, open_run
-from convlens.runs.record import RunWriter, create_run, join_run
+from convlens.runs.writer import RunWriter, create_run, join_run
 
 __all__ = ["Run", "RunInfo", "RunWriter", "create_run", "join_run", "list_runs", "open_run"]

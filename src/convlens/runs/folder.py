@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from convlens.errors import ArgumentError, RunError
-from convlens.runs.database import is_record
+from convlens.runs.database_reader import is_record
 from convlens.runs.reader import Run
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunInfo:
     """One line of a list of runs.
 
@@ -35,6 +35,9 @@ class RunInfo:
     n_epochs: int
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     problem: str | None = None
+
+    def __repr__(self) -> str:
+        return f"RunInfo({self.name!r}, {self.status}, {self.n_epochs} epochs)"
 
 
 def make_numbered(base: Path, name: str) -> Path:
@@ -90,7 +93,14 @@ def make_exact(directory: Path) -> Path:
 def list_runs(base: str | Path = "runs") -> list[RunInfo]:
     """The runs in a folder, oldest first; a damaged one is listed with its problem.
 
-    A folder that does not exist holds no runs, and one that may not be entered is no run.
+    A folder that does not exist holds no runs.
+
+    >>> import tempfile
+    >>> from convlens.runs import create_run
+    >>> with tempfile.TemporaryDirectory() as base:
+    ...     create_run("mnist", base).close()
+    ...     cl.list_runs(base)
+    [RunInfo('mnist-0001', finished, 0 epochs)]
 
     Raises:
         RunError: if ``base`` may not be read.
@@ -127,7 +137,7 @@ def _check_name(name: str) -> None:
     if not name.strip() or name in (".", "..") or separators & set(name) or not name.isprintable():
         raise ArgumentError(
             f"name={name!r} cannot be part of a folder's name; give a word without path "
-            "separators or control characters, such as 'mnist', and the place with base."
+            "separators or control characters, such as 'mnist', and the folder as base."
         )
 
 

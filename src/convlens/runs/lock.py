@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 SIZE = 4096
-"""Bytes of the file, so that it is rewritten in its place also where the disk is full."""
+"""Bytes of the file, so that it can be rewritten in place where the disk is full."""
 
 MOST_TEXT = 600
-"""Characters of an error that are kept in it: no more than fit, however they are escaped."""
+"""Characters of an error that are kept in it, so that they fit however they are escaped."""
 
 WAIT_S = 1.0
-"""How long a new writer waits for readers, each of which holds the lock for an instant."""
+"""Seconds that a new writer waits for readers, each of which holds the lock for an instant."""
 
 CRASHED = (
     "The process that wrote this run ended without closing it: it was killed, it crashed, or the "
@@ -89,11 +89,10 @@ class WriterLock:
 
     def close(self, *, remove: bool) -> None:
         """Give the lock up; ``remove`` says that the file is where it was made and not needed."""
-        if remove and os.name != "nt":  # before others can lock it
-            self._path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # of Windows, which removes no open file
+            if remove:  # before others can lock it
+                self._path.unlink(missing_ok=True)
         os.close(self._handle)
-        if remove and os.name == "nt":  # which removes no open file
-            self._path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -202,19 +201,10 @@ def _machine() -> list[str]:
     return [name for name in names if name]
 
 
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(handle: int, *, exclusive: bool) -> None:  # noqa: ARG001 - there is one kind
-        os.lseek(handle, SIZE, os.SEEK_SET)  # a locked byte cannot be read: one behind the text
-        try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError as error:
-            raise BlockingIOError(*error.args) from error
-        finally:
-            os.lseek(handle, 0, os.SEEK_SET)
-else:
+def _lock(handle: int, *, exclusive: bool) -> None:
+    """Raise a BlockingIOError if another process has it, another OSError where there are none."""
+    if sys.platform == "win32":
+        raise OSError("whether a writer is alive cannot be told on Windows")
     import fcntl
 
-    def _lock(handle: int, *, exclusive: bool) -> None:
-        fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)

@@ -1,25 +1,28 @@
-"""Reading a run: finished, crashed or still being written, without ever changing it.
+"""`Run`: reads a run, be it finished, crashed or still being written, without ever changing it.
 
 Every property reads the file anew, so a growing run shows what is there now. No connection stays
-open between reads: a reader never keeps the writer from closing its run.
+open between reads, so that a reader never keeps the writer from closing its run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from convlens.core.downsampling import check_points
+import numpy as np
+
 from convlens.core.encoding import unpack
 from convlens.core.histories import FORWARD, OPTIMIZER_STEP, LayerHistory, LayerInfo, UpdateHistory
-from convlens.core.records import Epoch, Picture, RunRecord, StepCurves, StepSeries
-from convlens.core.snapshots import S, Snapshot
-from convlens.errors import RunError, find_layer
+from convlens.core.layers import find_layer
+from convlens.core.records import Epoch, Picture, RunRecord
+from convlens.core.snapshots import S, Snapshot, decode
+from convlens.core.steps import StepCurves, StepSeries, check_points, cut_steps, sum_up
+from convlens.errors import RunError
 from convlens.plots import (
     POINTS,
     Interpretation,
@@ -27,16 +30,28 @@ from convlens.plots import (
     TrainingCurves,
     UpdateHistories,
 )
-from convlens.runs.database import Transaction, cannot_open, is_record, reading
-from convlens.runs.histories import aligned, rank_files, read_histories, read_layers
+from convlens.runs.column_reader import (
+    ColumnReader,
+    Watched,
+    rank_files,
+    read_layers,
+    read_watched,
+)
+from convlens.runs.database_reader import Transaction, cannot_open, is_record, reading
 from convlens.runs.lock import how_it_ended
 from convlens.runs.schema import DATABASE, parsed
-from convlens.runs.snapshots import read_epochs_of, read_layers_of, read_snapshot
-from convlens.runs.steps import read_curves, read_steps
+from convlens.runs.step_chunks import read_steps
 
 
 def open_run(path: str | Path) -> Run:
     """Open a run's directory (or its ``run.db``) for reading.
+
+    >>> import tempfile
+    >>> from convlens.runs import create_run
+    >>> with tempfile.TemporaryDirectory() as base:
+    ...     create_run("mnist", base).close()
+    ...     cl.open_run(f"{base}/mnist-0001").meta["status"]
+    'finished'
 
     Raises:
         RunError: if there is nothing, no run, a damaged one, or one of a newer convlens.
@@ -103,11 +118,7 @@ class Run(Interpretation):
 
     @property
     def last_written(self) -> datetime:
-        """When the record last grew, in UTC, as the file system says.
-
-        Raises:
-            RunError: if the file is gone or out of reach.
-        """
+        """When the record last grew, in UTC, as the file system says."""
         try:
             newest = self._file.stat().st_mtime
             with suppress(FileNotFoundError):  # the log goes when the writer closes
@@ -121,8 +132,7 @@ class Run(Interpretation):
     def meta(self) -> dict[str, Any]:
         """Facts by name, as they were written: versions, seed, command, data, model, status ….
 
-        A run that says ``"running"`` though the process that wrote it is gone has status
-        ``"crashed"``; see `convlens.runs.lock`.
+        The status is ``"crashed"`` if the process that wrote the run is gone without closing it.
         """
         with self._reading() as record:
             return read_meta(record)
@@ -153,7 +163,7 @@ class Run(Interpretation):
         """
         check_points(points)
         with self._reading() as record:
-            return read_curves(record, points, first, last)
+            return sum_up(cut_steps(read_steps(record, first or 0), first, last), points)
 
     @property
     def epochs(self) -> list[Epoch]:
@@ -196,14 +206,12 @@ class Run(Interpretation):
 
         Args:
             index: its position.
-            quantity: of another series than the activations: its position among those.
+            quantity: ``"gradient"``, ``"parameter"`` or ``"update"`` for those series.
 
         Raises:
             LayerNotFoundError: if there is no such layer.
         """
-        with self._reading() as record:
-            info = _pick(read_layers(record, quantity), index)
-            return self._histories(record, [info])[0]
+        return self._read_histories(index, quantity)[0]
 
     def update_history(self, index: int) -> UpdateHistory:
         """What the optimizer did to the parameter at this position (negative from the end).
@@ -211,10 +219,7 @@ class Run(Interpretation):
         Raises:
             LayerNotFoundError: if there is no such parameter.
         """
-        with self._reading() as record:
-            update = _pick(read_layers(record, "update"), index)
-            parameter = replace(update, quantity="parameter")
-            return aligned(*self._histories(record, [update, parameter]))
+        return aligned(*self._read_histories(index, "update", "parameter"))
 
     def pictures(self, name: str | None = None) -> list[Picture]:
         """The images kept, by epoch; all of them or those of one name (``"batch"``, …)."""
@@ -232,37 +237,49 @@ class Run(Interpretation):
             epoch: None for the newest of all.
         """
         with self._reading() as record:
-            return read_snapshot(record, kind, layer, epoch)
+            epochs = [e for e in _epochs_of(record, kind, layer) if epoch is None or e <= epoch]
+            if not epochs:
+                return None
+            facts, payload = record.values("snapshots", (kind.KIND, layer, epochs[-1]))
+            return decode(kind, epochs[-1], layer, facts, payload)
 
     def snapshot_epochs(self, kind: type[Snapshot], layer: str = "") -> list[int]:
         """The epochs, ascending, of which there is a snapshot of a kind and layer."""
         with self._reading() as record:
-            return read_epochs_of(record, kind, layer)
+            return _epochs_of(record, kind, layer)
 
     def snapshot_layers(self, kind: type[Snapshot]) -> list[str]:
         """The layers of which there is a snapshot of a kind, in the model's order."""
         with self._reading() as record:
-            return read_layers_of(record, kind)
+            found = sorted((mark, key) for key, mark in record.keys("snapshots").items())
+            names = [layer for _, (name, layer, _) in found if name == kind.KIND]
+            return list(dict.fromkeys(names))
 
     def record(self) -> RunRecord:
         """The whole run as plain numbers, all of one moment."""
-        with self._reading() as record:
-            histories = self._histories(record, read_layers(record, "activation"))
-            return RunRecord(read_meta(record), read_steps(record), read_epochs(record), histories)
+        with self.transactions() as records:
+            main, meta = records[0], read_meta(records[0])
+            watched = read_watched(main, "activation", counted_in(meta))
+            histories = _histories(records, watched, watched.layers)
+            return RunRecord(meta, read_steps(main), read_epochs(main), histories)
+
+    def _read_histories(self, index: int, *quantities: str) -> list[LayerHistory]:
+        """The series at a position among those of the first quantity, and others like it."""
+        with self.transactions() as records:
+            watched = read_watched(records[0], quantities[0], counted_in(read_meta(records[0])))
+            info = watched.layers[find_layer(index, [layer.name for layer in watched.layers])]
+            series = [replace(info, quantity=quantity) for quantity in quantities]
+            return _histories(records, watched, series)
 
     @contextmanager
-    def transaction(self) -> Generator[Transaction]:
-        """One read transaction, for whoever asks for several things of one moment."""
-        with self._reading() as record:
-            yield record
-
-    def _histories(self, record: Transaction, series: Sequence[LayerInfo]) -> list[LayerHistory]:
-        meta = read_meta(record)
-        complete = meta.get("status") not in GROWING
-        others = rank_files(self.path, meta.get("ranks"), complete=complete)
-        counted = FORWARD if meta.get("counted") == FORWARD else OPTIMIZER_STEP
-        histories = read_histories(record, series, others)
-        return [replace(history, counted=counted) for history in histories]
+    def transactions(self) -> Generator[list[Transaction]]:
+        """A read transaction on the file of each rank, rank 0 first."""
+        with ExitStack() as stack:
+            main = stack.enter_context(self._reading())
+            meta = read_meta(main)
+            complete = meta.get("status") not in GROWING
+            others = rank_files(self.path, meta.get("ranks"), complete=complete)
+            yield [main, *(stack.enter_context(reading(file)) for file in others)]
 
     @contextmanager
     def _reading(self) -> Generator[Transaction]:
@@ -347,7 +364,7 @@ def read_recorded(record: Transaction) -> dict[str, Any]:
 
 
 META = dict.fromkeys(("created", "status", "error", "lost"), (str,)) | {"ranks": (int,)}
-"""The types of facts that reading relies on; all others may be any JSON."""
+"""The types of the facts that reading relies on; all others may be any JSON."""
 
 
 def read_epochs(record: Transaction) -> list[Epoch]:
@@ -373,19 +390,44 @@ def epoch_of(number: int, text: str) -> Epoch:
     return Epoch(**facts)
 
 
-def _pick(layers: Sequence[LayerInfo], index: int) -> LayerInfo:
-    return layers[find_layer(index, [info.name for info in layers])]
+def counted_in(meta: Mapping[str, Any]) -> str:
+    """What the steps of a run's histories are, see `LayerHistory.counted`."""
+    return FORWARD if meta.get("counted") == FORWARD else OPTIMIZER_STEP
+
+
+def _histories(
+    records: Sequence[Transaction], watched: Watched, layers: Sequence[LayerInfo]
+) -> list[LayerHistory]:
+    reader = ColumnReader(records)
+    return [watched.history(info, reader.read(info, watched.layout)) for info in layers]
+
+
+def aligned(update: LayerHistory, parameter: LayerHistory) -> UpdateHistory:
+    """Both over the columns that both have."""
+    first = update.first_step, parameter.first_step
+    _, mine, its = np.intersect1d(*first, assume_unique=True, return_indices=True)
+    return UpdateHistory(
+        replace(update, columns=update.columns[mine]),
+        replace(parameter, columns=parameter.columns[its]),
+    )
+
+
+def _epochs_of(record: Transaction, kind: type[Snapshot], layer: str) -> list[int]:
+    """The epochs, ascending, of which there is a snapshot of a kind and layer."""
+    keys = record.keys("snapshots")
+    return sorted(epoch for name, its, epoch in keys if (name, its) == (kind.KIND, layer))
 
 
 def _pictures(record: Transaction, name: str | None) -> list[Picture]:
     found: list[Picture] = []
     for title, epoch in sorted(record.keys("pictures"), key=lambda key: (key[1], key[0])):
-        values = record.values("pictures", (title, epoch)) if name in (None, title) else None
-        if values is not None:
-            captions, images = parsed(values[0]), unpack(values[1])["images"]
-            if not isinstance(captions, list) or images.ndim not in (3, 4):
-                raise ValueError(f"the picture {title!r} of epoch {epoch} is none")
-            found.append(Picture(title, epoch, images, [str(caption) for caption in captions]))
+        if name not in (None, title):
+            continue
+        text, payload = record.values("pictures", (title, epoch))
+        captions, images = parsed(text), unpack(payload)["images"]
+        if not isinstance(captions, list) or images.ndim not in (3, 4):
+            raise ValueError(f"the picture {title!r} of epoch {epoch} is none")
+        found.append(Picture(title, epoch, images, [str(caption) for caption in captions]))
     return found
 
 

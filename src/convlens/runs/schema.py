@@ -4,7 +4,7 @@ Arrays lie in blobs made by `convlens.core.encoding.pack` or `convlens.core.colu
 everything else in JSON, which (unlike SQLite's REAL) keeps NaN.
 
 Every row has a checksum of its table and key, and one of these and its values, so that a flipped
-bit is found, and also values that came to lie under another key. The table ``totals`` says of each
+bit is found, also where values came to lie under another key. The table ``totals`` says of each
 other table how many rows it has and what their ids and checksums add up to, so that a row that
 cannot be reached any more is missed.
 """
@@ -26,7 +26,7 @@ def rank_database(rank: int) -> str:
 
 
 APPLICATION_ID = 0x434C454E
-"""``"CLEN"`` in ASCII: the file's own mark, in SQLite's header."""
+"""``"CLEN"`` in ASCII, in SQLite's header."""
 
 SCHEMA_VERSION = 1
 
@@ -37,7 +37,7 @@ MOST_TEXT = 1 << 24
 """Characters of JSON in a row."""
 
 MOST_DEPTH = 60
-"""How deeply its lists and objects may lie in each other."""
+"""How deeply its lists and objects may be nested."""
 
 
 def parsed(text: str) -> Any:  # noqa: ANN401 - any JSON value
@@ -91,11 +91,11 @@ class Table:
 
     @property
     def same_key(self) -> str:
-        """The condition for a row with a certain key."""
+        """The SQL condition for a row with a certain key."""
         return " AND ".join(f"{name} = ?" for name in self.key)
 
     def checksums(self, key: Key, values: Key) -> tuple[int, int]:
-        """What a row with this key and these values has as ``key_crc`` and ``crc``."""
+        """``key_crc`` and ``crc`` of a row with this key and these values."""
         key_crc = crc = self.key_checksum(key)
         for value in values:
             kind, data = "bytes", value
@@ -105,7 +105,7 @@ class Table:
         return key_crc, crc
 
     def key_checksum(self, key: Key) -> int:
-        """What a row with this key has as ``key_crc``."""
+        """``key_crc`` of a row with this key."""
         return zlib.crc32(ascii((self.name, *key)).encode())
 
 
@@ -128,13 +128,12 @@ TABLES = {
             {"quantity": str, "layer": int, "start": int, "level": int},
             {"payload": bytes},
         ),
-        # The steps' series in chunks of 1,024 entries: at level 0 an entry is a step, at level j it
-        # sums up those that share step >> 4 j. See convlens.runs.steps.
-        Table("steps", {"level": int, "chunk": int}, {"payload": bytes}),
+        # The steps' series in chunks of 1,024 steps.
+        Table("steps", {"chunk": int}, {"payload": bytes}),
         Table("epochs", {"epoch": int}, {"value": str}),
         Table("pictures", {"name": str, "epoch": int}, {"captions": str, "payload": bytes}),
-        # What is kept beside numbers, see core.snapshots; epoch −1 is before training. The id
-        # says which layer was written first: layers are shown in this order, the model's.
+        # See core.snapshots; epoch −1 is before training. The id says which layer was written
+        # first: layers are shown in this order, the model's.
         Table(
             "snapshots",
             {"kind": str, "layer": str, "epoch": int},

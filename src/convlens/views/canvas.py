@@ -33,7 +33,7 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from bokeh.themes import Theme
 
-from convlens.core.columns import Floats, Ints
+from convlens.core.buckets import Floats, Ints
 from convlens.core.records import Epoch
 from convlens.plots.canvas import (
     BLUE,

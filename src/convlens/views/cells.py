@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.core.columns import Floats, concatenate, finite_edges, quantile_bounds
+from convlens.core.buckets import Floats, finite_edges, quantile_bounds
+from convlens.core.columns import concatenate
 from convlens.core.histories import LayerHistory
 from convlens.plots.layers import TAIL
-from convlens.runs.pieces import Series
+from convlens.runs.follower import Series
 from convlens.views.matrices import round_up
 from convlens.views.timeline import (
     EMPTY,
@@ -59,7 +60,7 @@ class LayerCells:
     ) -> None:
         self._series = source if isinstance(source, Series) else None
         self.grid = _grid(source)
-        whole = source.history(narrow=True) if isinstance(source, Series) else source
+        whole = source.history() if isinstance(source, Series) else source
         between()
         self.history = condense(whole, self.grid)
         between()
@@ -91,7 +92,7 @@ class LayerCells:
         cell = max(0, (since - self.grid.first) // self.grid.width)
         begin = self.grid.first + cell * self.grid.width
         kept = int(np.searchsorted(self.history.first_step, begin))
-        new = condense(series.history(begin, narrow=True), self.grid)
+        new = condense(series.history(begin), self.grid)
         between()
         columns = concatenate([self.history.columns[:kept], new.columns])
         found = [self.quantiles[:, :kept], new.quantiles(QUANTILES)]

@@ -12,10 +12,11 @@ from bokeh.layouts import column
 from bokeh.models import LegendItem, UIElement
 from bokeh.plotting import figure
 
-from convlens.core.columns import Ints
+from convlens.core.buckets import Ints
 from convlens.core.histories import LayerHistory
-from convlens.core.records import Epoch, StepCurves
+from convlens.core.records import Epoch
 from convlens.core.smoothing import REACH, SMOOTH
+from convlens.core.steps import StepCurves
 from convlens.plots.canvas import BLUE, ORANGE
 from convlens.plots.curves import smoothed_loss
 from convlens.views.canvas import StepAxis, retitle, short

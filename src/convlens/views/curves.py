@@ -11,9 +11,10 @@ from bokeh.models import ColumnDataSource, DataRange1d, UIElement
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
-from convlens.core.columns import Floats
-from convlens.core.records import Band, Epoch, StepCurves
+from convlens.core.buckets import Floats
+from convlens.core.records import Epoch
 from convlens.core.smoothing import REACH, SMOOTH
+from convlens.core.steps import Band, StepCurves
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
 from convlens.views.canvas import StepAxis, add_hover, draw_line, short, side_by_side

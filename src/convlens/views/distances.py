@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.core.columns import Columns, Flags, Floats, Ints, coarsen
+from convlens.core.buckets import Flags, Floats, Ints
+from convlens.core.columns import Columns, coarsen
 from convlens.core.histories import LayerHistory
 from convlens.errors import ArgumentError
 from convlens.views.markup import plural

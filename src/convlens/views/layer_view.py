@@ -29,11 +29,11 @@ from bokeh.models import (
 from bokeh.palettes import viridis
 from numpy.typing import NDArray
 
-from convlens.core.columns import Floats
+from convlens.core.buckets import Floats
 from convlens.core.histories import LayerHistory, UpdateHistory
 from convlens.core.records import Epoch
 from convlens.plots.canvas import BLUE, GREEN, NONFINITE_LABEL, ORANGE, short_count
-from convlens.runs.pieces import Series as Recorded
+from convlens.runs.follower import Series as Recorded
 from convlens.views.canvas import MIN_WIDTH, PALE, StepAxis, relabel, retitle, short
 from convlens.views.cells import QUANTILES, LayerCells, Prepared, prepare
 from convlens.views.lines import MARGIN, Drawn, Lines, Message, Series, ValueRange

@@ -26,7 +26,7 @@ from bokeh.models.glyph import Glyph
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
-from convlens.core.columns import Flags, Floats, Ints
+from convlens.core.buckets import Flags, Floats, Ints
 from convlens.plots.canvas import FEW, NONFINITE_LABEL, ORANGE
 from convlens.views.canvas import FONT, INK, SOFT, StepAxis, match
 

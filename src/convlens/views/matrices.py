@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.core.columns import Flags, Floats, Ints
+from convlens.core.buckets import Flags, Floats, Ints
 from convlens.core.histories import FIGURES, LayerHistory, LayerInfo, SeriesFigures, figures_of
 from convlens.errors import ArgumentError
 from convlens.plots.canvas import short_count

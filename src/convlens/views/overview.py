@@ -19,9 +19,10 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
-from convlens.core.columns import Floats
-from convlens.core.records import Epoch, StepCurves, StepSeries
+from convlens.core.buckets import Floats
+from convlens.core.records import Epoch
 from convlens.core.smoothing import REACH, SMOOTH
+from convlens.core.steps import StepCurves, StepSeries
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
 from convlens.views.canvas import StepAxis, retitle, short, with_room

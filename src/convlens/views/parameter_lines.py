@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from convlens.core.histories import SeriesFigures
-from convlens.runs.follow import RunFollower
+from convlens.runs.follower import RunFollower
 from convlens.views.canvas import short
 from convlens.views.lines import Series
 from convlens.views.matrices import module_of, name_in_module

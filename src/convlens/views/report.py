@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from convlens.core.records import Finding, Picture, RunRecord, StepCurves
+from convlens.core.records import Finding, Picture, RunRecord
 from convlens.core.snapshots import Confusion, Mistakes
+from convlens.core.steps import StepCurves
 from convlens.doctor import diagnose
 from convlens.errors import RunError
 from convlens.runs import Run

@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.core.columns import Flags, Floats, Ints, merge_runs
+from convlens.core.buckets import Flags, Floats, Ints
+from convlens.core.columns import merge_runs
 from convlens.core.histories import LayerHistory, SeriesFigures
 from convlens.plots.layers import value_range
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from convlens.core.histories import LayerHistory, UpdateHistory
-from convlens.core.outlines import outline
 from convlens.core.records import RunRecord
 from convlens.runs import Run
 from convlens.views import layers as layer_figures
@@ -101,7 +100,7 @@ def read_watched(run: Run, record: RunRecord) -> Watched:
 
 def _brief(history: LayerHistory, grid: Grid) -> LayerHistory:
     """A column for each cell, without bucket counts, which are large and not drawn."""
-    return replace(history, columns=outline(condense(history, grid).columns))
+    return replace(history, columns=condense(history, grid).columns.without_counts())
 
 
 def matrix_section(

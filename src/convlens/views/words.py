@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from convlens.core.columns import Flags, Ints
+from convlens.core.buckets import Flags, Ints
 from convlens.core.histories import LayerHistory
-from convlens.core.records import Epoch, Finding, RunRecord, StepSeries
+from convlens.core.records import Epoch, Finding, RunRecord
+from convlens.core.steps import StepSeries
 from convlens.views.markup import NONE, duration, loss, metric, number, percent, plural, text
 from convlens.views.timeline import Grid
 

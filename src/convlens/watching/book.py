@@ -11,20 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convlens.core.beat import Beats
-from convlens.core.columns import (
-    CHUNK_BITS,
-    BucketLayout,
-    Columns,
-    Ints,
-    empty_columns,
-    level_at,
-)
+from convlens.core.buckets import BucketLayout, Ints
+from convlens.core.columns import CHUNK_BITS, Columns, chunk_of, empty_columns, level_at
 from convlens.core.histories import OPTIMIZER_STEP, LayerHistory, LayerInfo
-from convlens.core.records import RecordSink
+from convlens.core.records import HANDOVER_S, RecordSink
 from convlens.watching.buffers import Buffers, columns_of
+from convlens.watching.column_store import ColumnStore, Series
 from convlens.watching.kernels import Sketcher
-from convlens.watching.ledger import Ledger, Series, chunk_of
 from convlens.watching.normalization import Statistics
 from convlens.watching.notes import Notes
 from convlens.watching.probes import channel_axis
@@ -58,7 +51,7 @@ class Slot:
 
     @property
     def series(self) -> Series:
-        """Its key in the `Ledger`."""
+        """Its key in the `ColumnStore`."""
         return self.info.quantity, self.info.index
 
 
@@ -67,7 +60,7 @@ class Label:
     """What rows on their way from a device are: their chunk, and the steps of each row.
 
     Attributes:
-        level: see `Ledger.add`.
+        level: see `ColumnStore.add`.
         chunk: see there.
         first: (64,) first step of each row, -1 if it holds none.
         last: (64,) last step of each row.
@@ -111,7 +104,9 @@ class Sketchbook:
         notes: Notes | None = None,
     ) -> None:
         self.layout, self.eps, self.sample = BucketLayout(), eps, sample
-        self.ledger = Ledger(self.layout, eps, sample, sink, flush_sink=flush_sink, notes=notes)
+        self.ledger = ColumnStore(
+            self.layout, eps, sample, sink, flush_sink=flush_sink, notes=notes
+        )
         self.slots: dict[Series, Slot] = {}
         self.row = -1
         self.kernel_s, self.handover_s = 0.0, 0.0
@@ -122,7 +117,7 @@ class Sketchbook:
         self._last = np.full(CHUNK, -1, np.int64)
         self._rings: dict[torch.device, Ring[Label]] = {}
         self._on_ring: dict[torch.device, list[Series]] = {}
-        self._beats, self._n_shown = Beats(), 0  # when last shown, and after which sketch
+        self._shown_at, self._n_shown = 0.0, 0  # when last shown, and after which sketch
         self._declared = False
         self.counted = OPTIMIZER_STEP
 
@@ -240,7 +235,7 @@ class Sketchbook:
             self._first[self.row] = self._last[self.row] = self._step
         self.n_flushes += 1
         self._n_shown = self.n_sketches
-        self._beats.done()
+        self._shown_at = time.monotonic()
         self.handover_s += time.perf_counter() - start
 
     def close(self) -> None:
@@ -248,17 +243,17 @@ class Sketchbook:
         self.flush()
         for ring in self._rings.values():
             ring.drain()
-        self.ledger.close()
+        self.ledger.wait()
 
     def _show_now_and_then(self, *, done: bool = False) -> None:
         """Show what is new if it is time; ``done`` says that the current row is to be seen too."""
         if self._n_shown == self.n_sketches and not self._rings:  # a replayed graph counts none
             return
-        if not self._beats.due() or self.ledger.busy:
+        if time.monotonic() - self._shown_at < HANDOVER_S or self.ledger.busy:
             return
         start = time.perf_counter()
         self._n_shown = self.n_sketches
-        self._beats.done()
+        self._shown_at = time.monotonic()
         self._declare()
         self.ledger.show(self._level, self._chunk, self._take_all(clear=False))
         for ring in self._rings.values():

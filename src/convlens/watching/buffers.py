@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convlens.core.columns import BucketLayout, Columns, Floats, Ints, narrow
+from convlens.core.buckets import BucketLayout, Floats, Ints
+from convlens.core.columns import Columns, narrow
 from convlens.watching import plain
 from convlens.watching.cpu import Array
 from convlens.watching.notes import CannotSketchError

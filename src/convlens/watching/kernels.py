@@ -14,7 +14,7 @@ from numba.core import config
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convlens.core.columns import BucketLayout
+from convlens.core.buckets import BucketLayout
 from convlens.watching import cpu, plain
 from convlens.watching.buffers import Buffers
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from convlens.core.histories import FORWARD, LayerHistory, LayerInfo
-from convlens.core.records import Epoch, RecordSink
+from convlens.core.records import Epoch, RecordSink, outcome_of
 from convlens.errors import ArgumentError
 from convlens.plots import LayerHistories, UpdateHistories
 from convlens.watching import normalization
@@ -311,11 +311,9 @@ class ActivationWatch(LayerHistories):
     def _close_sink(self, error: BaseException | None) -> None:
         if self.close_sink is None:
             return
-        stopped = not isinstance(error, Exception)  # Ctrl-C, or a SystemExit on SIGTERM
-        status = "finished" if error is None else "stopped" if stopped else "failed"
         close, self.close_sink, self._closed = self.close_sink, None, True
         self.sink = None
-        close(status, None if error is None else str(error))
+        close(*outcome_of(error))
 
     def __enter__(self) -> Self:
         return self.attach()
@@ -367,8 +365,7 @@ class ActivationWatch(LayerHistories):
     def step_done(self) -> None:
         """Say that the current step was made, so that readers of a run see it before the next.
 
-        Of a model that is not compiled they do so anyway. What they see is renewed once a beat
-        (`convlens.core.beat`).
+        Of a model that is not compiled they do so anyway. They see what is new once a second.
         """
         for book in self._books():
             book.step_done()

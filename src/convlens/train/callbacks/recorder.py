@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from convlens.core.beat import Beats
-from convlens.core.records import Epoch, StepSeries, join_steps
+from convlens.core.records import HANDOVER_S, Epoch
+from convlens.core.steps import StepSeries, join_steps
 from convlens.plots import TrainingCurves
 from convlens.train.callbacks.base import Callback
 from convlens.train.schedules import read_hypers
@@ -25,9 +25,8 @@ class Recorder(Callback, TrainingCurves):
     """Records loss and hyperparameters of every step, and loss and metrics of every epoch.
 
     Losses stay on the device and are read a block at a time, so that no step waits for them. What
-    is recorded is kept in memory and written to the run, if there is one, and committed with the
-    last step before each beat (`convlens.core.beat`), so that a reader sees a step within a second.
-    It holds one fit; the next fit starts over.
+    is recorded is kept in memory and written to the run, if there is one, about once a second.
+    It holds one fit: the next fit begins anew.
 
         >>> x, y = torch.randn(8, 1, 4, 4), torch.tensor([0, 1] * 4)
         >>> dls = cl.DataLoaders([(x, y)] * 3)
@@ -65,8 +64,7 @@ class Recorder(Callback, TrainingCurves):
         """Forget the last fit and start the clock."""
         self._blocks, self._epochs, self._rows = [], [], []
         self._losses = torch.zeros(BLOCK, device=learn.device)
-        self._fit_start = self._ended = time.perf_counter()
-        self._beats = Beats()
+        self._fit_start = self._committed = time.perf_counter()
 
     def before_epoch(self, learn: Learner) -> None:
         """Start the epoch's clock."""
@@ -80,11 +78,10 @@ class Recorder(Callback, TrainingCurves):
         self._losses[len(self._rows)] = learn.loss.detach()
         hypers = [read_hypers(group) for group in learn.optimizer.param_groups]
         now = time.perf_counter()
-        took, self._ended = now - self._ended, now
         self._rows.append((now - self._fit_start, learn.step, hypers))
         self._sizes.append(len(learn.x))
-        if learn.sink is not None and self._beats.due(took):  # the next step may take as long
-            self._commit(learn, took)
+        if learn.sink is not None and now - self._committed > HANDOVER_S:
+            self._commit(learn)
         elif len(self._rows) == BLOCK:
             self._close_block(learn)
 
@@ -144,8 +141,8 @@ class Recorder(Callback, TrainingCurves):
         if learn.sink is not None:
             learn.sink.write_steps(block)
 
-    def _commit(self, learn: Learner, next_s: float = 0.0) -> None:
+    def _commit(self, learn: Learner) -> None:
         self._close_block(learn)
-        self._beats.done(next_s)
+        self._committed = time.perf_counter()
         if learn.sink is not None:
             learn.sink.flush()

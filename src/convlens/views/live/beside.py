@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from convlens.core.records import Finding
 from convlens.core.snapshots import Confusion, Mistakes
-from convlens.runs.follow import RunFollower
+from convlens.runs.follower import RunFollower
 from convlens.views import panels as shown
 from convlens.views import tables
 from convlens.views.gallery import gallery

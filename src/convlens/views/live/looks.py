@@ -1,4 +1,4 @@
-"""What a page knows of its run's record: the newest losses at each beat, everything when it is due.
+"""What a page knows of its run's record: the newest losses at each poll, everything when it is due.
 
 Reading everything takes a thread that gives way to a training; until it is done the page goes on
 with the losses.
@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from convlens.core.downsampling import take_steps
-from convlens.core.records import Epoch, StepCurves, empty_steps, join_steps
-from convlens.runs.follow import Newest
+from convlens.core.records import Epoch
+from convlens.core.steps import StepCurves, empty_steps, join_steps, take_steps
+from convlens.runs.follower import Newest
 from convlens.views.live.pace import Pace
 from convlens.views.live.store import Look
 

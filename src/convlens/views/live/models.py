@@ -13,7 +13,7 @@ from typing import Any
 from bokeh.document import Document
 from bokeh.models import ColumnDataSource, UIElement
 
-from convlens.core.records import StepSeries
+from convlens.core.steps import StepSeries
 from convlens.views.canvas import darken
 
 Say = Callable[[dict[str, Any]], bool]

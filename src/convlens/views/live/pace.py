@@ -12,22 +12,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from convlens.core.beat import until_beat
-
-LATE_S = 0.1
-"""Between the beat on which a training hands over what it has, and a page's look at it.
-
-So a page shows a batch within a second, and looks little more than once in one.
-"""
-
-CLEAR_S = 0.25
-"""So long before a look no chunk is begun by a thread that reads beside.
-
-It may hold Python's lock, and have to wait about so long for a core before it can let go of it.
-"""
-
-LOOK_S = 0.1
-"""And so long after it has begun: a look at the losses takes some milliseconds."""
+POLL_S = 1.0
+"""Seconds between two looks at a run."""
 
 WAITED = Path("/proc/thread-self/schedstat")
 """Nanoseconds that this thread has run, and that it has waited for a core (Linux)."""
@@ -79,13 +65,6 @@ class Pace:
             return False
         self._begin()
         return True
-
-
-def keep_clear() -> None:
-    """Wait in a thread of a low priority, from shortly before a look until it is over."""
-    left = until_beat(LATE_S)
-    if left < CLEAR_S:
-        time.sleep(left + LOOK_S)
 
 
 def _waited_s() -> float:

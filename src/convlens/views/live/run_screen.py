@@ -14,13 +14,15 @@ from urllib.parse import urlencode
 import numpy as np
 from bokeh.document import Document
 
-from convlens.core.records import Epoch, StepSeries
+from convlens.core.records import Epoch
 from convlens.core.smoothing import SMOOTH
+from convlens.core.steps import StepSeries
 from convlens.errors import ConvlensError
-from convlens.runs.follow import Newest
-from convlens.runs.pieces import Series as Recorded
+from convlens.runs.follower import Newest
+from convlens.runs.follower import Series as Recorded
 from convlens.views import panels as shown
 from convlens.views import words
+from convlens.views.cells import at_once
 from convlens.views.layer_view import LayerView
 from convlens.views.live.beside import Beside
 from convlens.views.live.commands import Command, place, share, stop_of, whole, word
@@ -29,7 +31,6 @@ from convlens.views.live.inside import Inside, Looking, neighbour
 from convlens.views.live.layout import QUANTITIES, run_body
 from convlens.views.live.looks import Latest, Reading
 from convlens.views.live.models import Panels, Say, add_figure, added
-from convlens.views.live.pace import keep_clear
 from convlens.views.live.store import POINTS, Look, RunStore
 from convlens.views.matrices import Matrix, make_matrix
 from convlens.views.overview import Heights, RunView
@@ -389,7 +390,7 @@ class RunScreen:
         names = [info.name for info in look.follower.layers("activation")]
         if look != self._look and self._looking.layer in names:
             series = look.follower.series(names.index(self._looking.layer))
-            self._layer_view.prepare(series, keep_clear)
+            self._layer_view.prepare(series, at_once)
 
     def _show_layer(self) -> None:
         """The chosen layer's figures and facts."""

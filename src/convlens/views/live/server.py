@@ -37,12 +37,11 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 from tornado.web import RequestHandler
 
-from convlens.core.beat import until_beat
 from convlens.errors import ArgumentError
 from convlens.views.live.address import Address
 from convlens.views.live.frame import head, not_found, rest
 from convlens.views.live.guard import Guard, Refused, safe_headers
-from convlens.views.live.pace import LATE_S
+from convlens.views.live.pace import POLL_S
 from convlens.views.live.session import Session, known_theme
 from convlens.views.live.store import RunStore
 
@@ -144,12 +143,11 @@ class _Pages(BokehTornado):
 
     def _wait(self) -> None:
         # One timer for all pages: setting one of Bokeh's takes 0.14 ms beside a training, for each.
-        self._timer = IOLoop.current().call_later(until_beat(LATE_S), self._on_beat)
+        self._timer = IOLoop.current().call_later(POLL_S, self._on_poll)
 
-    def _on_beat(self) -> None:
+    def _on_poll(self) -> None:
         self._wait()
         self._sessions = [session for session in self._sessions if not session.is_over]
-        self.store.rest()
         for session in self._sessions:
             IOLoop.current().add_callback(_look, session)  # what one raises concerns no other
 
@@ -202,8 +200,8 @@ class _Pages(BokehTornado):
 
 
 def _look(session: Session) -> None:
-    if not session.is_over:  # it may have ended since the beat
-        session.on_beat()
+    if not session.is_over:  # it may have ended since the poll
+        session.on_poll()
 
 
 class _Connection(ServerConnection):

@@ -129,10 +129,10 @@ class Session:
         context = cast("BokehSessionContext | None", self._document.session_context)
         return context is None or context.destroyed
 
-    def on_beat(self) -> None:
-        """Show what is new. Called on every beat, `LATE_S` after it, without the document's lock.
+    def on_poll(self) -> None:
+        """Show what is new. Called every `POLL_S` seconds, without the document's lock.
 
-        Most beats have losses only: what Bokeh would do about those costs more than reading.
+        Most polls have losses only: what Bokeh would do about those costs more than reading.
         """
         if self._seen and not self._called and not self._glance():
             self._call()

@@ -16,14 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from convlens.core.beat import BEAT_S
 from convlens.core.records import Finding
 from convlens.doctor import diagnose
 from convlens.errors import ConvlensError, RunError
 from convlens.runs import Run, RunInfo, list_runs, open_run
-from convlens.runs.follow import Newest, RunFollower
+from convlens.runs.follower import Newest, RunFollower
 from convlens.views.distances import Comparison, compare
-from convlens.views.live.pace import keep_clear
 
 FRESH_S = 0.1
 """A run is looked at once in this time, however many pages show it."""
@@ -132,11 +130,6 @@ class RunStore:
         """
         return self._followed(key).newest(since)
 
-    def rest(self) -> None:
-        """Let go of the files of runs that no page glances at now, so that they can be closed."""
-        for followed in self._open.values():
-            followed.rest()
-
     def _followed(self, key: str) -> _Followed:
         followed = self._open.get(key)
         if followed is None:
@@ -160,7 +153,7 @@ class RunStore:
 
     def findings(self, key: str) -> Sequence[Finding] | None:
         """What the doctor sees in a run, None until it has looked: it reads every column."""
-        look = self._followed(key).last  # as it was: this is asked at every beat
+        look = self._followed(key).last  # as it was: this is asked at every poll
         return self._worked_out(("findings", key), (look.version,), partial(_diagnose, look))
 
     def comparison(self, keys: tuple[str, str]) -> Comparison | None:
@@ -186,15 +179,10 @@ class RunStore:
 
     def _let_go(self) -> None:
         """Forget what no open page shows: each of them asks several times a second."""
-        kept = _asked_lately(self._open)
-        for key in self._open.keys() - kept.keys():
-            self._open[key].follower.rest()
-        self._open, self._jobs = kept, _asked_lately(self._jobs)
+        self._open, self._jobs = _asked_lately(self._open), _asked_lately(self._jobs)
 
     def close(self) -> None:
         """Let go of everything."""
-        for followed in self._open.values():
-            followed.follower.rest()
         for pool in (self._workers, self._readers):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -228,18 +216,17 @@ class _Followed:
             follower.series(0)
         self.asked = time.monotonic()
 
-    def look(self, between: Callable[[], None] | None = None) -> Look:
+    def look(self) -> Look:
         now = time.monotonic()
         if now - self._at > FRESH_S:
-            self.follower.refresh(between)
+            self.follower.refresh()
             self._at = now
         return self.last
 
     def read(self, then: Callable[[Look], None]) -> Look:
         if not math.isfinite(self._at):  # a page has come back to a run that was let go
             self.read_ahead()
-        look = self.look(keep_clear)
-        keep_clear()
+        look = self.look()
         with suppress(ConvlensError):  # whoever shows the look will meet it
             then(look)
         return look
@@ -249,10 +236,6 @@ class _Followed:
         if self._glance is None or now - self._glance[0] > FRESH_S or self._glance[1] != since:
             self._glance = now, since, self.follower.newest(since)
         return self._glance[2]
-
-    def rest(self) -> None:
-        if self._glance is not None and time.monotonic() - self._glance[0] > 1.5 * BEAT_S:
-            self.follower.rest()
 
     @property
     def last(self) -> Look:

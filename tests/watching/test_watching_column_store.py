@@ -1,5 +1,8 @@
 """Keeping columns beside a training: whatever goes wrong there is said and ends no step."""
 
+import os
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -8,6 +11,7 @@ import torch
 from torch import nn
 
 import convlens as cl
+from convlens.core.background import Background
 from convlens.errors import ConvlensWarning, RunError
 from convlens.watching import ActivationWatch
 
@@ -16,7 +20,7 @@ class Broken:
     """A sink that fails for one layer, and takes all else."""
 
     def __init__(self):
-        self.written = []
+        self.written, self.background = [], Background("Testing")
 
     def write_layers(self, layers, *rest):
         self.layers = layers
@@ -69,3 +73,40 @@ def test_what_is_watched_is_complete_where_no_thread_can_be_started(monkeypatch,
     assert run.meta["status"] == "finished"
     np.testing.assert_allclose(run.history(0).mean, outputs, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(run.history(0).counts, stats[0].counts)
+
+
+def test_a_run_and_its_watchers_share_one_thread(tmp_path, monkeypatch):
+    import _thread
+
+    started, start = [], _thread.start_new_thread
+
+    def counted(work, arguments):
+        started.append(work.__self__)
+        return start(work, arguments)
+
+    monkeypatch.setattr("_thread.start_new_thread", counted)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with cl.watch(model, run=tmp_path / "run", gradients=True, updates=True):
+        for _ in range(130):
+            model(torch.randn(8, 4)).sum().backward()
+            optimizer.step()
+    threads = [background for background in started if isinstance(background, Background)]
+    assert threads
+    assert len(set(map(id, threads))) == 1
+
+
+def test_watching_a_loop_does_not_load_the_trainer(tmp_path):
+    source = """
+import sys, torch
+import convlens as cl
+model = torch.nn.Linear(2, 1)
+with cl.watch(model, run=sys.argv[1]):
+    model(torch.randn(4, 2))
+found = [name for name in sys.modules if name.startswith("convlens.train")]
+assert not found, found
+assert cl.open_run(sys.argv[1]).meta["status"] == "finished"
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    command = [sys.executable, "-c", source, str(tmp_path / "run")]
+    subprocess.run(command, check=True, env=environment)

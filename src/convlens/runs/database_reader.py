@@ -1,7 +1,7 @@
-"""Reading a run's file: one read transaction, rows that are verified, a sentence for what is wrong.
+"""Reading a run's file: one read transaction, verified rows, a sentence for what is wrong.
 
-Nothing is written by reading, not even beside the file. There is one exception: where a run was cut
-off and its log was copied without ``run.db-shm``, SQLite makes that file.
+Reading writes nothing, not even beside the file, with one exception: where a run was cut off and
+its log was copied without ``run.db-shm``, SQLite makes that file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DAMAGES = (
     RecursionError,
     MemoryError,
 )
-"""What only a file that convlens did not write so can lead to, while it is read."""
+"""Errors that reading can only meet in a file that convlens did not write."""
 
 
 Mark = tuple[int, int, int]
@@ -48,7 +48,7 @@ LOG_HEADER = 32
 
 
 class Transaction:
-    """One read transaction on a run's file. Every row that it gives has been verified.
+    """One read transaction on a run's file. Every row that it returns has been verified.
 
     Args:
         database: a connection that has begun a transaction.
@@ -56,8 +56,7 @@ class Transaction:
         writer: what was known of its writer before.
 
     Attributes:
-        file: the file.
-        writer: its writer.
+        totals: for each table how many rows it has and the sum of their ids and checksums.
     """
 
     def __init__(self, database: sqlite3.Connection, file: Path, writer: WriterState) -> None:
@@ -93,11 +92,9 @@ class Transaction:
             self._keys[name] = found
         return self._keys[name]
 
-    def values(self, name: str, key: Key) -> Key | None:
-        """The values of the row with a key, None if there is none."""
-        mark = self.keys(name).get(key)
-        if mark is None:
-            return None
+    def values(self, name: str, key: Key) -> Key:
+        """The values of the row with a key, which must be one of `keys`."""
+        mark = self.keys(name)[key]
         rows = self._all(TABLES[name], mark[0])
         if len(rows) != 1 or rows[0][:2] != (mark, key):
             raise ValueError(f"the row {key} of the table {name} cannot be found")
@@ -134,8 +131,8 @@ def reading(file: Path) -> Generator[Transaction]:
     """One read transaction on a run's file.
 
     Raises:
-        RunError: if there is no such file, or it is not a run that this version reads; also if
-            what is done inside meets an error that only a damaged file can cause.
+        RunError: if there is no such file, if it is not a run that this version reads, or if the
+            block meets an error that only a damaged file can cause.
     """
     with explained(file):
         writer = writer_of(file)
@@ -143,67 +140,9 @@ def reading(file: Path) -> Generator[Transaction]:
             yield Transaction(database, file, writer)
 
 
-class KeptOpen:
-    """A file that is read again and again, through a connection that stays open between two times.
-
-    To open a record takes longer than to read what is new in it. As long as it is open, its writer
-    cannot close it into one file, for which it waits two seconds; so `close` it in time.
-
-    Args:
-        file: a run's.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._open: tuple[sqlite3.Connection, tuple[int, int]] | None = None
-
-    @contextmanager
-    def reading(self) -> Generator[Transaction]:
-        """One read transaction; see `reading`. After an error the file is opened anew."""
-        with explained(self._file):
-            try:
-                writer = writer_of(self._file)
-                database = self._begin(writer)
-                yield Transaction(database, self._file, writer)
-                database.execute("COMMIT")
-            except BaseException:
-                self.close()
-                raise
-
-    def close(self) -> None:
-        """Let go of the file until it is read again."""
-        if self._open is not None:
-            self._open[0].close()
-            self._open = None
-
-    def _begin(self, writer: WriterState) -> sqlite3.Connection:
-        inodes = self._inodes()
-        if self._open is not None and self._open[1] == inodes:
-            self._open[0].execute("BEGIN")
-        else:  # another run may have come to lie here, or a newer copy of its log
-            self.close()
-            self._open = connect(self._file, writer), inodes
-        return self._open[0]
-
-    def _inodes(self) -> tuple[int, int]:
-        """Of the file and of its log, 0 if there is none."""
-        try:
-            own = self._file.stat().st_ino
-        except OSError as error:
-            raise cannot_open(self._file, error.strerror) from error
-        try:
-            return own, _log(self._file).stat().st_ino
-        except OSError:
-            return own, 0
-
-
 @contextmanager
 def explained(file: Path) -> Generator[None]:
-    """Whatever only a damaged or missing file can cause becomes a sentence that names it.
-
-    Raises:
-        RunError: instead of such an error.
-    """
+    """Turn what only a damaged or missing file can cause into a `RunError` that names it."""
     try:
         yield
     except ConvlensError:
@@ -223,7 +162,7 @@ def explained(file: Path) -> Generator[None]:
 
 
 def cannot_open(file: Path, reason: str | None) -> RunError:
-    """The sentence for a file that is out of reach."""
+    """The error for a file that is out of reach."""
     return RunError(
         f"{str(file)!r} cannot be opened ({reason}); check that it is still there and that you may "
         "read it and its folder."
@@ -231,10 +170,7 @@ def cannot_open(file: Path, reason: str | None) -> RunError:
 
 
 def connect(file: Path, writer: WriterState) -> sqlite3.Connection:
-    """A read-only connection inside a transaction, to a file that was found to be a run.
-
-    Errors are those of SQLite; see `explained`.
-    """
+    """A read-only connection inside a transaction; errors are those of SQLite."""
     uri, log = file.absolute().as_uri() + "?mode=ro", _log(file)
     is_logged = _has_something(log)
     if writer.alive:
@@ -260,11 +196,7 @@ def _log(file: Path) -> Path:
 
 
 def _has_something(log: Path) -> bool:
-    """Whether a write-ahead log holds anything.
-
-    Raises:
-        ValueError: if something else lies in its place, such as a pipe, which would be waited for.
-    """
+    """Whether a write-ahead log holds anything; a ValueError if it is a pipe or the like."""
     if not log.exists():
         return False
     if not log.is_file():

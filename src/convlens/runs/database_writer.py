@@ -1,4 +1,4 @@
-"""The file that a run is written to: made, committed to, and closed into one plain file."""
+"""`DatabaseWriter`: makes a run's file, commits to it, and closes it into one plain file."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 
 from convlens.errors import RunError
 from convlens.runs.lock import WriterLock
-from convlens.runs.rows import Rows, put_total
 from convlens.runs.schema import APPLICATION_ID, SCHEMA_VERSION, STATEMENTS, TABLES
+from convlens.runs.write_buffer import WriteBuffer, put_total
 
-BUSY_S = 2.0
-"""How long a commit waits for whoever else holds the file, before it is tried again later."""
+BUSY_S = 1.0
+"""Seconds that a commit waits for a lock; then it is tried again later."""
 
-FOLD_S = 2.0
-"""How long for readers, where the write-ahead log is folded into the file."""
+CHECKPOINT_S = 2.0
+"""Seconds that a WAL checkpoint waits for readers."""
 
 LOG_LIMIT = 32 << 20
-"""Bytes of the write-ahead log beyond which it is emptied, even if readers come and go."""
+"""Bytes of the write-ahead log beyond which it is emptied, also while readers come and go."""
 
 _NO_MEMORY = frozenset(
     [sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR_NOMEM, sqlite3.SQLITE_IOERR_SHMMAP]
@@ -31,24 +31,23 @@ _NO_MEMORY = frozenset(
 
 
 class MovedError(Exception):
-    """The file is not any more where it was made."""
+    """The file is no longer where it was made."""
 
 
-class RecordFile:
+class DatabaseWriter:
     """A new record, which its process keeps locked; see `convlens.runs.lock`.
 
-    It appears under its name when it has its tables and first facts, so that whoever finds it after
-    a crash finds a run.
+    It gets its name when it has its tables and first facts, so that after a crash it is a run.
 
     Args:
         path: the file, in a folder that exists.
-        facts: what it holds from its beginning.
+        facts: its first rows.
 
     Raises:
         RunError: if it exists or cannot be made.
     """
 
-    def __init__(self, path: Path, facts: Rows) -> None:
+    def __init__(self, path: Path, facts: WriteBuffer) -> None:
         self.path = path
         try:
             self._lock = WriterLock(path)
@@ -69,11 +68,11 @@ class RecordFile:
         except OSError:
             return False
 
-    def commit(self, rows: Rows) -> list[str]:
+    def commit(self, rows: WriteBuffer) -> list[str]:
         """Write rows in one transaction.
 
         Returns:
-            What no database takes, and so was left out.
+            Rows that were left out, as no database takes them.
 
         Raises:
             MovedError: if the file is not where it was made, so that nobody would find the rows.
@@ -145,12 +144,12 @@ def explain(file: Path, error: Exception) -> tuple[str, str]:
 
 
 def _place(file: Path) -> tuple[int, int]:
-    """What tells a file from any other that may come to lie in its place."""
+    """Device and inode, which tell a file from another one under the same name."""
     found = os.stat(file)  # noqa: PTH116 - shorter
     return found.st_dev, found.st_ino
 
 
-def _create(file: Path, facts: Rows) -> sqlite3.Connection:
+def _create(file: Path, facts: WriteBuffer) -> sqlite3.Connection:
     if file.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     draft = file.with_name(f"{file.name}-new")
@@ -189,25 +188,23 @@ def _connect(file: Path) -> sqlite3.Connection:
 def _limit_log(database: sqlite3.Connection, file: Path) -> None:
     """Empty a long write-ahead log; readers that poll would never let SQLite start it anew."""
     if file.with_name(file.name + "-wal").stat().st_size > LOG_LIMIT:
-        _fold_log(database)
+        _empty_log(database)
 
 
 def _into_one_file(database: sqlite3.Connection) -> None:
     """Fold the write-ahead log into the file and leave write-ahead mode.
 
-    A reader that has it open keeps SQLite from doing so. A page does, but lets go when it sees that
-    the run has ended, or two beats after its last look; one that is just reading everything may not
-    in time. Then the record is as complete, only in two or three files, which readers know how to
-    open too.
+    A reader that has it open may keep SQLite from doing so. Then the record is as complete, only in
+    two or three files, which readers know how to open too.
     """
-    until = time.monotonic() + FOLD_S
-    if _fold_log(database):
+    until = time.monotonic() + CHECKPOINT_S
+    if _empty_log(database):
         while not _leave_log(database) and time.monotonic() < until:
             time.sleep(0.01)
 
 
 def _leave_log(database: sqlite3.Connection) -> bool:
-    """Leave write-ahead mode; False if somebody has the file open: SQLite does not wait."""
+    """Leave write-ahead mode; False if somebody has the file open."""
     try:
         with closing(database.execute("PRAGMA journal_mode = DELETE")) as cursor:
             cursor.fetchall()
@@ -218,9 +215,9 @@ def _leave_log(database: sqlite3.Connection) -> bool:
     return True
 
 
-def _fold_log(database: sqlite3.Connection) -> bool:
-    """Whether it could be done: readers of old states are waited for, but not for ever."""
-    database.execute(f"PRAGMA busy_timeout = {int(FOLD_S * 1000)}")
+def _empty_log(database: sqlite3.Connection) -> bool:
+    """Move the log's content into the file; False if readers of old states kept it from that."""
+    database.execute(f"PRAGMA busy_timeout = {int(CHECKPOINT_S * 1000)}")
     try:
         with closing(database.execute("PRAGMA wal_checkpoint(TRUNCATE)")) as cursor:
             (busy, _, _) = cursor.fetchone()
@@ -234,5 +231,5 @@ def _fold_log(database: sqlite3.Connection) -> bool:
 
 
 def _is_locked(error: sqlite3.Error) -> bool:
-    """Whether somebody else holds the file, which passes."""
+    """Whether somebody else holds a lock on the file."""
     return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

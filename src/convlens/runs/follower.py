@@ -1,0 +1,440 @@
+"""`RunFollower`: reads a run again and again while it grows; what did not change is kept."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convlens.core.buckets import Ints
+from convlens.core.columns import (
+    CHUNK_BITS,
+    Columns,
+    concatenate,
+    empty_columns,
+    narrow,
+)
+from convlens.core.histories import (
+    FIGURES,
+    LayerHistory,
+    LayerInfo,
+    SeriesFigures,
+    UpdateHistory,
+    figures_of,
+)
+from convlens.core.layers import find_layer
+from convlens.core.records import Epoch
+from convlens.core.steps import StepCurves, StepSeries, check_points, join_steps, sum_up
+from convlens.plots import POINTS
+from convlens.runs.column_reader import Block, ColumnReader, Watched, read_watched
+from convlens.runs.database_reader import Transaction, cannot_open, explained, reading
+from convlens.runs.lock import writer_of
+from convlens.runs.reader import Run, aligned, counted_in, read_epochs, read_recorded, with_end
+from convlens.runs.schema import DATABASE
+from convlens.runs.step_chunks import KnownChunks, read_step_chunks, read_steps
+
+SERIES = 8
+"""Series that are kept with their bucket counts: those asked for last."""
+
+TICK_NS = 50_000_000
+"""Two changes of a file within this time may have the same time stamp."""
+
+Value = TypeVar("Value")
+SeriesKey = tuple[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A series with its bucket counts, in blocks. It is replaced, never changed.
+
+    Attributes:
+        watched: how it was watched.
+        info: whose it is.
+        level: that of the columns.
+        blocks: by their number, in order of time.
+    """
+
+    watched: Watched
+    info: LayerInfo
+    level: int
+    blocks: Mapping[int, Block[Columns]]
+
+    @property
+    def first_step(self) -> Ints:
+        """(K,) first step of each column."""
+        none = np.zeros(0, np.int64)
+        return np.concatenate([none, *(block.value.first_step for block in self.blocks.values())])
+
+    @property
+    def last_step(self) -> Ints:
+        """(K,) last step of each column."""
+        none = np.zeros(0, np.int64)
+        return np.concatenate([none, *(block.value.last_step for block in self.blocks.values())])
+
+    def changed_since(self, older: Series) -> int | None:
+        """The first step that may differ from an older state, None if all may."""
+        if (older.watched, older.info, older.level) != (self.watched, self.info, self.level):
+            return None
+        both = sorted(older.blocks.keys() | self.blocks.keys())
+        new = (b for b in both if older.blocks.get(b) is not self.blocks.get(b))
+        return next(new, both[-1] + 1 if both else 0) << (self.level + CHUNK_BITS)
+
+    def history(self, since: int = 0) -> LayerHistory:
+        """The columns that begin at a step or after it."""
+        bits = self.level + CHUNK_BITS
+        parts = [block.value for b, block in self.blocks.items() if b >= since >> bits]
+        none = empty_columns(self.watched.layout.size, 0)
+        columns = concatenate(parts) if parts else none
+        first = int(np.searchsorted(columns.first_step, since))
+        return self.watched.history(self.info, columns[first:] if first else columns)
+
+
+@dataclass(frozen=True)
+class _BlockFigures:
+    """(K,) first and last steps of a block's columns, and (F, K) `FIGURES`."""
+
+    first: Ints
+    last: Ints
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class _Figures:
+    """The figures of all series of a quantity, in blocks."""
+
+    watched: Watched
+    level: int
+    series: Sequence[Mapping[int, Block[_BlockFigures]]]
+
+    @cached_property
+    def joined(self) -> SeriesFigures:
+        """All of them over the same columns."""
+        parts = [[block.value for block in blocks.values()] for blocks in self.series]
+        every = [part for found in parts for part in found]
+        none = np.zeros(0, np.int64)
+        column = np.unique(np.concatenate([none, *(part.first >> self.level for part in every)]))
+        first = np.full(len(column), np.iinfo(np.int64).max)
+        last = np.full(len(column), -1)
+        values = np.full((len(FIGURES), len(parts), len(column)), np.nan, np.float32)
+        for i, found in enumerate(parts):
+            for part in found:
+                at = np.searchsorted(column, part.first >> self.level)
+                first[at] = np.minimum(first[at], part.first)
+                last[at] = np.maximum(last[at], part.last)
+                values[:, i, at] = part.values
+        figures = dict(zip(FIGURES, values, strict=True))
+        return SeriesFigures(self.watched.layers, first, last, figures)
+
+
+@dataclass(frozen=True, eq=False)
+class _State:
+    """What was read in one transaction; replaced by the next, never changed."""
+
+    run: tuple[Any, ...] = ()  # which one: another may come to lie in the same folder
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    epochs: Sequence[Epoch] = ()
+    totals: Sequence[Mapping[str, object]] = ()  # of each file; equal if its rows are
+    watched: Mapping[str, Watched] = field(default_factory=dict[str, Watched])
+    level: int = 0
+    steps: KnownChunks = field(default_factory=dict[int, tuple[int, StepSeries]])
+    figures: Mapping[str, _Figures] = field(default_factory=dict[str, _Figures])
+    series: Mapping[SeriesKey, Series] = field(default_factory=dict[SeriesKey, Series])
+
+    def looks_like(self, other: _State) -> bool:
+        """Whether a reader would see no difference."""
+        facts = [(s.run, s.meta.get("status"), s.totals) for s in (self, other)]
+        both = self.watched.keys() & other.watched.keys()
+        return facts[0] == facts[1] and all(self.watched[q] == other.watched[q] for q in both)
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The newest steps of a run, and its state.
+
+    Attributes:
+        created: the fact of this name in the run's meta.
+        status: likewise.
+        n_layers: how many layers' activations were watched.
+        epochs: every finished epoch; the same object until there are more.
+        steps: the steps asked for.
+    """
+
+    created: object
+    status: object
+    n_layers: int
+    epochs: Sequence[Epoch]
+    steps: StepSeries
+
+
+class RunFollower:
+    """A run that is read again and again, finished or growing: each time only what is new.
+
+    Everything that is asked for is of one moment, that of the last `refresh`, or of the last time
+    something was asked for that had not been asked for before, which reads the run again. What was
+    asked for once is kept up to date; of full histories the eight that were asked for last.
+
+    No connection stays open between two calls. One thread may `refresh` while another asks.
+
+    Args:
+        run: what to follow.
+
+    Attributes:
+        version: grows whenever something new was read, so that several who look can tell.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.version = run, 0
+        self._state = _State()
+        self._reading = Lock()
+        self._stamp: object = None  # of the files when they were read, None if it proves nothing
+        self._newest: tuple[object, int, Newest] | None = None  # with its stamp, and since when
+        self._tables: dict[str, tuple[object, object]] = {}  # by name, of which total, what it held
+        self._seen = -1  # the version at the last refresh
+        self._quantities: dict[str, None] = {}
+        self._figures: dict[str, None] = {}
+        self._series: dict[SeriesKey, LayerInfo] = {}
+
+    def __repr__(self) -> str:
+        return f"RunFollower({self.run!r}, version {self.version})"
+
+    def refresh(self) -> bool:
+        """Read what is new since the last time.
+
+        Returns:
+            Whether anything is new, also what was read in between because it was asked for.
+
+        Raises:
+            RunError: if the run cannot be read; the state stays as it was.
+        """
+        stamp = _stamp(self.run.path)
+        if stamp is None or stamp != self._stamp:
+            self._read(stamp)
+        seen, self._seen = self._seen, self.version
+        return seen != self.version
+
+    def newest(self, since: int) -> Newest:
+        """The steps after ``since``, at a tenth of the cost of a `refresh`, which this is not.
+
+        Raises:
+            RunError: if the run cannot be read.
+        """
+        known, stamp = self._newest, _stamp(self.run.path)
+        if known is None or stamp is None or known[:2] != (stamp, since):
+            known = self._newest = stamp, since, self._read_newest(since)
+        return known[2]
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """Facts by name; see `Run.meta`."""
+        return self._read_once().meta
+
+    @property
+    def epochs(self) -> Sequence[Epoch]:
+        """Every finished epoch."""
+        return self._read_once().epochs
+
+    def layers(self, quantity: str = "activation") -> Sequence[LayerInfo]:
+        """What was watched of a quantity (see `LayerInfo`), in order of its index."""
+        self._quantities[quantity] = None
+        return self._read_once(quantity in self._state.watched).watched[quantity].layers
+
+    def curves(self, points: int = POINTS) -> StepCurves:
+        """The steps' series summed up in at most ``points`` entries.
+
+        Raises:
+            ArgumentError: if ``points`` is not positive.
+        """
+        check_points(points)
+        steps = [part for _, part in self._read_once().steps.values()]
+        return sum_up(join_steps(steps), points)
+
+    def figures(self, quantity: str = "activation") -> SeriesFigures:
+        """The figures of all series of a quantity, without their histograms."""
+        self._quantities[quantity] = self._figures[quantity] = None
+        return self._read_once(quantity in self._state.figures).figures[quantity].joined
+
+    def history(self, index: int, quantity: str = "activation") -> LayerHistory:
+        """The history of one series, as `Run.history` returns it.
+
+        Args:
+            index: its position among `layers` (negative from the end).
+            quantity: of another series than the activations: its position among those.
+
+        Raises:
+            LayerNotFoundError: if there is no such layer.
+        """
+        return self.series(index, quantity).history()
+
+    def series(self, index: int, quantity: str = "activation") -> Series:
+        """The blocks of `history`, which tell what has changed since an older state.
+
+        Raises:
+            LayerNotFoundError: if there is no such layer.
+        """
+        info = self._info(index, quantity)
+        return self._kept(info)[0]
+
+    def update_history(self, index: int) -> UpdateHistory:
+        """What the optimizer did to the parameter at this position (negative from the end).
+
+        Raises:
+            LayerNotFoundError: if there is no such parameter.
+        """
+        info = self._info(index, "update")
+        update, parameter = self._kept(info, replace(info, quantity="parameter"))
+        return aligned(update.history(), parameter.history())
+
+    def _info(self, index: int, quantity: str) -> LayerInfo:
+        layers = self.layers(quantity)
+        return layers[find_layer(index, [layer.name for layer in layers])]
+
+    def _kept(self, *infos: LayerInfo) -> list[Series]:
+        keys = [(info.quantity, info.index) for info in infos]
+        for key, info in zip(keys, infos, strict=True):
+            self._quantities[info.quantity] = None
+            self._series.pop(key, None)
+            self._series[key] = info  # the latest last
+        for old in list(self._series)[:-SERIES]:
+            self._series.pop(old, None)
+        state = self._read_once(all(key in self._state.series for key in keys))
+        return [state.series[key] for key in keys]
+
+    # ---- reading --------------------------------------------------------------------------------
+
+    def _read_once(self, known: bool = True) -> _State:
+        """The state, read if there is none yet or if what is asked for is not in it."""
+        if not known or not self._state.run:
+            return self._read(_stamp(self.run.path))
+        return self._state
+
+    def _read(self, stamp: object) -> _State:
+        with self._reading:
+            self._stamp = None
+            with self.run.transactions() as records:
+                new = self._after(self._state, records)
+            self.version += not new.looks_like(self._state)
+            self._state, self._stamp = new, stamp
+            return new
+
+    def _after(self, old: _State, records: Sequence[Transaction]) -> _State:
+        """The state after an older one, of which only what has changed is read."""
+        main, meta = records[0], self._meta(records[0])
+        run = meta.get("created"), *((str(record.file), _inode(record.file)) for record in records)
+        if run[: len(old.run)] != old.run:
+            old = _State()
+        epochs = self._known(main, "epochs", partial(read_epochs, main))
+        with explained(main.file):
+            watched = {q: read_watched(main, q, counted_in(meta)) for q in list(self._quantities)}
+        new = replace(
+            old,
+            run=run,
+            meta=meta,
+            epochs=epochs,
+            totals=[record.totals for record in records],
+            watched=watched,
+            steps=read_step_chunks(main, known=old.steps),
+        )
+        return self._with_columns(old, new, ColumnReader(records))
+
+    def _with_columns(self, old: _State, new: _State, reader: ColumnReader) -> _State:
+        def is_same(quantity: str) -> bool:
+            known = old.watched.get(quantity)
+            return old.level == reader.level and known == new.watched[quantity]
+
+        figures: dict[str, _Figures] = {}
+        for quantity in list(self._figures):
+            watched = new.watched[quantity]
+            known = old.figures.get(quantity) if is_same(quantity) else None
+            figures[quantity] = _read_figures(reader, watched, known)
+        series: dict[SeriesKey, Series] = {}
+        for key, asked in list(self._series.items()):
+            watched = new.watched[asked.quantity]
+            info = next((layer for layer in watched.layers if layer.index == asked.index), asked)
+            known = old.series.get(key) if is_same(asked.quantity) else None
+            series[key] = _read_series(reader, watched, info, known)
+        return replace(new, level=reader.level, figures=figures, series=series)
+
+    def _read_newest(self, since: int) -> Newest:
+        with reading(self.run.path / DATABASE) as record:
+            meta = self._meta(record)
+            layers = self._known(
+                record, "layers", lambda: read_watched(record, "activation").layers
+            )
+            return Newest(
+                meta.get("created"),
+                meta.get("status"),
+                len(layers),
+                self._known(record, "epochs", partial(read_epochs, record)),
+                read_steps(record, since + 1),
+            )
+
+    def _meta(self, record: Transaction) -> Mapping[str, Any]:
+        return with_end(self._known(record, "meta", partial(read_recorded, record)), record)
+
+    def _known(self, record: Transaction, name: str, read: Callable[[], Value]) -> Value:
+        """What was read of a table of the run's own file, anew only if its rows have changed."""
+        total = record.totals[name]
+        known = self._tables.get(name)
+        if known is None or known[0] != total:
+            known = self._tables[name] = total, read()
+        return cast("Value", known[1])
+
+
+def _read_figures(reader: ColumnReader, watched: Watched, known: _Figures | None) -> _Figures:
+    found: list[Mapping[int, Block[_BlockFigures]]] = []
+    for i, info in enumerate(watched.layers):
+
+        def make(columns: Columns, info: LayerInfo = info) -> _BlockFigures:
+            values = figures_of(watched.history(info, columns))
+            return _BlockFigures(columns.first_step, columns.last_step, values)
+
+        old = {} if known is None else known.series[i]
+        found.append(reader.blocks(info, watched.layout, old, make))
+    return _Figures(watched, reader.level, found)
+
+
+def _read_series(
+    reader: ColumnReader, watched: Watched, info: LayerInfo, known: Series | None
+) -> Series:
+    def make(columns: Columns) -> Columns:
+        return replace(columns, counts=narrow(columns.counts))
+
+    old = {} if known is None else known.blocks
+    blocks = reader.blocks(info, watched.layout, old, make)
+    if known is not None and list(blocks.values()) == list(old.values()):
+        return known
+    return Series(watched, info, reader.level, blocks)
+
+
+def _inode(file: Path) -> int:
+    try:
+        return file.stat().st_ino
+    except OSError as error:
+        raise cannot_open(file, error.strerror) from error
+
+
+def _stamp(folder: Path) -> tuple[Any, ...] | None:
+    """Names, sizes and times of a run's files; None if they are too young to prove anything.
+
+    Whether their writer lives is part of it: where it was killed, nothing in them changes. They are
+    not opened: closing one would release the locks of a writer in the same process.
+    """
+    writer = writer_of(folder / DATABASE)
+    try:
+        with os.scandir(folder) as entries:
+            names = re.compile(r"(run|rank-[1-9]\d*)\.db(-wal)?")
+            found = [(e.name, e.stat()) for e in entries if names.fullmatch(e.name)]
+    except OSError as error:
+        raise cannot_open(folder / DATABASE, error.strerror) from error
+    if any(stat.st_mtime_ns > time.time_ns() - TICK_NS for _, stat in found):
+        return None
+    return writer, *sorted((n, s.st_ino, s.st_size, s.st_mtime_ns) for n, s in found)
