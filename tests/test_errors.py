@@ -7,7 +7,8 @@ import warnings
 import pytest
 
 from convlens import errors
-from convlens.errors import LayerNotFoundError, find_layer
+from convlens.core.layers import find_layer
+from convlens.errors import LayerNotFoundError
 
 NAMES = ["0.0", "1.0", "head.linear", "head.norm"]
 

@@ -18,11 +18,8 @@ What a user has to know and what ends nothing is a `ConvlensWarning`, issued by 
 
 from __future__ import annotations
 
-import difflib
 import warnings
-from collections.abc import Sequence
 from contextlib import suppress
-from numbers import Integral
 
 
 class ConvlensError(Exception):
@@ -76,53 +73,3 @@ def warn(message: str) -> None:
     """
     with suppress(Exception):  # also where standard error is closed
         warnings.warn(message, ConvlensWarning, stacklevel=3)
-
-
-def find_layer(layer: int | str, names: Sequence[str], kinds: Sequence[str] = ()) -> int:
-    """Position of ``layer`` in ``names``: an index (negative from the end), a name or a kind.
-
-    A kind is ``"first conv"``, ``"last norm"``: the first or last layer whose class name contains
-    the word, in any case.
-
-    Args:
-        layer: what to find.
-        names: the layers' names.
-        kinds: their class names, empty for what is not to be found by its kind; none if not known.
-
-    Raises:
-        LayerNotFoundError: with the closest names, the kinds, or the range of indices.
-    """
-    if isinstance(layer, str):
-        if layer in names:
-            return list(names).index(layer)
-        end, _, kind = layer.partition(" ")
-        if kinds and kind and end in ("first", "last"):
-            return _find_kind(layer, end, kind, kinds)
-        close = difflib.get_close_matches(layer, names, n=3, cutoff=0.4) or list(names)[:3]
-        known = ", ".join(repr(name) for name in close) or "none, there are no layers"
-        raise LayerNotFoundError(
-            f"layer={layer!r} is not among the {len(names)} layers; closest: {known}."
-        )
-    if not isinstance(layer, Integral):
-        raise LayerNotFoundError(
-            f"layer={layer!r} is neither a module's name nor an index; give one of them."
-        )
-    layer = int(layer)
-    if -len(names) <= layer < len(names):
-        return layer % len(names)
-    raise LayerNotFoundError(
-        f"layer={layer} is out of range: there are {len(names)} layers; "
-        f"use an index from {-len(names)} to {len(names) - 1} or a module's name."
-        if names
-        else f"layer={layer} was asked for, but no layers are recorded; train with watching on."
-    )
-
-
-def _find_kind(layer: str, end: str, kind: str, kinds: Sequence[str]) -> int:
-    found = [i for i, known in enumerate(kinds) if kind.lower() in known.lower()]
-    if not found:
-        known = ", ".join(sorted({known for known in kinds if known}))
-        raise LayerNotFoundError(
-            f"layer={layer!r}: no layer's class name contains {kind!r}; there are: {known}."
-        )
-    return found[0 if end == "first" else -1]

@@ -175,23 +175,45 @@ class Picture:
     captions: Sequence[str]
 
 
+SEVERITIES = ("problem", "warning", "note", "good")
+"""What a `Finding` can be, worst first."""
+
+CONFIDENCES = ("certain", "likely", "possible")
+"""How sure a `Finding` can be, surest first."""
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One thing that the doctor saw.
+    """One thing that the doctor found.
 
     Attributes:
         kind: a stable key such as ``"one-class"`` or ``"dead-channels"``.
-        severity: ``"good"``, ``"note"`` or ``"problem"``.
-        text: one or two sentences: what was measured, what it means, what to try.
+        severity: one of `SEVERITIES`.
+        evidence: one or two sentences: what was measured, and what it means.
         layer: the layer it is about, None for the whole run.
-        first_step: where it begins, None if that does not apply.
+        first_step: the step at which it begins, None if that does not apply.
+        fix: what to do about it, empty if nothing.
+        confidence: one of `CONFIDENCES`: ``"certain"`` for a measured fact, ``"likely"`` and
+            ``"possible"`` for its interpretation.
     """
 
     kind: str
     severity: str
-    text: str
+    evidence: str
     layer: str | None = None
     first_step: int | None = None
+    fix: str = ""
+    confidence: str = "likely"
+
+    @property
+    def text(self) -> str:
+        """Evidence and fix, for a reader.
+
+        >>> from convlens.core.records import Finding
+        >>> Finding("dead-channels", "note", "3 of 8 channels are dead.", fix="Lower the lr.").text
+        '3 of 8 channels are dead. Lower the lr.'
+        """
+        return f"{self.evidence} {self.fix}".strip()
 
 
 class RecordSink(Protocol):

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from convlens.errors import ArgumentError, find_layer
+from convlens.core.layers import find_layer
+from convlens.errors import ArgumentError
 from convlens.execution import Given, layer_kind, read_inputs, shapes, trace, unwrapped
 from convlens.geometry.reach import Field, Ints, Known, Reach, Unknown
 from convlens.geometry.tracker import FieldTracker

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convlens.errors import ArgumentError, LayerNotFoundError, find_layer
+from convlens.core.layers import find_layer
+from convlens.errors import ArgumentError, LayerNotFoundError
 from convlens.execution import copy_of, hook_layers, layer_kind, preserved, shapes, unwrapped
 from convlens.geometry import arithmetic
 from convlens.geometry.fields import ReceptiveFields, receptive_field

@@ -76,7 +76,7 @@ class Summary:
         Raises:
             LayerNotFoundError: with the closest names.
         """
-        from convlens.errors import find_layer
+        from convlens.core.layers import find_layer
 
         kinds = ["" if row.parent and row.channels is None else row.kind for row in self.rows]
         return self.rows[find_layer(layer, [row.name for row in self.rows], kinds)]

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 from convlens.core.downsampling import cut_steps, sum_up
 from convlens.core.histories import LayerHistory, LayerInfo, UpdateHistory
+from convlens.core.layers import find_layer
 from convlens.core.records import Epoch, StepCurves, StepSeries
 from convlens.core.snapshots import Confusion, Mistakes, S
-from convlens.errors import ArgumentError, LayerNotFoundError, find_layer
+from convlens.errors import ArgumentError, LayerNotFoundError
 from convlens.plots.curves import POINTS, plot_loss, plot_sched
 from convlens.plots.grids import MOST_LAYERS
 from convlens.plots.layers import color_dim, plot_layer_stats

@@ -17,9 +17,10 @@ from typing import Any, Self
 from convlens.core.downsampling import check_points
 from convlens.core.encoding import unpack
 from convlens.core.histories import FORWARD, OPTIMIZER_STEP, LayerHistory, LayerInfo, UpdateHistory
+from convlens.core.layers import find_layer
 from convlens.core.records import Epoch, Picture, RunRecord, StepCurves, StepSeries
 from convlens.core.snapshots import S, Snapshot
-from convlens.errors import RunError, find_layer
+from convlens.errors import RunError
 from convlens.plots import (
     POINTS,
     Interpretation,

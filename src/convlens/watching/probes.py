@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from convlens.errors import ArgumentError, find_layer
+from convlens.core.layers import find_layer
+from convlens.errors import ArgumentError
 from convlens.execution import has_children, layer_kind, named_layers, own_parameters
 
 BatchNorm = nn.modules.batchnorm._BatchNorm  # pyright: ignore[reportPrivateUsage]
