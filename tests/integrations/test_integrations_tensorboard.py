@@ -18,9 +18,9 @@ from torch.nn import functional as F
 import convlens as cl
 from convlens.core.columns import finite_edges
 from convlens.core.histories import LayerInfo
+from convlens.core.layer_histories import LayerHistories
 from convlens.core.records import StepSeries
 from convlens.integrations import tensorboard
-from convlens.plots import LayerHistories
 from convlens.runs import create_run
 
 

@@ -17,10 +17,11 @@ import matplotlib.pyplot as plt
 
 from convlens.core.columns import coarsen
 from convlens.core.histories import LayerInfo
+from convlens.core.layer_histories import LayerHistories
 from convlens.errors import ArgumentError, LayerNotFoundError
-from convlens.plots import LayerHistories, color_dim_all, plot_layer_stats_all
+from convlens.plots import LayerPlots, color_dim_all, plot_layer_stats_all
 from convlens.plots.canvas import NONFINITE_LABEL
-from convlens.plots.layers import value_range
+from convlens.plots.one_layer import value_range
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def _close_figures():
     plt.close("all")
 
 
-class Layers(LayerHistories):
+class Layers(LayerPlots, LayerHistories):
     """Layers that are made when they are asked for."""
 
     def __init__(self, *histories, n=None):
@@ -169,7 +170,7 @@ def test_stats_have_a_row_of_three_for_each_layer():
         np.testing.assert_array_equal(mean.lines[0].get_ydata(), stats[i].mean)
         np.testing.assert_array_equal(std.lines[0].get_ydata(), stats[i].std)
         np.testing.assert_array_equal(near.lines[0].get_ydata(), 100 * stats[i].near_zero)
-        assert near.get_ylim() == (-4, 104)
+        assert near.get_ylim() == (-3, 103)
         assert mean.get_title(loc="left") == f"blocks.{i}.conv (Conv2d)"
     assert [len(row[2].lines) for row in rows] == [2, 1], "only the first one's ReLU takes it"
     assert [ax.texts[0].get_text() for ax in rows[0]] == [
@@ -182,14 +183,13 @@ def test_stats_have_a_row_of_three_for_each_layer():
     assert inside(figure, [ax for row in rows for ax in row])
 
 
-def test_many_rows_go_down_one_column_of_three_and_then_the_next():
+def test_many_rows_lie_side_by_side_in_reading_order():
     rows = Layers(healthy(4, n_values=40), n=10).plot_layer_stats()
     figure_of(rows[0][0])
-    places = [(row[0].get_position().x0, -row[0].get_position().y0) for row in rows]
+    places = [(-row[0].get_position().y0, row[0].get_position().x0) for row in rows]
     assert places == sorted(places)
-    assert len({x for x, _ in places}) == 2
-    headed = [i for i, row in enumerate(rows) if row[0].texts]
-    assert headed == [0, 5]
+    assert len({x for _, x in places}) == 2
+    assert [i for i, row in enumerate(rows) if row[0].texts] == [0, 1]
 
 
 def test_a_few_huge_values_make_a_small_axis_logarithmic():
@@ -223,12 +223,12 @@ def test_what_is_not_there_is_said_in_its_panel():
     axes = color_dim_all([empty, nan, good])
     figure = figure_of(axes[0])
     said = [[text.get_text() for text in ax.texts] for ax in axes]
-    assert said == [["no batch yet"], ["all NaN or infinite"], []]
+    assert said == [["no batch recorded yet"], ["all values NaN or infinite"], []]
     assert [t.get_text() for t in figure.legends[0].get_texts()] == [NONFINITE_LABEL]
     rows = plot_layer_stats_all([good, empty, nan])
     figure_of(rows[0][0])
-    assert [rows[1][k].texts[-1].get_text() for k in range(3)] == ["no batch yet"] * 3
-    assert rows[2][0].texts[-1].get_text() == "all NaN or infinite"
+    assert [rows[1][k].texts[-1].get_text() for k in range(3)] == ["no batch recorded yet"] * 3
+    assert rows[2][0].texts[-1].get_text() == "all values NaN or infinite"
     figure_of(color_dim_all([empty])[0])
     figure_of(plot_layer_stats_all([empty])[0][0])
 
@@ -268,18 +268,21 @@ def test_arguments_that_cannot_work_get_a_sentence():
             "ax is for one layer; name it, or give axes, one for each",
         ),
         (lambda: stats.color_dim(0, axes=[ax]), "axes is for several layers; with one layer, giv"),
-        (lambda: stats.color_dim(0, layers=[1]), "layer and layers say the same twice; give one"),
-        (lambda: stats.plot_layer_stats(0, layers=[1]), "layer and layers say the same twice"),
-        (lambda: stats.color_dim(layers="blocks.0.conv"), "layers='blocks.0.conv' is one layer; "),
-        (lambda: stats.color_dim(bins=0), "bins=0 is the number of rows drawn; give at least 1"),
-        (lambda: stats.color_dim(limit=-1), "limit=-1 is no range of activations"),
+        (lambda: stats.color_dim(0, layers=[1]), "layer and layers exclude each other; give one"),
+        (lambda: stats.plot_layer_stats(0, layers=[1]), "layer and layers exclude each other"),
+        (
+            lambda: stats.color_dim(layers="blocks.0.conv"),
+            "layers must be a list, got 'blo",
+        ),
+        (lambda: stats.color_dim(bins=0), "bins must be at least 1, got 0"),
+        (lambda: stats.color_dim(limit=-1), "limit must be a positive number"),
         (lambda: color_dim_all([]), "histories is empty; give the history of one layer at least"),
     ):
         with pytest.raises(ArgumentError, match=match):
             call()
     with pytest.raises(LayerNotFoundError, match="layers is empty; give one at least"):
         stats.color_dim(layers=[])
-    with pytest.raises(LayerNotFoundError, match="no layers are recorded; train with watching on"):
+    with pytest.raises(LayerNotFoundError, match="No layers are recorded; train with watching on"):
         Layers(n=0).color_dim()
     with pytest.raises(LayerNotFoundError, match="layer='3' is not among the 3 layers"):
         stats.plot_layer_stats(layers=["3"])

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 
 from convlens.core.snapshots import Confusion, Mistakes
 from convlens.errors import ArgumentError
-from convlens.plots import Interpretation, plot_confusion, plot_top_losses
+from convlens.plots import ValidationPlots, plot_confusion, plot_top_losses
 
 NAMES = ("cat", "dog", "<b>$\\frac$</b>")
 COUNTS = np.array([[90, 9, 1], [0, 50, 0], [1000, 0, 0]], np.int64)
@@ -129,7 +129,7 @@ def test_wrong_counts_and_names_are_refused():
             plot_confusion(counts)
     with pytest.raises(ArgumentError, match="classes has 1 names for 3 classes; give one for each"):
         plot_confusion(COUNTS, ["a"])
-    with pytest.raises(ArgumentError, match="most=0 is the number of images to draw; give at l"):
+    with pytest.raises(ArgumentError, match="most must be at least 1, got 0"):
         plot_top_losses(mistakes(2), 0)
 
 
@@ -158,7 +158,7 @@ def test_the_largest_losses_come_first():
     assert said[1] == "dog, predicted <b>$\\frac$</b> (82.0 %), loss 4.20"
 
 
-class Kept(Interpretation):
+class Kept(ValidationPlots):
     def __init__(self, *kept):
         self.kept = kept
 

@@ -33,9 +33,10 @@ from convlens.core.columns import (
     concatenate,
 )
 from convlens.core.histories import LayerInfo
+from convlens.core.layer_histories import LayerHistories, UpdateHistories
 from convlens.core.records import Picture, RecordSink
+from convlens.core.training_curves import TrainingCurves
 from convlens.errors import ArgumentError, ConvlensWarning, LayerNotFoundError, RunError
-from convlens.plots import LayerHistories, TrainingCurves, UpdateHistories
 from convlens.runs import RunWriter, create_run, list_runs, open_run
 from convlens.runs.lock import CRASHED
 from convlens.runs.schema import DATABASE

@@ -11,7 +11,7 @@ from convlens.doctor.activations import (
     find_dead_channels,
     find_nonfinite_activations,
 )
-from convlens.doctor.curves import (
+from convlens.doctor.losses import (
     find_failure,
     find_loss_not_falling,
     find_nonfinite_loss,

@@ -13,9 +13,9 @@ import numpy as np
 
 from convlens.core.columns import Floats, Ints, coarsen, finite_edges
 from convlens.core.histories import LayerHistory
+from convlens.core.layer_histories import LayerHistories
 from convlens.core.records import Epoch, StepSeries, empty_steps
 from convlens.errors import ArgumentError, MissingLibraryError
-from convlens.plots import LayerHistories
 from convlens.runs import Run, open_run
 
 try:

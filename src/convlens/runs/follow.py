@@ -18,7 +18,7 @@ from convlens.core.downsampling import check_points
 from convlens.core.histories import LayerHistory, LayerInfo, SeriesFigures, UpdateHistory
 from convlens.core.layers import find_layer
 from convlens.core.records import Epoch, StepCurves, StepSeries
-from convlens.plots import POINTS
+from convlens.core.training_curves import POINTS
 from convlens.runs.database import KeptOpen, Transaction, cannot_open, explained, reading
 from convlens.runs.histories import aligned, rank_files, read_layers, read_settings
 from convlens.runs.lock import writer_of

@@ -17,17 +17,13 @@ from typing import Any, Self
 from convlens.core.downsampling import check_points
 from convlens.core.encoding import unpack
 from convlens.core.histories import FORWARD, OPTIMIZER_STEP, LayerHistory, LayerInfo, UpdateHistory
+from convlens.core.layer_histories import LayerHistories, UpdateHistories
 from convlens.core.layers import find_layer
 from convlens.core.records import Epoch, Picture, RunRecord, StepCurves, StepSeries
 from convlens.core.snapshots import S, Snapshot
+from convlens.core.training_curves import POINTS, TrainingCurves
 from convlens.errors import RunError
-from convlens.plots import (
-    POINTS,
-    Interpretation,
-    LayerHistories,
-    TrainingCurves,
-    UpdateHistories,
-)
+from convlens.plots import CurvePlots, LayerPlots, ValidationPlots
 from convlens.runs.database import Transaction, cannot_open, is_record, reading
 from convlens.runs.histories import aligned, rank_files, read_histories, read_layers
 from convlens.runs.lock import how_it_ended
@@ -62,7 +58,7 @@ def open_run(path: str | Path) -> Run:
     return run
 
 
-class Run(Interpretation):
+class Run(ValidationPlots):
     """A recorded run, read from its directory; make one with `open_run`.
 
     Attributes:
@@ -173,17 +169,17 @@ class Run(Interpretation):
             return read_layers(record, quantity)
 
     @property
-    def recorder(self) -> TrainingCurves:
+    def recorder(self) -> _RunCurves:
         """The curves of the training, as ``learn.recorder`` has them."""
         return _RunCurves(self)
 
     @property
-    def activation_stats(self) -> LayerHistories:
+    def activation_stats(self) -> _RunLayers:
         """The watched layers, as ``learn.activation_stats`` has them."""
         return _RunLayers(self, "activation")
 
     @property
-    def gradient_stats(self) -> LayerHistories:
+    def gradient_stats(self) -> _RunLayers:
         """The gradients of the watched parameters; empty if none were watched."""
         return _RunLayers(self, "gradient")
 
@@ -274,7 +270,7 @@ class Run(Interpretation):
             yield record
 
 
-class _RunCurves(TrainingCurves):
+class _RunCurves(CurvePlots, TrainingCurves):
     def __init__(self, run: Run) -> None:
         self._run = run
 
@@ -292,7 +288,7 @@ class _RunCurves(TrainingCurves):
         return self._run.curves(points, first, last)
 
 
-class _RunLayers(LayerHistories):
+class _RunLayers(LayerPlots, LayerHistories):
     def __init__(self, run: Run, quantity: str) -> None:
         self._run, self._quantity = run, quantity
 

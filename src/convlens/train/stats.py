@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from convlens.core.histories import LayerHistory, LayerInfo, UpdateHistory
+from convlens.core.layer_histories import LayerHistories, UpdateHistories
 from convlens.core.records import Epoch
 from convlens.errors import ArgumentError
-from convlens.plots import LayerHistories, UpdateHistories
+from convlens.plots import LayerPlots
 from convlens.train.callbacks import Callback
 from convlens.train.recorder import Recorder
 from convlens.watching import ActivationWatch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 NOTHING_YET = "{} holds nothing yet: call learn.fit(…) or learn.fit_one_cycle(…) first."
 
 
-class ActivationStats(Callback, LayerHistories):
+class ActivationStats(Callback, LayerPlots, LayerHistories):
     """Statistics of what each layer puts out, at every training batch, exact.
 
     ``learn.activation_stats[-2]`` is the `LayerHistory` of the last layer but one, and
@@ -186,7 +187,7 @@ class _ParameterStats(Callback):
             self._watch.detach()
 
 
-class GradientStats(_ParameterStats, LayerHistories):
+class GradientStats(_ParameterStats, LayerPlots, LayerHistories):
     """Statistics of each parameter's gradient, right before each optimizer's step, exact.
 
     ``learn.gradient_stats["0.0.weight"].norm`` is the gradient's length at each step. Gradients

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from convlens.core.columns import Floats, concatenate, finite_edges, quantile_bounds
 from convlens.core.histories import LayerHistory
-from convlens.plots.layers import TAIL
+from convlens.plots.one_layer import TAIL
 from convlens.runs.pieces import Series
 from convlens.views.matrices import round_up
 from convlens.views.timeline import (

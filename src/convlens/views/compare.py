@@ -16,14 +16,13 @@ from convlens.core.columns import Ints
 from convlens.core.histories import LayerHistory
 from convlens.core.records import Epoch, StepCurves
 from convlens.plots.canvas import BLUE, ORANGE
-from convlens.plots.curves import smoothed_loss
+from convlens.plots.curves import SMOOTH, smoothed_loss
 from convlens.views.canvas import StepAxis, retitle, short
-from convlens.views.curves import SMOOTH
 from convlens.views.distances import Comparison
 from convlens.views.layer_view import CHOOSE, NO_COLUMNS, HeatFigure
 from convlens.views.lines import Lines, LossScales, Series, legend_beside
 from convlens.views.matrix import MatrixFigure
-from convlens.views.overview import REACH, align
+from convlens.views.overview import align
 from convlens.views.timeline import MAX_CELLS, Grid, condense, grid_of
 
 TOTAL_VARIATION = (
@@ -173,7 +172,7 @@ class CompareView:
         lines.raw.draw(raw if len(curves) > 2 else [])
         if known:
             smooth = SMOOTH if len(curves) > 2 else 0.0
-            mean = smoothed_loss(curves, smooth, REACH, log=False)
+            mean = smoothed_loss(curves, smooth, log=False)
             raw = [Series(name, curves.middle_step, mean)]
         lines.smooth.draw(raw)
         measured = [(e.last_step, e.valid_loss) for e in side.epochs if e.valid_loss is not None]

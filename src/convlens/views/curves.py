@@ -19,8 +19,6 @@ from convlens.views.canvas import StepAxis, add_hover, draw_line, short, side_by
 
 LOSS_HEIGHT, METRIC_HEIGHT, SCHEDULE_HEIGHT = 320, 210, 260
 
-SMOOTH = 0.98
-
 
 def curves(
     steps: StepCurves, epochs: Sequence[Epoch], names: Sequence[str], span: tuple[int, int]
@@ -76,7 +74,7 @@ def _draw_training_loss(plot: figure, steps: StepCurves, *, log: bool) -> None:
         draw_line(plot, steps.first_step, loss.mean, width=0.8, alpha=0.55, legend=label)
     if steps.width > 1 or len(steps) > 2:
         # Over a twentieth of the steps to either side at most.
-        mean, label = smoothed_loss(steps, SMOOTH, 20.0, log=log), "training, smoothed"
+        mean, label = smoothed_loss(steps, log=log), "training, smoothed"
         line = draw_line(plot, steps.middle_step, mean, width=2.5, points=False, legend=label)
     else:
         line = draw_line(plot, steps.first_step, loss.mean, legend="training, each batch")

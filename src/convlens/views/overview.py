@@ -22,9 +22,9 @@ from bokeh.plotting import figure
 from convlens.core.columns import Floats
 from convlens.core.records import Epoch, StepCurves, StepSeries
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
-from convlens.plots.curves import distinct_groups, smoothed_loss
+from convlens.plots.curves import SMOOTH, distinct_groups, smoothed_loss
 from convlens.views.canvas import StepAxis, retitle, short, with_room
-from convlens.views.curves import SMOOTH, band_outline, spreads
+from convlens.views.curves import band_outline, spreads
 from convlens.views.lines import (
     MARGIN,
     Drawn,
@@ -45,9 +45,6 @@ LEFT = 114
 
 NEWEST = "newest-losses"
 """Name of the source of each batch's loss, a line that the page's script makes longer."""
-
-REACH = 20.0
-"""The smoothed loss takes in a twentieth of the steps to either side at most."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +280,7 @@ class LossFigures:
             return
         positive = bool((curves.loss.mean[curves.loss.finite > 0] > 0).all())
         smooth = self._weight if len(curves) > 2 or curves.width > 1 else 0.0
-        mean = smoothed_loss(curves, smooth, REACH, log=log and positive)
+        mean = smoothed_loss(curves, smooth, log=log and positive)
         self._smooth.draw([Series("training loss", curves.middle_step, mean)])
 
     def _explain(self, seen: frozenset[str]) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from convlens.core.columns import Flags, Floats, Ints, merge_runs
 from convlens.core.histories import LayerHistory, SeriesFigures
-from convlens.plots.layers import value_range
+from convlens.plots.one_layer import value_range
 
 MAX_CELLS = 600
 ROWS = 100

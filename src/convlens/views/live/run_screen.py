@@ -16,6 +16,7 @@ from bokeh.document import Document
 
 from convlens.core.records import Epoch, StepSeries
 from convlens.errors import ConvlensError
+from convlens.plots.curves import SMOOTH
 from convlens.runs.follow import Newest
 from convlens.runs.pieces import Series as Recorded
 from convlens.views import panels as shown
@@ -40,9 +41,6 @@ AGO_S = 2.0
 
 EPOCHS_S = 10.0
 """Where no core is free, a finished epoch waits so long before it is drawn for its own sake."""
-
-SMOOTH = 0.9
-"""How much the loss is smoothed until somebody moves the slider: the first steps can be seen."""
 
 
 class RunScreen:
