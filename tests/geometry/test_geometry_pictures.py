@@ -157,7 +157,7 @@ def test_tiles_have_one_scale_or_say_that_there_are_none():
         (
             lambda: show_tiles(np.zeros((2, 2, 2)), columns=0),
             ArgumentError,
-            "columns=0 is the number of tiles in a row; give at least 1",
+            "columns must be at least 1, got 0",
         ),
         (
             lambda: show_kernels(nn.Linear(2, 2)),

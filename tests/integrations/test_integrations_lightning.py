@@ -456,14 +456,12 @@ def test_a_layer_that_is_not_there(data):
 
 
 def test_before_a_fit_there_is_nothing():
-    with pytest.raises(cl.ArgumentError, match=r"WatchCallback holds nothing yet: give it to a Tr"):
+    with pytest.raises(cl.ArgumentError, match=r"WatchCallback holds nothing yet; give it to a Tr"):
         _ = WatchCallback().stats
 
 
 def test_a_callback_has_no_mode():
-    with pytest.raises(
-        cl.ArgumentError, match=r"mode is for cl.watch: WatchCallback records what tr"
-    ):
+    with pytest.raises(cl.ArgumentError, match=r"WatchCallback takes no mode: it records what tr"):
         WatchCallback(mode="eval")
 
 

@@ -1,4 +1,4 @@
-"""Several layers on one time axis: small multiples of what `convlens.plots.one_layer` draws large."""
+"""Several layers on one time axis: small multiples of what `one_layer` draws large."""
 
 from __future__ import annotations
 
