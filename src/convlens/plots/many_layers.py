@@ -129,6 +129,8 @@ def plot_layer_stats_all(
         draw_stats(triple, row)
         for ax in triple:
             _shrink(ax)
+        if triple[2].lines:
+            triple[2].set_yticks([0, 50, 100])
         _title(triple[0], row.layer, "" if own else f": {STATISTICS[0]}", panels=3 if own else 1)
         if not own:
             for ax, word in zip(triple[1:], STATISTICS[1:], strict=True):
