@@ -61,7 +61,7 @@ class _Histories(ABC, Generic[History]):
         except ConvlensError:  # such as a callback before its first fit
             return f"<{type(self).__name__}: nothing recorded yet>"
         shown = names if len(names) <= 6 else [*names[:3], "…", *names[-2:]]
-        return f"<{type(self).__name__} of {len(names)} layers: {', '.join(shown)}>"
+        return f"<{type(self).__name__} with {len(names)} histories: {', '.join(shown)}>"
 
 
 class LayerHistories(_Histories[LayerHistory]):
