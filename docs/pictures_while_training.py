@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from picture_files import save
 
 import convlens as cl
-from convlens.plots import LayerHistories
 from convlens.runs import Run
 
 FOLDER = "while-training"
@@ -45,7 +44,7 @@ def draw_batch() -> None:
     save(cl.mnist().show_batch(16), f"{FOLDER}/batch")
 
 
-def train_badly(batch_size: int) -> LayerHistories:
+def train_badly(batch_size: int) -> cl.ActivationStats:
     """The chapter's bad training: 0.06 from the start, without batch normalization."""
     torch.manual_seed(0)
     learn = cl.Learner(

@@ -1,18 +1,75 @@
-"""The documentation's examples: they run, and give what the page says."""
+"""Examples of the documentation and of docstrings: they run, and give what they say."""
 
 import doctest
+import importlib
+import inspect
 import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 
-DOCS = Path(__file__).parents[1] / "docs"
+import convlens as cl
+
+ROOT = Path(__file__).parents[1]
+DOCS, SOURCE = ROOT / "docs", ROOT / "src"
 PAGES = {  # the chapter's statements that each page shows
     "before-training.md": {*range(1, 10), *range(13, 20), 21, 22},
     "while-training.md": {11, 20, *range(23, 28), 29, 30, *range(33, 41)},
 }
 FEWEST_LINES = {"before-training.md": 60, "while-training.md": 50}
+FLAGS = doctest.ELLIPSIS | doctest.REPORT_NDIFF
+
+WITHOUT_EXAMPLE = {
+    *("ActivationStats", "Callback", "DataLoaders", "GradientStats", "Learner", "OneCycle"),
+    *("Pictures", "Recorder", "UpdateStats", "accuracy", "conv_matrix"),
+    *("effective_receptive_field", "from_arrays", "geometry", "list_runs", "load_checkpoint"),
+    *("load_image", "mnist", "models", "open_run", "receptive_field", "show_features"),
+    *("show_field", "show_kernels", "show_planes", "simple_cnn", "summary"),
+}
+"""Public names whose docstring has no example yet; may only become fewer."""
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def has_example(thing):
+    """Whether there is one in its docstring, or in that of one of a module's functions."""
+    named = [getattr(thing, name) for name in getattr(thing, "__all__", ())]
+    return any(">>> " in (inspect.getdoc(one) or "") for one in (thing, *named))
+
+
+def test_every_public_name_but_exceptions_has_an_example():
+    public = {name: getattr(cl, name) for name in cl.__all__}
+    bare = {
+        name
+        for name, thing in public.items()
+        if not (inspect.isclass(thing) and issubclass(thing, Exception)) and not has_example(thing)
+    }
+    assert bare == WITHOUT_EXAMPLE
+
+
+def modules_with_examples():
+    files = [path for path in sorted(SOURCE.rglob("*.py")) if ">>> " in path.read_text("utf-8")]
+    names = [".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in files]
+    return [name.removesuffix(".__init__") for name in names]
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+def test_the_examples_of_a_module(name):
+    module = importlib.import_module(name)
+    names = vars(module) | {"cl": cl, "torch": torch}
+    tests = doctest.DocTestFinder(exclude_empty=True).find(module, name, globs=names)
+    runner, said = doctest.DocTestRunner(optionflags=FLAGS), []
+    for test in tests:
+        torch.manual_seed(0)
+        runner.run(test, out=said.append)
+    assert runner.tries, "an example outside of a docstring"
+    assert runner.failures == 0, "".join(said)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -20,7 +77,7 @@ def test_a_page_gives_what_it_says(page):
     text = (DOCS / page).read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict = {}  # the blocks go on from one another
-    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.REPORT_NDIFF)
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
     said: list[str] = []
     for i, block in enumerate(blocks):
         test = doctest.DocTestParser().get_doctest(block, names, f"block {i}", None, None)

@@ -1,4 +1,4 @@
-"""What joins rooms that must not know each other: a watcher with a run, a run with a view."""
+"""Functions that join folders which do not import each other, such as watching and runs."""
 
 from __future__ import annotations
 
@@ -30,12 +30,13 @@ def watch(
     count_forwards: bool = True,
     run: str | Path | None = None,
 ) -> ActivationWatch:
-    """Watch a model in a training loop of one's own.
+    """Watch a model in your own training loop.
 
-        with cl.watch(model) as stats:
-            for x, y in batches:
-                ...  # forward, backward, step
-        stats["features.3"].near_zero   # one array over the steps
+    >>> model = cl.simple_cnn(1, 10)
+    >>> with cl.watch(model) as stats:
+    ...     out = model(torch.rand(8, 1, 28, 28))  # your loop: forward, backward, step
+    >>> stats["0.0"].near_zero.shape  # one value for each step
+    (1,)
 
     Args:
         model: any module.
@@ -47,12 +48,12 @@ def watch(
             in evaluation mode; ``"both"``.
         sample: look at this fraction of each batch's images only, the first ones; each figure then
             has a `standard_error`. 1 looks at all.
-        gradients: also look at each parameter's gradient before each optimizer's step:
+        gradients: record each parameter's gradient before each optimizer step too:
             ``stats.gradients["features.3.weight"]``.
-        updates: also look at what each optimizer's step adds to each parameter:
+        updates: record what each optimizer step adds to each parameter too:
             ``stats.updates["features.3.weight"].ratio`` is ‖Δw‖/‖w‖.
-        count_forwards: a step is a forward of ``model`` in training mode; False, it is what lies
-            between two calls of ``stats.step()``.
+        count_forwards: a step is a forward of ``model`` in training mode; if False, it lasts from
+            one call of ``stats.step()`` to the next.
         run: None keeps everything in memory; ``"auto"`` records to a new directory
             ``runs/watch-0001``; a path names the directory; ``stats.run_path`` says where it is.
             It is closed when watching ends, as failed if the ``with`` block raised.
@@ -87,7 +88,7 @@ def watch(
 
 
 class HasRun(Protocol):
-    """What records to a run: a `Learner`, what `watch` gives, a Lightning callback."""
+    """An object that records to a run: a `Learner`, a watcher, a Lightning callback."""
 
     @property
     def run_path(self) -> Path | None:
@@ -96,13 +97,10 @@ class HasRun(Protocol):
 
 
 def run_of(run: Run | HasRun | str | Path) -> Run:
-    """The run of whatever has one, opened.
-
-    Args:
-        run: an opened run, the path of a run's directory, or what records to one.
+    """Open the run of an object or a path; an opened run is returned as it is.
 
     Raises:
-        ArgumentError: if it has no run.
+        ArgumentError: if the object has no run.
         RunError: if there is no readable run at its path.
     """
     from convlens.runs import Run, open_run
@@ -124,14 +122,20 @@ def run_of(run: Run | HasRun | str | Path) -> Run:
 
 
 def diagnose(run: Run | HasRun | str | Path | RunRecord) -> list[Finding]:
-    """What a careful look at a run sees, in words, worst first.
+    """Say what is wrong with a run, and what to try: findings in words, worst first.
 
     It is never empty: a run without steps, one that is too short to judge and one with nothing
     wrong say so.
 
+    >>> model = cl.simple_cnn(1, 10)
+    >>> with cl.watch(model, run="auto") as stats:
+    ...     out = model(torch.rand(8, 1, 28, 28))
+    >>> [(finding.severity, finding.kind) for finding in cl.diagnose(stats.run_path)]
+    [('note', 'too-short')]
+
     Args:
-        run: an opened run, the path of a run's directory, what records to one (a `Learner`, what
-            `watch` gives), or a record.
+        run: an opened run, the path of a run's directory, an object that records to one (a
+            `Learner`, the result of `watch`), or a record.
 
     Raises:
         ArgumentError: if it has no run.
@@ -144,11 +148,17 @@ def diagnose(run: Run | HasRun | str | Path | RunRecord) -> list[Finding]:
 
 
 def report(run: Run | HasRun | str | Path, out: str | Path | None = None) -> Path:
-    """Make a run's report: one HTML file that opens offline.
+    """Write a run's report: one HTML file that opens offline.
+
+    >>> model = cl.simple_cnn(1, 10)
+    >>> with cl.watch(model, run="auto") as stats:
+    ...     out = model(torch.rand(8, 1, 28, 28))
+    >>> cl.report(stats.run_path).name
+    'report.html'
 
     Args:
-        run: an opened run, the path of a run's directory, or what records to one (a `Learner`, what
-            `watch` gives).
+        run: an opened run, the path of a run's directory, or an object that records to one (a
+            `Learner`, the result of `watch`).
         out: where to write it; ``report.html`` in the run's directory if None.
 
     Returns:

@@ -1,19 +1,17 @@
 """Every exception that convlens raises on purpose.
 
     ConvlensError
-    ├── ArgumentError (also ValueError)     an argument has a value that cannot work
-    ├── LayerNotFoundError (also LookupError)  no layer has this name or index
+    ├── ArgumentError (also ValueError)         an argument has a value that cannot work
+    ├── LayerNotFoundError (also LookupError)   no layer has this name or index
     ├── MissingLibraryError (also ImportError)  an optional library is not installed
-    ├── DataError                           a data file is damaged or is not what it should be
-    ├── RunError                            a run directory cannot be made, read or written
-    │   └── CheckpointError                 a checkpoint is damaged or fits another model
-    └── TrainingError                       training cannot go on
-        └── NonFiniteLossError              the loss became NaN or infinite
+    ├── DataError                               a data file is damaged or of another kind
+    ├── RunError                                a run directory cannot be made, read or written
+    │   └── CheckpointError                     a checkpoint is damaged or fits another model
+    └── TrainingError                           training cannot go on
+        └── NonFiniteLossError                  the loss became NaN or infinite
 
 Every message is one sentence that names the argument or the file, its value, what was expected and
-what to do. Whoever wants them all writes ``except convlens.ConvlensError``.
-
-What a user has to know and what ends nothing is a `ConvlensWarning`, issued by `warn`.
+what to do. What a user has to know and what ends nothing is a `ConvlensWarning`, issued by `warn`.
 """
 
 from __future__ import annotations
@@ -23,15 +21,33 @@ from contextlib import suppress
 
 
 class ConvlensError(Exception):
-    """Base of every error that convlens raises on purpose."""
+    """Base of every error that convlens raises on purpose.
+
+    >>> try:
+    ...     cl.open_run("nowhere")
+    ... except cl.ConvlensError as error:
+    ...     print(type(error).__name__)
+    RunError
+    """
 
 
 class ArgumentError(ConvlensError, ValueError):
-    """An argument has a value that cannot work."""
+    """An argument has a value that cannot work.
+
+    >>> cl.watch(torch.nn.Linear(2, 2), every=0)
+    Traceback (most recent call last):
+    convlens.errors.ArgumentError: ...every...
+    """
 
 
 class LayerNotFoundError(ConvlensError, LookupError):
-    """No layer has this name or index."""
+    """No layer has this name or index.
+
+    >>> with cl.watch(torch.nn.Conv2d(1, 4, 3), layers="all") as stats:
+    ...     stats["last linear"]
+    Traceback (most recent call last):
+    convlens.errors.LayerNotFoundError: ...'last linear'...
+    """
 
 
 class MissingLibraryError(ConvlensError, ImportError):
@@ -39,11 +55,23 @@ class MissingLibraryError(ConvlensError, ImportError):
 
 
 class DataError(ConvlensError):
-    """A data file is damaged or is not what it should be."""
+    """A data file is damaged or is not what it should be.
+
+    >>> from pathlib import Path
+    >>> _ = Path("photo.jpg").write_text("no image")
+    >>> cl.load_image("photo.jpg")
+    Traceback (most recent call last):
+    convlens.errors.DataError: ...photo.jpg...
+    """
 
 
 class RunError(ConvlensError):
-    """A run directory cannot be made, read or written."""
+    """A run directory cannot be made, read or written.
+
+    >>> cl.open_run("nowhere")
+    Traceback (most recent call last):
+    convlens.errors.RunError: ...nowhere...
+    """
 
 
 class CheckpointError(RunError):
@@ -71,5 +99,5 @@ def warn(message: str) -> None:
     Args:
         message: one sentence.
     """
-    with suppress(Exception):  # also where standard error is closed
+    with suppress(Exception):
         warnings.warn(message, ConvlensWarning, stacklevel=3)

@@ -135,10 +135,10 @@ def test_positions_are_drawn_with_what_is_not_read():
     assert outlined == [(-1.5, -1.5), (-0.5, -1.5)]
 
 
-def test_tiles_with_a_scale_each_and_none_at_all():
+def test_tiles_have_one_scale_or_say_that_there_are_none():
     values = np.stack([np.eye(6), np.eye(6) * 9])
-    axes = show_tiles(values, signed=False, shared=False)
-    assert [ax.get_images()[0].get_clim() for ax in axes] == [(0, 1), (0, 9)]
+    axes = show_tiles(values, signed=False)
+    assert [ax.get_images()[0].get_clim() for ax in axes] == [(0, 9), (0, 9)]
     (ax,) = show_tiles(np.zeros((0, 3, 3)))
     assert ax.texts[0].get_text() == "nothing to show"
     (ax,) = show_tiles(np.full((1, 2, 2), np.nan))
@@ -157,7 +157,7 @@ def test_tiles_with_a_scale_each_and_none_at_all():
         (
             lambda: show_tiles(np.zeros((2, 2, 2)), columns=0),
             ArgumentError,
-            "columns=0 is the number of tiles in a row; give at least 1",
+            "columns must be at least 1, got 0",
         ),
         (
             lambda: show_kernels(nn.Linear(2, 2)),

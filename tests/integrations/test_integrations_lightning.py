@@ -1,7 +1,6 @@
 """`WatchCallback` under real Lightning trainers."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -122,30 +121,59 @@ def test_the_columns_are_those_of_a_loop_of_ones_own(data):
     assert callback.run_path is None
 
 
-def test_a_training_step_that_calls_its_own_forward_is_counted_once(data):
-    class CallsItself(Digits):
-        def training_step(self, batch, batch_idx):
-            loss = F.cross_entropy(self(batch[0]), batch[1])
-            self.net[6](torch.ones(1, 288))  # after the module's own forward
-            return loss
-
-    callback = WatchCallback()
-    trainer(callback).fit(CallsItself(), loader(data))
-    assert callback.stats["net.0"].calls.tolist() == [1] * 8
-    assert callback.stats["net.6"].calls.tolist() == [2] * 8
-
-
-def test_accumulated_batches_are_one_column(data):
+def test_accumulated_batches_are_one_column_and_every_nth_step(data):
     callback = WatchCallback()
     trainer(callback, accumulate_grad_batches=2).fit(Digits(), loader(data))
     assert callback.stats["net.0"].calls.tolist() == [2] * 4
     assert_same(callback.stats, by_hand(data, 4, accumulate=2))
-
-
-def test_every_nth_step_of_the_trainer(data):
-    callback = WatchCallback(["net.0"], every=3)
+    callback = WatchCallback(["0"], module="net", every=3)
     trainer(callback).fit(Digits(), loader(data))
-    assert callback.stats["net.0"].first_step.tolist() == [0, 3, 6]
+    assert callback.stats.names == ["0"]
+    assert callback.stats[0].first_step.tolist() == [0, 3, 6]
+
+
+class CallsItself(Digits):
+    def training_step(self, batch, batch_idx):
+        loss = F.cross_entropy(self(batch[0]), batch[1])
+        self.net[6](torch.ones(1, 288))  # after the module's own forward
+        return loss
+
+
+class Between(Validated):
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if batch_idx == 4 else None
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.net(batch[0])
+
+    def on_train_epoch_end(self):  # after a batch that was skipped and so has no end
+        self.net(torch.zeros(5, 1, 28, 28))
+
+
+class Checkpointed(Digits):
+    def logits(self, x):
+        return checkpoint(self.net, x, use_reentrant=False)
+
+
+class Frozen(Digits):
+    def on_train_epoch_start(self):
+        self.net[2].eval()
+
+
+@pytest.mark.parametrize(
+    ("module", "epochs", "last"),
+    [(CallsItself, 1, 2), (Between, 2, 1), (Checkpointed, 1, 1), (Frozen, 1, 1)],
+)
+def test_what_a_training_batch_runs_is_counted_once(data, module, epochs, last):
+    callback = WatchCallback()
+    validation = [loader(data)] if module is Between else []
+    trainer(callback, max_epochs=epochs).fit(module(), loader(data), *validation)
+    assert callback.stats["net.0"].first_step.tolist() == list(range(8))
+    assert callback.stats["net.0"].calls.tolist() == [1] * 8
+    assert callback.stats["net.6"].calls.tolist() == [last] * 8
+    if module is Frozen:
+        assert np.isnan(callback.stats["net.2"].batch_mean).all()
+        assert callback.stats["net.2"].running_mean.tolist() == [0.0] * 8
 
 
 def test_sanity_check_and_validation_are_not_counted(data):
@@ -154,23 +182,6 @@ def test_sanity_check_and_validation_are_not_counted(data):
     trainer(callback, **options).fit(Validated(), loader(data), loader(data, 64))
     assert callback.stats["net.0"].first_step.tolist() == list(range(16))
     assert callback.stats["net.0"].n.tolist() == [32 * 4 * 169] * 16
-
-
-def test_what_runs_between_batches_is_not_counted(data):
-    class Between(Validated):
-        def on_train_batch_start(self, batch, batch_idx):
-            return -1 if batch_idx == 4 else None
-
-        def on_train_batch_end(self, outputs, batch, batch_idx):
-            self.net(batch[0])
-
-        def on_train_epoch_end(self):  # after a batch that was skipped and so has no end
-            self.net(torch.zeros(5, 1, 28, 28))
-
-    callback = WatchCallback()
-    trainer(callback, max_epochs=2).fit(Between(), loader(data), loader(data))
-    assert callback.stats["net.0"].first_step.tolist() == list(range(8))
-    assert callback.stats["net.0"].calls.tolist() == [1] * 8
 
 
 def test_a_first_batch_that_is_skipped_does_not_hide_the_relus(data):
@@ -182,16 +193,6 @@ def test_a_first_batch_that_is_skipped_does_not_hide_the_relus(data):
     trainer(callback, max_epochs=2).fit(SkipsFirst(), loader(data))
     assert callback.stats["net.0"].layer.feeds_relu
     assert len(callback.stats["net.0"]) == 8
-
-
-def test_a_recomputed_forward_is_not_counted_twice(data):
-    class Checkpointed(Digits):
-        def logits(self, x):
-            return checkpoint(self.net, x, use_reentrant=False)
-
-    callback = WatchCallback()
-    trainer(callback).fit(Checkpointed(), loader(data))
-    assert callback.stats["net.0"].calls.tolist() == [1] * 8
 
 
 def test_manual_optimization_with_two_optimizers(data):
@@ -309,25 +310,6 @@ def test_a_compiled_module_with_batch_normalization(data):
     assert cl.open_run("mine").meta["notes"] == list(callback.stats.notes)
 
 
-def test_evaluation_in_the_midst_of_training_is_part_of_its_batch(data):
-    class Frozen(Digits):
-        def on_train_epoch_start(self):
-            self.net[2].eval()
-
-    callback = WatchCallback()
-    trainer(callback).fit(Frozen(), loader(data))
-    assert callback.stats["net.2"].calls.tolist() == [1] * 8
-    assert np.isnan(callback.stats["net.2"].batch_mean).all()
-    assert callback.stats["net.2"].running_mean.tolist() == [0.0] * 8
-
-
-def test_a_submodule(data):
-    callback = WatchCallback(module="net")
-    trainer(callback).fit(Digits(), loader(data))
-    assert callback.stats.names == ["0", "2", "3", "6"]
-    np.testing.assert_array_equal(callback.stats["3"].mean, by_hand(data, 8)["net.3"].mean)
-
-
 def test_a_recorded_fit_is_read_from_disk(data):
     callback, model = WatchCallback(run="auto"), Digits()
     trainer(callback).fit(model, loader(data))
@@ -362,36 +344,30 @@ def test_a_resumed_fit_goes_on_counting(data, tmp_path):
 
 
 class Fails(Digits):
-    error: BaseException = ValueError("at the fourth step")
+    error: BaseException = ValueError("in the midst of a step")
+    step = 3
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
-        if self.global_step == 3:
+        if self.global_step == self.step:
             raise self.error
         return loss
 
 
-def test_an_exception_leaves_no_hooks_and_a_failed_run(data):
+@pytest.mark.parametrize("step", [0, 3])
+def test_an_exception_leaves_no_hooks_and_a_failed_run(data, step):
     callback, model = WatchCallback(run="mine"), Fails()
-    with pytest.raises(ValueError, match="at the fourth step"):
+    model.step = step
+    with pytest.raises(ValueError, match="in the midst of a step"):
         trainer(callback).fit(model, loader(data))
     assert n_hooks(model) == 0
     assert n_modes() == 0
     run = cl.open_run("mine")
-    assert (run.meta["status"], run.meta["error"]) == ("failed", "ValueError: at the fourth step")
-    assert run.activation_stats["net.6"].first_step.tolist() == [0, 1, 2, 3]
-
-
-def test_an_exception_in_the_first_step_leaves_no_mode_behind(data):
-    class FailsAtOnce(Digits):
-        def training_step(self, batch, batch_idx):
-            self.net(batch[0][:, :, :2])
-
-    callback, model = WatchCallback(), FailsAtOnce()
-    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
-        trainer(callback).fit(model, loader(data))
-    assert n_hooks(model) == 0
-    assert n_modes() == 0
+    assert (run.meta["status"], run.meta["error"]) == (
+        "failed",
+        "ValueError: in the midst of a step",
+    )
+    assert run.activation_stats["net.6"].first_step.tolist() == list(range(step + 1))
 
 
 def test_an_exception_before_training_is_not_hidden(data):
@@ -450,24 +426,14 @@ def test_watching_does_not_change_the_training(data):
         assert torch.equal(a, b)
 
 
-def test_a_layer_that_is_not_there(data):
+def test_what_cannot_work_gets_a_sentence(data):
     with pytest.raises(cl.LayerNotFoundError, match=r"layer='conv' is not among"):
         trainer(WatchCallback(["conv"])).fit(Digits(), loader(data))
-
-
-def test_before_a_fit_there_is_nothing():
-    with pytest.raises(cl.ArgumentError, match=r"WatchCallback holds nothing yet: give it to a Tr"):
+    with pytest.raises(cl.ArgumentError, match=r"WatchCallback holds nothing yet; give it to a Tr"):
         _ = WatchCallback().stats
-
-
-def test_a_callback_has_no_mode():
-    with pytest.raises(
-        cl.ArgumentError, match=r"mode is for cl.watch: WatchCallback records what tr"
-    ):
+    assert repr(WatchCallback()) == "WatchCallback(nothing recorded yet, run=None)"
+    with pytest.raises(cl.ArgumentError, match=r"WatchCallback takes no mode: it records what tr"):
         WatchCallback(mode="eval")
-
-
-def test_an_option_that_watching_does_not_have():
     with pytest.raises(TypeError, match="unexpected keyword argument 'evry'"):
         WatchCallback(evry=2)
 
@@ -475,7 +441,7 @@ def test_an_option_that_watching_does_not_have():
 SCRIPT = """
 import sys
 import torch
-import PACKAGE as pl
+import pytorch_lightning as pl  # the same library under its other name
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -500,31 +466,23 @@ if __name__ == "__main__":
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(1))
     watch = WatchCallback(run="mine")
     trainer = pl.Trainer(
-        accelerator="cpu", devices=DEVICES, strategy="STRATEGY", max_epochs=1, logger=False,
+        accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )
     trainer.callbacks.append(watch)
-    trainer.fit(Net(), DataLoader(TensorDataset(x), 64 // DEVICES))
+    trainer.fit(Net(), DataLoader(TensorDataset(x), 32))
     print(sorted(name for name in sys.modules if name in ("lightning", "pytorch_lightning")))
 """
 
 
-def run_script(folder, package, devices, strategy):
-    script = SCRIPT
-    words = {"PACKAGE": package, "DEVICES": str(devices), "STRATEGY": strategy}
-    for word, value in words.items():
-        script = script.replace(word, value)
-    (folder / "script.py").write_text(script)
+def test_the_ranks_write_one_run(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(
-        [sys.executable, "script.py"], cwd=folder, capture_output=True, text=True, check=False,
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False,
         timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_ranks_write_one_run(tmp_path):
-    run_script(tmp_path, "lightning.pytorch", 2, "ddp")
+    assert done.stdout.splitlines()[-1] == "['pytorch_lightning']"
     run = cl.open_run(tmp_path / "mine")
     assert (run.meta["status"], run.meta["ranks"]) == ("finished", 2)
     assert sorted(p.name for p in run.path.glob("*.db")) == ["rank-1.db", "run.db"]
@@ -537,26 +495,3 @@ def test_the_ranks_write_one_run(tmp_path):
         layer(torch.randn(64, 4, generator=torch.Generator().manual_seed(1)))
     # The sampler divides the 64 rows in an order of its own; together they are all there.
     np.testing.assert_array_equal(history.counts, stats[0].counts)
-
-
-def test_lightning_under_its_other_name(tmp_path):
-    said = run_script(tmp_path, "pytorch_lightning", 1, "auto")
-    assert said.splitlines()[-1] == "['pytorch_lightning']"
-    assert cl.open_run(tmp_path / "mine").activation_stats["net.0"].calls.tolist() == [1]
-
-
-def test_without_lightning_the_library_is_named():
-    program = (
-        "import sys; sys.modules['lightning'] = sys.modules['pytorch_lightning'] = None\n"
-        "import convlens as cl\n"
-        "try: import convlens.integrations.lightning\n"
-        "except cl.MissingLibraryError as error: print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
-    )
-    assert re.fullmatch(
-        r"convlens\.integrations\.lightning needs Lightning, which cannot be imported \(.+\); "
-        r"install it with: pip install lightning\n",
-        done.stdout,
-    )

@@ -1,8 +1,5 @@
 """What `tensorboard.write` has written, read back by TensorBoard itself."""
 
-import re
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import datetime
 
@@ -18,9 +15,9 @@ from torch.nn import functional as F
 import convlens as cl
 from convlens.core.buckets import finite_edges
 from convlens.core.histories import LayerInfo
+from convlens.core.layer_histories import LayerHistories
 from convlens.core.steps import StepSeries
 from convlens.integrations import tensorboard
-from convlens.plots import LayerHistories
 from convlens.runs import create_run
 
 
@@ -71,13 +68,9 @@ def test_the_scalars_of_every_layer(stats, events):
         assert_scalars(events, f"activation_near_zero/{name}", range(20), history.near_zero)
     assert stats.names[0] == "0.0"
     assert_scalars(events, "activation_dead_channels/0.0", range(20), stats[0].dead_channels)
-
-
-def test_dead_channels_only_where_a_relu_follows(stats, events):
     followed = {layer.name for layer in stats.layers if layer.feeds_relu}
     tags = events.Tags()["scalars"]
     assert {t.split("/")[1] for t in tags if t.startswith("activation_dead")} == followed
-    assert len(followed) == len(stats) - 1
     assert len(tags) == 4 * len(stats) - 1
 
 
@@ -132,11 +125,10 @@ def test_fewer_histograms_than_columns_leave_no_value_out(stats, tmp_path):
         merged = history.counts[steps].sum(axis=0)
         np.testing.assert_array_equal([c for c in values.bucket if c], merged[merged > 0])
     assert len(read(tmp_path).Scalars("activation_mean/0.0")) == 20
-
-
-def test_no_histograms_at_all(stats, tmp_path):
-    tensorboard.write(stats, tmp_path, histograms=0)
-    assert read(tmp_path).Tags()["histograms"] == []
+    tensorboard.write(stats, tmp_path / "none", histograms=0)
+    assert read(tmp_path / "none").Tags()["histograms"] == []
+    tensorboard.write(cl.watch(nn.Linear(2, 2)), tmp_path / "nothing seen")
+    assert read(tmp_path / "nothing seen").Tags()["scalars"] == []
 
 
 def test_a_run_of_a_learner(tmp_path):
@@ -216,54 +208,12 @@ def test_other_quantities_have_tags_of_their_own(stats, tmp_path):
     assert tags["scalars"] == [f"gradient_{name}/0.0.weight" for name in what]
 
 
-def test_a_watcher_that_has_seen_nothing(tmp_path):
-    tensorboard.write(cl.watch(nn.Linear(2, 2)), tmp_path)
-    assert read(tmp_path).Tags()["scalars"] == []
-
-
-def test_it_needs_no_torch():
-    program = (
-        "import sys, convlens.integrations.tensorboard; "
-        "print([name for name in ('torch', 'tensorflow') if name in sys.modules])"
-    )
-    assert output_of(program) == "[]\n"
-
-
-def test_without_tensorboard_the_library_is_named():
-    program = (
-        "import sys; sys.modules['tensorboard'] = None\n"
-        "import convlens as cl\n"
-        "try: import convlens.integrations.tensorboard\n"
-        "except cl.MissingLibraryError as error: print(error)\n"
-    )
-    assert re.fullmatch(
-        r"convlens\.integrations\.tensorboard needs TensorBoard, which cannot be imported \(.+\); "
-        r"install it with: pip install tensorboard\n",
-        output_of(program),
-    )
-
-
-def output_of(program):
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
-    )
-    return done.stdout
-
-
-def test_a_negative_number_of_histograms(stats, tmp_path):
-    with pytest.raises(cl.ArgumentError, match=r"histograms=-1 is negative; give how many"):
-        tensorboard.write(stats, tmp_path, histograms=-1)
-
-
-def test_a_place_that_cannot_be_written(stats, tmp_path):
+def test_what_cannot_work_gets_a_sentence(stats, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(
-        cl.ArgumentError, match=r"log_dir='.*file' cannot be written \(File exists\)"
-    ):
+    with pytest.raises(cl.ArgumentError, match=r"log_dir='.*file' cannot be written \(File exist"):
         tensorboard.write(stats, tmp_path / "file")
-
-
-def test_no_run_there(tmp_path):
+    with pytest.raises(cl.ArgumentError, match=r"histograms must be at least 0, got -1"):
+        tensorboard.write(stats, tmp_path, histograms=-1)
     with pytest.raises(cl.RunError, match=r"path='nowhere' does not exist"):
         tensorboard.write("nowhere", tmp_path / "tb")
     assert not (tmp_path / "tb").exists()

@@ -16,11 +16,13 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from convlens.core.columns import coarsen
+from convlens.core.layer_histories import LayerHistories
 from convlens.core.steps import empty_steps, sum_up
+from convlens.core.training_curves import TrainingCurves
 from convlens.errors import ArgumentError, LayerNotFoundError
 from convlens.plots import (
-    LayerHistories,
-    TrainingCurves,
+    CurvePlots,
+    LayerPlots,
     color_dim,
     plot_layer_stats,
     plot_loss,
@@ -29,7 +31,7 @@ from convlens.plots import (
 )
 from convlens.plots.canvas import NONFINITE_LABEL, STEP_LABEL
 from convlens.plots.curves import smoothed
-from convlens.plots.layers import column_spans, value_range
+from convlens.plots.one_layer import column_spans, value_range
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +55,7 @@ def legend(ax):
 
 
 def mesh_of(ax):
-    return ax.collections[0]
+    return next(c for c in ax.collections if isinstance(c, mpl.collections.QuadMesh))
 
 
 def test_importing_plots_loads_neither_matplotlib_nor_torch():
@@ -83,15 +85,18 @@ def test_loss_is_drawn_raw_smoothed_and_by_epoch():
     assert [text.get_position()[0] for text in ax.texts] == [59.5, 179.5, 299.5, 419.5, 539.5]
 
 
-def test_loss_uses_the_axes_it_is_given():
+def test_loss_draws_only_what_there_is_on_the_axes_it_is_given():
     _, ax = plt.subplots()
-    assert plot_loss(training(50), ax=ax) is ax
+    assert plot_loss(training(100), epochs_of(1, 100, valid=False), ax) is ax
     assert len(plt.get_fignums()) == 1
-
-
-def test_loss_without_validation_has_no_validation_line():
-    ax = plot_loss(training(100), epochs_of(1, 100, valid=False))
     assert legend(ax) == ["training, each batch", "training, smoothed"]
+    ax = plot_loss(empty_steps(), epochs_of(2, 10, valid=False))
+    render(ax)
+    assert words(ax) == ["epoch 1", "2"]
+    assert legend(ax) == []
+    ax = plot_loss(dataclasses.replace(training(5), loss=np.full(5, np.nan)))
+    render(ax)
+    assert legend(ax) == [NONFINITE_LABEL]
 
 
 def test_smoothing_weighs_finite_values_by_their_distance_to_both_sides():
@@ -104,26 +109,13 @@ def test_smoothing_weighs_finite_values_by_their_distance_to_both_sides():
     np.testing.assert_allclose(smoothed(values, 0.0), values)
 
 
-def test_smoothing_does_not_lag_behind_a_steady_fall():
-    steps = training(400)
-    steps = dataclasses.replace(steps, loss=np.linspace(4, 1, 400))
+def test_smoothing_neither_lags_behind_nor_follows_one_huge_loss():
+    fall = np.linspace(4, 1, 400)
+    steps = dataclasses.replace(training(400), loss=fall.copy())
     smooth = plot_loss(steps).lines[1].get_ydata()
-    np.testing.assert_allclose(smooth[100:300], steps.loss[100:300], atol=0.01)
-
-
-def test_one_huge_loss_does_not_lift_the_smoothed_line_by_decades():
-    steps = training(300)
-    loss = steps.loss.copy()
-    loss[150] = 1e6
-    smooth = plot_loss(dataclasses.replace(steps, loss=loss)).lines[1].get_ydata()
-    assert smooth.max() < 10
-
-
-def test_smooth_out_of_range_is_refused():
-    with pytest.raises(
-        ArgumentError, match=r"smooth=1\.0 is the weight that a mean keeps .* and less than 1"
-    ):
-        plot_loss(training(10), smooth=1.0)
+    np.testing.assert_allclose(smooth[100:300], fall[100:300], atol=0.01)
+    steps.loss[150] = 1e6
+    assert plot_loss(steps).lines[1].get_ydata().max() < 10
 
 
 def test_nothing_recorded_is_said_in_words():
@@ -155,16 +147,6 @@ def test_a_huge_loss_makes_the_axis_logarithmic_and_nan_is_marked():
     assert NONFINITE_LABEL in legend(ax)
     bands = [path.get_extents() for path in ax.collections[0].get_paths()]
     assert [(band.x0, band.x1) for band in bands] == [(s - 0.5, s + 0.5) for s in range(200, 210)]
-
-
-def test_epochs_without_steps_or_validation_are_only_marked():
-    ax = plot_loss(empty_steps(), epochs_of(2, 10, valid=False))
-    render(ax)
-    assert words(ax) == ["epoch 1", "2"]
-    assert legend(ax) == []
-
-
-def test_a_huge_validation_loss_makes_the_axis_logarithmic():
     epochs = [dataclasses.replace(epoch, valid_loss=1e7) for epoch in epochs_of(2, 50)]
     assert plot_loss(training(100), epochs).get_yscale() == "log"
 
@@ -176,13 +158,6 @@ def test_tiny_values_are_written_at_their_ticks_and_not_as_a_factor_above():
     render(rate)
     assert rate.yaxis.get_offset_text().get_text() == ""
     assert "8e−08" in [label.get_text() for label in rate.get_yticklabels()]
-
-
-def test_only_nan_losses_still_draw():
-    steps = dataclasses.replace(training(5), loss=np.full(5, np.nan))
-    ax = plot_loss(steps)
-    render(ax)
-    assert legend(ax) == [NONFINITE_LABEL]
 
 
 def test_more_steps_than_a_screen_shows_are_a_band_and_its_mean():
@@ -226,17 +201,13 @@ def test_learning_rate_and_momentum_move_against_each_other():
     assert np.corrcoef(up, down)[0, 1] < -0.999
 
 
-def test_groups_that_agree_are_one_line():
-    rate, momentum = plot_sched(training(50, groups=2))
+def test_groups_that_agree_are_one_line_and_a_missing_hyperparameter_is_said():
+    steps = training(50, groups=2)
+    rate, momentum = plot_sched(steps)
     assert legend(rate) == ["parameter group 0", "parameter group 1"]
     assert len(momentum.lines) == 1
     assert legend(momentum) == []
-
-
-def test_a_missing_hyperparameter_leaves_the_other_drawn():
-    steps = training(50)
     rate, momentum = plot_sched(dataclasses.replace(steps, hypers={"lr": steps.hypers["lr"]}))
-    assert len(rate.lines) == 1
     assert len(rate.get_xticks()) > 1
     assert words(momentum) == ["no momentum was recorded"]
 
@@ -273,28 +244,17 @@ def test_layer_stats_draw_what_the_history_holds():
     assert near.get_ylabel() == "% near zero (|x| ≤ 0.05)"
     assert legend(near) == ["as it is", "after its ReLU (x ≤ 0.05)"]
     assert all(ax.get_xlabel() == STEP_LABEL for ax in (mean, std, near))
-
-
-def test_without_a_relu_there_is_one_near_zero_line():
-    data = healthy(10)
     layer = dataclasses.replace(data.layer, feeds_relu=False, name="")
     near = plot_layer_stats(dataclasses.replace(data, layer=layer))[2]
     assert len(near.lines) == 1
     assert near.get_title() == "Conv2d: % near zero"
 
 
-def test_merged_columns_are_points_in_their_middle():
-    data = healthy(64)
-    merged = dataclasses.replace(data, columns=coarsen(data.columns, 3))
-    mean = plot_layer_stats(merged)[0]
-    np.testing.assert_array_equal(mean.lines[0].get_xdata(), np.arange(8) * 8 + 3.5)
-
-
 def test_nan_columns_are_marked_and_an_all_nan_layer_says_so():
     nan = history([sketch(np.full(400, np.nan), step) for step in range(5)])
     mean, std, near = plot_layer_stats(nan)
     render(mean)
-    assert words(mean) == words(std) == ["every value was NaN or infinite"]
+    assert words(mean) == words(std) == ["all values NaN or infinite"]
     assert legend(mean) == [NONFINITE_LABEL]
     assert NONFINITE_LABEL in legend(near)
 
@@ -303,7 +263,7 @@ def test_an_empty_history_is_said_in_words():
     axes = (*plot_layer_stats(history([])), color_dim(history([])))
     for ax in axes:
         render(ax)
-        assert words(ax) == ["no batch was recorded yet"]
+        assert words(ax) == ["no batch recorded yet"]
 
 
 def test_outliers_make_signed_statistics_symmetrically_logarithmic():
@@ -336,11 +296,11 @@ def test_color_dim_has_one_column_per_batch_and_counts_of_the_sketch():
 
 def test_colour_is_log_of_one_plus_count():
     mesh = mesh_of(color_dim(cycles(20), limit=4))
-    peak = mesh.norm.vmax
-    np.testing.assert_allclose(mesh.norm(9.0), np.log1p(9.0) / np.log1p(peak))
+    np.testing.assert_allclose(mesh.norm(9.0), np.log1p(9.0) / np.log1p(mesh.norm.vmax))
     assert mesh.norm.vmin == 0
-    ticks = [text.get_text() for text in mesh.colorbar.ax.get_yticklabels()]
-    assert ticks == ["0", "1", "10", "100", "1 k"]
+    many = mesh_of(color_dim(history([sketch(np.zeros(2_000_000), 0)])))
+    ticks = [text.get_text() for text in many.colorbar.ax.get_yticklabels()]
+    assert ticks == ["0", "1", "10", "100", "1 k", "10 k", "100 k", "1 M"]
 
 
 def test_merged_columns_are_as_wide_as_their_steps_and_show_the_mean_batch():
@@ -348,8 +308,9 @@ def test_merged_columns_are_as_wide_as_their_steps_and_show_the_mean_batch():
     merged = dataclasses.replace(data, columns=coarsen(data.columns, 4))
     mesh = mesh_of(color_dim(merged, limit=9, bins=8))
     np.testing.assert_allclose(mesh.get_coordinates()[0, :, 0] + 0.5, [0, 16, 32, 48, 64, 70])
-    sums = mesh.get_array().sum(axis=0)
-    np.testing.assert_allclose(sums, 4000, rtol=0.01)
+    np.testing.assert_allclose(mesh.get_array().sum(axis=0), 4000, rtol=0.01)
+    mean = plot_layer_stats(merged)[0]
+    np.testing.assert_array_equal(mean.lines[0].get_xdata(), [7.5, 23.5, 39.5, 55.5, 66.5])
 
 
 def test_sampled_batches_reach_to_the_next_and_a_pause_stays_bare():
@@ -357,7 +318,7 @@ def test_sampled_batches_reach_to_the_next_and_a_pause_stays_bare():
     data = history([sketch(np.ones(8), step) for step in steps])
     spans = column_spans(data)
     np.testing.assert_array_equal(spans.width, [10, 10, 10, 10, 1])
-    np.testing.assert_array_equal(spans.bare, [False, False, True, False, False])
+    np.testing.assert_array_equal(spans.gap, [False, False, True, False, False])
     mesh = mesh_of(color_dim(data, bins=4))
     np.testing.assert_allclose(
         mesh.get_coordinates()[0, :, 0] + 0.5, [0, 10, 20, 30, 100, 110, 111]
@@ -379,17 +340,6 @@ def test_the_range_is_the_quantiles_of_all_values_and_zero():
     assert value_range(data, (-1, 3)) == (-1.0, 3.0)
 
 
-def test_a_few_huge_values_do_not_press_the_others_flat():
-    rng = np.random.default_rng(0)
-    values = [np.append(rng.normal(0, 1, 3999), 1e30) for _ in range(20)]
-    data = history([sketch(v, step) for step, v in enumerate(values)])
-    ax = color_dim(data)
-    render(ax)
-    assert 2.5 < ax.get_ylim()[1] < 4
-    assert "% lie outside" in ax.get_ylabel()
-    assert mesh_of(ax).get_array().sum() > 0.99 * 20 * 4000
-
-
 def test_color_dim_draws_into_given_axes_of_an_own_figure():
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     assert color_dim(cycles(590, n_values=400), right, epochs_of(5, 118)) is right
@@ -405,6 +355,13 @@ def test_what_lies_outside_the_range_is_said():
     data = history([sketch(np.repeat([0.5, 50.0], 200), step) for step in range(3)])
     assert color_dim(data, limit=1).get_ylabel() == "activation (50.0 % lie outside)"
     assert color_dim(data, limit=100).get_ylabel() == "activation"
+    rng = np.random.default_rng(0)  # a few huge values do not press the others flat
+    data = history([sketch(np.append(rng.normal(0, 1, 3999), 1e30), step) for step in range(20)])
+    ax = color_dim(data)
+    render(ax)
+    assert 2.5 < ax.get_ylim()[1] < 4
+    assert "% lie outside" in ax.get_ylabel()
+    assert mesh_of(ax).get_array().sum() > 0.99 * 20 * 4000
 
 
 def test_a_collapsed_layer_shows_its_zeros_in_one_row():
@@ -424,22 +381,16 @@ def test_nan_columns_are_blank_and_marked():
     assert legend(ax) == [NONFINITE_LABEL]
     everywhere = color_dim(history([sketch(values[1], 0)]))
     render(everywhere)
-    assert words(everywhere) == ["every value was NaN or infinite"]
+    assert words(everywhere) == ["all values NaN or infinite"]
 
 
 def test_a_wrong_range_or_bin_count_is_refused():
     data = healthy(3)
     for limit in (0, -1, np.nan, (3, 2), (0, np.inf)):
-        with pytest.raises(ArgumentError, match=r"limit=.* is no range of activations; give a pos"):
+        with pytest.raises(ArgumentError, match=r"limit must be a positive number or a pair"):
             color_dim(data, limit=limit)
-    with pytest.raises(ArgumentError, match=r"bins=0 is the number of rows drawn; give at least 1"):
+    with pytest.raises(ArgumentError, match=r"bins must be at least 1, got 0"):
         color_dim(data, bins=0)
-
-
-def test_colour_bar_numbers_are_short():
-    data = history([sketch(np.zeros(2_000_000), 0)])
-    ticks = [t.get_text() for t in mesh_of(color_dim(data)).colorbar.ax.get_yticklabels()]
-    assert ticks == ["0", "1", "10", "100", "1 k", "10 k", "100 k", "1 M"]
 
 
 # Images
@@ -487,33 +438,29 @@ def test_colour_images_given_axes_and_no_captions():
     assert show_images(digits(4, colour=True), ax=ax) is ax
     assert [image.get_array().shape for image in ax.images] == [(6, 5, 3)] * 4
     assert words(ax) == []
-
-
-def test_no_images_are_said_in_words():
     ax = show_images(digits(0))
     render(ax)
     assert words(ax) == ["no images"]
 
 
-def test_wrong_images_captions_and_columns_are_refused():
-    with pytest.raises(
-        ArgumentError, match=r"images has shape \(2, 3, 6, 5\) and dtype uint8; exp"
-    ):
-        show_images(np.zeros((2, 3, 6, 5), np.uint8))
-    with pytest.raises(ArgumentError, match=r"images has shape \(2, 6, 5\) and dtype float64; exp"):
-        show_images(np.zeros((2, 6, 5)))
-    with pytest.raises(
-        ArgumentError, match=r"captions has 1 texts for 2 images; give one for each"
-    ):
-        show_images(digits(2), ["a"])
-    with pytest.raises(ArgumentError, match=r"columns=0 is the number of images in a row"):
-        show_images(digits(2), columns=0)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((np.zeros((2, 3, 6, 5), np.uint8),), r"has shape \(2, 3, 6, 5\) and dtype uint8; exp"),
+        ((np.zeros((2, 6, 5)),), r"images has shape \(2, 6, 5\) and dtype float64; exp"),
+        ((digits(2), ["a"]), "captions has 1 texts for 2 images; give one for each"),
+        ((digits(2), (), 0), "columns must be at least 1, got 0"),
+    ],
+)
+def test_wrong_images_captions_and_columns_are_refused(arguments, words):
+    with pytest.raises(ArgumentError, match=words):
+        show_images(*arguments)
 
 
 # The abstract classes
 
 
-class Layers(LayerHistories):
+class Layers(LayerPlots, LayerHistories):
     def __init__(self, histories):
         self._histories = histories
 
@@ -529,7 +476,7 @@ class Layers(LayerHistories):
         return self._histories[index]
 
 
-class Curves(TrainingCurves):
+class Curves(CurvePlots, TrainingCurves):
     steps = training(20)
     epochs = epochs_of(2, 10)
 
@@ -548,7 +495,7 @@ def test_layers_are_found_by_index_and_name():
         stats[2]
 
 
-def test_layers_draw_themselves_with_their_epochs():
+def test_layers_and_curves_draw_themselves_with_their_epochs():
     stats = Layers([healthy(10)])
     axes = stats.plot_layer_stats("1.0")
     assert words(axes[0]) == ["epoch 1"]
@@ -557,6 +504,20 @@ def test_layers_draw_themselves_with_their_epochs():
     assert stats.color_dim(-1, ax=ax, limit=2, bins=7) is ax
     assert mesh_of(ax).get_array().shape == (7, 10)
     assert words(ax) == ["epoch 1"]
+    curves = Curves()
+    assert words(curves.plot_loss()) == ["epoch 1", "2"]
+    assert [words(ax) for ax in curves.plot_sched()] == [["epoch 1", "2"]] * 2
+
+
+def test_what_a_notebook_and_a_terminal_show():
+    stats, curves = Layers([healthy(10)]), Curves()
+    assert repr(stats) == "<Layers with 1 histories: 1.0>"
+    assert repr(curves) == "<Curves of 20 steps, 2 epochs>"
+    for thing in (stats, curves):
+        assert thing._repr_html_().startswith('<img alt="')
+        assert 'src="data:image/png;base64,iVBOR' in thing._repr_html_()
+    assert plt.get_fignums() == []
+    assert Layers([])._repr_html_() is None
 
 
 def test_a_schedule_of_many_steps_shows_what_lies_between_its_entries():
@@ -568,13 +529,6 @@ def test_a_schedule_of_many_steps_shows_what_lies_between_its_entries():
     low, high = (f(steps.hypers["lr"][:, 0]) for f in (np.min, np.max))
     band = rate.collections[0].get_paths()[0].get_extents()
     assert (band.y0, band.y1) == (low, high)
-
-
-def test_curves_draw_themselves_with_their_epochs():
-    curves = Curves()
-    assert words(curves.plot_loss()) == ["epoch 1", "2"]
-    rate, momentum = curves.plot_sched()
-    assert words(rate) == words(momentum) == ["epoch 1", "2"]
 
 
 def test_a_long_run_is_drawn_without_a_warning():

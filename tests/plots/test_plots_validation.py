@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 
 from convlens.core.snapshots import Confusion, Mistakes
 from convlens.errors import ArgumentError
-from convlens.plots import Interpretation, plot_confusion, plot_top_losses
+from convlens.plots import ValidationPlots, plot_confusion, plot_top_losses
 
 NAMES = ("cat", "dog", "<b>$\\frac$</b>")
 COUNTS = np.array([[90, 9, 1], [0, 50, 0], [1000, 0, 0]], np.int64)
@@ -69,22 +69,18 @@ def test_one_mistake_is_seen_beside_a_thousand():
     assert orange[0] > orange[2]
 
 
-def test_a_share_is_100_percent_only_where_it_is():
-    counts = np.array([[99_999, 1], [0, 5]])
-    ax = plot_confusion(counts)
+def test_a_share_is_100_percent_only_where_it_is_and_unknown_without_images():
+    ax = plot_confusion(np.array([[99_999, 1], [0, 5]]))
     assert recalls(ax) == [">99.9 %", "100.0 %", "recall"]
     assert ax.get_title().endswith("100,004 of 100,005 right (>99.99 %)")
     assert [t.get_text() for t in ax.get_xticklabels()] == ["0", "1"]
-
-
-def test_a_class_without_images_has_no_recall():
     ax = plot_confusion([[3, 1], [0, 0]], ["a", "b"])
     render(ax)
     assert recalls(ax) == ["75.0 %", "–", "recall"]
     assert cells(ax) == {(0, 0): "3", (0, 1): "1"}
 
 
-@pytest.mark.parametrize("k", [1, 2, 10, 20, 21, 150])
+@pytest.mark.parametrize("k", [1, 10, 20, 21, 150])
 def test_numbers_and_names_have_room_however_many_classes_there_are(k):
     counts = np.full((k, k), 1234) + np.eye(k, dtype=int) * 99_999
     ax = plot_confusion(counts, [f"a class called {i}" for i in range(k)])
@@ -107,13 +103,6 @@ def test_numbers_and_names_have_room_however_many_classes_there_are(k):
     assert bars == ([] if k <= 20 else ["mistakes (log scale)"])
 
 
-def test_it_is_drawn_where_it_is_told():
-    figure, (left, right) = plt.subplots(1, 2)
-    assert plot_confusion(CONFUSION, ax=right) is right
-    assert plot_top_losses(mistakes(4), ax=left) is left
-    assert plt.get_fignums() == [figure.number]
-
-
 def test_nothing_recorded_is_said_in_words():
     for ax in (plot_confusion(None), plot_confusion(np.zeros((3, 3), int)), plot_top_losses(None)):
         render(ax)
@@ -129,7 +118,7 @@ def test_wrong_counts_and_names_are_refused():
             plot_confusion(counts)
     with pytest.raises(ArgumentError, match="classes has 1 names for 3 classes; give one for each"):
         plot_confusion(COUNTS, ["a"])
-    with pytest.raises(ArgumentError, match="most=0 is the number of images to draw; give at l"):
+    with pytest.raises(ArgumentError, match="most must be at least 1, got 0"):
         plot_top_losses(mistakes(2), 0)
 
 
@@ -148,9 +137,12 @@ def mistakes(n):
     )
 
 
-def test_the_largest_losses_come_first():
+def test_the_largest_losses_come_first_on_the_axes_that_are_given():
     found = mistakes(6)
-    ax = plot_top_losses(found, 2)
+    figure, (left, ax) = plt.subplots(1, 2)
+    assert plot_confusion(CONFUSION, ax=left) is left
+    assert plot_top_losses(found, 2, ax=ax) is ax
+    assert plt.get_fignums() == [figure.number]
     render(ax)
     for drawn, i in zip(ax.images, (5, 4), strict=True):
         np.testing.assert_array_equal(drawn.get_array(), found.images[i])
@@ -158,7 +150,7 @@ def test_the_largest_losses_come_first():
     assert said[1] == "dog, predicted <b>$\\frac$</b> (82.0 %), loss 4.20"
 
 
-class Kept(Interpretation):
+class Kept(ValidationPlots):
     def __init__(self, *kept):
         self.kept = kept
 

@@ -30,9 +30,10 @@ from runs_data import (
 from convlens.core.buckets import BucketLayout
 from convlens.core.columns import coarsen, concatenate
 from convlens.core.histories import LayerInfo
+from convlens.core.layer_histories import LayerHistories, UpdateHistories
 from convlens.core.records import Picture, RecordSink
+from convlens.core.training_curves import TrainingCurves
 from convlens.errors import ArgumentError, ConvlensWarning, LayerNotFoundError, RunError
-from convlens.plots import LayerHistories, TrainingCurves, UpdateHistories
 from convlens.runs import RunWriter, create_run, list_runs, open_run
 from convlens.runs.lock import CRASHED
 from convlens.runs.schema import DATABASE

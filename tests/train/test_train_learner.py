@@ -257,9 +257,13 @@ def test_learner_arguments_that_cannot_work(arguments, sentence):
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [(ValueError("my own"), "failed"), (KeyboardInterrupt(), "stopped")]
+    ("error", "status", "text"),
+    [
+        (ValueError("my own"), "failed", "ValueError: my own"),
+        (KeyboardInterrupt(), "stopped", "interrupted from the keyboard"),
+    ],
 )
-def test_an_error_closes_the_run_and_removes_hooks(tmp_path, error, status):
+def test_an_error_closes_the_run_and_removes_hooks(tmp_path, error, status, text):
     learn = learner(
         [cancelling("after_backward", error), cl.ActivationStats()], run=tmp_path / "run"
     )
@@ -269,9 +273,7 @@ def test_an_error_closes_the_run_and_removes_hooks(tmp_path, error, status):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
     with cl.open_run(tmp_path / "run") as run:
         assert run.meta["status"] == status
-        assert run.meta["error"] == (
-            f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        )
+        assert run.meta["error"] == text
 
 
 def test_after_fit_comes_to_those_whose_before_fit_came():

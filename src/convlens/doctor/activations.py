@@ -1,4 +1,4 @@
-"""Checks on what flowed through the watched layers."""
+"""Rules on what the watched layers gave."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import math
 
 import numpy as np
 
-from convlens.core.buckets import Flags, Floats
+from convlens.core.buckets import Ints
 from convlens.core.histories import LayerHistory
 from convlens.core.records import Finding, RunRecord
 
-DEAD_NOTE, DEAD_PROBLEM = 0.1, 0.25
+DEAD_WARNING, DEAD_PROBLEM = 0.1, 0.25
 """A few dead channels are common and cost little; a quarter of a layer is capacity thrown away."""
 
 MIN_BATCHES = 5
 """In one or two batches a living channel may well be without a positive value."""
 
 SWING = 3.0
-"""The standard deviation of a layer drifts while it learns, and scatters by far less than this
-factor from batch to batch: up and down by three is growth and collapse."""
+"""A layer's standard deviation drifts while it learns, and scatters by far less than this factor
+from batch to batch: up and down by three is growth and collapse."""
 
 PEAK = 0.1
 """A peak below a tenth of the layer's largest deviation is scatter of what is left after a collapse
@@ -28,78 +28,105 @@ MIN_CYCLES = 2
 """Once up and down can be a warm-up; the second time it is a cycle."""
 
 
-def find_nonfinite_activations(record: RunRecord) -> list[Finding]:
+def find_nonfinite_activations(record: RunRecord) -> Finding | None:
     """The first layer whose output held NaN or infinite values, and when."""
-    hit = [(int(h.first_step[np.argmax(h.nonfinite > 0)]), h) for h in record.layers if _broken(h)]
-    if not hit:
-        return []
-    step, first = min(hit, key=lambda pair: (pair[0], pair[1].layer.index))
-    share = float(first.nonfinite[np.argmax(first.nonfinite > 0)])
-    others = f", later in {len(hit)} layers in all" if len(hit) > 1 else ""
-    return [
-        Finding(
-            "nonfinite-activations",
-            "problem",
-            f"Layer {first.layer.name!r} gave values that are NaN or infinite from step {step} on "
-            f"({share:.2%} of its values in that column{others}). Try a lower learning rate, "
-            "gradient clipping or batch normalization; if it begins at step 0, look for such "
-            "values in the images or in loaded weights.",
-            first.layer.name,
-            step,
-        )
+    found = [
+        (int(h.first_step[bad[0]]), h.layer, float(h.nonfinite[bad[0]]))
+        for h in record.layers
+        if len(bad := np.flatnonzero(h.nonfinite > 0))
     ]
+    if not found:
+        return None
+    step, layer, share = min(found, key=lambda one: (one[0], one[1].index))
+    others = f", later in {len(found)} layers in all" if len(found) > 1 else ""
+    return Finding(
+        "nonfinite-activations",
+        "problem",
+        f"Layer {layer.name!r} gave values that are NaN or infinite from step {step} on "
+        f"({share:.2%} of its values in that column{others}).",
+        layer=layer.name,
+        first_step=step,
+        fix="Try a lower learning rate, gradient clipping or batch normalization; if it begins at "
+        "step 0, look for such values in the images or in loaded weights.",
+        confidence="certain",
+    )
 
 
-def find_dead_channels(record: RunRecord) -> list[Finding]:
+def find_dead_channels(record: RunRecord) -> Finding | None:
     """Channels before a ReLU without one positive value in the last quarter of the steps."""
-    layers = [h for h in record.layers if h.layer.feeds_relu and h.channels and _judgeable(h)]
-    dead = [(h, _dead(h)) for h in layers]
-    hit = [(h, mask) for h, mask in dead if mask.mean() >= DEAD_NOTE]
-    if not hit:
-        return []
-    worst, mask = max(hit, key=lambda pair: pair[1].mean())
-    listed = ", ".join(f"{int(m.sum())} of {m.size} in {h.layer.name!r}" for h, m in hit[:6])
-    more = f" and in {len(hit) - 6} more layers" if len(hit) > 6 else ""
-    return [
-        Finding(
-            "dead-channels",
-            "problem" if mask.mean() >= DEAD_PROBLEM else "note",
-            f"Channels are dead, with no positive value for any image in the last quarter of the "
-            f"steps, so that ReLU makes them zero and no gradient reaches them: {listed}{more}. "
-            "Try a lower or slowly rising learning rate, batch normalization, or a ReLU that "
-            "leaks; narrower layers, if the accuracy is good enough.",
-            worst.layer.name,
-            _dead_since(worst, mask),
-        )
-    ]
+    layers = [h for h in record.layers if h.layer.feeds_relu and h.channels and _can_judge(h)]
+    dead = [(h, ~h.columns.positive[last_quarter(h)].any(axis=0)) for h in layers]
+    found = [(h, mask) for h, mask in dead if mask.mean() >= DEAD_WARNING]
+    if not found:
+        return None
+    worst, mask = max(found, key=lambda pair: pair[1].mean())
+    listed = ", ".join(f"{int(m.sum())} of {m.size} in {h.layer.name!r}" for h, m in found[:6])
+    more = f" and in {len(found) - 6} more layers" if len(found) > 6 else ""
+    return Finding(
+        "dead-channels",
+        "problem" if mask.mean() >= DEAD_PROBLEM else "warning",
+        "Channels are dead, with no positive value for any image in the last quarter of the "
+        f"steps, so that ReLU makes them zero and no gradient reaches them: {listed}{more}.",
+        layer=worst.layer.name,
+        first_step=_after_last(worst, np.flatnonzero(worst.columns.positive[:, mask].any(axis=1))),
+        fix="Try a lower or slowly rising learning rate, batch normalization, or a leaky ReLU; "
+        "narrower layers, if the accuracy is good enough.",
+        confidence="certain",
+    )
 
 
-def find_activation_cycles(record: RunRecord) -> list[Finding]:
+def find_activation_cycles(record: RunRecord) -> Finding | None:
     """Growth and collapse of a layer's standard deviation, again and again.
 
     Source: the "colorful dimension" of fast.ai's chapter 13 shows bad training as cycles in which
     activations grow, collapse and start again. Here a cycle is a rise of the layer's standard
     deviation by a factor of at least `SWING` and a fall by as much after it.
     """
-    cycles = [(len(peaks), h, peaks) for h in record.layers if (peaks := _peaks(h))]
-    hit = [entry for entry in cycles if entry[0] >= MIN_CYCLES]
-    if not hit:
-        return []
-    n, worst, peaks = max(hit, key=lambda entry: entry[0])
-    where = f" ({len(hit)} of {len(record.layers)} layers do so)" if len(hit) > 1 else ""
-    steps = ", ".join(str(int(worst.first_step[p])) for p in peaks[:4])
-    return [
-        Finding(
-            "activation-cycles",
-            "problem",
-            f"The standard deviation of layer {worst.layer.name!r} grew at least {SWING:g}-fold "
-            f"and collapsed again {n} times{where}, with peaks at step {steps}"
-            f"{' …' if n > 4 else ''}: that is how unstable training looks. Try a lower learning "
-            "rate with a warm-up, or batch normalization.",
-            worst.layer.name,
-            int(worst.first_step[peaks[0]]),
+    found = [(h, peaks) for h in record.layers if len(peaks := _peaks(h)) >= MIN_CYCLES]
+    if not found:
+        return None
+    worst, peaks = max(found, key=lambda pair: len(pair[1]))
+    where = f" ({len(found)} of {len(record.layers)} layers do so)" if len(found) > 1 else ""
+    steps = ", ".join(str(worst.first_step[p]) for p in peaks[:4])
+    return Finding(
+        "activation-cycles",
+        "problem",
+        f"The standard deviation of layer {worst.layer.name!r} grew at least {SWING:g}-fold "
+        f"and collapsed again {len(peaks)} times{where}, with peaks at step {steps}"
+        f"{' …' if len(peaks) > 4 else ''}: that is how unstable training looks.",
+        layer=worst.layer.name,
+        first_step=int(worst.first_step[peaks[0]]),
+        fix="Try a lower learning rate with a warm-up, or batch normalization.",
+    )
+
+
+NEARLY_ALL_ZERO = 0.99
+"""With 99 % of a layer's values near zero, next to nothing of the image gets through it."""
+
+NEARLY_CONSTANT = 1e-3
+"""With a standard deviation of a thousandth of the mean, all values look the same to the next
+layer."""
+
+
+def find_blocked_layer(record: RunRecord) -> tuple[str, int, str] | None:
+    """The first layer that lets next to nothing through: name, since which step, and how."""
+    for history in record.layers:
+        after_relu = history.near_zero_after_relu if history.layer.feeds_relu else history.near_zero
+        scale = np.maximum(np.abs(history.mean), history.eps)
+        constant = history.std <= NEARLY_CONSTANT * scale
+        blocked = (after_relu > NEARLY_ALL_ZERO) | constant
+        tail = last_quarter(history)
+        if not len(history) or not blocked[tail].all():
+            continue
+        share, std, mean = (
+            float(np.mean(values[tail])) for values in (after_relu, history.std, history.mean)
         )
-    ]
+        how = f"the values are all the same (standard deviation {std:.2g} about {mean:.3g})"
+        if share > NEARLY_ALL_ZERO:
+            relu = " after its ReLU" if history.layer.feeds_relu else ""
+            how = f"{share:.1%} of the values are near zero{relu}"
+        return history.layer.name, _after_last(history, np.flatnonzero(~blocked)), how
+    return None
 
 
 def last_quarter(history: LayerHistory) -> slice:
@@ -111,30 +138,16 @@ def last_quarter(history: LayerHistory) -> slice:
     return slice(min(start, len(history) - 1), len(history))
 
 
-def after_relu(history: LayerHistory) -> Floats:
-    """(K,) share of values near zero, as the next layer sees them."""
-    return history.near_zero_after_relu if history.layer.feeds_relu else history.near_zero
-
-
-def _broken(history: LayerHistory) -> bool:
-    return bool((history.nonfinite > 0).any())
-
-
-def _judgeable(history: LayerHistory) -> bool:
+def _can_judge(history: LayerHistory) -> bool:
     """Whether the last quarter has batches enough, of finite values: NaN is not positive either."""
     tail = last_quarter(history)
     finite = not (history.nonfinite[tail] > 0).any()
     return finite and int(history.calls[tail].sum()) >= MIN_BATCHES
 
 
-def _dead(history: LayerHistory) -> Flags:
-    return np.logical_not(history.columns.positive[last_quarter(history)].any(axis=0))
-
-
-def _dead_since(history: LayerHistory, dead: Flags) -> int:
-    """The step from which on none of these channels was ever positive again."""
-    alive = np.flatnonzero(history.columns.positive[:, dead].any(axis=1))
-    return int(history.first_step[alive[-1] + 1] if len(alive) else history.first_step[0])
+def _after_last(history: LayerHistory, good: Ints) -> int:
+    """The step of the column after the last good one, by position; there is one after it."""
+    return int(history.first_step[good[-1] + 1 if len(good) else 0])
 
 
 def _peaks(history: LayerHistory) -> list[int]:

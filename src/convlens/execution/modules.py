@@ -54,7 +54,7 @@ def own_parameters(module: nn.Module) -> Iterator[Tensor]:
 
 
 def layer_kind(module: nn.Module) -> str:
-    """The class name of a layer, by which `convlens.errors.find_layer` finds it.
+    """The class name of a layer, by which `convlens.core.layers.find_layer` finds it.
 
     Empty for a container: a module with children and without parameters of its own.
     """

@@ -15,7 +15,7 @@ from convlens.watching.probes import Layers
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
 else:
-    # Lightning comes under two names whose classes do not mix: the one already in use decides.
+    # Lightning has two names whose classes do not mix: take the one that is already imported.
     try:
         if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
             from pytorch_lightning import Callback
@@ -32,26 +32,25 @@ else:
 
 
 class WatchCallback(Callback):
-    """Statistics of what each layer puts out, at every optimizer step of a ``Trainer``, exact.
+    """Records statistics of each layer's output at every optimizer step of a ``Trainer``, exactly.
 
         watch = WatchCallback(run="auto")
         Trainer(callbacks=[watch]).fit(model, loader)
         watch.stats["model.conv1"].near_zero   # one array over the steps
 
     A step is one of ``trainer.global_step``: all batches whose gradients it accumulates are one
-    column, named by the step that they lead to. Everything that a training batch runs is counted,
-    whether ``training_step`` calls the module or parts of it; validation, sanity check, test and
-    prediction are not. With manual optimization, a batch belongs to the step that ``global_step``
-    shows when it begins. The hooks are there from the start of training to its end, also if it ends
-    in an exception. A callback holds one fit: the next begins anew. What could not be seen is in
-    ``stats.notes``, and warned of once.
+    column. Everything that a training batch runs is counted, whether ``training_step`` calls the
+    module or parts of it; validation, sanity check, test and prediction are not. With manual
+    optimization, a batch belongs to the step that ``global_step`` shows when it begins. A callback
+    holds one fit: the next begins anew. What could not be seen is in ``stats.notes``, with one
+    warning.
 
     With ``gradients=True`` a step has the gradient that the optimizer gets: accumulated, clipped
-    and without the scale of mixed precision. A compiled module is compiled once more after the
-    first step, in which layers before a ReLU are looked for.
+    and without the scale of mixed precision. A compiled module is compiled again after the first
+    step, which finds the layers before a ReLU.
 
     With several processes each rank watches its own part of the batch. ``stats`` is this rank's;
-    who reads the run gets those of all ranks added up.
+    reading the run adds all ranks up.
 
     Args:
         layers: ``"trainable"``, ``"all"``, or names, modules and module classes.
@@ -60,7 +59,7 @@ class WatchCallback(Callback):
         run: None keeps everything in memory; ``"auto"`` records to a new directory
             ``runs/watch-0001``; a path names the directory. It is closed as finished when training
             ends, as stopped by Ctrl-C or SIGTERM, as failed by any other exception.
-        options: what else `convlens.watch` takes, such as ``eps`` and ``every``.
+        options: further options of `convlens.watch`, such as ``eps`` and ``every``.
 
     Attributes:
         run_path: the run's directory, None without one.
@@ -81,14 +80,16 @@ class WatchCallback(Callback):
         super().__init__()
         if "mode" in options:
             raise ArgumentError(
-                "mode is for cl.watch: WatchCallback records what training batches run, whatever "
-                "the mode; leave it out."
+                "WatchCallback takes no mode: it records what training batches run, in any mode."
             )
         options["count_forwards"] = False  # the trainer says which step begins
         inspect.signature(ActivationWatch).bind(None, layers, **options)
         self._layers, self._module, self._run, self._options = layers, module, run, options
         self._stats: ActivationWatch | None = None
         self.run_path: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"WatchCallback({self._stats or 'nothing recorded yet'}, run={self.run_path})"
 
     @property
     def stats(self) -> ActivationWatch:
@@ -99,7 +100,7 @@ class WatchCallback(Callback):
         """
         if self._stats is None:
             raise ArgumentError(
-                "WatchCallback holds nothing yet: give it to a Trainer and call trainer.fit(…), in "
+                "WatchCallback holds nothing yet; give it to a Trainer and call trainer.fit(…) in "
                 "this process."
             )
         return self._stats
@@ -111,38 +112,25 @@ class WatchCallback(Callback):
         self.run_path = None if self._run is None else record_watch(stats, self._run)
         self._stats = stats.attach()
 
-    def on_train_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002
-        batch: Any,  # noqa: ANN401, ARG002
-        batch_idx: int,  # noqa: ARG002
-    ) -> None:
-        """Say which step the batch belongs to; the same again adds to it."""
+    def on_train_batch_start(self, trainer: Trainer, *_: object, **__: object) -> None:
+        """Say which step the batch belongs to; the same step again adds to its column."""
         self.stats.step(trainer.global_step)
         self.stats.enter()
 
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,  # noqa: ARG002
-        pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,  # noqa: ANN401, ARG002
-        batch: Any,  # noqa: ANN401, ARG002
-        batch_idx: int,  # noqa: ARG002
-    ) -> None:
+    def on_train_batch_end(self, *_: object, **__: object) -> None:
         """Count nothing that runs between batches."""
         self.stats.leave()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, *_: object, **__: object) -> None:
         """The same for a batch that the module skipped: it ends the epoch, but has no end."""
         self.stats.leave()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_end(self, *_: object, **__: object) -> None:
         """Remove the hooks and write what is left."""
         self._detach(None)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """The same where training was left by a way of its own, as Lightning's tuner does."""
+    def teardown(self, *_: object, **__: object) -> None:
+        """The same if training ended without `on_train_end`, as in Lightning's tuner."""
         self._detach(None)
 
     def on_exception(

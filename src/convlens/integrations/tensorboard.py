@@ -14,10 +14,10 @@ import numpy as np
 from convlens.core.buckets import Floats, Ints, finite_edges
 from convlens.core.columns import coarsen
 from convlens.core.histories import LayerHistory
+from convlens.core.layer_histories import LayerHistories
 from convlens.core.records import Epoch
 from convlens.core.steps import StepSeries, empty_steps
 from convlens.errors import ArgumentError, MissingLibraryError
-from convlens.plots import LayerHistories
 from convlens.runs import Run, open_run
 
 try:
@@ -55,9 +55,9 @@ def write(
     parameter groups ``hyper/lr/0`` …) at each step. Where epochs are known, ``loss/train``,
     ``loss/valid`` and ``metric/NAME`` at each epoch's last step.
 
-    A histogram has the sketch's own buckets with their exact counts of the finite values; buckets
-    next to each other that are empty are joined. Its smallest and largest value are edges of
-    buckets, the only thing in it that is not exact.
+    A histogram has the sketch's own buckets with their exact counts of the finite values; adjacent
+    empty buckets are joined. Its smallest and largest value are edges of buckets, the only part
+    that is not exact.
 
     Calling it again adds another file, which TensorBoard shows over the first: write each source
     once into a folder.
@@ -66,8 +66,8 @@ def write(
         source: a run, or its directory; or the layers of ``cl.watch(…)``,
             ``learn.activation_stats`` or an opened run.
         log_dir: the folder for TensorBoard; it is made if missing.
-        histograms: at most this many histograms of each layer. Where there are more columns,
-            neighbours are added up, so that no value is left out; 0 writes none.
+        histograms: the most histograms of a layer; 0 writes none. Of more columns, neighbours are
+            added up, so that no value is left out.
 
     Returns:
         ``log_dir``.
@@ -77,20 +77,17 @@ def write(
         RunError: if ``source`` is a path and there is no readable run.
     """
     if histograms < 0:
-        raise ArgumentError(
-            f"histograms={histograms} is negative; give how many histograms a layer may have at "
-            "most, or 0 for none."
-        )
+        raise ArgumentError(f"histograms must be at least 0, got {histograms}; 0 writes none.")
     if isinstance(source, LayerHistories):
-        layers, steps, epochs, clock = source, empty_steps(), source.epochs, _now()
+        layers, steps, clock = source, empty_steps(), _now()
     else:
         run = source if isinstance(source, Run) else open_run(source)
-        layers, steps, epochs = run.activation_stats, run.steps, run.epochs
+        layers, steps = run.activation_stats, run.steps
         clock = _clock(run, steps)
     with closing(_open(Path(log_dir))) as file:
         for events in (
             _step_events(steps, clock),
-            _epoch_events(epochs, clock),
+            _epoch_events(layers.epochs, clock),
             *(_layer_events(layers[i], histograms, clock) for i in range(len(layers))),
         ):
             for event in events:
@@ -110,7 +107,7 @@ def _open(log_dir: Path) -> EventFileWriter:
 
 
 def _now() -> Clock:
-    """A watcher does not know when its steps were."""
+    """A watcher does not know the times of its steps."""
     now = time.time()
     return lambda _: now
 
@@ -127,10 +124,9 @@ def _clock(run: Run, steps: StepSeries) -> Clock:
 def _step_events(steps: StepSeries, clock: Clock) -> Events:
     series = {"loss/batch": steps.loss}
     for name, values in steps.hypers.items():
-        groups = values.shape[1]
-        for group in range(groups):
-            series[f"hyper/{name}" if groups == 1 else f"hyper/{name}/{group}"] = values[:, group]
-    yield from _scalars(series, steps.step, clock)
+        for group, column in enumerate(values.T):
+            series[f"hyper/{name}" if len(values.T) == 1 else f"hyper/{name}/{group}"] = column
+    return _scalars(series, steps.step, clock)
 
 
 def _epoch_events(epochs: Sequence[Epoch], clock: Clock) -> Events:
@@ -148,14 +144,14 @@ def _layer_events(history: LayerHistory, histograms: int, clock: Clock) -> Event
     if history.layer.feeds_relu and history.channels:
         series["dead_channels"] = history.dead_channels.astype(np.float64)
     tagged = {f"{quantity}_{what}/{name}": values for what, values in series.items()}
-    yield from _scalars(tagged, _shown_at(history), clock)
+    yield from _scalars(tagged, _middle_step(history), clock)
     if histograms:
         yield from _histograms(f"{quantity}/{name}", _at_most(history, histograms), clock)
 
 
 def _scalars(series: Mapping[str, Floats], steps: Ints, clock: Clock) -> Events:
     """One event for each of K steps, with all series, each (K,)."""
-    rows = zip(*(values.tolist() for values in series.values()), strict=True)
+    rows = np.stack(list(series.values()), axis=1).tolist()
     for step, row in zip(steps.tolist(), rows, strict=True):
         yield _event(dict(zip(series, row, strict=True)), step, clock)
 
@@ -170,29 +166,23 @@ def _histograms(tag: str, history: LayerHistory, clock: Clock) -> Events:
     n = history.columns.n_finite
     sums = n * history.mean
     squares = history.columns.m2 + sums * history.mean
-    steps = _shown_at(history).tolist()
+    steps = _middle_step(history).tolist()
     for k in np.flatnonzero(n):
-        limits, counts = _buckets(history.counts[k], edges)
-        first, last = np.flatnonzero(history.counts[k])[[0, -1]]
+        counts = history.counts[k]
+        used = np.flatnonzero(counts)
+        # One empty bucket stands for each gap.
+        gaps = np.flatnonzero(np.diff(used, prepend=used[0] - 1) > 1)
         proto = HistogramProto(
-            min=edges[first],
-            max=edges[last + 1],
+            min=edges[used[0]],
+            max=edges[used[-1] + 1],
             num=n[k],
             sum=sums[k],
             sum_squares=squares[k],
-            bucket_limit=limits.tolist(),
-            bucket=counts.tolist(),
+            bucket_limit=np.insert(edges[used + 1], gaps, edges[used[gaps]]).tolist(),
+            bucket=np.insert(counts[used], gaps, 0).tolist(),
         )
         summary = Summary(value=[Summary.Value(tag=tag, histo=proto)])
         yield Event(wall_time=clock(steps[k]), step=steps[k], summary=summary)
-
-
-def _buckets(counts: Ints, edges: Floats) -> tuple[Floats, Ints]:
-    """Upper limits and counts of the buckets in use, with one empty bucket for each gap."""
-    used = np.flatnonzero(counts)
-    gaps = np.flatnonzero(np.diff(used, prepend=used[0] - 1) > 1)
-    limits = np.insert(edges[used + 1], gaps, edges[used[gaps]])
-    return limits, np.insert(counts[used], gaps, 0)
 
 
 def _at_most(history: LayerHistory, n: int) -> LayerHistory:
@@ -204,6 +194,6 @@ def _at_most(history: LayerHistory, n: int) -> LayerHistory:
     return replace(history, columns=columns)
 
 
-def _shown_at(history: LayerHistory) -> Ints:
+def _middle_step(history: LayerHistory) -> Ints:
     """(K,) the whole step in the middle of each column."""
     return (history.first_step + history.last_step) // 2

@@ -1,32 +1,29 @@
 """Records and arrays drawn with matplotlib: axes in, axes out, nothing shown and nothing saved.
 
-The drawing functions know nothing of where the numbers came from; `LayerHistories`,
-`TrainingCurves` and `Interpretation` are what live objects and opened runs share. Importing this
-loads no matplotlib.
+The drawing functions do not know where the numbers came from; `LayerPlots`, `CurvePlots` and
+`ValidationPlots` give the same plot methods to live objects and opened runs. Importing this loads
+no matplotlib.
 """
 
 from __future__ import annotations
 
-from convlens.plots.curves import POINTS, plot_loss, plot_sched
-from convlens.plots.geometry import show_effective_field, show_matrix
-from convlens.plots.grids import show_mosaics, show_places, show_rectangle, show_tiles
-from convlens.plots.layers import color_dim, plot_layer_stats
-from convlens.plots.multiples import color_dim_all, plot_layer_stats_all
-from convlens.plots.pictures import show_images
-from convlens.plots.subjects import (
-    Interpretation,
-    LayerHistories,
-    TrainingCurves,
-    UpdateHistories,
+from convlens.plots.convolutions import (
+    show_effective_field,
+    show_matrix,
+    show_places,
+    show_rectangle,
 )
+from convlens.plots.curves import plot_loss, plot_sched
+from convlens.plots.grids import show_images, show_mosaics, show_tiles
+from convlens.plots.many_layers import color_dim_all, plot_layer_stats_all
+from convlens.plots.mixins import CurvePlots, LayerPlots, ValidationPlots
+from convlens.plots.one_layer import color_dim, plot_layer_stats
 from convlens.plots.validation import plot_confusion, plot_top_losses
 
 __all__ = [
-    "POINTS",
-    "Interpretation",
-    "LayerHistories",
-    "TrainingCurves",
-    "UpdateHistories",
+    "CurvePlots",
+    "LayerPlots",
+    "ValidationPlots",
     "color_dim",
     "color_dim_all",
     "plot_confusion",

@@ -1,8 +1,10 @@
-"""What all plots share: new axes, epoch marks, ranges, words where there is nothing to draw."""
+"""What all plots share: axes, epoch marks, scales, colours, a sentence in empty axes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import io
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +16,9 @@ from convlens.errors import ArgumentError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colorbar import Colorbar
+    from matplotlib.colors import FuncNorm
+    from matplotlib.figure import Figure
 
 STEP_LABEL = "batch (optimizer step)"
 FORWARD_LABEL = "forward of the model"
@@ -25,12 +30,19 @@ ORANGE = "#D55E00"
 GREEN = "#009E73"
 GREY = "#767676"
 
-# So many points are few enough to be seen one by one.
+# Up to so many points are marked one by one.
 FEW = 40
 
 # Beyond these numbers, epoch lines or their names would cover what they should explain.
 MAX_EPOCH_LINES = 60
 MAX_EPOCH_NAMES = 12
+
+
+def new_axes(width: float, height: float) -> Axes:
+    """The axes of a new figure, in inches."""
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
 def take_axes(axes: Sequence[Axes] | None, columns: int, size: tuple[float, float]) -> list[Axes]:
@@ -52,13 +64,20 @@ def take_axes(axes: Sequence[Axes] | None, columns: int, size: tuple[float, floa
     return list(axes)
 
 
+def figure_of(ax: Axes) -> Figure:
+    """The whole figure that holds the axes."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
 def step_label(history: LayerHistory) -> str:
-    """What the steps of a history are, for the axis."""
+    """The step axis's label: what the steps of a history count."""
     return FORWARD_LABEL if history.counted == FORWARD else STEP_LABEL
 
 
 def label_axes(ax: Axes, title: str, ylabel: str, xlabel: str = STEP_LABEL) -> None:
-    """Title, the step axis and the value axis."""
+    """Set the title, the step axis and the value axis."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     ax.set_title(title, parse_math=False)  # a name may hold dollar signs
@@ -66,13 +85,12 @@ def label_axes(ax: Axes, title: str, ylabel: str, xlabel: str = STEP_LABEL) -> N
     ax.set_ylabel(ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    # Each tick says its whole value: a factor beside the axis would be overlooked, or lie under the
-    # epochs' names.
+    # Whole values at the ticks: a common factor would lie under the epochs' numbers.
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def mark_epochs(ax: Axes, epochs: Sequence[Epoch], color: str = GREY) -> None:
-    """A dashed line where each epoch ends, and its number, from 1, above the axes."""
+    """Draw a dashed line where each epoch ends, and its number, from 1, above the axes."""
     if epochs:
         ax.set_title(ax.get_title(), pad=18)  # room for the numbers
     every = -(-len(epochs) // MAX_EPOCH_NAMES)
@@ -80,21 +98,16 @@ def mark_epochs(ax: Axes, epochs: Sequence[Epoch], color: str = GREY) -> None:
         if len(epochs) <= MAX_EPOCH_LINES:
             ax.axvline(epoch.last_step + 0.5, color=color, lw=0.9, ls=(0, (3, 3)), zorder=3)
         if position % every == 0:
+            middle = (epoch.first_step + epoch.last_step) / 2
             word = "epoch " if position == 0 else ""
             ax.text(
-                (epoch.first_step + epoch.last_step) / 2,
-                1.015,
-                f"{word}{epoch.epoch + 1}",
-                transform=ax.get_xaxis_transform(),
-                ha="center",
-                va="bottom",
-                fontsize="x-small",
-                color=GREY,
-            )
+                middle, 1.015, f"{word}{epoch.epoch + 1}", transform=ax.get_xaxis_transform(),
+                ha="center", va="bottom", fontsize="x-small", color=GREY,
+            )  # fmt: skip
 
 
-def mark_nonfinite(ax: Axes, first: Ints, width: Ints, bad: Flags) -> bool:
-    """An orange band along the top where values are NaN or infinite; whether there are any.
+def mark_nonfinite(ax: Axes, first: Ints, width: Ints, bad: Flags) -> None:
+    """Draw an orange band along the top where values are NaN or infinite.
 
     Args:
         ax: where to draw.
@@ -102,21 +115,19 @@ def mark_nonfinite(ax: Axes, first: Ints, width: Ints, bad: Flags) -> bool:
         width: (K,) how many steps each is wide.
         bad: (K,) whether to mark it.
     """
-    if not bad.any():
-        return False
-    ax.broken_barh(
-        list(zip((first[bad] - 0.5).tolist(), width[bad].tolist(), strict=True)),
-        (0.96, 0.04),
-        transform=ax.get_xaxis_transform(),
-        facecolor=ORANGE,
-        label=NONFINITE_LABEL,
-        zorder=4,
-    )
-    return True
+    if bad.any():
+        ax.broken_barh(
+            list(zip((first[bad] - 0.5).tolist(), width[bad].tolist(), strict=True)),
+            (0.96, 0.04),
+            transform=ax.get_xaxis_transform(),
+            facecolor=ORANGE,
+            label=NONFINITE_LABEL,
+            zorder=4,
+        )
 
 
 def scale_values(ax: Axes, values: Floats) -> None:
-    """A logarithmic axis where a few huge values would press all others flat.
+    """Make the axis logarithmic where a few huge values would press all others flat.
 
     Where some values are not positive, it is linear around zero up to the median magnitude.
     """
@@ -141,8 +152,28 @@ def scale_values(ax: Axes, values: Floats) -> None:
 
 
 def marker(values: Floats) -> str:
-    """Points where they are few: a line through a single one would not be seen."""
+    """Mark points where they are few: a line through a single one would not be seen."""
     return "o" if np.isfinite(values).sum() <= FEW else ""
+
+
+def log_norm(most: float, steepness: float = 1.0) -> FuncNorm:
+    """Colours by log(1 + steepness · value), from 0 to ``most``."""
+    from matplotlib.colors import FuncNorm
+
+    def forward(value: Floats) -> Floats:
+        return np.log1p(steepness * value)
+
+    def inverse(colour: Floats) -> Floats:
+        return np.expm1(colour) / steepness
+
+    return FuncNorm((forward, inverse), vmin=0.0, vmax=most)
+
+
+def label_colour_bar(bar: Colorbar, label: str, ticks: Mapping[float, str]) -> None:
+    """Write the label and the ticks, by value."""
+    bar.set_label(label)
+    bar.set_ticks(list(ticks), labels=list(ticks.values()))
+    bar.minorticks_off()
 
 
 def short_count(count: int) -> str:
@@ -153,13 +184,20 @@ def short_count(count: int) -> str:
     return str(count)
 
 
-def say_empty(ax: Axes, text: str) -> None:
-    """Words in the middle of axes that have nothing to show."""
-    say_no_values(ax, text)
-    ax.set_xticks([])
-
-
-def say_no_values(ax: Axes, text: str) -> None:
-    """Words in the middle of axes that have steps, but no value to show for them."""
+def say(ax: Axes, text: str, *, keep_steps: bool = False) -> None:
+    """Write a sentence in the middle of axes that have nothing to show."""
     ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="0.35")
     ax.set_yticks([])
+    if not keep_steps:
+        ax.set_xticks([])
+
+
+def as_html(ax: Axes, alt: str) -> str:
+    """The figure as an ``<img>`` of its own, for a notebook; the figure is closed."""
+    import matplotlib.pyplot as plt
+
+    figure, file = figure_of(ax), io.BytesIO()
+    figure.savefig(file, format="png", dpi=70)
+    plt.close(figure)
+    data = base64.b64encode(file.getvalue()).decode()
+    return f'<img alt="{alt}" src="data:image/png;base64,{data}">'

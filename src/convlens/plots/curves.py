@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from convlens.core.buckets import Floats
 from convlens.core.records import Epoch
-from convlens.core.smoothing import REACH, SMOOTH
 from convlens.core.steps import Band, StepCurves, StepSeries, sum_up
-from convlens.errors import ArgumentError
+from convlens.core.training_curves import POINTS
 from convlens.plots.canvas import (
     BLUE,
     GREEN,
@@ -20,7 +20,7 @@ from convlens.plots.canvas import (
     mark_epochs,
     mark_nonfinite,
     marker,
-    say_empty,
+    say,
     scale_values,
     take_axes,
 )
@@ -28,16 +28,15 @@ from convlens.plots.canvas import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+SMOOTH = 0.98
+"""How much of its weight the smoothed loss keeps from each step to the next."""
 
-POINTS = 4096
-"""More than this many steps are drawn summed up: no screen shows more."""
+REACH = 40.0
+"""The smoothed loss takes in at most a fortieth of the run to either side."""
 
 
 def plot_loss(
-    steps: StepSeries | StepCurves,
-    epochs: Sequence[Epoch] = (),
-    ax: Axes | None = None,
-    smooth: float = SMOOTH,
+    steps: StepSeries | StepCurves, epochs: Sequence[Epoch] = (), ax: Axes | None = None
 ) -> Axes:
     """Draw the training loss by step, raw and smoothed, and the validation loss of each epoch.
 
@@ -46,29 +45,17 @@ def plot_loss(
             highest of each stretch.
         epochs: the finished epochs, marked where they end.
         ax: where to draw, a new figure if None.
-        smooth: how much of its weight the exponential mean keeps from each step to the next, at
-            least 0 (no smoothing) and below 1. It looks both ways, so that it does not lag behind
-            as a running mean does, and over no more than a fortieth of the steps to either side.
-            On a logarithmic axis it is the mean of the logarithms.
-
-    Raises:
-        ArgumentError: if ``smooth`` is out of its range.
     """
-    if not 0.0 <= smooth < 1.0:
-        raise ArgumentError(
-            f"smooth={smooth} is the weight that a mean keeps from step to step; give at least 0 "
-            "(no smoothing) and less than 1."
-        )
     (ax,) = take_axes(None if ax is None else [ax], 1, (7.5, 4.2))
     label_axes(ax, "Loss", "loss")
-    curves = _summed_up(steps)
+    curves = _downsampled(steps)
     if not len(curves) and not epochs:
-        say_empty(ax, "no steps were recorded yet")
+        say(ax, "no steps were recorded yet")
         return ax
     measured = [(e.last_step, e.valid_loss) for e in epochs if e.valid_loss is not None]
     x, y = np.array(measured, np.float64).reshape(-1, 2).T
     scale_values(ax, np.concatenate([curves.loss.low, curves.loss.high, y]))
-    _draw_training_loss(ax, curves, smooth)
+    _draw_training_loss(ax, curves)
     if measured:
         ax.plot(x, y, "o-", color=ORANGE, lw=1.2, zorder=3.5, label="validation, each epoch")
     mark_epochs(ax, epochs)
@@ -78,43 +65,23 @@ def plot_loss(
     return ax
 
 
-def _draw_training_loss(ax: Axes, curves: StepCurves, smooth: float) -> None:
-    loss, many = curves.loss, len(curves) > 2 and smooth > 0
+def _draw_training_loss(ax: Axes, curves: StepCurves) -> None:
+    loss, many = curves.loss, len(curves) > 2
     if np.isfinite(loss.mean).any():
         if curves.width > 1:
             label = f"training, lowest to highest of {curves.width:,} batches"
             _draw_band(ax, curves, loss.low, loss.high, BLUE, label)
         else:
             ax.plot(
-                curves.first_step,
-                loss.mean,
-                color=BLUE,
-                lw=0.7 if many else 1.4,
-                alpha=0.4 if many else 1.0,
-                marker=marker(loss.mean),
-                ms=3.5,
+                curves.first_step, loss.mean, color=BLUE, lw=0.7 if many else 1.4,
+                alpha=0.4 if many else 1.0, marker=marker(loss.mean), ms=3.5,
                 label="training, each batch",
-            )
+            )  # fmt: skip
         if many or curves.width > 1:
-            mean = smoothed_loss(curves, smooth, REACH, log=ax.get_yscale() == "log")
+            mean = smoothed_loss(curves, log=ax.get_yscale() == "log")
             ax.plot(curves.middle_step, mean, color=BLUE, lw=2, label="training, smoothed")
     width = curves.last_step - curves.first_step + 1
     mark_nonfinite(ax, curves.first_step, width, loss.finite < curves.n)
-
-
-def smoothed_loss(curves: StepCurves, smooth: float, reach: float, *, log: bool) -> Floats:
-    """(K,) the training loss without its noise.
-
-    Args:
-        curves: the training's series.
-        smooth: how much of its weight the mean keeps from each step to the next.
-        reach: one over the share of the run that it takes in to either side at most.
-        log: the mean of the logarithms, for a logarithmic axis: one loss of a million must not lift
-            its neighbours by decades.
-    """
-    weight = min(smooth**curves.width, max(0.0, 1.0 - reach / len(curves)))
-    mean = curves.loss.mean
-    return np.exp(smoothed(np.log(mean), weight)) if log else smoothed(mean, weight)
 
 
 def _draw_band(
@@ -126,7 +93,7 @@ def _draw_band(
     ax.fill_between(edges, low, high, color=color, alpha=0.3, lw=0.5, label=label)
 
 
-def _summed_up(steps: StepSeries | StepCurves) -> StepCurves:
+def _downsampled(steps: StepSeries | StepCurves) -> StepCurves:
     return sum_up(steps, POINTS) if isinstance(steps, StepSeries) else steps
 
 
@@ -139,7 +106,7 @@ def plot_sched(
 
     Args:
         steps: the recorded steps, with the hyperparameters "lr" and "momentum"; more than 4,096 are
-            drawn summed up.
+            drawn downsampled.
         epochs: the finished epochs, marked where they end.
         axes: where to draw, two axes; a new figure if None.
 
@@ -147,7 +114,7 @@ def plot_sched(
         ArgumentError: if another number of axes is given.
     """
     rate, momentum = take_axes(axes, 2, (10.5, 3.8))
-    curves = _summed_up(steps)
+    curves = _downsampled(steps)
     _draw_hyper(rate, curves, epochs, "lr", "learning rate")
     _draw_hyper(momentum, curves, epochs, "momentum", "momentum (β₁ for Adam)")
     return rate, momentum
@@ -160,7 +127,7 @@ def _draw_hyper(
     label_axes(ax, word.capitalize(), label)
     band = curves.hypers.get(name)
     if band is None or not band.finite.any():
-        say_empty(ax, f"no {word} was recorded" + ("" if len(curves) else " yet"))
+        say(ax, f"no {word} was recorded" + ("" if len(curves) else " yet"))
         return
     distinct = distinct_groups(band)
     for position, group in enumerate(distinct):
@@ -168,16 +135,11 @@ def _draw_hyper(
         style = ("-", "--", ":")[(position // 3) % 3]
         if curves.width > 1:
             _draw_band(ax, curves, band.low[:, group], band.high[:, group], color)
+        mean = band.mean[:, group]
         ax.plot(
-            curves.middle_step,
-            band.mean[:, group],
-            style,
-            color=color,
-            lw=2,
-            marker=marker(band.mean[:, group]),
-            ms=4,
+            curves.middle_step, mean, style, color=color, lw=2, marker=marker(mean), ms=4,
             label=f"parameter group {group}",
-        )
+        )  # fmt: skip
     ax.grid(axis="y", alpha=0.25)
     mark_epochs(ax, epochs)
     if len(distinct) > 1:
@@ -190,14 +152,30 @@ def distinct_groups(band: Band) -> list[int]:
     return sorted(np.unique(values, axis=1, return_index=True)[1].tolist())
 
 
+def smoothed_loss(curves: StepCurves, smooth: float = SMOOTH, *, log: bool) -> Floats:
+    """(K,) the training loss without its noise: an exponential mean in both directions.
+
+    It looks both ways so that it does not lag behind, as a running mean does.
+
+    Args:
+        curves: the training's series.
+        smooth: how much of its weight the mean keeps from each step to the next; 0 smooths nothing.
+        log: average the logarithms, for a logarithmic axis: one loss of a million must not lift its
+            neighbours by decades.
+    """
+    weight = min(smooth**curves.width, max(0.0, 1.0 - REACH / len(curves)))
+    mean = curves.loss.mean
+    return np.exp(smoothed(np.log(mean), weight)) if log else smoothed(mean, weight)
+
+
 def smoothed(values: Floats, weight: float) -> Floats:
     """Mean of all finite values, each weighing ``weight ** distance`` in steps, to both sides.
 
     NaN where the value itself is not finite.
     """
     finite = np.isfinite(values)
-    known, ones = np.where(finite, values, 0.0), finite.astype(np.float64)
-    total, mass = (_both_ways(series, weight) for series in (known, ones))
+    total = _both_ways(np.where(finite, values, 0.0), weight)
+    mass = _both_ways(finite.astype(np.float64), weight)
     return np.divide(total, mass, out=np.full(len(values), np.nan), where=finite)
 
 
@@ -206,9 +184,9 @@ def _both_ways(values: Floats, weight: float) -> Floats:
 
 
 def _decayed(values: Floats, weight: float) -> Floats:
-    """Sums of all values so far, each shrunk by ``weight`` per step."""
-    sums, total = np.empty(len(values)), 0.0
-    for i, value in enumerate(values.tolist()):
-        total = weight * total + value
-        sums[i] = total
-    return sums
+    """Sums of all values so far, each multiplied by ``weight`` per step."""
+
+    def add(total: float, value: float) -> float:
+        return weight * total + value
+
+    return np.array(list(accumulate(values.tolist(), add)), np.float64)

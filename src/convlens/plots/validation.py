@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from convlens.core.snapshots import Confusion, Mistakes, recall_of
 from convlens.errors import ArgumentError
-from convlens.plots.canvas import say_empty
-from convlens.plots.pictures import show_images
+from convlens.plots.canvas import figure_of, label_colour_bar, log_norm, new_axes, say
+from convlens.plots.grids import show_images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,11 +33,11 @@ def plot_confusion(
     classes: Sequence[str] = (),
     ax: Axes | None = None,
 ) -> Axes:
-    """Draw which class was taken for which, and the recall of each class.
+    """Draw how often each class was predicted as which, and the recall of each class.
 
-    A row is a true class, a column what it was taken for. The mistakes are orange, by log(1 +
-    count), so that a single one is seen beside thousands; the diagonal is blue, by recall, which is
-    the share of a row that lies there. Beyond 20 classes the counts are not written.
+    A row is a true class, a column a predicted one. The mistakes are orange, by log(1 + count), so
+    that a single one is seen beside thousands; the diagonal is blue, by recall, which is the share
+    of a row that lies there. Beyond 20 classes the counts are not written.
 
     Args:
         confusion: (K, K) counts, or a recorded confusion; None says that there is none.
@@ -56,18 +56,23 @@ def plot_confusion(
     k = len(counts)
     if classes and len(classes) != k:
         raise ArgumentError(f"classes has {len(classes)} names for {k} classes; give one for each.")
-    names = [_short(name) for name in (classes or [str(i) for i in range(k)])]
-    ax = ax or _new_axes(k, max(map(len, names), default=0))
+    names = [
+        name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+        for name in (classes or [str(i) for i in range(k)])
+    ]
+    ax = ax or _square_axes(k, max(map(len, names), default=0))
     ax.set_title(title)
     if not counts.any():
-        say_empty(ax, NOTHING.format("confusion matrix"))
+        say(ax, NOTHING.format("confusion matrix"))
         return ax
     recall = recall_of(counts)
-    ax.imshow(_colours(counts, recall), interpolation="nearest")
+    # The largest count beside the diagonal.
+    most = max(int((counts - np.diag(np.diag(counts))).max()), 1)
+    ax.imshow(_colours(counts, recall, most), interpolation="nearest")
     if k <= FEW_CLASSES:
         _write_counts(ax, counts, recall)
     else:
-        _add_colour_bar(ax, _most_wrong(counts))
+        _add_colour_bar(ax, most)
     _name_classes(ax, names, recall)
     right, n = int(np.trace(counts)), int(counts.sum())
     ax.set_title(f"{title}\n{right:,} of {n:,} right ({_percent(right / n, 2)})")
@@ -92,11 +97,11 @@ def plot_top_losses(
         ArgumentError: if ``most`` or ``columns`` is below 1.
     """
     if most < 1:
-        raise ArgumentError(f"most={most} is the number of images to draw; give at least 1.")
+        raise ArgumentError(f"most must be at least 1, got {most}; it is the number of images.")
     if mistakes is None:
-        ax = ax or _new_axes(0, 0)
+        ax = ax or _square_axes(0, 0)
         ax.set_axis_off()
-        say_empty(ax, NOTHING.format("prediction"))
+        say(ax, NOTHING.format("prediction"))
         return ax
     order = np.argsort(-mistakes.loss, kind="stable")[:most]
     captions = [_caption(mistakes, int(i)) for i in order]
@@ -104,9 +109,9 @@ def plot_top_losses(
 
 
 def _caption(mistakes: Mistakes, i: int) -> str:
-    true, said = int(mistakes.true[i]), int(mistakes.predicted[i])
+    true, predicted = int(mistakes.true[i]), int(mistakes.predicted[i])
     return (
-        f"{mistakes.classes[true]}, predicted {mistakes.classes[said]} "
+        f"{mistakes.classes[true]}, predicted {mistakes.classes[predicted]} "
         f"({100 * mistakes.probability[i]:.1f}\N{NO-BREAK SPACE}%), loss {mistakes.loss[i]:.2f}"
     )
 
@@ -122,42 +127,37 @@ def _checked(counts: Any) -> NDArray[np.int64]:  # noqa: ANN401  # it checks wha
     return array.astype(np.int64)
 
 
-def _colours(counts: NDArray[np.int64], recall: NDArray[np.float64]) -> NDArray[np.float64]:
+def _colours(
+    counts: NDArray[np.int64], recall: NDArray[np.float64], most: int
+) -> NDArray[np.float64]:
     """(K, K, 3): white for none."""
     import matplotlib as mpl
 
-    scaled = np.log1p(counts) / np.log1p(_most_wrong(counts))
-    picture = mpl.colormaps["Oranges"](SHADES[0] + (SHADES[1] - SHADES[0]) * scaled)[..., :3]
+    shades = SHADES[0] + (SHADES[1] - SHADES[0]) * np.log1p(counts) / np.log1p(most)
+    picture = mpl.colormaps["Oranges"](shades)[..., :3]
     picture[counts == 0] = 1.0
-    known = np.nan_to_num(recall)
     diagonal = np.arange(len(counts))
-    picture[diagonal, diagonal] = mpl.colormaps["Blues"](0.05 + 0.45 * known)[..., :3]
+    blues = mpl.colormaps["Blues"](0.05 + 0.45 * np.nan_to_num(recall))
+    picture[diagonal, diagonal] = blues[..., :3]
     return picture
-
-
-def _most_wrong(counts: NDArray[np.int64]) -> int:
-    """The largest count beside the diagonal, at least 1."""
-    return max(int(np.where(np.eye(len(counts), dtype=bool), 0, counts).max()), 1)
 
 
 def _add_colour_bar(ax: Axes, most: int) -> None:
     import matplotlib as mpl
     from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import FuncNorm, ListedColormap
+    from matplotlib.colors import ListedColormap
 
     shades = ListedColormap(mpl.colormaps["Oranges"](np.linspace(*SHADES, 256)))
-    norm = FuncNorm((np.log1p, np.expm1), vmin=0.0, vmax=most)
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    bar = figure.colorbar(ScalarMappable(norm, shades), ax=ax, shrink=0.5, pad=0.02)
-    bar.set_label("mistakes (log scale)")
+    mapped = ScalarMappable(log_norm(most), shades)
+    bar = figure_of(ax).colorbar(mapped, ax=ax, shrink=0.5, pad=0.02)
     ticks = sorted({0, *(int(v) for v in np.geomspace(1, most, 4).round())})
-    bar.set_ticks(ticks, labels=[f"{tick:,}" for tick in ticks])
-    bar.minorticks_off()
+    label_colour_bar(bar, "mistakes (log scale)", {tick: f"{tick:,}" for tick in ticks})
 
 
 def _write_counts(ax: Axes, counts: NDArray[np.int64], recall: NDArray[np.float64]) -> None:
-    size = _number_size(ax, counts)
+    longest = len(f"{counts.max():,}")
+    room = 72 * _side(ax) / len(counts)  # the longest number has to fit into its cell
+    size = float(np.clip(room / (0.65 * (longest + 0.6)), 4.0, FONT_PT + 1))
     for (row, column), count in np.ndenumerate(counts):
         if count or (row == column and np.isfinite(recall[row])):
             weight = "bold" if row == column else "normal"
@@ -166,33 +166,10 @@ def _write_counts(ax: Axes, counts: NDArray[np.int64], recall: NDArray[np.float6
             )
 
 
-def _number_size(ax: Axes, counts: NDArray[np.int64]) -> float:
-    """Points that let the longest number fit into its cell."""
-    longest = len(f"{counts.max():,}")
-    return float(np.clip(72 * _side(ax) / len(counts) / (0.65 * (longest + 0.6)), 4.0, FONT_PT + 1))
-
-
 def _side(ax: Axes) -> float:
     """About how wide and high the square of cells will be, inches."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    place = ax.get_position()
+    figure, place = figure_of(ax), ax.get_position()
     return min(place.width * figure.get_figwidth(), place.height * figure.get_figheight())
-
-
-def _write_beside(
-    ax: Axes,
-    text: str,
-    place: tuple[float, float],
-    coordinates: tuple[str, str],
-    vertical: str,
-    size: float,
-) -> None:
-    """A little right of a place at the edge of the axes."""
-    ax.annotate(
-        text, place, xycoords=coordinates, xytext=(5, 0), textcoords="offset points",
-        ha="left", va=vertical, fontsize=size,
-    )  # fmt: skip
 
 
 def _name_classes(ax: Axes, names: Sequence[str], recall: NDArray[np.float64]) -> None:
@@ -209,8 +186,14 @@ def _name_classes(ax: Axes, names: Sequence[str], recall: NDArray[np.float64]) -
     ax.set_ylabel("true class")
     for i in shown:
         word = "–" if np.isnan(recall[i]) else _percent(float(recall[i]), 1)
-        _write_beside(ax, word, (1.0, i), ("axes fraction", "data"), "center", size)
-    _write_beside(ax, "recall", (1.0, 1.0), ("axes fraction", "axes fraction"), "bottom", size)
+        ax.annotate(
+            word, (1.0, i), xycoords=("axes fraction", "data"), xytext=(5, 0),
+            textcoords="offset points", ha="left", va="center", fontsize=size,
+        )  # fmt: skip
+    ax.annotate(
+        "recall", (1.0, 1.0), xycoords="axes fraction", xytext=(5, 0),
+        textcoords="offset points", ha="left", va="bottom", fontsize=size,
+    )  # fmt: skip
     ax.tick_params(length=0)
     if k <= MOST_NAMES:
         for line in np.arange(k + 1) - 0.5:
@@ -219,22 +202,14 @@ def _name_classes(ax: Axes, names: Sequence[str], recall: NDArray[np.float64]) -
 
 
 def _percent(share: float, digits: int) -> str:
-    """100 % only where it is: what would be rounded to it is greater than the number below it."""
+    """A share below 1 is never rounded to 100 %: 0.99999 is ">99.9 %"."""
     text = f"{100 * share:.{digits}f}"
     if share < 1 and float(text) == 100.0:
         text = f">{100 - 10.0**-digits:.{digits}f}"
     return f"{text} %"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-
-
-def _new_axes(k: int, longest: int) -> Axes:
-    import matplotlib.pyplot as plt
-
+def _square_axes(k: int, longest: int) -> Axes:
     side = float(np.clip(0.46 * k, 4.2, 9.0)) if k <= FEW_CLASSES else 9.0
     names_in = longest * FONT_PT * 0.55 / 72
-    size = (side + names_in + 1.8, side + min(names_in, 1.4) + 0.6)
-    _, ax = plt.subplots(figsize=size, layout="constrained")
-    return ax
+    return new_axes(side + names_in + 1.8, side + min(names_in, 1.4) + 0.6)

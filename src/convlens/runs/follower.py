@@ -34,7 +34,7 @@ from convlens.core.histories import (
 from convlens.core.layers import find_layer
 from convlens.core.records import Epoch
 from convlens.core.steps import StepCurves, StepSeries, check_points, join_steps, sum_up
-from convlens.plots import POINTS
+from convlens.core.training_curves import POINTS
 from convlens.runs.column_reader import Block, ColumnReader, Watched, read_watched
 from convlens.runs.database_reader import Transaction, cannot_open, explained, reading
 from convlens.runs.lock import writer_of

@@ -18,18 +18,14 @@ import numpy as np
 
 from convlens.core.encoding import unpack
 from convlens.core.histories import FORWARD, OPTIMIZER_STEP, LayerHistory, LayerInfo, UpdateHistory
+from convlens.core.layer_histories import LayerHistories, UpdateHistories
 from convlens.core.layers import find_layer
 from convlens.core.records import Epoch, Picture, RunRecord
 from convlens.core.snapshots import S, Snapshot, decode
 from convlens.core.steps import StepCurves, StepSeries, check_points, cut_steps, sum_up
+from convlens.core.training_curves import POINTS, TrainingCurves
 from convlens.errors import RunError
-from convlens.plots import (
-    POINTS,
-    Interpretation,
-    LayerHistories,
-    TrainingCurves,
-    UpdateHistories,
-)
+from convlens.plots import CurvePlots, LayerPlots, ValidationPlots
 from convlens.runs.column_reader import (
     ColumnReader,
     Watched,
@@ -76,7 +72,7 @@ def open_run(path: str | Path) -> Run:
     return run
 
 
-class Run(Interpretation):
+class Run(ValidationPlots):
     """A recorded run, read from its directory; make one with `open_run`.
 
     Attributes:
@@ -182,17 +178,17 @@ class Run(Interpretation):
             return read_layers(record, quantity)
 
     @property
-    def recorder(self) -> TrainingCurves:
+    def recorder(self) -> _RunCurves:
         """The curves of the training, as ``learn.recorder`` has them."""
         return _RunCurves(self)
 
     @property
-    def activation_stats(self) -> LayerHistories:
+    def activation_stats(self) -> _RunLayers:
         """The watched layers, as ``learn.activation_stats`` has them."""
         return _RunLayers(self, "activation")
 
     @property
-    def gradient_stats(self) -> LayerHistories:
+    def gradient_stats(self) -> _RunLayers:
         """The gradients of the watched parameters; empty if none were watched."""
         return _RunLayers(self, "gradient")
 
@@ -290,7 +286,7 @@ class Run(Interpretation):
             yield record
 
 
-class _RunCurves(TrainingCurves):
+class _RunCurves(CurvePlots, TrainingCurves):
     def __init__(self, run: Run) -> None:
         self._run = run
 
@@ -308,7 +304,7 @@ class _RunCurves(TrainingCurves):
         return self._run.curves(points, first, last)
 
 
-class _RunLayers(LayerHistories):
+class _RunLayers(LayerPlots, LayerHistories):
     def __init__(self, run: Run, quantity: str) -> None:
         self._run, self._quantity = run, quantity
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from convlens.core.buckets import Floats, finite_edges, quantile_bounds
 from convlens.core.columns import concatenate
 from convlens.core.histories import LayerHistory
-from convlens.plots.layers import TAIL
+from convlens.plots.one_layer import TAIL
 from convlens.runs.follower import Series
 from convlens.views.matrices import round_up
 from convlens.views.timeline import (

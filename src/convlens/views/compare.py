@@ -15,10 +15,9 @@ from bokeh.plotting import figure
 from convlens.core.buckets import Ints
 from convlens.core.histories import LayerHistory
 from convlens.core.records import Epoch
-from convlens.core.smoothing import REACH, SMOOTH
 from convlens.core.steps import StepCurves
 from convlens.plots.canvas import BLUE, ORANGE
-from convlens.plots.curves import smoothed_loss
+from convlens.plots.curves import SMOOTH, smoothed_loss
 from convlens.views.canvas import StepAxis, retitle, short
 from convlens.views.distances import Comparison
 from convlens.views.layer_view import CHOOSE, NO_COLUMNS, HeatFigure
@@ -174,7 +173,7 @@ class CompareView:
         lines.raw.draw(raw if len(curves) > 2 else [])
         if known:
             smooth = SMOOTH if len(curves) > 2 else 0.0
-            mean = smoothed_loss(curves, smooth, REACH, log=False)
+            mean = smoothed_loss(curves, smooth, log=False)
             raw = [Series(name, curves.middle_step, mean)]
         lines.smooth.draw(raw)
         measured = [(e.last_step, e.valid_loss) for e in side.epochs if e.valid_loss is not None]

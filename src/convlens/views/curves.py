@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from convlens.core.buckets import Floats
 from convlens.core.records import Epoch
-from convlens.core.smoothing import REACH, SMOOTH
 from convlens.core.steps import Band, StepCurves
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import distinct_groups, smoothed_loss
@@ -76,7 +75,7 @@ def _draw_training_loss(plot: figure, steps: StepCurves, *, log: bool) -> None:
         draw_line(plot, steps.first_step, loss.mean, width=0.8, alpha=0.55, legend=label)
     if steps.width > 1 or len(steps) > 2:
         # Over a twentieth of the steps to either side at most.
-        mean, label = smoothed_loss(steps, SMOOTH, REACH, log=log), "training, smoothed"
+        mean, label = smoothed_loss(steps, log=log), "training, smoothed"
         line = draw_line(plot, steps.middle_step, mean, width=2.5, points=False, legend=label)
     else:
         line = draw_line(plot, steps.first_step, loss.mean, legend="training, each batch")

@@ -21,10 +21,9 @@ from bokeh.plotting import figure
 
 from convlens.core.buckets import Floats
 from convlens.core.records import Epoch
-from convlens.core.smoothing import REACH, SMOOTH
 from convlens.core.steps import StepCurves, StepSeries
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
-from convlens.plots.curves import distinct_groups, smoothed_loss
+from convlens.plots.curves import SMOOTH, distinct_groups, smoothed_loss
 from convlens.views.canvas import StepAxis, retitle, short, with_room
 from convlens.views.curves import band_outline, spreads
 from convlens.views.lines import (
@@ -282,7 +281,7 @@ class LossFigures:
             return
         positive = bool((curves.loss.mean[curves.loss.finite > 0] > 0).all())
         smooth = self._weight if len(curves) > 2 or curves.width > 1 else 0.0
-        mean = smoothed_loss(curves, smooth, REACH, log=log and positive)
+        mean = smoothed_loss(curves, smooth, log=log and positive)
         self._smooth.draw([Series("training loss", curves.middle_step, mean)])
 
     def _explain(self, seen: frozenset[str]) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from convlens.core.buckets import Flags, Floats, Ints
 from convlens.core.columns import merge_runs
 from convlens.core.histories import LayerHistory, SeriesFigures
-from convlens.plots.layers import value_range
+from convlens.plots.one_layer import value_range
 
 MAX_CELLS = 600
 ROWS = 100

@@ -13,9 +13,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from convlens.core.histories import LayerHistory, LayerInfo, UpdateHistory
+from convlens.core.layer_histories import LayerHistories, UpdateHistories
 from convlens.core.records import Epoch, RecordSink
 from convlens.errors import ArgumentError
-from convlens.plots import LayerHistories, UpdateHistories
+from convlens.plots import LayerPlots
 from convlens.watching.book import Sketchbook, Slot
 from convlens.watching.notes import Notes, described, named
 from convlens.watching.optimizers import Closure, step_hooks
@@ -113,7 +114,7 @@ class ParameterWatch:
         vars(self).update(state, _lock=RLock())
 
     @property
-    def gradients(self) -> LayerHistories:
+    def gradients(self) -> Gradients:
         """By the parameters' names; an `ArgumentError` if they were not asked for."""
         if not self._wants_gradients:
             raise ArgumentError(
@@ -374,7 +375,7 @@ def _dense(gradient: Tensor, scale: Tensor | None) -> Tensor:
     return dense if scale is None else dense / scale.to(dense.device)
 
 
-class Gradients(LayerHistories):
+class Gradients(LayerPlots, LayerHistories):
     """The gradients recorded in a sketchbook, by the parameters' names."""
 
     def __init__(self, book: Sketchbook, slots: Sequence[Slot]) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from convlens.core.histories import FORWARD, LayerHistory, LayerInfo
+from convlens.core.layer_histories import LayerHistories, UpdateHistories
 from convlens.core.records import Epoch, RecordSink, outcome_of
 from convlens.errors import ArgumentError
-from convlens.plots import LayerHistories, UpdateHistories
+from convlens.plots import LayerPlots
 from convlens.watching import normalization
 from convlens.watching.arguments import (
     MODES,
@@ -34,7 +35,7 @@ from convlens.watching.compiled import CompiledSide
 from convlens.watching.copies import LeftOutOfCopies
 from convlens.watching.cost import Cost, hook_seconds
 from convlens.watching.notes import CannotSketchError, Notes, named
-from convlens.watching.parameters import ParameterWatch
+from convlens.watching.parameters import Gradients, ParameterWatch
 from convlens.watching.probes import (
     Layers,
     are_fake,
@@ -50,7 +51,7 @@ from convlens.watching.relus import ReluSearch
 from convlens.watching.turns import Turn
 
 
-class ActivationWatch(LayerHistories):
+class ActivationWatch(LayerPlots, LayerHistories):
     """Statistics of what each watched layer puts out, at every step, exact.
 
     Use it as a context manager around a training loop, or call `attach` and `detach`. Reading works
@@ -192,7 +193,7 @@ class ActivationWatch(LayerHistories):
         return self.book.history(self._slots[index].series)
 
     @property
-    def gradients(self) -> LayerHistories:
+    def gradients(self) -> Gradients:
         """The gradients before each optimizer's step, by the parameters' names, if asked for."""
         return self._parameters.gradients
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from convlens.core.records import Picture
 from convlens.core.snapshots import BEFORE, Probes, S, Snapshot
 from convlens.errors import ArgumentError
-from convlens.plots import Interpretation
+from convlens.plots import ValidationPlots
 from convlens.train.callbacks import snapshot_limits as limits
 from convlens.train.callbacks.base import Callback
 from convlens.train.callbacks.layer_snapshots import LayerSnapshots
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from convlens.train.learner import Learner
 
 
-class Pictures(Callback, Interpretation):
+class Pictures(Callback, ValidationPlots):
     """Records images, and what the network makes of them, within a fixed budget.
 
     One batch of training images as the network gets them. After every validation of a classifier

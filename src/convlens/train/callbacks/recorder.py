@@ -11,7 +11,8 @@ import torch
 
 from convlens.core.records import HANDOVER_S, Epoch
 from convlens.core.steps import StepSeries, join_steps
-from convlens.plots import TrainingCurves
+from convlens.core.training_curves import TrainingCurves
+from convlens.plots import CurvePlots
 from convlens.train.callbacks.base import Callback
 from convlens.train.schedules import read_hypers
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 BLOCK = 64  # steps whose losses stay on the device before they are read in one go
 
 
-class Recorder(Callback, TrainingCurves):
+class Recorder(Callback, CurvePlots, TrainingCurves):
     """Records loss and hyperparameters of every step, and loss and metrics of every epoch.
 
     Losses stay on the device and are read a block at a time, so that no step waits for them. What

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from convlens.core.histories import LayerHistory, LayerInfo, UpdateHistory
+from convlens.core.layer_histories import LayerHistories, UpdateHistories
 from convlens.core.records import Epoch
 from convlens.errors import ArgumentError
-from convlens.plots import LayerHistories, UpdateHistories
+from convlens.plots import LayerPlots
 from convlens.train.callbacks.base import Callback
 from convlens.watching import ActivationWatch
 from convlens.watching.arguments import check_eps, check_every, check_sample
@@ -88,7 +89,7 @@ class _WatchCallback(Callback, Generic[W]):
             self._watch.detach()
 
 
-class ActivationStats(_WatchCallback[ActivationWatch], LayerHistories):
+class ActivationStats(_WatchCallback[ActivationWatch], LayerPlots, LayerHistories):
     """Exact statistics of each layer's output at every training batch.
 
     ``learn.activation_stats[-2]`` is the `LayerHistory` of the last layer but one, and
@@ -192,7 +193,7 @@ class _ParameterStats(_WatchCallback[ParameterWatch]):
         self.watch.book.flush()
 
 
-class GradientStats(_ParameterStats, LayerHistories):
+class GradientStats(_ParameterStats, LayerPlots, LayerHistories):
     """Exact statistics of each parameter's gradient, right before each optimizer step.
 
     ``learn.gradient_stats["0.0.weight"].norm`` is the gradient's norm at each step. Gradients

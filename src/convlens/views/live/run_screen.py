@@ -15,9 +15,9 @@ import numpy as np
 from bokeh.document import Document
 
 from convlens.core.records import Epoch
-from convlens.core.smoothing import SMOOTH
 from convlens.core.steps import StepSeries
 from convlens.errors import ConvlensError
+from convlens.plots.curves import SMOOTH
 from convlens.runs.follower import Newest
 from convlens.runs.follower import Series as Recorded
 from convlens.views import panels as shown
