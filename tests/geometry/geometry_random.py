@@ -99,8 +99,8 @@ def resize(draw: Draw, shape: Shape) -> Made:
 
 
 def cubic(draw: Draw, shape: Shape) -> Made:
-    factor, smooth = draw(st.sampled_from([0.5, 2.0])), draw(st.booleans())
-    return lambda x: F.interpolate(x, scale_factor=factor, mode="bicubic", antialias=smooth)
+    factor = draw(st.sampled_from([0.5, 2.0]))
+    return lambda x: F.interpolate(x, scale_factor=factor, mode="bicubic")
 
 
 def padding(draw: Draw, shape: Shape) -> Made:
@@ -168,11 +168,6 @@ def parts(draw: Draw, shape: Shape) -> Made:
 def stacked(draw: Draw, shape: Shape) -> Made:
     at = axis(draw, shape)
     return lambda x: torch.stack([x, x.flip(at)], 2).amax(2)
-
-
-def running(draw: Draw, shape: Shape) -> Made:
-    at = number(draw, 1, len(shape) - 1)
-    return lambda x: x.cumsum(at) / 4
 
 
 def average(draw: Draw, shape: Shape) -> Made:
@@ -262,7 +257,6 @@ OPERATIONS: Mapping[str, Operation] = LOCAL | {
     "turn": turn,
     "parts": parts,
     "stacked": stacked,
-    "running": running,
     "average": average,
     "linear": linear,
     "attention": attention,

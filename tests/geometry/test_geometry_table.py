@@ -6,7 +6,6 @@ import copy
 import json
 import re
 import sys
-import time
 from functools import cache
 from io import StringIO
 
@@ -503,8 +502,8 @@ def test_columns_are_chosen_by_name():
         ({"fold": [nn.LSTM]}, "fold='LSTM' is neither a layer nor"),
         ({"depth": -1}, r"depth=-1 is no depth; give a whole number from 0 \(one row"),
         ({"depth": True}, "depth=True is no depth"),
-        ({"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
-        ({"batch_size": 2.0}, r"batch_size=2\.0 must be a whole number"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"batch_size": 2.0}, r"batch_size must be .*, got 2\.0"),
     ],
 )
 def test_arguments_that_cannot_work_get_a_sentence(arguments: dict, words: str):
@@ -521,21 +520,3 @@ def test_print_chooses_by_where_it_goes(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     table.print()
     assert "left out for want of width" in capsys.readouterr().out
-
-
-def test_a_resnet50_takes_a_second_at_most():
-    model = golden_tables.build("resnet50").to_empty(device="cpu")
-    times = []
-    for _ in range(3):  # the machine may be busy
-        start = time.perf_counter()
-        summary(model, (1, 3, 224, 224))
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.0
-
-
-def test_a_thousand_layers_take_seconds():
-    model = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1, device="meta") for _ in range(1000)))
-    start = time.perf_counter()
-    table = summary(model, (1, 4, 64, 64))
-    assert time.perf_counter() - start < 10
-    assert table["999"].receptive_field == (2001, 2001)

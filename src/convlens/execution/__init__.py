@@ -18,6 +18,7 @@ from convlens.execution.tracing import (
     memory_of,
     run_on_fake,
     trace,
+    written_by,
 )
 
 __all__ = [
@@ -39,4 +40,5 @@ __all__ = [
     "same_random",
     "trace",
     "unwrapped",
+    "written_by",
 ]

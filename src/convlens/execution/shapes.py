@@ -79,6 +79,16 @@ def check_tensor(name: str, value: object) -> None:
         raise ArgumentError(f"{name}={brief(value)} is no tensor; {hint}.")
 
 
+def check_count(name: str, value: object, least: int) -> None:
+    """Refuse anything but a whole number of at least ``least``.
+
+    Raises:
+        ArgumentError: with the value.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+
 def within(place: object, sizes: Sequence[int], what: str) -> tuple[int, ...]:
     """The indices of a place on a grid of some sizes; one number is that of a single axis.
 
@@ -104,7 +114,7 @@ def brief(value: object) -> str:
     return f"<{kind} of shape {tuple(shape)}>" if isinstance(shape, tuple) else f"<{kind}>"
 
 
-def times(shape: Sequence[int]) -> str:
+def times(shape: Iterable[object]) -> str:
     """Sizes as people write them: 8×14×14."""
     return "×".join(map(str, shape))
 

@@ -38,15 +38,13 @@ from convlens.execution.state import copy_of, preserved, unwrapped
 
 
 class Observer(Protocol):
-    """Looks at a forward pass."""
+    """Is told what happens during a forward pass; subclasses override what they need."""
 
     def begin(self, tensor: Tensor) -> None:
         """A pass on this input begins; what was seen of an earlier one counts no more."""
-        ...
 
     def enter(self, name: str, module: nn.Module, given: Sequence[Tensor]) -> None:
         """A module is about to run on some tensors."""
-        ...
 
     def operator(
         self,
@@ -57,20 +55,17 @@ class Observer(Protocol):
         layer: str,
     ) -> None:
         """An operator has run inside ``layer``, the innermost module."""
-        ...
 
     def leave(self, name: str, module: nn.Module, output: object) -> None:
         """A module has run."""
-        ...
 
 
 @runtime_checkable
 class ConstantsObserver(Protocol):
-    """An observer that wants to know what stands in the place of parameters and buffers."""
+    """An observer that is told which fake tensor stands for which parameter or buffer."""
 
     def constant(self, fake: Tensor, real: Tensor) -> None:
-        """One of the model's tensors, and the tensor that the pass has in its place."""
-        ...
+        """A parameter or buffer, and the fake tensor in its place."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,7 @@ def _trace(model: nn.Module, inputs: Inputs, n: int, observers: Sequence[Observe
             ) from error.__cause__
         with torch.no_grad(), _composed(), preserved(model, copy_of) as stands:
             like = inputs.like([stand for _, stand in stands.values()])
-            _Pass(model, observers, _Listening(None)).run(inputs.make(n, like), stands)
+            _Pass(model, observers, _OperatorMode(None)).run(inputs.make(n, like), stands)
         note = f"run on an image of zeros, since {error}: other images may go another way."
         return Traced(n, (note,))
     return Traced(n)
@@ -173,7 +168,7 @@ def run_on_fake(
         stack.enter_context(_without_tracebacks())
         with fake:
             arguments = inputs.make(n, inputs.like([stand for _, stand in stands.values()]))
-        _Pass(model, observers, _Listening(fake)).run(arguments, stands)
+        _Pass(model, observers, _OperatorMode(fake)).run(arguments, stands)
 
 
 class ValuesNeededError(Exception):
@@ -233,12 +228,12 @@ class _Pass:
     """One call of a model, and which of its modules are running, innermost last."""
 
     def __init__(
-        self, model: nn.Module, observers: Sequence[Observer], listening: _Listening
+        self, model: nn.Module, observers: Sequence[Observer], mode: _OperatorMode
     ) -> None:
         self.model, self.observers = model, observers
         self._running: list[tuple[str, nn.Module, list[Tensor]]] = []
-        self._listening = listening
-        listening.heard = self._heard
+        self._mode = mode
+        mode.heard = self._heard
 
     def run(
         self,
@@ -259,7 +254,7 @@ class _Pass:
                     observer.constant(stand, real)
         args, kwargs = arguments
         scripted = isinstance(self.model, torch.jit.ScriptModule)
-        with self._listening, self._explained():
+        with self._mode, self._explained():
             if scripted:
                 self._entering("")(self.model, args, kwargs)
             output = self.model(*args, **kwargs)
@@ -342,7 +337,7 @@ _KEPT_WHOLE = frozenset(
 """Operators that say more of themselves than what they are composed of does."""
 
 
-class _Listening(TorchDispatchMode):
+class _OperatorMode(TorchDispatchMode):
     """Tells of every operator, decomposed as `torch.utils.flop_counter` does it.
 
     A real tensor that a fake one was written into holds no values any more: from then on a fake
@@ -385,12 +380,8 @@ class _Listening(TorchDispatchMode):
             n_bytes = _rnn_workspace(args)
             with fake:
                 return *outputs, torch.empty(n_bytes, dtype=torch.uint8)
-        if func is torch.ops.aten._native_batch_norm_legit_no_training.default:
-            return _batch_norm(fake, args, 0)
-        if func is torch.ops.aten._native_batch_norm_legit.default:
-            return _batch_norm(fake, args, len(args[3]))
         fake.cache_enabled = func.namespace == "aten"  # it cannot compare quantized weights
-        for written in _written(func, args, kwargs):
+        for written in written_by(func, args, kwargs):
             if not isinstance(written, FakeTensor) and any(
                 isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, kwargs))
             ):
@@ -409,16 +400,6 @@ class _Listening(TorchDispatchMode):
         new_args, new_kwargs = tree_map_only(Tensor, stand_in, (args, kwargs))
         out = func(*new_args, **new_kwargs)
         return tree_map_only(Tensor, lambda t: stood.get(id(t), t), out) if stood else out
-
-
-def _batch_norm(fake: FakeTensorMode, args: Sequence[Any], n_saved: int) -> tuple[Tensor, ...]:
-    """What torch's own fake batch normalization gives, which takes milliseconds for every shape."""
-    x, mean = args[0], args[3]
-    if x.shape[1] != len(mean):
-        raise RuntimeError(f"running_mean should contain {x.shape[1]} elements not {len(mean)}")
-    with fake:
-        saved = [torch.empty(n_saved, dtype=mean.dtype, device=x.device) for _ in range(2)]
-        return torch.empty_like(x), *saved
 
 
 def _rnn_workspace(args: Sequence[Any]) -> int:
@@ -444,7 +425,7 @@ def memory_of(tensor: Tensor) -> int:
         return -id(tensor)
 
 
-def _written(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+def written_by(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensors that an operator writes into."""
     positions, names = _writes(func)
     values = [args[i] for i in positions if i < len(args)]
@@ -453,11 +434,11 @@ def _written(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 
 
 @cache
-def _writes(func: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:  # noqa: ANN401
+def _writes(func: Any) -> tuple[list[int], list[str]]:  # noqa: ANN401
     """Positions and names of the arguments that an operator writes into."""
     given = func._schema.arguments
     written = [i for i, a in enumerate(given) if a.alias_info is not None and a.alias_info.is_write]
-    return tuple(written), tuple(given[i].name for i in written)
+    return written, [given[i].name for i in written]
 
 
 @cache

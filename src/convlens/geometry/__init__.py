@@ -9,7 +9,7 @@ from __future__ import annotations
 from convlens.geometry import kernels
 from convlens.geometry.arithmetic import (
     AxisArithmetic,
-    Worked,
+    Calculation,
     explain,
     grid_positions,
     output_size,
@@ -33,6 +33,7 @@ from convlens.geometry.training_memory import LayerMemory, Memory
 
 __all__ = [
     "AxisArithmetic",
+    "Calculation",
     "ConvMatrix",
     "EffectiveField",
     "LayerField",
@@ -41,7 +42,6 @@ __all__ = [
     "ReceptiveFields",
     "Row",
     "Summary",
-    "Worked",
     "conv_matrix",
     "effective_receptive_field",
     "explain",

@@ -11,7 +11,7 @@ from torch import nn
 
 from convlens.errors import ArgumentError, find_layer
 from convlens.execution import Given, layer_kind, read_inputs, shapes, trace, unwrapped
-from convlens.geometry.reach import Field, Ints, Known, Reach, Unknown
+from convlens.geometry.spans import Field, Ints, Known, Span, Unknown
 from convlens.geometry.tracker import FieldTracker
 
 INDEPENDENT = "no dependence on the input"
@@ -246,23 +246,23 @@ def layer_field(
 def _has_grid(known: Field, shape: tuple[int, ...], rank: int) -> bool:
     """Whether the output is (N, C, …) with the input's axes in their places."""
     return len(shape) == rank and all(
-        reach.dim == axis + 2 or (reach.dim is None and (reach.mixed or reach.first.shape[1] == 1))
-        for axis, reach in enumerate(known)
+        span.dim == axis + 2 or (span.dim is None and (span.mixed or span.first.shape[1] == 1))
+        for axis, span in enumerate(known)
     )
 
 
-def _size(reach: Reach) -> int | None:
-    return reach.rule.size if reach.rule else None
+def _size(span: Span) -> int | None:
+    return span.rule.size if span.rule else None
 
 
 def _edges(
-    reach: Reach, drop: tuple[int, ...], grid: tuple[int, ...], axis: int | None
+    span: Span, drop: tuple[int, ...], grid: tuple[int, ...], axis: int | None
 ) -> tuple[Ints, Ints]:
     """First and last pixel by place, for all channels together: one line if that says it all."""
-    if not reach.first.ndim:
-        return reach.first, reach.last
-    drop = tuple(d for d in drop if d < reach.first.ndim)
-    first, last = reach.first.min(axis=drop), reach.last.max(axis=drop)
+    if not span.first.ndim:
+        return span.first, span.last
+    drop = tuple(d for d in drop if d < span.first.ndim)
+    first, last = span.first.min(axis=drop), span.last.max(axis=drop)
     first, last = np.where(first > last, 0, first), np.where(first > last, -1, last)
     if axis is None:
         return np.broadcast_to(first, grid), np.broadcast_to(last, grid)

@@ -26,7 +26,6 @@ _NAMES: tuple[tuple[Effect, str], ...] = (
         windows.adaptive_pooling,
         "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d",
     ),
-    (windows.fractional_pooling, "fractional_max_pool2d fractional_max_pool3d"),
     (windows.constant_pad, "constant_pad_nd"),
     (
         windows.repeating_pad,
@@ -37,7 +36,7 @@ _NAMES: tuple[tuple[Effect, str], ...] = (
         windows.interpolation,
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d"
         " _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d"
-        " upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa",
+        " upsample_trilinear3d upsample_bicubic2d",
     ),
     (windows.pixel_shuffle, "pixel_shuffle"),
     (windows.pixel_unshuffle, "pixel_unshuffle"),
@@ -58,10 +57,7 @@ _NAMES: tuple[tuple[Effect, str], ...] = (
         " nansum nanmedian kthvalue argmax argmin count_nonzero logsumexp norm linalg_vector_norm",
     ),
     (mixing.along_axis, "_softmax _log_softmax _safe_softmax sort topk argsort"),
-    (mixing.cumulative, "cumsum cumprod cummax cummin logcumsumexp"),
-    (mixing.fourier, "_fft_r2c _fft_c2c _fft_c2r"),
     (mixing.matrix_product, "mm addmm bmm baddbmm"),
-    (mixing.vector_product, "mv addmv dot vdot"),
     (
         mixing.attention,
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention"
@@ -80,23 +76,14 @@ _NAMES: tuple[tuple[Effect, str], ...] = (
     (moving.gated, "glu"),
     (moving.flipped, "flip"),
     (moving.rolled, "roll"),
-    (moving.quarters, "rot90"),
-    (moving.as_real, "view_as_real"),
-    (moving.as_complex, "view_as_complex"),
     (moving.concatenated, "cat"),
     (moving.stacked, "stack"),
-    (moving.diagonal, "diagonal"),
     (moving.copied, "copy"),
     (choosing.chosen, "where"),
     (choosing.masked, "masked_fill"),
-    (choosing.triangle, "tril triu"),
     (choosing.indexed, "index _unsafe_index"),
     (choosing.embedded, "embedding"),
     (choosing.selected_by, "index_select"),
-    (choosing.gathered, "gather"),
-    (choosing.placed, "index_put _unsafe_index_put _index_put_impl"),
-    (choosing.placed_along, "index_copy index_add index_fill"),
-    (choosing.scattered, "scatter scatter_add"),
     (
         pointwise,
         "detach alias lift lift_fresh _to_copy _conj complex hardswish _prelu_kernel"

@@ -16,7 +16,6 @@ from convlens.execution import copy_of, hook_layers, layer_kind, preserved, shap
 from convlens.geometry import arithmetic
 from convlens.geometry.fields import ReceptiveFields, receptive_field
 from convlens.geometry.kernels import CHANNEL_NAMES
-from convlens.geometry.training_memory import check_count
 from convlens.plots import show_mosaics, show_places, show_rectangle, show_tiles
 from convlens.plots.grids import MOST_LAYERS, panel_axes, say_left_out
 
@@ -69,7 +68,7 @@ def show_kernels(
         ArgumentError: if there is no two-dimensional convolution, the weight is none, or ``most``
             is below 1.
     """
-    check_count("most", most, 1)
+    shapes.check_count("most", most, 1)
     weight = model.detach() if isinstance(model, Tensor) else _first_weight(model, layer)
     if weight.dim() == 2:
         weight = weight[None, None]
@@ -121,7 +120,7 @@ def show_features(
         ArgumentError: if the layer's output is not (N, C, H, W), the image is not one, or ``most``
             is below 1.
     """
-    check_count("most", most, 1)
+    shapes.check_count("most", most, 1)
     outputs = _outputs(model, _batch_of_one(image))
     if layer is None:
         return _show_all_features(model, outputs, most, columns, figure)

@@ -9,10 +9,10 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convlens.geometry import reach
-from convlens.geometry.memory import Entry
-from convlens.geometry.reach import Field, Known, Shape, Unknown
-from convlens.geometry.taps import Taps
+from convlens.geometry import spans
+from convlens.geometry.index_maps import IndexMap
+from convlens.geometry.spans import Field, Known, Shape, Unknown
+from convlens.geometry.tensor_fields import Entry
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Call:
 
 
 Effect = Callable[[Call], "Known | list[Known]"]
-"""The field of the first output (others are then unknown), or those of all outputs, in order."""
+"""Gives the field of the first output, or a list with those of all outputs."""
 
 
 def each(value: int | Sequence[int], axes: int) -> list[int]:
@@ -96,16 +96,16 @@ def each(value: int | Sequence[int], axes: int) -> list[int]:
     return values * axes if len(values) == 1 else values
 
 
-def through(field: Field, shape: Shape, taps: Mapping[int, Taps]) -> Field:
-    """What an operation sees that reads ``taps[dim]`` along each of some axes."""
-    for dim, each_taps in taps.items():
-        field = tuple(reach.read(seen, dim, shape[dim], each_taps) for seen in field)
+def through(field: Field, shape: Shape, reads: Mapping[int, IndexMap]) -> Field:
+    """What an operation sees that reads ``reads[dim]`` along each of some axes."""
+    for dim, index_map in reads.items():
+        field = tuple(spans.read(seen, dim, shape[dim], index_map) for seen in field)
     return field
 
 
 def over(field: Field, shape: Shape, dims: Sequence[int]) -> Field:
     """What sees everything along some axes, which stay with one position."""
-    return tuple(reach.reduce_dims(seen, shape, dims) for seen in field)
+    return tuple(spans.reduce_dims(seen, shape, dims) for seen in field)
 
 
 def pointwise(call: Call) -> Known:
@@ -114,7 +114,7 @@ def pointwise(call: Call) -> Known:
     fields = [(f, call.entry(t).shape) for t in tensors if (f := call.field_of(t)) is not None]
     if len(fields) == 1 and fields[0][1] == call.shape:
         return fields[0][0]
-    return reach.union(fields, call.shape)
+    return spans.union(fields, call.shape)
 
 
 def everywhere(call: Call) -> list[Known]:

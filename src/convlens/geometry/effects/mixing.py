@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convlens.geometry import reach
+from convlens.geometry import spans
 from convlens.geometry.effects.calls import Call, over
 from convlens.geometry.effects.windows import mix_channels
-from convlens.geometry.reach import NOTHING_FIRST, NOTHING_LAST, Field, Ints, Known, Reach, Shape
+from convlens.geometry.spans import NOTHING_FIRST, NOTHING_LAST, Field, Ints, Known, Shape, Span
 
 Mask = NDArray[np.bool_]
 
@@ -53,25 +51,6 @@ def along_axis(call: Call) -> list[Known]:
     return call.all(over(call.field(call.input), call.shape_of(call.input), (dim,)))
 
 
-def fourier(call: Call) -> Known:
-    """A Fourier transform over some axes."""
-    shape = call.shape_of("self")
-    return over(call.field("self"), shape, [dim % len(shape) for dim in call["dim"]])
-
-
-def cumulative(call: Call) -> list[Known]:
-    """Sums, products and extrema of all elements up to each one, along one axis."""
-    dim = call.dim()
-
-    def running(seen: Reach) -> Reach:
-        first = np.minimum.accumulate(seen.first, axis=dim)
-        last = np.maximum.accumulate(seen.last, axis=dim)
-        rule = None if seen.dim == dim or seen.mixed else seen.rule
-        return Reach(first, last, rule, seen.dim, seen.mixed)
-
-    return call.all(tuple(running(seen) for seen in call.field("self")))
-
-
 def reduction(call: Call) -> list[Known]:
     """Mean, sum, variance, extrema … over some axes, or all of them."""
     shape = call.shape_of(call.input)
@@ -80,7 +59,7 @@ def reduction(call: Call) -> list[Known]:
     axes = sorted({dim % len(shape) for dim in given}) if shape else []
     field = over(call.field(call.input), shape, axes)
     if not call.arguments.get("keepdim", False):
-        field = tuple(reach.without_axes(seen, axes) for seen in field)
+        field = tuple(spans.without_axes(seen, axes) for seen in field)
     return call.all(field)
 
 
@@ -92,43 +71,19 @@ def matrix_product(call: Call) -> Known:
         if all(name in call.arguments for name in pair)
     )
     parts = [
-        _contracted(call, name, (axis % len(call.shape_of(name)),))
+        _contracted(call, name, len(call.shape_of(name)) + axis)
         for name, axis in ((left, -1), (right, -2))
         if call.sees(name)
     ]
-    return reach.union([*parts, *_added(call, left)], call.shape)
+    if left != "self" and call.sees("self"):  # to which addmm adds the product
+        parts.append((call.field("self"), call.shape_of("self")))
+    return spans.union(parts, call.shape)
 
 
-def vector_product(call: Call) -> Known:
-    """A matrix (m, k), or a vector (k), times a vector (k); perhaps added to a third."""
-    left, right = next(
-        pair
-        for pair in (("mat", "vec"), ("self", "vec"), ("self", "tensor"), ("self", "other"))
-        if all(name in call.arguments for name in pair)
-    )
-    parts: list[Part] = []
-    for name in (left, right):
-        if call.sees(name):
-            field, kept = _contracted(call, name, (len(call.shape_of(name)) - 1,))
-            if len(kept) == 1:  # the sum over a vector has no axis
-                field, kept = tuple(reach.without_axes(seen, (0,)) for seen in field), ()
-            elif len(kept) == 2:
-                field, kept = tuple(reach.without_axes(seen, (1,)) for seen in field), kept[:1]
-            parts.append((field, kept))
-    return reach.union([*parts, *_added(call, left)], call.shape)
-
-
-def _added(call: Call, left: str) -> list[Part]:
-    """What ``addmm`` and the like add the product to."""
-    if left == "self" or not call.sees("self"):
-        return []
-    return [(call.field("self"), call.shape_of("self"))]
-
-
-def _contracted(call: Call, name: str, axes: Sequence[int]) -> Part:
+def _contracted(call: Call, name: str, axis: int) -> Part:
     shape = call.shape_of(name)
-    kept = tuple(1 if dim in axes else n for dim, n in enumerate(shape))
-    return over(call.field(name), shape, axes), kept
+    kept = tuple(1 if dim == axis else n for dim, n in enumerate(shape))
+    return over(call.field(name), shape, (axis,)), kept
 
 
 def attention(call: Call) -> list[Known]:
@@ -141,19 +96,19 @@ def attention(call: Call) -> list[Known]:
     if len(n_heads) > 1 or isinstance(allowed, str):
         return call.all(call.unknown())
     queries, keys = (
-        [_contracted(call, name, (3,)) for name in names if call.sees(name)]
+        [_contracted(call, name, 3) for name in names if call.sees(name)]
         for names in (("query",), ("key", "value"))
     )
     if keys:
         n, heads, t, _ = call.shape
         shape = (n, heads, call.shape_of("key")[2], 1)
-        joined = reach.union(keys, shape)
+        joined = spans.union(keys, shape)
         if allowed is None:
             queries.append((over(joined, shape, (2,)), (n, heads, 1, 1)))
         else:
             seen = tuple(_attended(each, shape[2], allowed) for each in joined)
             queries.append((seen, (n, heads, t, 1)))
-    first: list[Known] = [reach.union(queries, call.shape)]
+    first: list[Known] = [spans.union(queries, call.shape)]
     return first + call.all(call.unknown())[1:]
 
 
@@ -173,7 +128,7 @@ def _allowed(call: Call) -> Mask | str | None:
     return None if allowed is None or bool(allowed.all()) else allowed
 
 
-def _attended(seen: Reach, length: int, allowed: Mask) -> Reach:
+def _attended(seen: Span, length: int, allowed: Mask) -> Span:
     """The union over the keys that each query may see: (N, heads, S, 1) to (N, heads, T, 1)."""
 
     def pick(array: Ints, nothing: np.int32) -> Ints:
@@ -182,4 +137,4 @@ def _attended(seen: Reach, length: int, allowed: Mask) -> Reach:
 
     first = pick(seen.first, NOTHING_FIRST).min(axis=3, keepdims=True)
     last = pick(seen.last, NOTHING_LAST).max(axis=3, keepdims=True)
-    return Reach(first, last, None, None, seen.mixed)
+    return Span(first, last, None, None, seen.mixed)
