@@ -138,7 +138,7 @@ W = torch.zeros(4, 2, 3, 3)
             "input_shape (C, H, W) = (3, 5, 5) does not fit: weight (C_out, C_in / groups, …) = "
             "(4, 2, 3, 3) with groups = 1 expects C = 2.",
         ),
-        ((W, (6, 5, 5), 1, 0, 1, 3), "groups=3 must be a whole number of at least 1 that divides"),
+        ((W, (6, 5, 5), 1, 0, 1, 3), "groups=3 must divide C_out = 4"),
         ((W, (2, 5, 5), 0), "stride=0 must be a whole number of at least 1, or 2 of them"),
         ((W, (2, 5, 5), (1, 1, 1)), "stride=(1, 1, 1) must be a whole number"),
         ((W, (2, 5, 5), 1, -1), "padding=-1 must be a whole number of at least 0"),

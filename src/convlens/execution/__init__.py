@@ -6,8 +6,10 @@ from convlens.execution.inputs import Given, Inputs, read_inputs
 from convlens.execution.modules import (
     has_children,
     hook_layers,
+    keep_outputs,
     layer_kind,
     named_layers,
+    named_tensors,
     own_parameters,
 )
 from convlens.execution.state import copy_of, preserved, same_random, unwrapped
@@ -30,9 +32,11 @@ __all__ = [
     "copy_of",
     "has_children",
     "hook_layers",
+    "keep_outputs",
     "layer_kind",
     "memory_of",
     "named_layers",
+    "named_tensors",
     "own_parameters",
     "preserved",
     "read_inputs",

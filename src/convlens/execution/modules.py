@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_leaves_with_path
 
 PARTS = frozenset({"parametrizations", "_packed_params"})
 """Names under which a layer keeps modules that are part of it."""
@@ -35,6 +36,32 @@ def hook_layers(
     for name, module in named_layers(model):
         if (not names or name in names) and not isinstance(module, torch.jit.ScriptModule):
             module.register_forward_hook(make(name))
+
+
+def named_tensors(name: str, output: object) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a layer's output: several are ``name[0]``, ``name['key']`` and so on."""
+    found = [(p, t) for p, t in tree_leaves_with_path(output) if isinstance(t, Tensor)]
+    for path, tensor in found:
+        yield name if len(found) == 1 else name + keystr(path), tensor
+
+
+def keep_outputs(model: nn.Module, outputs: dict[str, Tensor], names: Collection[str] = ()) -> None:
+    """Copy the outputs of layers during the next forward pass; inside `preserved`.
+
+    Args:
+        model: the model.
+        outputs: gets the copies, by the names of `named_tensors`.
+        names: those to keep; empty for all.
+    """
+
+    def keeper(name: str) -> Callable[..., None]:
+        def keep(_: nn.Module, __: object, output: object) -> None:
+            for key, tensor in named_tensors(name, output):
+                outputs[key] = tensor.clone()  # a later layer may change it in place
+
+        return keep
+
+    hook_layers(model, keeper, [name.partition("[")[0] for name in names])
 
 
 def has_children(module: nn.Module) -> bool:

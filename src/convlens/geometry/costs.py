@@ -100,14 +100,14 @@ def _filters(function: OpOverload, args: Sequence[Any]) -> Tensor | None:
     return None
 
 
-def parameter_counts(module: nn.Module, met: dict[int, Tensor]) -> dict[str, int]:
+def parameter_counts(module: nn.Module, met: dict[int, Tensor]) -> dict[str, Any]:
     """Numbers and bytes of a module's own parameters, by attribute of `Row`.
 
     Args:
         module: the module.
         met: by ``id``, the parameters counted before; new ones are added.
     """
-    counts = {"trainable": 0, "frozen": 0, "shared": 0, "parameter_bytes": 0}
+    counts: dict[str, Any] = {"trainable": 0, "frozen": 0, "shared": 0, "parameter_bytes": 0}
     for parameter in modules.own_parameters(module):
         if id(parameter) in met:
             counts["shared"] += parameter.numel()

@@ -1,4 +1,4 @@
-"""Which positions an operation reads along one axis: exactly, and as a pattern without edges."""
+"""Which positions an operation reads along one axis: exact ones, and a pattern without edges."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class IndexMap:
 
     Attributes:
         index: (O, K) positions read by each of the O outputs.
-        valid: (O, K) False where the position lies in the padding, or there is none.
-        pattern: the same on an axis without edges; None where it does not repeat itself.
+        valid: (O, K) False for padding, and to fill up rows.
+        pattern: the same on an axis without edges; None if it does not repeat.
     """
 
     index: Ints
@@ -57,12 +57,7 @@ def adaptive(n_in: int, n_out: int) -> IndexMap:
 
 
 def shifted(places: Ints, shift: int) -> IndexMap:
-    """Output o reads one position, which is o + shift where no edge is near.
-
-    Args:
-        places: (O,) the position that each output reads.
-        shift: that of the outputs far from the edges.
-    """
+    """Output o reads the position places[o], which is o + shift far from the edges."""
     index = places[:, None].astype(np.int64)
     return IndexMap(index, np.ones_like(index, dtype=bool), window([shift]))
 
@@ -92,9 +87,9 @@ class Resizing:
     Attributes:
         n_in: positions of the input.
         n_out: positions of the output.
-        scale: the factor that was given in their place, None if it was not.
+        scale: the scale factor, if given instead of ``n_out``.
         align_corners: whether the outermost positions lie on each other.
-        precision: the type of numbers in which torch computes the places.
+        precision: torch's type for the places.
     """
 
     n_in: int
@@ -121,11 +116,7 @@ class Resizing:
         return IndexMap(index, np.ones_like(index, dtype=bool), pattern)
 
     def around(self, offsets: range) -> IndexMap:
-        """Output o reads the positions around its place: (0, 1) if linear, (−1 … 2) if cubic.
-
-        Beyond the edges are the outermost positions. Linear interpolation at the same size reads
-        one position only.
-        """
+        """Output o reads the positions around its place: (0, 1) if linear, (−1 … 2) if cubic."""
         if self.n_in == self.n_out and len(offsets) == 2:
             return shifted(np.arange(self.n_out), 0)
         shift = Fraction(0) if self.align_corners else Fraction(1, 2)
@@ -140,7 +131,7 @@ class Resizing:
         return IndexMap(index, np.ones_like(index, dtype=bool), pattern)
 
     def _pattern(self, reads: Callable[[int, Fraction], Sequence[int]]) -> Pattern | None:
-        """The pattern of a step that is a fraction of small numbers."""
+        """The pattern, if the step is a fraction of small numbers."""
         step = Fraction(self.step).limit_denominator(LONGEST)
         if not step or float(step) != self.step:
             return None

@@ -1,8 +1,7 @@
-"""Which of torch's operators does what to the fields of the tensors it reads.
+"""What each of torch's operators does to receptive fields.
 
-An operator has an effect here, or it is pointwise by torch's own tag; one that writes in place
-(``relu_``) does what the one without the underscore does. Any other operator is unknown, and said
-to be so by its name.
+An operator has an effect here, or is pointwise by torch's own tag; ``relu_`` has the effect of
+``relu``. After any other operator the field is unknown.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ _NAMES: tuple[tuple[Effect, str], ...] = (
 EFFECTS: Mapping[str, Effect] = MappingProxyType(
     {name: effect for effect, names in _NAMES for name in names.split()}
 )
-"""What each operator does, by the name that torch gives it."""
+"""The effect of each operator, by torch's name."""
 
 EXCEPTIONS: Mapping[tuple[str, str], Effect] = MappingProxyType(
     {
@@ -110,7 +109,7 @@ EXCEPTIONS: Mapping[tuple[str, str], Effect] = MappingProxyType(
         ("bernoulli", "float"): valueless,
     }
 )
-"""Overloads that do something else than the others of their name."""
+"""Overloads with another effect than their name."""
 
 _NOT_FOLLOWED = frozenset(
     {
@@ -121,11 +120,11 @@ _NOT_FOLLOWED = frozenset(
         ("repeat_interleave", "Tensor"),
     }
 )
-"""Overloads whose values are other than those that the effect of their name is about."""
+"""Overloads without an effect."""
 
 
 def effect_of(function: OpOverload) -> Effect | None:
-    """What an operator does to fields, None where that is not known."""
+    """The effect of an operator; None if unknown."""
     space, _, rest = function.name().partition("::")
     full, _, overload = rest.partition(".")
     name = full if full in EFFECTS else full.removesuffix("_")

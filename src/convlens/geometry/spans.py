@@ -1,9 +1,8 @@
-"""What a tensor's elements see of the input, exactly: the first and last input position per axis.
+"""Which input positions the elements of a tensor see: first and last along one axis of the input.
 
-Two integer arrays for each spatial axis of the input, broadcastable to the tensor's shape, follow
-the tensor through every operation by minimum and maximum. They know the edges: padding sees
-nothing, and pixels that no window covers are not counted. Next to them goes the rule on an input
-without edges (`periodic.Rule`), which gives the field's unclipped size, jump and start.
+Two integer arrays, broadcastable to the tensor's shape, are updated by minimum and maximum at every
+operation. They are exact at edges: padding sees nothing, and pixels that no window reads do not
+count. `periodic.Rule` describes the same on an input without edges, for size, jump and start.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from convlens.geometry.periodic import IDENTITY, Rule
 Shape = tuple[int, ...]
 
 NOTHING_FIRST, NOTHING_LAST = np.int32(2**30), np.int32(-(2**30))
-"""First and last position of an element that sees no input: neutral under minimum and maximum."""
+"""First and last position of an element that sees nothing, neutral under minimum and maximum."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +26,12 @@ class Span:
     """What a tensor's elements see along one axis of the input.
 
     Attributes:
-        first: first input position seen; as many axes as the tensor, 1 where all see the same.
-        last: last input position seen, of the same shape.
-        rule: the same on an input without edges; None where there is no such rule.
-        dim: the tensor's axis along which the input's axis runs; None where all positions see the
-            same, or where it was merged with others.
-        mixed: whether the rule is the union over channels that see different things.
+        first: first input position; the tensor's axes, of length 1 if all elements see the same.
+        last: last input position, of the same shape.
+        rule: the same on an input without edges; None if there is no rule.
+        dim: the tensor's axis that belongs to the input's axis; None if all positions see the same,
+            or if it was merged with others.
+        mixed: whether the rule is the union over channels that differ.
     """
 
     first: Ints
@@ -52,7 +51,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Unknown:
-    """Nothing is known of what the tensor's elements see, since this operator made it."""
+    """An unknown field, because of an operator."""
 
     operator: str
 
@@ -61,7 +60,7 @@ Field = tuple[Span, ...]
 """One `Span` for each spatial axis of the input."""
 
 Known = Field | Unknown | None
-"""A field, or nothing known, or a tensor that does not depend on the input."""
+"""A field; or unknown; or None for a tensor that does not depend on the input."""
 
 
 def input_field(shape: Sequence[int]) -> Field:
@@ -77,13 +76,13 @@ def input_field(shape: Sequence[int]) -> Field:
 
 
 def blank(rank: int, n_axes: int) -> Field:
-    """The field of a tensor with ``rank`` axes whose elements see nothing."""
+    """The field of a tensor with ``rank`` axes that sees nothing."""
     first, last = (np.full((1,) * rank, nothing) for nothing in (NOTHING_FIRST, NOTHING_LAST))
     return (Span(first, last, None, None),) * n_axes
 
 
 def read(span: Span, dim: int, n_in: int, index_map: IndexMap) -> Span:
-    """What an operation sees that reads ``index_map`` along axis ``dim`` of ``n_in`` positions."""
+    """What an operation sees that reads an index map along axis ``dim`` of ``n_in`` positions."""
     rule = span.rule
     if rule is not None and span.dim == dim:
         rule = rule.through(index_map.pattern) if index_map.pattern else None
@@ -103,7 +102,7 @@ def read(span: Span, dim: int, n_in: int, index_map: IndexMap) -> Span:
 
 
 def reduce_dims(span: Span, shape: Sequence[int], dims: Sequence[int]) -> Span:
-    """What sees everything along ``dims``; they stay, with one position."""
+    """What sees everything along ``dims``, which are kept with length 1."""
     axes = tuple(dims)
     first = span.first.min(axis=axes, keepdims=True)
     last = span.last.max(axis=axes, keepdims=True)
@@ -122,7 +121,7 @@ def without_axes(seen: Span, axes: Sequence[int]) -> Span:
 
 
 def narrow(seen: Span, dim: int, n_in: int, part: IndexMap) -> Span:
-    """Some positions of one axis; what is true of all channels need not be so of some."""
+    """Some positions of one axis. A rule for all channels may not hold for some of them."""
     cut = read(seen, dim, n_in, part)
     return cut.with_rule(None, cut.dim) if seen.mixed and dim != seen.dim else cut
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.utils._pytree import keystr, tree_leaves, tree_leaves_with_path
+from torch.utils._pytree import tree_leaves
 
-from convlens.execution import Observer, written_by
+from convlens.execution import Observer, named_tensors, written_by
 from convlens.geometry.constants import Constants
 from convlens.geometry.effects.calls import Call
 from convlens.geometry.operators import effect_of
@@ -50,11 +50,11 @@ class FieldTracker(Observer):
 
     def leave(self, name: str, module: nn.Module, output: object) -> None:  # noqa: ARG002
         """Keep the fields of a module's output."""
-        paths = [(p, t) for p, t in tree_leaves_with_path(output) if isinstance(t, Tensor)]
-        for path, tensor in paths:
-            self._find(name if len(paths) == 1 else name + keystr(path), tensor)
-        if len(paths) != 1:
-            self.found.append((name, None, Unknown(f"an output of {len(paths)} tensors")))
+        tensors = list(named_tensors(name, output))
+        for key, tensor in tensors:
+            self._find(key, tensor)
+        if len(tensors) != 1:
+            self.found.append((name, None, Unknown(f"an output of {len(tensors)} tensors")))
 
     def _find(self, name: str, tensor: Tensor) -> None:
         self.found.append((name, tuple(tensor.shape), self._fields.entry(tensor).known))

@@ -1,4 +1,4 @@
-"""One call of an operator, as the effects see it."""
+"""One call of an operator."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Call:
     """One call of an operator.
 
     Attributes:
-        operator: its name, as torch prints it.
+        operator: name, such as ``aten.add.Tensor``.
         arguments: by name, defaults included.
-        entry: what is known of a tensor, as it was before the call.
-        constant: the value of a tensor that does not depend on the input, None if not known.
+        entry: gives what is known of a tensor before the call.
+        constant: gives the value of a tensor that does not depend on the input; None if unknown.
         shape: of the first output.
-        n_outputs: how many tensors it returned.
+        n_outputs: number of output tensors.
     """
 
     operator: str
@@ -45,19 +45,19 @@ class Call:
 
     @property
     def axes(self) -> int:
-        """How many axes an operator works on whose name says it, such as ``max_pool2d``."""
+        """Number of axes in an operator's name, such as ``max_pool2d``."""
         name = self.operator.split(".")[1]
         return next(int(digit) for digit in "123" if f"{digit}d" in name)
 
     def field(self, name: str) -> Field:
-        """The field of an argument that is known to have one."""
+        """The field of an argument; LookupError if it has none."""
         known = self.entry(self[name]).known
         if not isinstance(known, tuple):
             raise LookupError(name)
         return known
 
     def field_of(self, tensor: object) -> Field | None:
-        """The field of a tensor, None if it does not depend on the input or is none."""
+        """The field of a tensor; None if it does not depend on the input, or is no tensor."""
         known = self.entry(tensor).known if isinstance(tensor, Tensor) else None
         return known if isinstance(known, tuple) else None
 
@@ -82,7 +82,7 @@ class Call:
         return [known] * self.n_outputs
 
     def unknown(self) -> Unknown:
-        """What to answer where this call is not understood."""
+        """The result of a call that is not followed."""
         return Unknown(self.operator)
 
 
@@ -104,7 +104,7 @@ def through(field: Field, shape: Shape, reads: Mapping[int, IndexMap]) -> Field:
 
 
 def over(field: Field, shape: Shape, dims: Sequence[int]) -> Field:
-    """What sees everything along some axes, which stay with one position."""
+    """What sees everything along some axes, which are kept with length 1."""
     return tuple(spans.reduce_dims(seen, shape, dims) for seen in field)
 
 
@@ -123,5 +123,5 @@ def everywhere(call: Call) -> list[Known]:
 
 
 def valueless(_: Call) -> Known:
-    """The output has the input's shape, and none of its values."""
+    """The output does not depend on the input's values."""
     return None
