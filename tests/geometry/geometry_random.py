@@ -201,14 +201,6 @@ def indexed(draw: Draw, shape: Shape) -> Made:
     return lambda x: x.index_select(at, rows)
 
 
-def masked(draw: Draw, shape: Shape) -> Made:
-    seed = number(draw, 0, 99)
-    mask = torch.rand(shape[2:], generator=torch.Generator().manual_seed(seed)) < 0.3
-    if draw(st.booleans()):
-        return lambda x: x.masked_fill(mask, 0.0)
-    return lambda x: torch.where(mask, x, x.flip(2))
-
-
 def unfolded(draw: Draw, shape: Shape) -> Made:
     at, size, step = axis(draw, shape), number(draw, 1, 3), number(draw, 1, 2)
     return lambda x: x.unfold(at, size, step).mean(-1)
@@ -261,7 +253,6 @@ OPERATIONS: Mapping[str, Operation] = LOCAL | {
     "linear": linear,
     "attention": attention,
     "indexed": indexed,
-    "masked": masked,
 }
 
 IMAGES_ONLY: Mapping[str, Operation] = {"squeeze": squeeze, "cubic": cubic, "folded": folded}

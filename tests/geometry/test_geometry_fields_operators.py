@@ -130,6 +130,12 @@ UNKNOWN: dict[str, Function] = {
     "gather": lambda x: x.gather(3, torch.zeros(1, 1, 7, 5, dtype=torch.long)),
     "index_put": lambda x: x.index_put((torch.tensor([0]),), x[0]),
     "scatter": lambda x: x.scatter(3, torch.tensor([[[[4, 2]]]]), x[..., :2]),
+    "masked": lambda x: x.masked_fill(torch.tensor([True, False] * 5), 0.0),
+    "where": lambda x: torch.where(torch.tensor([True, False] * 5), x, x.flip(2)),
+    "index of pixels": lambda x: x[:, :, torch.tensor([0, 3]), torch.tensor([4, 5])],
+    "causal": lambda x: F.scaled_dot_product_attention(x, x, x, is_causal=True),
+    "hidden": lambda x: F.scaled_dot_product_attention(x, x, x, torch.eye(7, dtype=torch.bool)),
+    "hidden by the input": lambda x: F.scaled_dot_product_attention(x, x, x, x[:, :, :, :1] > 0),
     "as_strided": lambda x: x.contiguous().as_strided((3, 4), (10, 2), 11),
     "antialias": lambda x: F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True),
     "fractional": lambda x: F.fractional_max_pool2d(x, 2, (4, 6)),
@@ -137,7 +143,6 @@ UNKNOWN: dict[str, Function] = {
 """Operators that no network of torchvision or timm applies to features."""
 
 ROWS = torch.tensor([3, 0, 0, 6, -1])
-MASK = torch.tensor([[True, False, True, True, False, False, True, False, True, True]] * 7)
 
 FUNCTIONS: dict[str, tuple[Function, tuple[int, ...]]] = {
     "adaptive 1d": (lambda x: F.adaptive_avg_pool1d(x, 4), LINE),
@@ -206,13 +211,8 @@ FUNCTIONS: dict[str, tuple[Function, tuple[int, ...]]] = {
     "norm": (lambda x: x.norm(dim=2), IMAGE),
     "product": (lambda x: x.prod(3), IMAGE),
     "glu": (lambda x: F.glu(torch.cat([x, x.flip(2)], 1), 1), IMAGE),
-    "masked": (lambda x: x.masked_fill(MASK, 0.0), IMAGE),
-    "masked in place": (lambda x: x.clone().masked_fill_(MASK, 0.0), IMAGE),
-    "where": (lambda x: torch.where(MASK, x, x.flip(2)), IMAGE),
-    "where all": (lambda x: torch.where(MASK | True, x, x.flip(2)), IMAGE),
     "index of rows": (lambda x: x[:, :, ROWS], IMAGE),
     "every other row by index": (lambda x: x[:, :, torch.arange(1, 7, 2)], IMAGE),
-    "index of pixels": (lambda x: x[:, :, ROWS[:3], torch.arange(3, 6)], IMAGE),
     "index by a mask": (lambda x: x[:, :, torch.tensor([True] * 3 + [False] * 4)], IMAGE),
     "index select": (lambda x: x.index_select(3, ROWS.relu()), IMAGE),
     "written parts": (_written_parts, IMAGE),

@@ -5,71 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from convlens.geometry import index_maps, spans
 from convlens.geometry.effects.calls import Call, pointwise
-from convlens.geometry.spans import Field, Ints, Known, Shape, Span
+from convlens.geometry.spans import Field, Ints, Known, Shape
 
 
 def chosen(call: Call) -> Known:
-    """`torch.where`: by a constant mask one or the other; else both, and what decides."""
-    if call.sees("condition"):
-        return pointwise(call)
-    return _by_mask(call, call["condition"], call["self"], call["other"])
-
-
-def masked(call: Call) -> Known:
-    """A constant mask's elements are replaced by a value."""
-    if call.sees("mask"):
-        return pointwise(call)
-    return _by_mask(call, call["mask"], call["value"], call["self"])
-
-
-def _by_mask(call: Call, condition: Tensor, one: object, other: object) -> Known:
-    """The field of ``one`` where the mask holds, that of ``other`` where it does not."""
-    mask, shape = call.value(condition), call.shape
-    if mask is None:
-        return call.unknown()
-    fields: list[Field | None] = []
-    for side in (one, other):
-        field = call.field_of(side)
-        own = tuple(side.shape) if isinstance(side, Tensor) else ()
-        fields.append(None if field is None else spans.union([(field, own)], shape))
-    if bool(mask.all()) or not bool(mask.any()):
-        return fields[0 if bool(mask.all()) else 1]
-    n_axes = max(len(field) for field in fields if field)
-    mask = mask.reshape((1,) * (len(shape) - mask.ndim) + mask.shape)
-    pairs = zip(*(field or spans.blank(len(shape), n_axes) for field in fields), strict=True)
-    return tuple(_alternative(mask, one, other) for one, other in pairs)
-
-
-def _alternative(mask: NDArray[np.bool_], one: Span, other: Span) -> Span:
-    first = np.where(mask, one.first, other.first)
-    last = np.where(mask, one.last, other.last)
-    dims = {one.dim, other.dim} - {None}
-    return Span(first, last, None, dims.pop() if len(dims) == 1 else None, mixed=True)
+    """`torch.where` and ``masked_fill`` by what the input says: both sides, and what decides."""
+    return pointwise(call) if call.sees("condition", "mask") else call.unknown()
 
 
 def indexed(call: Call) -> Known:
-    """``x[rows, columns]`` by constant indices or masks."""
+    """``x[:, :, rows]`` by constant indices, or a mask, along one axis."""
     tensors: list[Tensor | None] = list(call["indices"])
     if not call.sees("self"):
         return _looked_up(call, tensors)
-    shape, field = call.shape_of("self"), call.field("self")
-    index = [slice(None) if t is None else call.value(t) for t in tensors]
-    if any(each is None for each in index):
+    (dim, index), *others = [(d, t) for d, t in enumerate(tensors) if t is not None]
+    line = call.value(index)
+    if line is None or line.ndim != 1 or others:
         return call.unknown()
-    given = [d for d, t in enumerate(tensors) if t is not None]
-    line = index[given[0]]
-    if len(given) == 1 and isinstance(line, np.ndarray) and line.ndim == 1:
-        places = line.nonzero()[0] if line.dtype == np.bool_ else line
-        return _lined(field, shape, given[0], places)
-    return tuple(
-        seen.map(lambda array: np.broadcast_to(array, shape)[tuple(index)]).with_rule(None, None)
-        for seen in field
-    )
+    places = line.nonzero()[0] if line.dtype == np.bool_ else line
+    return _lined(call.field("self"), call.shape_of("self"), dim, places)
 
 
 def embedded(call: Call) -> Known:

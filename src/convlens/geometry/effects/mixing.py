@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from convlens.geometry import spans
 from convlens.geometry.effects.calls import Call, over
 from convlens.geometry.effects.windows import mix_channels
-from convlens.geometry.spans import NOTHING_FIRST, NOTHING_LAST, Field, Ints, Known, Shape, Span
-
-Mask = NDArray[np.bool_]
+from convlens.geometry.spans import Field, Known, Shape
 
 Part = tuple[Field, Shape]
 """A field, and the shape to broadcast it from."""
@@ -89,52 +86,23 @@ def _contracted(call: Call, name: str, axis: int) -> Part:
 def attention(call: Call) -> list[Known]:
     """Scaled dot-product attention (N, heads, T, E): each query sees every key and value.
 
-    Those that a mask hides, or that come later where ``is_causal``, it does not see.
+    Masks that hide keys, and causal attention, are not followed.
     """
+    mask = call.arguments.get("attn_mask", call.arguments.get("attn_bias"))
     n_heads = {call.shape_of(name)[1] for name in ("query", "key", "value")}
-    allowed = _allowed(call)
-    if len(n_heads) > 1 or isinstance(allowed, str):
+    if len(n_heads) > 1 or call.arguments.get("is_causal") or _hides(call, mask):
         return call.all(call.unknown())
-    queries, keys = (
-        [_contracted(call, name, 3) for name in names if call.sees(name)]
-        for names in (("query",), ("key", "value"))
-    )
-    if keys:
-        n, heads, t, _ = call.shape
-        shape = (n, heads, call.shape_of("key")[2], 1)
-        joined = spans.union(keys, shape)
-        if allowed is None:
-            queries.append((over(joined, shape, (2,)), (n, heads, 1, 1)))
-        else:
-            seen = tuple(_attended(each, shape[2], allowed) for each in joined)
-            queries.append((seen, (n, heads, t, 1)))
-    first: list[Known] = [spans.union(queries, call.shape)]
-    return first + call.all(call.unknown())[1:]
+    parts = [_contracted(call, "query", 3)] if call.sees("query") else []
+    for name in ("key", "value"):
+        if call.sees(name):
+            n, heads = call.shape_of(name)[:2]
+            parts.append((over(call.field(name), call.shape_of(name), (2, 3)), (n, heads, 1, 1)))
+    return [spans.union(parts, call.shape), *call.all(call.unknown())[1:]]
 
 
-def _allowed(call: Call) -> Mask | str | None:
-    """Which keys each query may see, (…, T, S); None if all; a word if that is not known."""
-    mask = call.arguments.get("attn_mask")
-    mask = call.arguments.get("attn_bias") if mask is None else mask
-    allowed = None
-    if isinstance(mask, Tensor):
-        value = call.value(mask)
-        if value is None:
-            return "mask"
-        allowed = value if value.dtype == np.bool_ else value != -np.inf
-    if call.arguments.get("is_causal"):
-        causal = np.tri(call.shape_of("query")[2], call.shape_of("key")[2], dtype=np.bool_)
-        allowed = causal if allowed is None else allowed & causal
-    return None if allowed is None or bool(allowed.all()) else allowed
-
-
-def _attended(seen: Span, length: int, allowed: Mask) -> Span:
-    """The union over the keys that each query may see: (N, heads, S, 1) to (N, heads, T, 1)."""
-
-    def pick(array: Ints, nothing: np.int32) -> Ints:
-        lines = np.broadcast_to(array, (*array.shape[:2], length, 1)).swapaxes(2, 3)
-        return np.where(allowed, lines, nothing)
-
-    first = pick(seen.first, NOTHING_FIRST).min(axis=3, keepdims=True)
-    last = pick(seen.last, NOTHING_LAST).max(axis=3, keepdims=True)
-    return Span(first, last, None, None, seen.mixed)
+def _hides(call: Call, mask: object) -> bool:
+    """Whether a mask may hide a key."""
+    if not isinstance(mask, Tensor):
+        return False
+    value = call.value(mask)
+    return value is None or not bool((value if value.dtype == np.bool_ else value != -np.inf).all())
