@@ -1,4 +1,4 @@
-"""Runs a user's model, on fake or on real tensors, and leaves it as it was."""
+"""Runs a user's model, on fake or real tensors, and restores it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Which modules of a model are layers, and what belongs to each.
 
-The modules that `torch.nn.utils.parametrize` puts below a layer, to compute its weight, and the one
-that holds a quantized layer's packed weight are part of that layer: no layers of their own.
+Modules below a layer that compute its weight (`torch.nn.utils.parametrize`) or hold its packed
+weight (quantized layers) are part of that layer.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_leaves_with_path
 
 PARTS = frozenset({"parametrizations", "_packed_params"})
-"""Names under which a layer keeps modules that are part of it."""
+"""Names of modules that are part of the layer above them."""
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Each module once with its qualified name, as ``named_modules`` gives it, without parts."""
+    """Each layer once, with its qualified name."""
     for name, module in model.named_modules():
         if PARTS.isdisjoint(name.split(".")):
             yield name, module
@@ -26,12 +26,12 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def hook_layers(
     model: nn.Module, make: Callable[[str], Callable[..., None]], names: Collection[str] = ()
 ) -> None:
-    """Register a forward hook on each layer; inside `preserved`, which takes them away again.
+    """Register a forward hook on each layer; inside `preserved`, which removes the hooks.
 
     Args:
-        model: whose layers; TorchScript modules take no hooks.
-        make: gives the hook for a layer's name.
-        names: those to hook; empty for all.
+        model: the model; TorchScript modules take no hooks.
+        make: makes the hook for a layer's name.
+        names: layers to hook; empty for all.
     """
     for name, module in named_layers(model):
         if (not names or name in names) and not isinstance(module, torch.jit.ScriptModule):
@@ -65,12 +65,12 @@ def keep_outputs(model: nn.Module, outputs: dict[str, Tensor], names: Collection
 
 
 def has_children(module: nn.Module) -> bool:
-    """Whether there are layers below a module."""
+    """Whether a module has layers below it."""
     return any(name not in PARTS for name, _ in module.named_children())
 
 
 def own_parameters(module: nn.Module) -> Iterator[Tensor]:
-    """A layer's own parameters, those that its weight is computed from, or its packed ones."""
+    """A layer's own parameters, those that its weight is computed from, and packed ones."""
     yield from module.parameters(recurse=False)
     for name, part in module.named_children():
         if name in PARTS:

@@ -1,4 +1,4 @@
-"""What a model refers to: the containers whose contents a forward pass can change, and tensors."""
+"""Finds the containers and tensors that a model refers to, and restores them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 MOST_OBJECTS = 100_000
-"""No more objects than this are looked at; those nearest to the model come first."""
+"""Most objects to visit; those nearest to the model come first."""
 
 MOST_HOPS = 2
-"""From a module, so many objects one behind the other are followed, and functions likewise."""
+"""Most plain objects and functions in a row to follow from a module."""
 
 ATOMS = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType, np.ndarray)
 
@@ -25,21 +25,21 @@ CONTAINERS = (dict, list, deque, set, types.CellType)
 
 
 class Reachable:
-    """What a model refers to through attributes, containers, objects, and hooks' closures.
+    """What a model refers to through attributes, containers, objects and closures of hooks.
 
-    Objects of convlens itself are not followed: its watchers write on in other threads.
+    Objects of convlens are not followed: its watchers write in other threads.
 
     Attributes:
-        containers: dictionaries (those of attributes too), lists, sets, deques, closures' cells.
+        containers: dictionaries (also of attributes), lists, sets, deques, closure cells.
         tensors: parameters, buffers and all others.
-        generators: of random numbers.
+        generators: random number generators.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.containers: list[Container] = []
         self.tensors: list[Tensor] = []
         self.generators: list[torch.Generator] = []
-        held: dict[int, Any] = {}  # by id, and held so that none is used again meanwhile
+        held: dict[int, Any] = {}  # by id; held so that no id() is reused
         waiting: deque[tuple[Any, int]] = deque([(model, 0)])
         while waiting and len(held) < MOST_OBJECTS:
             thing, hops = waiting.popleft()
@@ -48,7 +48,7 @@ class Reachable:
                 waiting.extend(self._keep(thing, hops))
 
     def _keep(self, thing: Any, hops: int) -> Iterator[tuple[Any, int]]:  # noqa: ANN401
-        """Keep a thing that is looked for, and go on to what it holds."""
+        """Keep a container or tensor; yield what it holds."""
         if isinstance(thing, Tensor):
             self.tensors.append(thing)
         elif isinstance(thing, torch.Generator):
@@ -79,7 +79,7 @@ def _held_by(thing: Any) -> list[Any]:  # noqa: ANN401
 
 
 def contents(container: Container) -> list[Any]:
-    """What a container holds, in its order."""
+    """The contents of a container, in order."""
     if isinstance(container, dict):
         return list(container.values())
     if isinstance(container, types.CellType):
@@ -90,15 +90,15 @@ def contents(container: Container) -> list[Any]:
     return list(container)
 
 
-class Remembered:
-    """What a container held."""
+class ContainerState:
+    """The contents of a container, to be restored."""
 
     def __init__(self, container: Container) -> None:
         self._container, self._values = container, contents(container)
         self._keys = list(container) if isinstance(container, dict) else []
 
     def restore(self) -> None:
-        """Put it back, in place, if anything has changed."""
+        """Restore the contents in place, if anything changed."""
         container, now = self._container, contents(self._container)
         same = len(now) == len(self._values) and all(map(_is, now, self._values))
         if same and (not isinstance(container, dict) or list(container) == self._keys):
@@ -116,7 +116,7 @@ class Remembered:
             container.extend(self._values)
 
     def replace(self, stands: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-        """Put other tensors in the places of those that it holds."""
+        """Replace tensors by their stand-ins."""
         container = self._container
         for i, value in enumerate(self._values):
             new = _replaced(value, stands)
@@ -135,7 +135,7 @@ def _is(one: object, other: object) -> bool:
 
 
 def _replaced(value: Any, stands: Mapping[int, tuple[Tensor, Tensor]]) -> Any:  # noqa: ANN401
-    """The stand-in of a tensor, and of a tuple one with those of its tensors."""
+    """The stand-in of a tensor, or a tuple with stand-ins."""
     if isinstance(value, Tensor):
         return stands[id(value)][1] if id(value) in stands else value
     if not isinstance(value, tuple):
