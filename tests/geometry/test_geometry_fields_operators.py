@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from geometry_models import assert_as_probed
+from geometry_probe import assert_as_probed
 from torch import Tensor, nn
 
 from convlens.geometry import receptive_field
