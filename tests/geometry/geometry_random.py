@@ -130,12 +130,7 @@ def squeeze(draw: Draw, shape: Shape) -> Made:
 
 
 def shuffle(draw: Draw, shape: Shape) -> Made:
-    kinds: list[Made] = [nn.ChannelShuffle(divisor(draw, shape[1]))]
-    if len(shape) == 4 and shape[1] % 4 == 0:
-        kinds.append(nn.PixelShuffle(2))
-    if len(shape) == 4 and shape[2] % 2 == shape[3] % 2 == 0:
-        kinds.append(nn.PixelUnshuffle(2))
-    return draw(st.sampled_from(kinds))
+    return nn.ChannelShuffle(divisor(draw, shape[1]))
 
 
 def slices(draw: Draw, shape: Shape) -> Made:

@@ -122,6 +122,7 @@ def _einsum(x: Tensor) -> Tensor:
 UNKNOWN: dict[str, Function] = {
     "rot90": lambda x: x.rot90(1, (2, 3)),
     "roll of all": lambda x: x.roll(3),
+    "pixel_unshuffle": lambda x: F.pixel_unshuffle(x[..., :6, :], 2),
     "cumsum": lambda x: x.cumsum(3),
     "fourier": lambda x: torch.fft.rfft2(x).real,
     "tril": lambda x: x.tril(),
@@ -157,11 +158,7 @@ FUNCTIONS: dict[str, tuple[Function, tuple[int, ...]]] = {
     "lp 1d": (lambda x: F.lp_pool1d(x, 3, 3, 2), LINE),
     "lp 2d": (lambda x: F.lp_pool2d(x, 2, (2, 3)), IMAGE),
     "pixel shuffle": (lambda x: F.pixel_shuffle(x, 2), WIDE),
-    "pixel shuffle of differing channels": (
-        lambda x: F.pixel_shuffle(torch.cat([x[:, :2], x[:, 2:].flip(2)], 1), 2), WIDE
-    ),
-    "pixel unshuffle": (lambda x: F.pixel_unshuffle(x, 2)[:, 1:6], WIDE),
-    "pixel unshuffle and back": (lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2), WIDE),
+    "pixel shuffle in rows": (lambda x: F.pixel_shuffle(x.mean(3, keepdim=True), 2), WIDE),
     "channel shuffle": (
         lambda x: F.channel_shuffle(torch.cat([x[:, :2], x[:, 2:].flip(3)], 1), 2)[:, :2], WIDE
     ),

@@ -38,7 +38,6 @@ _NAMES: tuple[tuple[Effect, str], ...] = (
         " upsample_trilinear3d upsample_bicubic2d",
     ),
     (windows.pixel_shuffle, "pixel_shuffle"),
-    (windows.pixel_unshuffle, "pixel_unshuffle"),
     (windows.channel_shuffle, "channel_shuffle native_channel_shuffle"),
     (windows.unfolded, "unfold"),
     (windows.im2col, "im2col"),

@@ -73,17 +73,12 @@ def pooling(call: Call) -> Known | list[Known]:
 
 def adaptive_pooling(call: Call) -> Known | list[Known]:
     """Adaptive average and max pooling: as many windows as asked for, of nearly equal size."""
-    shape, dims = call.shape_of("self"), _last(call)
+    shape = call.shape_of("self")
+    dims = range(len(shape) - call.axes, len(shape))
     field = over(call.field("self"), shape, [dim for dim in dims if call.shape[dim] == 1])
     some = [dim for dim in dims if call.shape[dim] != 1]
     windows = {dim: index_maps.adaptive(shape[dim], call.shape[dim]) for dim in some}
     return call.all(through(field, shape, windows))
-
-
-def _last(call: Call) -> range:
-    """The axes that the operator works on, which are the last ones."""
-    rank = len(call.shape_of("self"))
-    return range(rank - call.axes, rank)
 
 
 def constant_pad(call: Call) -> Known:
@@ -132,39 +127,16 @@ def interpolation(call: Call) -> Known:
 
 
 def pixel_shuffle(call: Call) -> Known:
-    """(…, C·r², H, W) to (…, C, H·r, W·r); see `torch.nn.PixelShuffle`."""
-    shape, r = call.shape_of("self"), int(call["upscale_factor"])
-    *lead, c, h, w = shape
-    n = len(lead)
-    cut = (*lead, c // r**2, r, r, h, w)
-    order = [*range(n), n, n + 3, n + 1, n + 4, n + 2]
-    field = spans.permute(spans.reshape(call.field("self"), shape, cut), order)
-    whole = spans.reshape(field, tuple(cut[d] for d in order), call.shape)
-    spread = Pattern(((0,),) * r, 1)
-    return tuple(
-        new
-        if old.mixed or old.dim not in {n + 1, n + 2}
-        else new.with_rule(old.rule and old.rule.through(spread), old.dim)
-        for old, new in zip(call.field("self"), whole, strict=True)
-    )
-
-
-def pixel_unshuffle(call: Call) -> Known:
-    """(…, C, H·r, W·r) to (…, C·r², H, W); see `torch.nn.PixelUnshuffle`."""
-    shape, r = call.shape_of("self"), int(call["downscale_factor"])
-    *lead, c, h, w = shape
-    n = len(lead)
-    cut = (*lead, c, h // r, r, w // r, r)
-    order = [*range(n), n, n + 2, n + 4, n + 1, n + 3]
-    field = spans.permute(spans.reshape(call.field("self"), shape, cut), order)
-    whole = spans.reshape(field, tuple(cut[d] for d in order), call.shape)
-    joined = window(range(r), r)
-    return tuple(
-        replace(new, rule=old.rule and old.rule.through(joined), dim=old.dim, mixed=True)
-        if old.dim in {n + 1, n + 2}
-        else new
-        for old, new in zip(call.field("self"), whole, strict=True)
-    )
+    """`torch.nn.PixelShuffle`, (N, C·r², H, W) to (N, C, H·r, W·r), where channels see the same."""
+    shape, field = call.shape_of("self"), call.field("self")
+    if len(shape) != 4 or any(seen.first.shape[1] != 1 for seen in field):
+        return call.unknown()
+    pattern = Pattern(((0,),) * int(call["upscale_factor"]), 1)
+    reads = {
+        dim: index_maps.within(np.arange(n)[:, None] // len(pattern.reads), shape[dim], pattern)
+        for dim, n in ((2, call.shape[2]), (3, call.shape[3]))
+    }
+    return through(field, shape, reads)
 
 
 def channel_shuffle(call: Call) -> Known:
