@@ -100,6 +100,13 @@ def _siblings(x: Tensor) -> Tensor:
     return torch.cat([right, left, whole], 3)
 
 
+def _part_of_what_is_written(x: Tensor) -> Tensor:
+    y = x.clone(memory_format=torch.contiguous_format)
+    part, column = y[:, :1, :3], y[..., 2]
+    y += x.flip(2)
+    return torch.cat([part.sum(2), part[..., :1, :3].sum(2), column.sum(2, keepdim=True)[:, :1]], 2)
+
+
 def _in_place_views(x: Tensor) -> Tensor:
     y = x[:, :1].clone()
     return y.squeeze_(1).unsqueeze_(0).transpose_(2, 3)[..., 1:]
@@ -215,6 +222,7 @@ FUNCTIONS: dict[str, tuple[Function, tuple[int, ...]]] = {
     "written parts": (_written_parts, IMAGE),
     "written twice": (_written_twice, IMAGE),
     "siblings in one memory": (_siblings, IMAGE),
+    "part of what is written": (_part_of_what_is_written, IMAGE),
     "views in place": (_in_place_views, IMAGE),
     "flatten and back": (lambda x: x.flatten(2).unflatten(2, (7, 10)), IMAGE),
     "rows as channels": (lambda x: x.permute(0, 2, 3, 1).flatten(1, 2)[:, ::3], IMAGE),

@@ -102,6 +102,7 @@ def test_several_images_are_columns_and_a_batch_axis_is_left_out():
 def test_a_row_is_the_kernel_at_a_place():
     m = conv_matrix(kernels.top_edge()[None, None], (1, 3, 3), padding=1)
     assert (m.matrix.shape, len(m.tied)) == ((9, 9), 49)
+    assert repr(m) == "ConvMatrix(9×9, 49 entries, weight 1×1×3×3)"
     middle = m.matrix.to_dense()[4].reshape(3, 3)
     assert torch.equal(middle, kernels.top_edge())
     corner = m.tied[: int((m.matrix.indices()[0] == 0).sum())]

@@ -1,7 +1,10 @@
-"""What is true before training: sizes, costs, receptive fields, classic kernels, the matrix.
+"""What is true before training: sizes, costs, receptive fields, kernels, convolution as a matrix.
 
-Summaries and receptive fields run no model on numbers: they compute on shapes. Feature maps and
-the effective receptive field need images.
+Summaries and receptive fields are computed on shapes. Feature maps and the effective receptive
+field need images.
+
+>>> cl.geometry.output_size(28, kernel_size=3, stride=2, padding=1)
+14
 """
 
 from __future__ import annotations

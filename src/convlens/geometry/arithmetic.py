@@ -125,7 +125,7 @@ def grid_positions(
     return product(*(positions(n, kernel_size, stride, padding, dilation) for n in sizes))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calculation:
     """A result and how it was calculated.
 
@@ -146,8 +146,10 @@ class Calculation:
     def __str__(self) -> str:
         return f"{self.name} = {self.formula}\n  = {self.numbers}\n  = {self.text}"
 
+    __repr__ = __str__
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class AxisArithmetic:
     """How a kernel lies along one axis; print it, or one of its results."""
 
@@ -158,6 +160,8 @@ class AxisArithmetic:
 
     def __str__(self) -> str:
         return "\n".join(map(str, vars(self).values()))
+
+    __repr__ = __str__
 
 
 def explain(

@@ -93,7 +93,7 @@ def classic() -> Mapping[str, Tensor]:
     return MappingProxyType({make.__name__: make() for make in (*edges, *others)})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Products:
     """A kernel at one place of an image, from `apply_at`; print it to see every product.
 
@@ -112,6 +112,9 @@ class Products:
     channel_sums: Tensor
     bias: float
     total: float
+
+    def __repr__(self) -> str:
+        return f"Products(kernel {times(self.kernel.shape)}, total {self.total:.4g})"
 
     def __str__(self) -> str:
         names = CHANNEL_NAMES.get(len(self.patch), range(len(self.patch)))

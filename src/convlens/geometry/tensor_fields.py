@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import torch
@@ -91,7 +92,7 @@ def _after_write(seen: Entry, written: Entry, operator: str) -> Known:
 def _merged(seen: Entry, written: Entry, source: Ints) -> Known:
     """The written field where there is a source, and else the old one."""
     new = written.known if isinstance(written.known, tuple) else None
-    if np.array_equal(source.reshape(-1), np.arange(source.size)):  # all of it, in its order
+    if np.array_equal(source.reshape(-1), np.arange(prod(written.shape))):  # all, in this order
         return new and spans.reshape(new, written.shape, seen.shape)
     old = seen.known if isinstance(seen.known, tuple) else None
     mask, spatial = source >= 0, tuple(range(2, source.ndim))
