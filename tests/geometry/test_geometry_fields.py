@@ -45,30 +45,6 @@ def test_resnet18_sees_435_pixels():
     assert fields["fc"].whole
 
 
-def test_vgg16_and_alexnet_last_pooling():
-    layers: list[nn.Module] = []
-    n_in = 3
-    for n, depth in ((4, 2), (4, 2), (4, 3), (4, 3), (4, 3)):
-        for _ in range(depth):
-            layers.append(nn.Conv2d(n_in, n, 3, padding=1))
-            n_in = n
-        layers.append(nn.MaxPool2d(2))
-    fields = receptive_field(nn.Sequential(*layers), (1, 3, 224, 224))
-    assert fields[-1] is fields[""]
-    assert fields[-2].size == (212, 212)
-    alexnet = nn.Sequential(
-        nn.Conv2d(3, 4, 11, 4, 2),
-        nn.MaxPool2d(3, 2),
-        nn.Conv2d(4, 4, 5, padding=2),
-        nn.MaxPool2d(3, 2),
-        nn.Conv2d(4, 4, 3, padding=1),
-        nn.Conv2d(4, 4, 3, padding=1),
-        nn.Conv2d(4, 4, 3, padding=1),
-        nn.MaxPool2d(3, 2),
-    )
-    assert receptive_field(alexnet, (1, 3, 224, 224))["7"].size == (195, 195)
-
-
 def test_pixels_that_no_window_reads_are_not_seen():
     """8 pixels, 3 wide, stride 2: nobody reads pixel 7, also not through the next layer."""
     model = nn.Sequential(nn.Conv1d(1, 1, 3, 2), nn.Conv1d(1, 1, 3, 1, 1))
