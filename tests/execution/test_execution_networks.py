@@ -19,8 +19,6 @@ from convlens.execution import copy_of, preserved, read_inputs
 
 FEW = [
     "torchvision:fasterrcnn_mobilenet_v3_large_320_fpn",
-    "timm:coat_tiny",
-    "timm:vit_small_patch16_dinov3",
     "transformers:DINOv3ViT",
     "transformers:Beit",
     "transformers:RTDetr",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from convlens.geometry import LayerField, ReceptiveFields
+from convlens.geometry import LayerField, ReceptiveFields, receptive_field
 
 NAN = float("nan")
 
@@ -113,3 +113,13 @@ def _on_grid(line: np.ndarray, axis: int, grid: tuple[int, ...]) -> np.ndarray:
     if line.shape == grid:
         return line
     return np.broadcast_to(line.reshape([-1 if a == axis else 1 for a in range(len(grid))]), grid)
+
+
+def assert_as_probed(model: nn.Module, shape: tuple[int, ...]) -> ReceptiveFields:
+    """Every module's first and last equal what NaN probing of the real network finds."""
+    model = model.double().eval()
+    probe = Probe(model, receptive_field(model, torch.zeros(shape, dtype=torch.float64)), 1)
+    probe.run()
+    assert not probe.wrong
+    assert probe.compared
+    return probe.fields

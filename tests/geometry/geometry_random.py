@@ -99,8 +99,8 @@ def resize(draw: Draw, shape: Shape) -> Made:
 
 
 def cubic(draw: Draw, shape: Shape) -> Made:
-    factor, smooth = draw(st.sampled_from([0.5, 2.0])), draw(st.booleans())
-    return lambda x: F.interpolate(x, scale_factor=factor, mode="bicubic", antialias=smooth)
+    factor = draw(st.sampled_from([0.5, 2.0]))
+    return lambda x: F.interpolate(x, scale_factor=factor, mode="bicubic")
 
 
 def padding(draw: Draw, shape: Shape) -> Made:
@@ -130,12 +130,7 @@ def squeeze(draw: Draw, shape: Shape) -> Made:
 
 
 def shuffle(draw: Draw, shape: Shape) -> Made:
-    kinds: list[Made] = [nn.ChannelShuffle(divisor(draw, shape[1]))]
-    if len(shape) == 4 and shape[1] % 4 == 0:
-        kinds.append(nn.PixelShuffle(2))
-    if len(shape) == 4 and shape[2] % 2 == shape[3] % 2 == 0:
-        kinds.append(nn.PixelUnshuffle(2))
-    return draw(st.sampled_from(kinds))
+    return nn.ChannelShuffle(divisor(draw, shape[1]))
 
 
 def slices(draw: Draw, shape: Shape) -> Made:
@@ -170,11 +165,6 @@ def stacked(draw: Draw, shape: Shape) -> Made:
     return lambda x: torch.stack([x, x.flip(at)], 2).amax(2)
 
 
-def running(draw: Draw, shape: Shape) -> Made:
-    at = number(draw, 1, len(shape) - 1)
-    return lambda x: x.cumsum(at) / 4
-
-
 def average(draw: Draw, shape: Shape) -> Made:
     at = axis(draw, shape)
     return lambda x: x - x.mean(at, keepdim=True)
@@ -204,14 +194,6 @@ def indexed(draw: Draw, shape: Shape) -> Made:
     at = axis(draw, shape)
     rows = torch.tensor([number(draw, 0, shape[at] - 1) for _ in range(number(draw, 2, 8))])
     return lambda x: x.index_select(at, rows)
-
-
-def masked(draw: Draw, shape: Shape) -> Made:
-    seed = number(draw, 0, 99)
-    mask = torch.rand(shape[2:], generator=torch.Generator().manual_seed(seed)) < 0.3
-    if draw(st.booleans()):
-        return lambda x: x.masked_fill(mask, 0.0)
-    return lambda x: torch.where(mask, x, x.flip(2))
 
 
 def unfolded(draw: Draw, shape: Shape) -> Made:
@@ -262,12 +244,10 @@ OPERATIONS: Mapping[str, Operation] = LOCAL | {
     "turn": turn,
     "parts": parts,
     "stacked": stacked,
-    "running": running,
     "average": average,
     "linear": linear,
     "attention": attention,
     "indexed": indexed,
-    "masked": masked,
 }
 
 IMAGES_ONLY: Mapping[str, Operation] = {"squeeze": squeeze, "cubic": cubic, "folded": folded}

@@ -60,7 +60,10 @@ CASES = {
     ),
     "no padding": (lambda: output_size(5, 3, padding=None), "padding=None must be a whole number"),
     "one size": (lambda: grid_positions(4, 3), "sizes=4 must be one number for each axis"),
-    "no maps": (lambda: cl.show_features(CONV, IMAGES[0], "0", most=0), "most=0 must be a whole"),
+    "no maps": (
+        lambda: cl.show_features(CONV, IMAGES[0], "0", most=0),
+        "most must be a whole number of at least 1, got 0",
+    ),
 }  # fmt: skip
 
 

@@ -65,10 +65,10 @@ def test_uncovered_pixels():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"size": 0, "kernel_size": 3}, "size=0 must be a whole number of at least 1"),
-        ({"size": 5, "kernel_size": 1.5}, r"kernel_size=1\.5 must be"),
-        ({"size": 5, "kernel_size": 3, "stride": 0}, "stride=0 must be"),
-        ({"size": 5, "kernel_size": 3, "dilation": True}, "dilation=True must be"),
+        ({"size": 0, "kernel_size": 3}, "size must be a whole number of at least 1, got 0"),
+        ({"size": 5, "kernel_size": 1.5}, r"kernel_size must be .*, got 1\.5"),
+        ({"size": 5, "kernel_size": 3, "stride": 0}, "stride must be .*, got 0"),
+        ({"size": 5, "kernel_size": 3, "dilation": True}, "dilation must be .*, got True"),
         ({"size": 5, "kernel_size": 3, "padding": -1}, "padding=-1 must be a whole number from 0"),
         ({"size": 5, "kernel_size": 3, "padding": (1, 2, 3)}, r"padding=\(1, 2, 3\) must be"),
         (
@@ -138,7 +138,7 @@ def test_every_result_comes_with_its_formula_and_numbers():
     assert explain(28, 3, padding=(1, 0)).positions.text == (
         "-1 … 1; 0 … 2; 1 … 3; 2 … 4; …; 24 … 26; 25 … 27"
     )
-    with pytest.raises(ArgumentError, match="size=0 must be"):
+    with pytest.raises(ArgumentError, match="size must be"):
         explain(0, 3)
 
 

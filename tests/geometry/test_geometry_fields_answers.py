@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from geometry_models import assert_as_probed
+from geometry_probe import assert_as_probed
 from torch import Tensor, nn
 
 from convlens.errors import ArgumentError, LayerNotFoundError
@@ -47,6 +47,8 @@ def test_units_seeing_of_a_strided_convolution():
         fields.units_seeing("", 9, 0)
     with pytest.raises(ArgumentError, match=r"pixel=\(1,\) .* give 2 indices from 0"):
         fields.units_seeing("", 1)
+    assert repr(fields) == "ReceptiveFields(1 layers, input (N, C, H, W) = (1, 1, 9, 11))"
+    assert repr(fields[""]) == "LayerField('', output 1×1×5×6, size 3×3, jump 2×2)"
     with pytest.raises(LayerNotFoundError, match=r"closest: ''"):
         fields.units_seeing("conv", 0, 0)
 
@@ -182,11 +184,6 @@ def test_a_model_that_fails_on_zeros_says_where():
     [
         ((1, 28, 28), "has no batch axis; give (N, C, H, W), for one image (1, …)"),
         ((1, 8), "has no axes along which a unit could see a part"),
-        ((1, 1, 0, 28), "has H = 0; every size must be a whole number of at least 1"),
-        ((1, 1, 28, -3), "has W = -3; every size must be a whole number of at least 1"),
-        ((1, 1, 28.0, 28), "has H = 28.0; every size must be a whole number of at least 1"),
-        ((1, 1, 1, 1, 28, 28), "has 6 axes; give 2 to 5, batch and channels first"),
-        ("28x28", "is no shape; give a tensor or a tuple"),
         ((1, 3, 28, 28), "layer '0.0' (Conv2d) got (N, C, H, W) = (1, 3, 28, 28), but its weight"),
     ],
 )

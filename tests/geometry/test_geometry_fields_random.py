@@ -7,22 +7,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from geometry_models import assert_as_probed
+from geometry_probe import assert_as_probed
 from geometry_random import LOCAL, networks, operations_of
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 
 from convlens.execution import read_inputs, trace
 from convlens.geometry import receptive_field
-from convlens.geometry.reach import Known
+from convlens.geometry.spans import Known
 from convlens.geometry.tracker import FieldTracker
 
 SHAPES = {1: (1, 4, 13), 2: (1, 4, 8, 11), 3: (1, 2, 6, 5, 7)}
 
-EACH = [(axes, name) for axes, shape in SHAPES.items() for name in operations_of(shape)]
+EACH = [
+    pytest.param(axes, name, marks=() if axes == 2 else pytest.mark.slow)
+    for axes, shape in SHAPES.items()
+    for name in operations_of(shape)
+]
 
 bounded = settings(
-    max_examples=10,
+    max_examples=5,
     derandomize=True,
     deadline=None,
     database=None,
@@ -51,7 +55,7 @@ def test_random_rules_are_those_far_from_the_edges():
     """The rule on an input without edges gives the exact fields of units in the middle."""
     shape, compared, sized = (1, 2, 360), set[int](), 0
 
-    @settings(bounded, max_examples=200)
+    @settings(bounded, max_examples=120)
     @given(networks(shape, LOCAL, most=40_000))
     def check(model: nn.Module) -> None:
         nonlocal sized
@@ -76,11 +80,11 @@ def test_random_rules_are_those_far_from_the_edges():
                 sized += layer.size[0] == last[at] - first[at] + 1
 
     check()
-    assert sized > 200
+    assert sized > 50
     assert {1, 2, 3} <= compared
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.5, 2, 2.5, 4])
+@pytest.mark.parametrize("factor", [0.5, 1.5, 2])
 @pytest.mark.parametrize(
     "how",
     [
@@ -89,9 +93,7 @@ def test_random_rules_are_those_far_from_the_edges():
         {"mode": "area"},
         {"mode": "bilinear"},
         {"mode": "bilinear", "align_corners": True},
-        {"mode": "bilinear", "antialias": True},
         {"mode": "bicubic"},
-        {"mode": "bicubic", "antialias": True},
     ],
 )
 def test_rules_of_resizing_are_those_far_from_the_edges(how: dict[str, Any], factor: float):
@@ -103,7 +105,7 @@ def test_rules_of_resizing_are_those_far_from_the_edges(how: dict[str, Any], fac
     trace(Resize(), read_inputs(shape), [tracker])
     known: list[Known] = [field for _, _, field in tracker.found]
     layer = receptive_field(Resize(), shape)[""]
-    for axis, reach in enumerate(known[0]):
+    for axis, span in enumerate(known[0]):
         at = layer.grid[axis] // 2
         for o in range(at - 8, at + 8):
-            assert reach.rule.at(o) == (layer.first[axis][o], layer.last[axis][o])
+            assert span.rule.at(o) == (layer.first[axis][o], layer.last[axis][o])

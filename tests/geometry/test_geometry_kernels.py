@@ -49,6 +49,7 @@ def test_colour_is_written_out_channel_by_channel():
         "blue:\n    0.25·4 + 0.25·4\n  = 2\n"
         "sum: (−1) + 0.5 + 2 + bias (−1) = 0.5"
     )
+    assert repr(apply_at(image, kernel, 0, 1)) == "Products(kernel 3×1×2, total 1.5)"
     two = str(apply_at(image[:2], kernel[:2], 0, 1))
     assert two.startswith("0:\n")
     assert two.endswith("sum: (−1) + 0.5 = −0.5")

@@ -102,6 +102,7 @@ def test_several_images_are_columns_and_a_batch_axis_is_left_out():
 def test_a_row_is_the_kernel_at_a_place():
     m = conv_matrix(kernels.top_edge()[None, None], (1, 3, 3), padding=1)
     assert (m.matrix.shape, len(m.tied)) == ((9, 9), 49)
+    assert repr(m) == "ConvMatrix(9×9, 49 entries, weight 1×1×3×3)"
     middle = m.matrix.to_dense()[4].reshape(3, 3)
     assert torch.equal(middle, kernels.top_edge())
     corner = m.tied[: int((m.matrix.indices()[0] == 0).sum())]
@@ -138,7 +139,7 @@ W = torch.zeros(4, 2, 3, 3)
             "input_shape (C, H, W) = (3, 5, 5) does not fit: weight (C_out, C_in / groups, …) = "
             "(4, 2, 3, 3) with groups = 1 expects C = 2.",
         ),
-        ((W, (6, 5, 5), 1, 0, 1, 3), "groups=3 must be a whole number of at least 1 that divides"),
+        ((W, (6, 5, 5), 1, 0, 1, 3), "groups=3 must divide C_out = 4"),
         ((W, (2, 5, 5), 0), "stride=0 must be a whole number of at least 1, or 2 of them"),
         ((W, (2, 5, 5), (1, 1, 1)), "stride=(1, 1, 1) must be a whole number"),
         ((W, (2, 5, 5), 1, -1), "padding=-1 must be a whole number of at least 0"),

@@ -1,4 +1,4 @@
-"""Runs a user's model, on fake or on real tensors, and leaves it as it was."""
+"""Runs a user's model, on fake or real tensors, and restores it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from convlens.execution.inputs import Given, Inputs, read_inputs
 from convlens.execution.modules import (
     has_children,
     hook_layers,
+    keep_outputs,
     layer_kind,
     named_layers,
+    named_tensors,
     own_parameters,
 )
 from convlens.execution.state import copy_of, preserved, same_random, unwrapped
@@ -18,6 +20,7 @@ from convlens.execution.tracing import (
     memory_of,
     run_on_fake,
     trace,
+    written_by,
 )
 
 __all__ = [
@@ -29,9 +32,11 @@ __all__ = [
     "copy_of",
     "has_children",
     "hook_layers",
+    "keep_outputs",
     "layer_kind",
     "memory_of",
     "named_layers",
+    "named_tensors",
     "own_parameters",
     "preserved",
     "read_inputs",
@@ -39,4 +44,5 @@ __all__ = [
     "same_random",
     "trace",
     "unwrapped",
+    "written_by",
 ]

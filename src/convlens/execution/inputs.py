@@ -1,4 +1,4 @@
-"""What a model is called with: shapes or tensors, one or several, by position or by name."""
+"""The inputs of a model: shapes or tensors, one or several, by position or by name."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ class Inputs:
     """The arguments of one forward pass.
 
     Attributes:
-        args: by position; a shape stands for zeros of that shape.
+        args: by position; a shape stands for zeros.
         kwargs: by name.
-        shapes: of every input, as given. Those whose first axis is as long as that of the first
-            are taken to be batches, which can be made for another number of images.
+        shapes: of every input. Inputs with as many images as the first are batches.
     """
 
     args: tuple[Any, ...]
@@ -42,7 +41,7 @@ class Inputs:
 
     @property
     def n(self) -> int:
-        """N: how many images were given, the first axis of the first input."""
+        """N of the first input."""
         return self.shapes[0][0]
 
     def shapes_for(self, n: int) -> tuple[tuple[int, ...], ...]:
@@ -53,11 +52,11 @@ class Inputs:
         return (n, *shape[1:]) if shape[:1] == (self.n,) else shape
 
     def make(self, n: int, like: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments for a batch of ``n``: parts of the tensors that were given, else zeros.
+        """Arguments for a batch of ``n``: parts of the given tensors, else zeros.
 
         Args:
-            n: the size of the batch.
-            like: gives the type and device of what was given as a shape.
+            n: images.
+            like: gives the type and device of zeros for a shape.
         """
 
         def made(leaf: Any) -> Any:  # noqa: ANN401
@@ -81,35 +80,35 @@ class Inputs:
         return sum(kind.element_size() * prod(shape) for kind, shape in sizes)
 
     def like(self, tensors: Sequence[Tensor]) -> Tensor:
-        """What zeros in place of a shape are like: the model's first floating tensor."""
+        """The tensor whose type zeros get: the first floating input, or else of the model's."""
         given = [t for t in tree_leaves((self.args, dict(self.kwargs))) if isinstance(t, Tensor)]
         real = [t for t in [*given, *tensors] if t.is_floating_point()]
         return real[0] if real else torch.empty(0)
 
 
 class _Shape:
-    """A shape among arguments; no tuple, which would be taken for several arguments."""
+    """A shape among arguments; a tuple would be several arguments."""
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
         self.sizes = sizes
 
 
 def read_inputs(given: object, name: str = "input_shape") -> Inputs:
-    """Read what a user gave as a model's input.
+    """Read a model's inputs.
 
     Args:
         given: a shape (N, C, …) or a tensor; a sequence of them for several inputs, a mapping for
             inputs by name. Other values in it, such as None or True, are passed on.
-        name: the argument that it was given as.
+        name: the argument's name.
 
     Raises:
-        ArgumentError: if there is no shape in it, or one that cannot be.
+        ArgumentError: if there is no shape in it, or a wrong one.
     """
     if isinstance(given, Tensor) or _is_shape(given) or not isinstance(given, Sequence | Mapping):
         sizes = shapes.check_input(given, name)
         return Inputs((given if isinstance(given, Tensor) else _Shape(sizes),), {}, (sizes,))
     if isinstance(given, str | bytes) or not _holds_inputs(given):
-        shapes.check_input(given, name)  # which says what is wrong with it
+        shapes.check_input(given, name)  # raises
     read = _read(given, name)
     leaves = filter(_is_input, tree_leaves(read))
     found = tuple(tuple(t.shape) if isinstance(t, Tensor) else t.sizes for t in leaves)
@@ -128,7 +127,7 @@ def _is_input(leaf: object) -> bool:
 
 
 def _read(value: Any, name: str) -> Any:  # noqa: ANN401
-    """The same with each shape as a leaf."""
+    """Replace each shape by a leaf."""
     if isinstance(value, Tensor):
         return value
     if _is_shape(value):
@@ -141,7 +140,7 @@ def _read(value: Any, name: str) -> Any:  # noqa: ANN401
 
 
 def _is_shape(value: object) -> TypeGuard[Sequence[int]]:
-    """Whether it is a sequence of whole numbers, whatever their values."""
+    """Whether a value is a sequence of whole numbers."""
     return (
         isinstance(value, Sequence)
         and not isinstance(value, str | bytes)
@@ -151,7 +150,7 @@ def _is_shape(value: object) -> TypeGuard[Sequence[int]]:
 
 
 def _holds_inputs(value: Sequence[Any] | Mapping[str, Any]) -> bool:
-    """Whether a sequence or mapping has a tensor or a shape in it, at any depth."""
+    """Whether a sequence or mapping holds a tensor or a shape, at any depth."""
     items = value.values() if isinstance(value, Mapping) else value
     return any(
         isinstance(item, Tensor)

@@ -1,7 +1,7 @@
 """Which modules of a model are layers, and what belongs to each.
 
-The modules that `torch.nn.utils.parametrize` puts below a layer, to compute its weight, and the one
-that holds a quantized layer's packed weight are part of that layer: no layers of their own.
+Modules below a layer that compute its weight (`torch.nn.utils.parametrize`) or hold its packed
+weight (quantized layers) are part of that layer.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_leaves_with_path
 
 PARTS = frozenset({"parametrizations", "_packed_params"})
-"""Names under which a layer keeps modules that are part of it."""
+"""Names of modules that are part of the layer above them."""
 
 
 def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Each module once with its qualified name, as ``named_modules`` gives it, without parts."""
+    """Each layer once, with its qualified name."""
     for name, module in model.named_modules():
         if PARTS.isdisjoint(name.split(".")):
             yield name, module
@@ -25,25 +26,51 @@ def named_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def hook_layers(
     model: nn.Module, make: Callable[[str], Callable[..., None]], names: Collection[str] = ()
 ) -> None:
-    """Register a forward hook on each layer; inside `preserved`, which takes them away again.
+    """Register a forward hook on each layer; inside `preserved`, which removes the hooks.
 
     Args:
-        model: whose layers; TorchScript modules take no hooks.
-        make: gives the hook for a layer's name.
-        names: those to hook; empty for all.
+        model: the model; TorchScript modules take no hooks.
+        make: makes the hook for a layer's name.
+        names: layers to hook; empty for all.
     """
     for name, module in named_layers(model):
         if (not names or name in names) and not isinstance(module, torch.jit.ScriptModule):
             module.register_forward_hook(make(name))
 
 
+def named_tensors(name: str, output: object) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a layer's output: several are ``name[0]``, ``name['key']`` and so on."""
+    found = [(p, t) for p, t in tree_leaves_with_path(output) if isinstance(t, Tensor)]
+    for path, tensor in found:
+        yield name if len(found) == 1 else name + keystr(path), tensor
+
+
+def keep_outputs(model: nn.Module, outputs: dict[str, Tensor], names: Collection[str] = ()) -> None:
+    """Copy the outputs of layers during the next forward pass; inside `preserved`.
+
+    Args:
+        model: the model.
+        outputs: gets the copies, by the names of `named_tensors`.
+        names: those to keep; empty for all.
+    """
+
+    def keeper(name: str) -> Callable[..., None]:
+        def keep(_: nn.Module, __: object, output: object) -> None:
+            for key, tensor in named_tensors(name, output):
+                outputs[key] = tensor.clone()  # a later layer may change it in place
+
+        return keep
+
+    hook_layers(model, keeper, [name.partition("[")[0] for name in names])
+
+
 def has_children(module: nn.Module) -> bool:
-    """Whether there are layers below a module."""
+    """Whether a module has layers below it."""
     return any(name not in PARTS for name, _ in module.named_children())
 
 
 def own_parameters(module: nn.Module) -> Iterator[Tensor]:
-    """A layer's own parameters, those that its weight is computed from, or its packed ones."""
+    """A layer's own parameters, those that its weight is computed from, and packed ones."""
     yield from module.parameters(recurse=False)
     for name, part in module.named_children():
         if name in PARTS:

@@ -1,4 +1,4 @@
-"""What a model refers to: the containers whose contents a forward pass can change, and tensors."""
+"""Finds the containers and tensors that a model refers to, and restores them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 MOST_OBJECTS = 100_000
-"""No more objects than this are looked at; those nearest to the model come first."""
+"""Most objects to visit; those nearest to the model come first."""
 
 MOST_HOPS = 4
-"""From a module, so many objects or functions one behind the other are followed."""
+"""Most plain objects and functions in a row to follow from a module."""
 
 ATOMS = (str, bytes, int, float, complex, bool, type(None), type, types.ModuleType)
 
@@ -89,20 +89,22 @@ CONTAINERS = (dict, list, deque, set, types.CellType, Variables)
 
 
 class Reachable:
-    """What a model refers to: through attributes, containers, objects, classes, functions.
+    """What a model refers to: attributes, containers, objects, classes, functions.
+
+    Objects and functions of `LIBRARIES` are not followed.
 
     Attributes:
-        containers: dictionaries (those of attributes too), lists, sets, deques, closures' cells,
-            and variables of classes, of objects with slots, of modules.
+        containers: dictionaries (also of attributes), lists, sets, deques, closure cells, and the
+            variables of classes, objects with slots and modules.
         tensors: parameters, buffers and all others.
-        states: objects whose states are kept, see `STATES`, with those states.
+        states: objects that are changed in place, with their state and how to restore it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.containers: list[Container] = []
         self.tensors: list[Tensor] = []
         self.states: list[tuple[Any, Any, Callable[[Any, Any], Any]]] = []
-        held: dict[int, Any] = {}  # by id, and held so that none is used again meanwhile
+        held: dict[int, Any] = {}  # by id; held so that no id() is reused
         waiting: deque[tuple[Any, int]] = deque([(model, 0)])
         while waiting and len(held) < MOST_OBJECTS:
             thing, hops = waiting.popleft()
@@ -118,7 +120,7 @@ class Reachable:
             put_back(thing, state)
 
     def _keep(self, thing: Any, hops: int) -> Iterator[tuple[Any, int]]:  # noqa: ANN401
-        """Keep a thing that is looked for, and go on to what it holds."""
+        """Keep a container, a tensor or a state; yield what it holds."""
         state = next((pair for kind, pair in STATES.items() if isinstance(thing, kind)), None)
         if state is not None:
             self.states.append((thing, state[0](thing), state[1]))
@@ -174,7 +176,7 @@ def _globals_of(code: types.CodeType) -> set[str]:
 
 
 def contents(container: Container) -> list[Any]:
-    """What a container holds, in its order."""
+    """The contents of a container, in order."""
     if isinstance(container, dict):
         return list(container.values())
     if isinstance(container, Variables):
@@ -187,8 +189,8 @@ def contents(container: Container) -> list[Any]:
     return list(container)
 
 
-class Remembered:
-    """What a container held."""
+class ContainerState:
+    """The contents of a container, to be restored."""
 
     def __init__(self, container: Container) -> None:
         self._container, self._values = container, contents(container)
@@ -197,7 +199,7 @@ class Remembered:
             self._keys = list(container if isinstance(container, dict) else container.items())
 
     def restore(self) -> None:
-        """Put it back, in place, if anything has changed."""
+        """Restore the contents in place, if anything changed."""
         container, now = self._container, contents(self._container)
         if isinstance(container, Variables):
             container.restore(dict(zip(self._keys, self._values, strict=True)))
@@ -218,7 +220,7 @@ class Remembered:
             container.extend(self._values)
 
     def replace(self, stands: Mapping[int, tuple[Tensor, Tensor]]) -> None:
-        """Put other tensors in the places of those that it holds."""
+        """Replace tensors by their stand-ins."""
         container = self._container
         for i, value in enumerate(self._values):
             new = _replaced(value, stands)
@@ -239,7 +241,7 @@ def _is(one: object, other: object) -> bool:
 
 
 def _replaced(value: Any, stands: Mapping[int, tuple[Tensor, Tensor]]) -> Any:  # noqa: ANN401
-    """The stand-in of a tensor, and of a tuple one with those of its tensors."""
+    """The stand-in of a tensor, or a tuple with stand-ins."""
     if isinstance(value, Tensor):
         return stands[id(value)][1] if id(value) in stands else value
     if not isinstance(value, tuple):

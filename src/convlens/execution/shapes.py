@@ -1,4 +1,4 @@
-"""Checks of input shapes, and the sentences for a model that does not fit one."""
+"""Checks of arguments, and error sentences for shapes that do not fit a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from convlens.errors import ArgumentError
 
 LETTERS = {2: "N, F", 3: "N, C, L", 4: "N, C, H, W", 5: "N, C, D, H, W"}
-"""What the axes of a tensor of each rank are called."""
+"""Names of the axes, by number of axes."""
 
 Convolution = (
     nn.Conv1d,
@@ -27,12 +27,8 @@ Convolution = (
 def check_input(value: object, name: str = "input_shape") -> tuple[int, ...]:
     """The shape of an input, given as a shape or as a tensor.
 
-    Args:
-        value: what was given.
-        name: the argument that it was given as.
-
     Raises:
-        ArgumentError: if it is no sequence of two to five whole numbers of at least 1.
+        ArgumentError: for anything but two to five whole numbers of at least 1.
     """
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | Tensor | torch.Size):
         raise ArgumentError(
@@ -55,11 +51,7 @@ def check_input(value: object, name: str = "input_shape") -> tuple[int, ...]:
 
 
 def check_model(model: object) -> None:
-    """Refuse what is no module, such as a class that was not called.
-
-    Raises:
-        ArgumentError: if it is none.
-    """
+    """Raise ArgumentError for anything but a module."""
     if not isinstance(model, nn.Module):
         hint = "give a torch.nn.Module"
         if isinstance(model, type) and issubclass(model, nn.Module):
@@ -68,23 +60,24 @@ def check_model(model: object) -> None:
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Refuse what is no tensor, such as an array.
-
-    Raises:
-        ArgumentError: if it is none.
-    """
+    """Raise ArgumentError for anything but a tensor."""
     if not isinstance(value, Tensor):
         hint = "torch.from_numpy makes one of an array" if hasattr(value, "__array__") else ""
         hint = hint or "give a torch.Tensor"
         raise ArgumentError(f"{name}={brief(value)} is no tensor; {hint}.")
 
 
+def check_count(name: str, value: object, least: int) -> None:
+    """Raise ArgumentError for anything but a whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+
 def within(place: object, sizes: Sequence[int], what: str) -> tuple[int, ...]:
-    """The indices of a place on a grid of some sizes; one number is that of a single axis.
+    """The indices of a place on a grid.
 
     Raises:
-        ArgumentError: if they are not as many, no whole numbers, or lie outside; ``what`` begins
-            its sentence.
+        ArgumentError: beginning with ``what``, if it is no place on the grid.
     """
     at: tuple[Any, ...] = tuple(place) if isinstance(place, Iterable) else (place,)
     if len(at) != len(sizes) or not all(
@@ -95,7 +88,7 @@ def within(place: object, sizes: Sequence[int], what: str) -> tuple[int, ...]:
 
 
 def brief(value: object) -> str:
-    """A value as a sentence can show it: what it is if it is too long to be shown."""
+    """A value for an error sentence; its kind and shape if it is long."""
     shown = repr(value)
     if len(shown) <= 60:
         return shown
@@ -104,8 +97,8 @@ def brief(value: object) -> str:
     return f"<{kind} of shape {tuple(shape)}>" if isinstance(shape, tuple) else f"<{kind}>"
 
 
-def times(shape: Sequence[int]) -> str:
-    """Sizes as people write them: 8×14×14."""
+def times(shape: Iterable[object]) -> str:
+    """Sizes such as 8×14×14."""
     return "×".join(map(str, shape))
 
 
@@ -116,7 +109,7 @@ def named(shape: Sequence[int]) -> str:
 
 
 def refuse_unbatched(name: str, module: nn.Module, shape: Sequence[int]) -> None:
-    """Refuse (C, H, W) where (N, C, H, W) is meant: torch would take it, and mean one image."""
+    """Refuse (C, H, W) in place of (N, C, H, W), which torch takes as one image."""
     if not isinstance(module, Convolution) or len(shape) != len(module.kernel_size) + 1:
         return
     raise ArgumentError(
@@ -126,13 +119,13 @@ def refuse_unbatched(name: str, module: nn.Module, shape: Sequence[int]) -> None
 
 
 def layer(name: str, module: nn.Module) -> str:
-    """A module as sentences call it: layer '0.1' (Conv2d), or the Net for the model itself."""
+    """A module in a sentence: layer '0.1' (Conv2d), or the Net for the model itself."""
     kind = type(module).__name__
     return f"layer {name!r} ({kind})" if name else f"the {kind}"
 
 
 def misfit(name: str, module: nn.Module, shapes: Sequence[Sequence[int]], error: Exception) -> str:
-    """The sentence for a module that raised on what it was given."""
+    """The sentence for a module that raised on its inputs."""
     got = " and ".join(_spelled(module, shape) for shape in shapes) or "no tensor"
     where = layer(name, module)
     expected = _expected(module, shapes[0]) if len(shapes) == 1 else None
@@ -153,7 +146,7 @@ def _spelled(module: nn.Module, shape: Sequence[int]) -> str:
 
 
 def _expected(module: nn.Module, shape: Sequence[int]) -> str | None:
-    """What the module's weight expects, None where that is not what is wrong."""
+    """What the module's weight expects; None if the input fits it."""
     if isinstance(module, Convolution):
         rank = len(module.kernel_size) + 2
         if len(shape) == rank and shape[1] == module.in_channels:

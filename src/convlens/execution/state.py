@@ -1,4 +1,4 @@
-"""`preserved`: a model can be run inside, and is afterwards what it was."""
+"""`preserved`: runs a model and restores it afterwards."""
 
 from __future__ import annotations
 
@@ -12,46 +12,45 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convlens.execution.reachable import Reachable, Remembered
+from convlens.execution.reachable import ContainerState, Reachable
 
 
 @contextmanager
 def preserved(
     model: nn.Module, stand_in: Callable[[Tensor], Tensor], *, training: bool | None = False
 ) -> Generator[dict[int, tuple[Tensor, Tensor]]]:
-    """Let a model be run inside; afterwards it is what it was, however the run ended.
+    """Restore a model after the block, also after an error.
 
-    A forward pass may write into parameters and buffers, fill caches that lie in attributes, lists,
-    dictionaries, objects, classes or global variables, register buffers, append to a list that a
-    hook closes over, and draw random numbers; and a module may do anything in its ``train()``.
-    Inside, other tensors take the places of the model's own, autocasting is off, compiled modules
-    run without their graphs, and watchers of convlens are not called. Afterwards the contents of
-    everything that the model refers to are put back in place, so that each object keeps its
-    identity: parameters, buffers, caches, hooks and modes; and the random states of torch, NumPy
-    and Python, with those of the generators that the model owns.
+    A forward pass may write into parameters and buffers, fill caches in attributes, containers,
+    objects, classes and global variables, register buffers, append to a list in a hook's closure,
+    and draw random numbers; ``train()`` may do anything. Inside the block, stand-ins replace the
+    model's tensors, autocast is off, compiled modules run eagerly, and watchers of convlens are not
+    called. Afterwards everything that the model refers to is restored in place: parameters,
+    buffers, caches, hooks, modes, and the random states of torch, NumPy, Python and of generators
+    that the model owns.
 
-    Not restored are iterators, and what is more than a few objects away from the model. No other
+    Not restored: iterators, and what is more than a few objects away from the model. No other
     thread may run the model meanwhile.
 
     Args:
         model: any module.
-        stand_in: gives the tensor to use in place of one of the model's, of the same shape.
-        training: whether to run in training mode; None leaves every module in its own.
+        stand_in: makes the stand-in of a tensor, of the same shape.
+        training: whether to run in training mode; None keeps the modes.
 
     Yields:
-        By ``id``, each tensor of the model and what stands in for it.
+        By ``id``, each tensor of the model and its stand-in.
     """
     found = Reachable(model)
     devices = {tensor.device for tensor in found.tensors}
-    remembered = [Remembered(container) for container in found.containers]
+    states = [ContainerState(container) for container in found.containers]
     with ExitStack() as stack:
         stack.enter_context(same_random(devices))
         stack.callback(found.restore_states)
         stack.enter_context(_scripted_preserved(model))
-        for each in remembered:
+        for each in states:
             stack.callback(each.restore)
         stands = {id(tensor): (tensor, stand_in(tensor)) for tensor in found.tensors}
-        for each in remembered:
+        for each in states:
             each.replace(stands)
         _remove_watchers(model)
         if training is not None:
@@ -65,7 +64,7 @@ def preserved(
 
 
 def copy_of(tensor: Tensor) -> Tensor:
-    """A stand-in for a pass on numbers: it may be written into, and needs no gradient."""
+    """A copy, as a stand-in for a pass on numbers."""
     return tensor.detach().clone()
 
 
@@ -102,7 +101,7 @@ def _is_compiled(model: nn.Module) -> bool:
 def same_random(
     devices: Iterable[torch.device] = (), generators: Iterable[torch.Generator] = ()
 ) -> Generator[None]:
-    """Put random numbers of torch, NumPy and Python back where they were."""
+    """Restore the random states of torch, NumPy and Python."""
     gpus = sorted({d.index or 0 for d in devices if d.type == "cuda"})
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 — what others use
     states = [(generator, generator.get_state()) for generator in generators]
@@ -118,7 +117,7 @@ def same_random(
 
 @contextmanager
 def _scripted_preserved(model: nn.Module) -> Generator[None]:
-    """The same for TorchScript modules, whose modes and tensors no Python object holds."""
+    """Restore TorchScript modules, whose modes and tensors no Python object holds."""
     scripted = [m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)]
     modes = [(m, m.training) for m in scripted if hasattr(m, "training")]  # a frozen one has none
     tensors = [t for m in scripted for t in (*m.parameters(False), *m.buffers(False))]

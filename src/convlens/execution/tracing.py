@@ -1,8 +1,8 @@
-"""One forward pass on fake tensors, which have shapes and no values, with observers that look.
+"""One forward pass on fake tensors, which have shapes and no values.
 
-The model is left as it was, see `preserved`. Only its parameters, its buffers and its input are
-fake. What a forward pass makes without them, such as a positional table that it keeps in a global
-cache, is made of real numbers, so that no fake tensor stays behind in a cache.
+The model is restored by `preserved`. Only parameters, buffers and inputs are fake. Tensors made
+without them, such as a positional table in a global cache, are real, so that no fake tensor stays
+behind in a cache.
 """
 
 from __future__ import annotations
@@ -38,15 +38,13 @@ from convlens.execution.state import copy_of, preserved, unwrapped
 
 
 class Observer(Protocol):
-    """Looks at a forward pass."""
+    """Is told what happens during a forward pass; subclasses override what they need."""
 
     def begin(self, tensor: Tensor) -> None:
         """A pass on this input begins; what was seen of an earlier one counts no more."""
-        ...
 
     def enter(self, name: str, module: nn.Module, given: Sequence[Tensor]) -> None:
         """A module is about to run on some tensors."""
-        ...
 
     def operator(
         self,
@@ -57,29 +55,26 @@ class Observer(Protocol):
         layer: str,
     ) -> None:
         """An operator has run inside ``layer``, the innermost module."""
-        ...
 
     def leave(self, name: str, module: nn.Module, output: object) -> None:
         """A module has run."""
-        ...
 
 
 @runtime_checkable
 class ConstantsObserver(Protocol):
-    """An observer that wants to know what stands in the place of parameters and buffers."""
+    """An observer that is told which fake tensor stands for which parameter or buffer."""
 
     def constant(self, fake: Tensor, real: Tensor) -> None:
-        """One of the model's tensors, and the tensor that the pass has in its place."""
-        ...
+        """A parameter or buffer, and the fake tensor in its place."""
 
 
 @dataclass(frozen=True)
 class Traced:
-    """What has to be said of a traced pass.
+    """The result of `trace`.
 
     Attributes:
-        n: how many images it was for: 1, or all that were given if the model does not take one.
-        notes: sentences; empty if there is nothing to say.
+        n: number of images: 1, or all that were given if the model does not take one.
+        notes: remarks, usually none.
     """
 
     n: int
@@ -89,18 +84,18 @@ class Traced:
 def trace(model: nn.Module, inputs: Inputs, observers: Sequence[Observer]) -> Traced:
     """Run ``model`` once in evaluation, on fake tensors, for one image.
 
-    A model that does not take one image alone gets as many as were given. One whose way depends on
-    values, which fake tensors do not have, or that uses an operator without a fake implementation,
-    is run on numbers instead: on what was given as a tensor, and else on zeros.
+    A model that does not take one image alone gets as many as were given. A model that decides by
+    values, or has an operator without a fake implementation, is run on numbers: on given tensors,
+    else on zeros.
 
     Args:
         model: any module.
-        inputs: what it is called with.
-        observers: what looks at the pass.
+        inputs: the inputs.
+        observers: are told what happens.
 
     Raises:
-        ArgumentError: if the input does not fit the model; if parameters are still uninitialized,
-            or have no values and the model's way depends on values.
+        ArgumentError: if the input does not fit the model, if parameters are uninitialized, or if
+            a model on the meta device decides by values.
     """
     shapes.check_model(model)
     model = unwrapped(model)
@@ -129,7 +124,7 @@ def _trace(model: nn.Module, inputs: Inputs, n: int, observers: Sequence[Observe
             ) from error.__cause__
         with torch.no_grad(), _composed(), preserved(model, copy_of) as stands:
             like = inputs.like([stand for _, stand in stands.values()])
-            _Pass(model, observers, _Listening(None)).run(inputs.make(n, like), stands)
+            _Pass(model, observers, _OperatorMode(None)).run(inputs.make(n, like), stands)
         note = f"run on an image of zeros, since {error}: other images may go another way."
         return Traced(n, (note,))
     return Traced(n)
@@ -147,11 +142,11 @@ def run_on_fake(
     """Run ``model`` once on fake tensors.
 
     Args:
-        model: any module; it is left as it was.
-        inputs: what it is called with.
-        n: for so many images.
-        observers: what looks at the pass.
-        contexts: to be entered for the pass.
+        model: any module; it is restored.
+        inputs: the inputs.
+        n: number of images.
+        observers: are told what happens.
+        contexts: context managers around the pass.
         training: whether to run in training mode.
 
     Raises:
@@ -173,18 +168,15 @@ def run_on_fake(
         stack.enter_context(_without_tracebacks())
         with fake:
             arguments = inputs.make(n, inputs.like([stand for _, stand in stands.values()]))
-        _Pass(model, observers, _Listening(fake)).run(arguments, stands)
+        _Pass(model, observers, _OperatorMode(fake)).run(arguments, stands)
 
 
 class ValuesNeededError(Exception):
-    """The model needs values, which fake tensors do not have."""
+    """The model needs values; fake tensors have none."""
 
 
 def _fake(fake: FakeTensorMode, tensor: Tensor) -> Tensor:
-    """A fake of a tensor; one without a device of its own is taken to lie on the CPU.
-
-    On "meta" torch chooses other operators than on any real device.
-    """
+    """A fake tensor; on the CPU for "meta", where torch chooses other operators."""
     if not tensor.is_meta:
         return fake.from_tensor(tensor if tensor.is_leaf else tensor.detach())
     with fake:
@@ -204,7 +196,7 @@ def _refuse_lazy(model: nn.Module) -> None:
 
 @contextmanager
 def _composed() -> Generator[None]:
-    """Let transformer layers and LSTMs call single operators, which say more than fused ones."""
+    """Let transformer layers and LSTMs run single operators instead of fused ones."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     (onednn, *_) = torch.backends.mkldnn.set_flags(False)
@@ -217,7 +209,7 @@ def _composed() -> Generator[None]:
 
 @contextmanager
 def _without_tracebacks() -> Generator[None]:
-    """Keep torch from logging a traceback for an error that becomes a sentence here."""
+    """Keep torch from logging a traceback for an error that becomes a sentence."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
     try:
@@ -226,26 +218,23 @@ def _without_tracebacks() -> Generator[None]:
         logger.disabled = before
 
 
-# ---- the pass -----------------------------------------------------------------------------------
-
-
 class _Pass:
-    """One call of a model, and which of its modules are running, innermost last."""
+    """One call of a model, and its running modules, innermost last."""
 
     def __init__(
-        self, model: nn.Module, observers: Sequence[Observer], listening: _Listening
+        self, model: nn.Module, observers: Sequence[Observer], mode: _OperatorMode
     ) -> None:
         self.model, self.observers = model, observers
         self._running: list[tuple[str, nn.Module, list[Tensor]]] = []
-        self._listening = listening
-        listening.heard = self._heard
+        self._mode = mode
+        mode.heard = self._heard
 
     def run(
         self,
         arguments: tuple[tuple[Any, ...], dict[str, Any]],
         stands: Mapping[int, tuple[Tensor, Tensor]],
     ) -> None:
-        """Call the model; hooks need not be removed, since `preserved` puts them back."""
+        """Call the model; `preserved` removes the hooks."""
         for name, module in named_layers(self.model):
             if not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
                 module.register_forward_pre_hook(
@@ -259,7 +248,7 @@ class _Pass:
                     observer.constant(stand, real)
         args, kwargs = arguments
         scripted = isinstance(self.model, torch.jit.ScriptModule)
-        with self._listening, self._explained():
+        with self._mode, self._with_sentence():
             if scripted:
                 self._entering("")(self.model, args, kwargs)
             output = self.model(*args, **kwargs)
@@ -292,8 +281,8 @@ class _Pass:
         return leave
 
     @contextmanager
-    def _explained(self) -> Generator[None]:
-        """Say of an error which layer raised it, and on what."""
+    def _with_sentence(self) -> Generator[None]:
+        """Turn an error into a sentence with the layer and its inputs."""
         try:
             yield
         except ArgumentError:
@@ -301,22 +290,21 @@ class _Pass:
         except Exception as error:
             if not self._running:
                 raise
-            if (lack := _lack_of_values(error)) is not None:
-                name, module, _ = self._running[-1]
-                raise ValuesNeededError(f"{shapes.layer(name, module)} {lack}") from error
             name, module, given = self._running[-1]
+            if (lack := _lack_of_values(error)) is not None:
+                raise ValuesNeededError(f"{shapes.layer(name, module)} {lack}") from error
             got = [tuple(tensor.shape) for tensor in given]
             raise ArgumentError(shapes.misfit(name, module, got, error)) from error
 
 
 def _image(arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Tensor:
-    """The input whose pixels receptive fields are about: the first with axes to see along."""
+    """The input of receptive fields: the first with spatial axes."""
     tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
     return next((t for t in tensors if t.is_floating_point() and t.dim() > 2), tensors[0])
 
 
 def _lack_of_values(error: Exception) -> str | None:
-    """What a model does that fake tensors cannot, None if that is not why it raised."""
+    """What a model needs values for; None if the error has another cause."""
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
         return f"decides by values ({error.func})"
     if isinstance(error, UnsupportedOperatorException):
@@ -339,26 +327,26 @@ _KEPT_WHOLE = frozenset(
         torch.ops.aten._upsample_nearest_exact3d,
     }
 )
-"""Operators that say more of themselves than what they are composed of does."""
+"""Operators that are not decomposed."""
 
 
-class _Listening(TorchDispatchMode):
-    """Tells of every operator, decomposed as `torch.utils.flop_counter` does it.
+class _OperatorMode(TorchDispatchMode):
+    """Reports every operator, decomposed as in `torch.utils.flop_counter`.
 
-    A real tensor that a fake one was written into holds no values any more: from then on a fake
+    A real tensor that a fake one was written into has no values any more: from then on a fake
     takes its place in every operator but views.
 
     Args:
         fake: the mode of the fake tensors; None in a pass on numbers.
 
     Attributes:
-        heard: is told of each operator.
+        heard: called with each operator.
     """
 
     def __init__(self, fake: FakeTensorMode | None) -> None:
         super().__init__()
         self._fake = fake
-        self._valueless: dict[int, Tensor] = {}  # by memory, and held so that it is not used anew
+        self._valueless: dict[int, Tensor] = {}  # by memory; held so that it is not reused
         self.heard: Callable[[OpOverload, Any, Any, object], None]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
@@ -385,12 +373,8 @@ class _Listening(TorchDispatchMode):
             n_bytes = _rnn_workspace(args)
             with fake:
                 return *outputs, torch.empty(n_bytes, dtype=torch.uint8)
-        if func is torch.ops.aten._native_batch_norm_legit_no_training.default:
-            return _batch_norm(fake, args, 0)
-        if func is torch.ops.aten._native_batch_norm_legit.default:
-            return _batch_norm(fake, args, len(args[3]))
         fake.cache_enabled = func.namespace == "aten"  # it cannot compare quantized weights
-        for written in _written(func, args, kwargs):
+        for written in written_by(func, args, kwargs):
             if not isinstance(written, FakeTensor) and any(
                 isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, kwargs))
             ):
@@ -411,18 +395,8 @@ class _Listening(TorchDispatchMode):
         return tree_map_only(Tensor, lambda t: stood.get(id(t), t), out) if stood else out
 
 
-def _batch_norm(fake: FakeTensorMode, args: Sequence[Any], n_saved: int) -> tuple[Tensor, ...]:
-    """What torch's own fake batch normalization gives, which takes milliseconds for every shape."""
-    x, mean = args[0], args[3]
-    if x.shape[1] != len(mean):
-        raise RuntimeError(f"running_mean should contain {x.shape[1]} elements not {len(mean)}")
-    with fake:
-        saved = [torch.empty(n_saved, dtype=mean.dtype, device=x.device) for _ in range(2)]
-        return torch.empty_like(x), *saved
-
-
 def _rnn_workspace(args: Sequence[Any]) -> int:
-    """Bytes that oneDNN's LSTM keeps for its backward pass, of which the fake one says 0.
+    """Bytes that oneDNN's LSTM keeps for its backward pass; torch's fake operator says 0.
 
     Measured on a real pass over at most 16 steps of at most 16 sequences.
     """
@@ -437,14 +411,14 @@ def _rnn_workspace(args: Sequence[Any]) -> int:
 
 
 def memory_of(tensor: Tensor) -> int:
-    """The identity of the memory that a tensor looks at; its own if it has several (sparse)."""
+    """The identity of a tensor's memory; its own id if it has no single storage (sparse)."""
     try:
         return StorageWeakRef(tensor.untyped_storage()).cdata
     except (NotImplementedError, RuntimeError):
         return -id(tensor)
 
 
-def _written(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+def written_by(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """The tensors that an operator writes into."""
     positions, names = _writes(func)
     values = [args[i] for i in positions if i < len(args)]
@@ -453,16 +427,16 @@ def _written(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 
 
 @cache
-def _writes(func: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:  # noqa: ANN401
+def _writes(func: Any) -> tuple[list[int], list[str]]:  # noqa: ANN401
     """Positions and names of the arguments that an operator writes into."""
     given = func._schema.arguments
     written = [i for i, a in enumerate(given) if a.alias_info is not None and a.alias_info.is_write]
-    return tuple(written), tuple(given[i].name for i in written)
+    return written, [given[i].name for i in written]
 
 
 @cache
 def _gives_view(func: Any) -> bool:  # noqa: ANN401
-    """Whether an operator gives another look at the same memory, and writes nothing."""
+    """Whether an operator returns a view and writes nothing."""
     if torch.Tag.inplace_view in func.tags:
         return True
     aliases = [a.alias_info for a in func._schema.returns if a.alias_info is not None]

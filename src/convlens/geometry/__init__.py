@@ -1,7 +1,10 @@
-"""What is true before training: sizes, costs, receptive fields, classic kernels, the matrix.
+"""What is true before training: sizes, costs, receptive fields, kernels, convolution as a matrix.
 
-Summaries and receptive fields run no model on numbers: they compute on shapes. Feature maps and
-the effective receptive field need images.
+Summaries and receptive fields are computed on shapes. Feature maps and the effective receptive
+field need images.
+
+>>> cl.geometry.output_size(28, kernel_size=3, stride=2, padding=1)
+14
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 from convlens.geometry import kernels
 from convlens.geometry.arithmetic import (
     AxisArithmetic,
-    Worked,
+    Calculation,
     explain,
     grid_positions,
     output_size,
@@ -33,6 +36,7 @@ from convlens.geometry.training_memory import LayerMemory, Memory
 
 __all__ = [
     "AxisArithmetic",
+    "Calculation",
     "ConvMatrix",
     "EffectiveField",
     "LayerField",
@@ -41,7 +45,6 @@ __all__ = [
     "ReceptiveFields",
     "Row",
     "Summary",
-    "Worked",
     "conv_matrix",
     "effective_receptive_field",
     "explain",

@@ -1,12 +1,13 @@
-"""Arithmetic of kernels on a grid, for one axis: sizes, padding, positions, pixels left out."""
+"""Output sizes, padding and positions of a kernel along one axis."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 
 from convlens.errors import ArgumentError
+from convlens.execution.shapes import check_count
 
 Padding = int | tuple[int, int]
 """Pixels added on both sides, or before and after."""
@@ -15,10 +16,13 @@ Padding = int | tuple[int, int]
 def output_size(
     size: int, kernel_size: int, stride: int = 1, padding: Padding = 0, dilation: int = 1
 ) -> int:
-    """Positions that a kernel takes along an axis of ``size`` pixels.
+    """Number of positions of a kernel along an axis of ``size`` pixels.
 
     floor((size + before + after − dilation·(kernel_size − 1) − 1) / stride) + 1, as in
     `torch.nn.Conv2d`.
+
+    >>> cl.geometry.output_size(28, kernel_size=3, stride=2, padding=1)
+    14
 
     Args:
         size: pixels of the input.
@@ -28,7 +32,7 @@ def output_size(
         dilation: distance between the kernel's pixels.
 
     Raises:
-        ArgumentError: for sizes below 1, negative padding, or a kernel that does not fit.
+        ArgumentError: for a size below 1, negative padding, or a kernel that does not fit.
     """
     before, after = _check(size, kernel_size, stride, padding, dilation)
     room = size + before + after - (dilation * (kernel_size - 1) + 1)
@@ -46,11 +50,13 @@ def same_padding(
 ) -> tuple[int, int]:
     """Padding (before, after) that gives ceil(size / stride) positions; the odd pixel goes after.
 
-    The least padding that does so, as TensorFlow's "SAME" has it; with stride 1 it is that of
-    ``padding="same"`` in torch.
+    The least such padding, as TensorFlow's "SAME"; with stride 1 torch's ``padding="same"``.
+
+    >>> cl.geometry.same_padding(28, kernel_size=5), cl.geometry.same_padding(28, kernel_size=4)
+    ((2, 2), (1, 2))
 
     Raises:
-        ArgumentError: for sizes below 1.
+        ArgumentError: for a size below 1.
     """
     _check(size, kernel_size, stride, 0, dilation)
     count = -(-size // stride)
@@ -61,10 +67,12 @@ def same_padding(
 def positions(
     size: int, kernel_size: int, stride: int = 1, padding: Padding = 0, dilation: int = 1
 ) -> list[tuple[int, ...]]:
-    """Pixels that the kernel reads at each of its positions; below 0 or from ``size`` on: padding.
+    """Pixels that the kernel reads at each position; below 0 or from ``size`` on is padding.
 
-    Raises:
-        ArgumentError: as `output_size`.
+    Arguments and errors as in `output_size`.
+
+    >>> cl.geometry.positions(6, kernel_size=3, stride=2)
+    [(0, 1, 2), (2, 3, 4)]
     """
     count = output_size(size, kernel_size, stride, padding, dilation)
     before = padding if isinstance(padding, int) else padding[0]
@@ -77,16 +85,14 @@ def positions(
 def uncovered(
     size: int, kernel_size: int, stride: int = 1, padding: Padding = 0, dilation: int = 1
 ) -> list[int]:
-    """Pixels of the input that no position of the kernel reads, because sizes are rounded down.
+    """Pixels of the input that the kernel reads at no position.
 
-    Raises:
-        ArgumentError: as `output_size`.
+    Arguments and errors as in `output_size`.
+
+    >>> cl.geometry.uncovered(8, kernel_size=3, stride=2)
+    [7]
     """
-    read = {
-        pixel
-        for pixels in positions(size, kernel_size, stride, padding, dilation)
-        for pixel in pixels
-    }
+    read = set(chain(*positions(size, kernel_size, stride, padding, dilation)))
     return [pixel for pixel in range(size) if pixel not in read]
 
 
@@ -97,14 +103,16 @@ def grid_positions(
     padding: Padding = 0,
     dilation: int = 1,
 ) -> Iterator[tuple[tuple[int, ...], ...]]:
-    """The places that a square kernel takes on a grid, row by row: the chapter's nested loops.
+    """Positions of a square kernel on a grid, row by row.
 
-    Each is, for every axis, the pixels that the kernel reads: ``((0, 1, 2), (4, 5, 6))`` for rows
-    and columns. The first pixel of each is where the kernel's corner lies.
+    Each is, for every axis, the pixels that the kernel reads.
+
+    >>> next(cl.geometry.grid_positions((28, 28), kernel_size=3))
+    ((0, 1, 2), (0, 1, 2))
 
     Args:
         sizes: pixels along each axis, (H, W) for an image.
-        kernel_size: as in `output_size`, like the rest, the same along each axis.
+        kernel_size: pixels of the kernel along each axis.
         stride: pixels that the kernel moves at a time.
         padding: pixels added on both sides, or (before, after).
         dilation: distance between the kernel's pixels.
@@ -117,16 +125,16 @@ def grid_positions(
     return product(*(positions(n, kernel_size, stride, padding, dilation) for n in sizes))
 
 
-@dataclass(frozen=True)
-class Worked:
-    """A result with the way to it.
+@dataclass(frozen=True, repr=False)
+class Calculation:
+    """A result and how it was calculated.
 
     Attributes:
-        name: what it is.
+        name: what was calculated.
         value: the result.
-        formula: the formula, in words of the arguments.
-        numbers: the same with the numbers put in.
-        text: the result as people read it.
+        formula: the formula, with the arguments' names.
+        numbers: the formula with numbers.
+        text: the result as text.
     """
 
     name: str
@@ -138,19 +146,22 @@ class Worked:
     def __str__(self) -> str:
         return f"{self.name} = {self.formula}\n  = {self.numbers}\n  = {self.text}"
 
+    __repr__ = __str__
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class AxisArithmetic:
-    """How a kernel lies along one axis, each result with its formula; print it."""
+    """How a kernel lies along one axis; print it, or one of its results."""
 
-    output_size: Worked
-    same_padding: Worked
-    positions: Worked
-    uncovered: Worked
+    output_size: Calculation
+    same_padding: Calculation
+    positions: Calculation
+    uncovered: Calculation
 
     def __str__(self) -> str:
-        parts = (self.output_size, self.same_padding, self.positions, self.uncovered)
-        return "\n".join(map(str, parts))
+        return "\n".join(map(str, vars(self).values()))
+
+    __repr__ = __str__
 
 
 def explain(
@@ -158,15 +169,12 @@ def explain(
 ) -> AxisArithmetic:
     """Output size, "same" padding, positions and uncovered pixels, with formulas and numbers.
 
-    Args:
-        size: pixels of the input.
-        kernel_size: pixels of the kernel.
-        stride: pixels that the kernel moves at a time.
-        padding: pixels added on both sides, or (before, after).
-        dilation: distance between the kernel's pixels.
+    Arguments and errors as in `output_size`.
 
-    Raises:
-        ArgumentError: as `output_size`.
+    >>> print(cl.geometry.explain(28, kernel_size=5, stride=2, padding=2).output_size)
+    output size = floor((size + before + after − dilation·(kernel_size − 1) − 1) / stride) + 1
+      = floor((28 + 2 + 2 − 1·(5 − 1) − 1) / 2) + 1
+      = 14
     """
     arguments = (size, kernel_size, stride, padding, dilation)
     count = output_size(*arguments)
@@ -174,10 +182,10 @@ def explain(
     read, missed = positions(*arguments), uncovered(*arguments)
     same = same_padding(size, kernel_size, stride, dilation)
     wanted = -(-size // stride)
-    reach = f"place·{stride} − {before} + k·{dilation}"
+    pixel = f"place·{stride} − {before} + k·{dilation}"
     places = f"place = 0 … {count - 1}, k = 0 … {kernel_size - 1}"
     return AxisArithmetic(
-        Worked(
+        Calculation(
             "output size",
             count,
             "floor((size + before + after − dilation·(kernel_size − 1) − 1) / stride) + 1",
@@ -185,7 +193,7 @@ def explain(
             " + 1",
             str(count),
         ),
-        Worked(
+        Calculation(
             "same padding",
             same,
             "max(0, (ceil(size / stride) − 1)·stride + dilation·(kernel_size − 1) + 1 − size), "
@@ -194,25 +202,25 @@ def explain(
             "halved",
             f"{same[0]} before, {same[1]} after",
         ),
-        Worked(
+        Calculation(
             "positions",
             read,
             "place·stride − before + k·dilation, for each place and each k of the kernel",
-            f"{reach}, {places}",
-            _few([f"{min(p)} … {max(p)}" for p in read]),
+            f"{pixel}, {places}",
+            _shortened([f"{min(p)} … {max(p)}" for p in read]),
         ),
-        Worked(
+        Calculation(
             "uncovered",
             missed,
             "pixels from 0 to size − 1 that no position reads",
-            f"pixels from 0 to {size - 1} that no {reach} reaches, {places}",
-            _few([str(pixel) for pixel in missed]) or "none",
+            f"pixels from 0 to {size - 1} that are no {pixel}, {places}",
+            _shortened([str(pixel) for pixel in missed]) or "none",
         ),
     )
 
 
-def _few(texts: Sequence[str], most: int = 8) -> str:
-    """All of a list, or its beginning and end."""
+def _shortened(texts: Sequence[str], most: int = 8) -> str:
+    """A list, or its beginning and end."""
     if len(texts) <= most:
         return "; ".join(texts)
     return "; ".join([*texts[: most // 2], "…", *texts[-most // 4 :]])
@@ -223,8 +231,7 @@ def _check(
 ) -> tuple[int, int]:
     sizes = {"size": size, "kernel_size": kernel_size, "stride": stride, "dilation": dilation}
     for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ArgumentError(f"{name}={value!r} must be a whole number of at least 1.")
+        check_count(name, value, 1)
     both = padding if isinstance(padding, Sequence) else (padding, padding)
     if len(both) != 2 or any(not isinstance(p, int) or p < 0 for p in both):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ArgumentError(

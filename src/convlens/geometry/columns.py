@@ -1,4 +1,4 @@
-"""The columns of a summary: what each is called, and how a row's cell reads."""
+"""The columns of a summary: headings, and the text of each cell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from convlens.errors import ArgumentError
-from convlens.execution import shapes
+from convlens.execution.shapes import times
 from convlens.geometry.rows import Row
 
 INDENT = "  "
@@ -18,21 +18,21 @@ class Column:
     """One column.
 
     Attributes:
-        name: its heading.
-        cell: what it says of a row; empty for nothing.
-        words: whether it is set to the left; numbers stand to the right.
-        total: the key of its sum in `Summary.totals`, or empty.
-        usual: whether the table shows it without being asked, if any cell says something.
+        name: the heading.
+        cell: the text for a row; may be empty.
+        left: whether cells are aligned to the left; numbers are aligned to the right.
+        total: key of the sum in `Summary.totals`, or empty.
+        default: whether the column is shown, if any cell has a text, without being named.
     """
 
     name: str
     cell: Callable[[Row], str]
-    words: bool = False
+    left: bool = False
     total: str = ""
-    usual: bool = True
+    default: bool = True
 
     def total_cell(self, totals: dict[str, int]) -> str:
-        """Its sum, as the last row shows it."""
+        """The sum, for the last line."""
         if self.total not in totals:
             return ""
         value = totals[self.total]
@@ -61,14 +61,14 @@ def _kind(row: Row) -> str:
 
 def _output(row: Row) -> str:
     if row.output_shape:
-        return shapes.times(row.output_shape)
+        return times(row.output_shape)
     if row.parent and not row.calls:
-        return ""  # such as a ModuleList: its children run without it
+        return ""  # such as a ModuleList: only its children run
     return "several" if row.calls else "not run"
 
 
 def _count(name: str) -> Callable[[Row], str]:
-    """A number; nothing for a module whose children have rows of their own, if it is 0."""
+    """A number; no 0 for a module whose children have rows."""
 
     def cell(row: Row) -> str:
         value: int | None = getattr(row, name)
@@ -77,22 +77,9 @@ def _count(name: str) -> Callable[[Row], str]:
     return cell
 
 
-def _some(name: str) -> Callable[[Row], str]:
-    """A number where there is one, nothing for 0."""
-
-    def cell(row: Row) -> str:
-        value: int = getattr(row, name)
-        return f"{value:,}" if value else ""
-
-    return cell
-
-
-def _memory(name: str) -> Callable[[Row], str]:
-    def cell(row: Row) -> str:
-        value: int | None = getattr(row, name)
-        return n_bytes(value) if value else ""
-
-    return cell
+def _positive(name: str, write: Callable[[int], str] = "{:,}".format) -> Callable[[Row], str]:
+    """A number above 0."""
+    return lambda row: write(getattr(row, name)) if getattr(row, name) else ""
 
 
 def _parameters(row: Row) -> str:
@@ -108,51 +95,48 @@ def _inputs_per_output(row: Row) -> str:
 
 def _field(row: Row) -> str:
     if row.receptive_field and None not in row.receptive_field:
-        return sizes(row.receptive_field)
+        return times(row.receptive_field)
     return row.receptive_field_note.split(":")[0]
 
 
-def sizes(values: object) -> str:
-    """All sizes: 3×3."""
-    return shapes.times(values) if isinstance(values, tuple) else str(values or "")
+def _sizes(name: str, usual: int | None = None) -> Callable[[Row], str]:
+    """One number if all axes have the same; nothing if it is the usual one."""
 
+    def cell(row: Row) -> str:
+        value: object = getattr(row, name)
+        if not isinstance(value, tuple):
+            return "" if value in {None, usual} else str(value)
+        distinct = set(value)
+        if distinct <= {None} or distinct == {usual}:
+            return ""
+        each = ["?" if size is None else str(size) for size in value]
+        return each[0] if len(distinct) == 1 else "×".join(each)
 
-def same_sizes(values: object) -> str:
-    """One number where all axes have the same, else all of them."""
-    if isinstance(values, tuple) and values and len(set(values)) == 1:
-        return "" if values[0] is None else str(values[0])
-    if isinstance(values, tuple):
-        return "×".join("?" if size is None else str(size) for size in values)
-    return str(values or "")
-
-
-def _beyond_one(values: object) -> str:
-    text = same_sizes(values)
-    return "" if text == "1" else text
+    return cell
 
 
 COLUMNS = (
-    Column("layer", _layer, words=True),
-    Column("kind", _kind, words=True),
-    Column("channels", lambda r: "→".join(map(str, r.channels or ())), words=True),
-    Column("output", _output, words=True),
-    Column("kernel", lambda r: sizes(r.kernel_size), words=True),
-    Column("stride", lambda r: same_sizes(r.stride), words=True),
-    Column("padding", lambda r: same_sizes(r.padding), words=True),
-    Column("dilation", lambda r: _beyond_one(r.dilation), words=True),
-    Column("groups", lambda r: _beyond_one(r.groups), words=True),
+    Column("layer", _layer, left=True),
+    Column("kind", _kind, left=True),
+    Column("channels", lambda row: "→".join(map(str, row.channels or ())), left=True),
+    Column("output", _output, left=True),
+    Column("kernel", lambda row: times(row.kernel_size or ()), left=True),
+    Column("stride", _sizes("stride"), left=True),
+    Column("padding", _sizes("padding"), left=True),
+    Column("dilation", _sizes("dilation", usual=1), left=True),
+    Column("groups", _sizes("groups", usual=1), left=True),
     Column("parameters", _parameters, total="parameters"),
-    Column("trainable", _count("trainable"), total="trainable", usual=False),
-    Column("frozen", _some("frozen"), total="frozen"),
-    Column("shared", _some("shared"), usual=False),
+    Column("trainable", _count("trainable"), total="trainable", default=False),
+    Column("frozen", _positive("frozen"), total="frozen"),
+    Column("shared", _positive("shared"), default=False),
     Column("multiplications", _count("multiplications"), total="multiplications"),
     Column("activations", _count("activations"), total="activations"),
-    Column("ratio", lambda r: "" if r.ratio is None else f"{r.ratio:.2f}"),
+    Column("ratio", lambda row: "" if row.ratio is None else f"{row.ratio:.2f}"),
     Column("in/out", _inputs_per_output),
     Column("field", _field),
-    Column("jump", lambda r: same_sizes(r.jump) if any(r.jump) else ""),
-    Column("memory", _memory("parameter_bytes"), total="parameter_bytes", usual=False),
-    Column("kept", _memory("kept"), total="kept"),
+    Column("jump", _sizes("jump", usual=0)),
+    Column("memory", _positive("parameter_bytes", n_bytes), total="parameter_bytes", default=False),
+    Column("kept", _positive("kept", n_bytes), total="kept"),
 )
 """All columns in their order; ``layer`` is always shown."""
 
@@ -160,17 +144,17 @@ DROPPED_FIRST = (
     *("ratio", "padding", "stride", "dilation", "groups", "channels", "in/out", "kernel"),
     *("activations", "jump", "kept", "frozen", "kind"),
 )
-"""What a narrow terminal does without, the first first."""
+"""The columns that a narrow terminal leaves out, the first first."""
 
 
 def choose(names: Sequence[str] | str | None, rows: Sequence[Row]) -> tuple[Column, ...]:
-    """The columns with these names in this order; None: the usual ones that say something.
+    """The columns with these names in this order; None: the default ones with any text.
 
     Raises:
         ArgumentError: if there is no such column.
     """
     if names is None:
-        return tuple(c for c in COLUMNS if c.usual and any(map(c.cell, rows)))
+        return tuple(c for c in COLUMNS if c.default and any(map(c.cell, rows)))
     by_name = {column.name: column for column in COLUMNS}
     if not isinstance(names, str | Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ArgumentError(

@@ -1,11 +1,11 @@
-"""What each layer costs: parameters, multiplications, activations, counted during a fake run."""
+"""Costs of each layer: parameters, multiplications, activations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +13,23 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from convlens.execution import modules
+from convlens.execution import Observer, modules
 
 Formula = Callable[..., int]
 
 
 @dataclass
 class Usage:
-    """What one module did in a run.
+    """What one module did during a forward pass.
 
     Attributes:
-        name: its qualified name.
+        name: qualified name.
         module: the module.
-        calls: how often it ran.
-        multiplications: those of the operators for which it was the innermost module.
-        activations: numbers in its outputs, of all calls together.
-        output_shape: of its last call; empty if that was not one tensor.
-        uncounted: operators run here that may multiply and are not in ``multiplications``.
+        calls: number of runs.
+        multiplications: those of operators for which it was the innermost module.
+        activations: numbers in the outputs of all runs.
+        output_shape: of the last run; empty if that gave several tensors.
+        uncounted: its operators that may multiply and are not counted.
     """
 
     name: str
@@ -41,29 +41,12 @@ class Usage:
     uncounted: set[str] = field(default_factory=set[str])
 
 
-@dataclass(frozen=True)
-class Parameters:
-    """Numbers of a module's own parameters, each counted where it is met first.
-
-    Attributes:
-        trainable: numbers that the optimizer changes.
-        frozen: numbers with ``requires_grad`` off.
-        shared: numbers counted at another layer already.
-        n_bytes: memory of the trainable and frozen ones.
-    """
-
-    trainable: int = 0
-    frozen: int = 0
-    shared: int = 0
-    n_bytes: int = 0
-
-
-class CostCounter:
-    """Counts while a model runs; see `tracing.Observer`.
+class CostCounter(Observer):
+    """Counts runs, multiplications and outputs of every module.
 
     Multiplications are half of what the formulas of `torch.utils.flop_counter` give, which count
-    one multiplication and one addition for each product of a convolution or matrix product. They
-    know no fused attention on the CPU; here it counts what it counts on any other device.
+    one multiplication and one addition for each product. Torch has no formula for fused attention
+    on the CPU; it gets that of other devices.
     """
 
     def __init__(self) -> None:
@@ -74,11 +57,11 @@ class CostCounter:
         self._formulas = {on_cpu: attention, **formulas}
 
     def begin(self, tensor: Tensor) -> None:  # noqa: ARG002
-        """A run begins; what an earlier one counted before it failed is forgotten."""
+        """Forget an earlier pass."""
         self.usage.clear()
 
     def enter(self, name: str, module: nn.Module, given: Sequence[Tensor]) -> None:  # noqa: ARG002
-        """A module is about to run: its place in the order is that of its first run."""
+        """Count a run; the order of modules is that of their first runs."""
         self.usage.setdefault(name, Usage(name, module)).calls += 1
 
     def operator(
@@ -89,7 +72,7 @@ class CostCounter:
         out: object,
         layer: str,
     ) -> None:
-        """An operator has run in a layer."""
+        """Count the multiplications of an operator."""
         usage = self.usage[layer]
         formula = self._formulas.get(function.overloadpacket)
         if formula is not None:
@@ -100,7 +83,7 @@ class CostCounter:
             usage.uncounted.add(function.overloadpacket.__name__.strip("_"))
 
     def leave(self, name: str, module: nn.Module, output: object) -> None:  # noqa: ARG002
-        """A module has run."""
+        """Count the numbers in an output."""
         made = [leaf.shape for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
         usage = self.usage[name]
         usage.output_shape = tuple(made[0]) if len(made) == 1 else ()
@@ -108,10 +91,7 @@ class CostCounter:
 
 
 def _filters(function: OpOverload, args: Sequence[Any]) -> Tensor | None:
-    """The weight (C_out, …) of an operator that is none of torch's own but multiplies as those do.
-
-    A deformable convolution, without its interpolation; quantized convolutions and linear layers.
-    """
+    """The weight (C_out, …) of a deformable convolution, or of a quantized layer."""
     if function.name().startswith("torchvision::deform_conv2d"):
         return args[1]
     if function.namespace == "quantized" and len(args) > 1:
@@ -120,58 +100,41 @@ def _filters(function: OpOverload, args: Sequence[Any]) -> Tensor | None:
     return None
 
 
-def count_parameters(module: nn.Module, met: dict[int, Tensor]) -> Parameters:
-    """Count a module's own parameters, without its children's.
+def parameter_counts(module: nn.Module, met: dict[int, Tensor]) -> dict[str, Any]:
+    """Numbers and bytes of a module's own parameters, by attribute of `Row`.
 
     Args:
         module: the module.
-        met: by their ``id``, the parameters counted before; those met here are added.
+        met: by ``id``, the parameters counted before; new ones are added.
     """
-    trainable = frozen = shared = n_bytes = 0
+    counts: dict[str, Any] = {"trainable": 0, "frozen": 0, "shared": 0, "parameter_bytes": 0}
     for parameter in modules.own_parameters(module):
-        n = parameter.numel()
         if id(parameter) in met:
-            shared += n
+            counts["shared"] += parameter.numel()
             continue
         met[id(parameter)] = parameter
-        n_bytes += n * parameter.element_size()
-        if parameter.requires_grad:
-            trainable += n
-        else:
-            frozen += n
-    return Parameters(trainable, frozen, shared, n_bytes)
+        counts["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
+        counts["parameter_bytes"] += parameter.numel() * parameter.element_size()
+    return counts
 
 
-class Window(NamedTuple):
-    """Kernel, stride, padding, dilation and groups of a convolution or pooling; None: has none."""
+def window(module: nn.Module) -> dict[str, Any]:
+    """Kernel, stride, padding, dilation and groups of a layer, by attribute of `Row`.
 
-    kernel_size: tuple[int, ...] | None = None
-    stride: tuple[int, ...] | None = None
-    padding: tuple[int, ...] | str | None = None
-    dilation: tuple[int, ...] | None = None
-    groups: int | None = None
-
-
-def window(module: nn.Module) -> Window:
-    """The window of a torch convolution or pooling layer, one number for each axis."""
+    None where a layer has none; a tuple has one number for each axis.
+    """
     kind = type(module).__name__
     axes = next((n for n in (1, 2, 3) if kind.endswith(f"{n}d")), 0)
-    sizes = [_sizes(getattr(module, name, None), axes) for name in _WINDOW]
-    if sizes[0] is None:
-        return Window()
-    kernel, stride, padding, dilation = sizes
-    words = getattr(module, "padding", None)
-    groups = getattr(module, "groups", None)
-    return Window(
-        kernel,
-        stride,
-        words if isinstance(words, str) else padding,
-        dilation,
-        groups if isinstance(groups, int) else None,
+    found: dict[str, Any] = dict.fromkeys(
+        ("kernel_size", "stride", "padding", "dilation", "groups")
     )
-
-
-_WINDOW = ("kernel_size", "stride", "padding", "dilation")
+    if _sizes(getattr(module, "kernel_size", None), axes) is None:
+        return found
+    for name in ("kernel_size", "stride", "padding", "dilation"):
+        value = getattr(module, name, None)
+        found[name] = value if isinstance(value, str) else _sizes(value, axes)
+    groups = getattr(module, "groups", None)
+    return found | {"groups": groups if isinstance(groups, int) else None}
 
 
 def _sizes(value: object, axes: int) -> tuple[int, ...] | None:
@@ -183,11 +146,10 @@ def _sizes(value: object, axes: int) -> tuple[int, ...] | None:
 
 
 def inputs_per_output(module: nn.Module) -> tuple[int, int] | None:
-    """How many numbers go into one position's window, and how many come out of it.
+    """How many numbers one position of a layer reads, and how many it computes from them.
 
-    A 5×5 kernel on one grey channel has 25 for its 8 filters. Where there are groups, both are
-    those of one group. None for anything but convolutions and linear layers, and for transposed
-    convolutions, whose positions differ.
+    A 5×5 kernel on one grey channel reads 25 for its 8 filters. With groups, both are those of one
+    group. Only for linear layers and convolutions that are not transposed.
     """
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
@@ -198,7 +160,7 @@ def inputs_per_output(module: nn.Module) -> tuple[int, int] | None:
 
 
 def channels(module: nn.Module) -> tuple[int, int] | None:
-    """Channels, or features, that a layer with a weight takes and gives; None for other layers."""
+    """Channels or features of input and output, for a layer with a weight."""
     pairs = (
         ("in_channels", "out_channels"),
         ("in_features", "out_features"),

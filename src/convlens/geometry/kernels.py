@@ -7,7 +7,7 @@ a flip. ``top_edge`` is therefore large where the image is dark above and bright
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -24,81 +24,78 @@ CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
 
 
 def top_edge() -> Tensor:
-    """Rows −1, 0, 1: bright under dark (the chapter's first kernel; Prewitt, 1970)."""
-    return _kernel([[-1, -1, -1], [0, 0, 0], [1, 1, 1]])
+    """Rows −1, 0, 1: bright under dark (the chapter's first kernel; Prewitt, 1970).
+
+    >>> cl.geometry.kernels.top_edge().tolist()
+    [[-1.0, -1.0, -1.0], [0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+    """
+    return Tensor([[-1, -1, -1], [0, 0, 0], [1, 1, 1]])
 
 
 def bottom_edge() -> Tensor:
     """Rows 1, 0, −1: dark under bright."""
-    return _kernel([[1, 1, 1], [0, 0, 0], [-1, -1, -1]])
+    return -top_edge()
 
 
 def left_edge() -> Tensor:
     """Columns −1, 0, 1: bright to the right of dark."""
-    return _kernel([[-1, 0, 1], [-1, 0, 1], [-1, 0, 1]])
+    return top_edge().T.contiguous()
 
 
 def right_edge() -> Tensor:
     """Columns 1, 0, −1: dark to the right of bright."""
-    return _kernel([[1, 0, -1], [1, 0, -1], [1, 0, -1]])
+    return -left_edge()
 
 
 def diagonal_edge() -> Tensor:
     """Dark above and left of the diagonal from bottom left to top right, bright under it."""
-    return _kernel([[-1, -1, 0], [-1, 0, 1], [0, 1, 1]])
+    return Tensor([[-1, -1, 0], [-1, 0, 1], [0, 1, 1]])
 
 
 def antidiagonal_edge() -> Tensor:
     """Dark above and right of the diagonal from top left to bottom right, bright under it."""
-    return _kernel([[0, -1, -1], [1, 0, -1], [1, 1, 0]])
+    return diagonal_edge().flip(1)
 
 
 def sobel_rows() -> Tensor:
     """Change from row to row, smoothed along the rows (Sobel and Feldman, 1968)."""
-    return _kernel([[-1, -2, -1], [0, 0, 0], [1, 2, 1]])
+    return Tensor([[-1, -2, -1], [0, 0, 0], [1, 2, 1]])
 
 
 def sobel_columns() -> Tensor:
     """Change from column to column, smoothed along the columns (Sobel and Feldman, 1968)."""
-    return _kernel([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]])
+    return sobel_rows().T.contiguous()
 
 
 def laplacian() -> Tensor:
     """Sum of the four neighbours less four times the pixel: second derivative."""
-    return _kernel([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
+    return Tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
 
 
 def blur() -> Tensor:
     """Mean of nine pixels."""
-    return _kernel([[1, 1, 1], [1, 1, 1], [1, 1, 1]]) / 9
+    return torch.ones(3, 3) / 9
 
 
 def sharpen() -> Tensor:
     """The pixel less the Laplacian: sums to 1, so that even areas stay as they are."""
-    return _kernel([[0, -1, 0], [-1, 5, -1], [0, -1, 0]])
+    return Tensor([[0, -1, 0], [-1, 5, -1], [0, -1, 0]])
 
 
 def classic() -> Mapping[str, Tensor]:
-    """All of them by name, new tensors at each call; the mapping is read-only."""
-    makers = (
-        top_edge,
-        bottom_edge,
-        left_edge,
-        right_edge,
-        diagonal_edge,
-        antidiagonal_edge,
-        sobel_rows,
-        sobel_columns,
-        laplacian,
-        blur,
-        sharpen,
-    )
-    return MappingProxyType({make.__name__: make() for make in makers})
+    """All of them by name, new tensors at each call; the mapping is read-only.
+
+    >>> len(cl.geometry.kernels.classic())
+    11
+    """
+    edges = (top_edge, bottom_edge, left_edge, right_edge, diagonal_edge, antidiagonal_edge)
+    others = (sobel_rows, sobel_columns, laplacian, blur, sharpen)
+    return MappingProxyType({make.__name__: make() for make in (*edges, *others)})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Products:
-    """A kernel at one place of an image; print it to see every product.
+    """A kernel at one place of an image, from `apply_at`; print it to see every product.
 
     Attributes:
         patch: (C, kH, kW), the pixels under the kernel.
@@ -116,8 +113,11 @@ class Products:
     bias: float
     total: float
 
+    def __repr__(self) -> str:
+        return f"Products(kernel {times(self.kernel.shape)}, total {self.total:.4g})"
+
     def __str__(self) -> str:
-        names = CHANNEL_NAMES.get(len(self.patch), tuple(f"{c}" for c in range(len(self.patch))))
+        names = CHANNEL_NAMES.get(len(self.patch), range(len(self.patch)))
         lines: list[str] = []
         for name, pixels, weights, total in zip(
             names, self.patch, self.kernel, self.channel_sums.tolist(), strict=True
@@ -138,16 +138,22 @@ class Products:
 def apply_at(image: Tensor, kernel: Tensor, row: int, col: int, bias: float = 0.0) -> Products:
     """Lay a kernel on an image with its middle on one pixel, multiply and add, without a flip.
 
-    As the chapter does it: a 3×3 kernel at (row, col) reads the rows from row − 1 to row + 1. The
-    middle of an even kernel is its pixel kH // 2, kW // 2. The result is
+    A 3×3 kernel at (row, col) reads the rows from row − 1 to row + 1. The middle of an even kernel
+    is its pixel kH // 2, kW // 2. The result is
     ``apply(image, kernel)[row - kH // 2, col - kW // 2]``.
+
+    >>> image = torch.arange(12).reshape(3, 4)
+    >>> print(cl.geometry.kernels.apply_at(image, torch.ones(1, 2), row=1, col=2))
+    grey:
+        5·1 + 6·1
+      = 11
 
     Args:
         image: (C, H, W), or (H, W).
         kernel: (kH, kW), the same for every channel, or (C, kH, kW).
-        row: row of the image that the kernel's middle lies on.
-        col: its column.
-        bias: added to the sum; with one, an empty patch does not give 0.
+        row: row of the image under the kernel's middle.
+        col: column of the image under the kernel's middle.
+        bias: added to the sum.
 
     Raises:
         ArgumentError: for shapes that do not fit, or a place where the kernel leaves the image.
@@ -173,6 +179,9 @@ def apply(  # what the chapter calls it
     image: Tensor, kernel: Tensor, stride: int = 1, padding: int = 0, bias: float = 0.0
 ) -> Tensor:
     """Lay a kernel on every place of an image: torch's ``conv2d``, a sum over the channels.
+
+    >>> cl.geometry.kernels.apply(torch.ones(5, 5), cl.geometry.kernels.blur()).shape
+    torch.Size([3, 3])
 
     Args:
         image: (C, H, W), or (H, W).
@@ -229,7 +238,3 @@ def _signed(value: float) -> str:
 
 def _in_brackets(value: float) -> str:
     return f"({_signed(value)})" if value < 0 else _signed(value)
-
-
-def _kernel(rows: Sequence[Sequence[int]]) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float32)  # (H, W)

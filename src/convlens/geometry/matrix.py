@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from convlens.errors import ArgumentError
-from convlens.execution.shapes import LETTERS, check_tensor, named
-from convlens.geometry.arithmetic import output_size, same_padding
+from convlens.execution.shapes import LETTERS, check_count, check_tensor, named, times
+from convlens.geometry.arithmetic import positions, same_padding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,17 +23,17 @@ MOST_ENTRIES = 100_000_000
 """So many entries take 2.4 GB; a larger matrix is refused."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ConvMatrix:
     """A convolution without bias as a matrix; ``matrix @ image.flatten()`` is the convolution.
 
     ``y = m @ x.flatten()`` has C_out·H'·W' numbers, ``y.reshape(m.output_shape)``. The transposed
-    convolution is ``m.T @ y.flatten()``: it takes the places back, not the numbers.
+    convolution is ``m.T @ y.flatten()``; it is not the inverse.
 
     Attributes:
         matrix: sparse, (C_out·H'·W', C_in·H·W), coalesced.
         tied: (n,) for each of the matrix's n entries the index of its weight in
-            ``weight.flatten()``: entries with the same index are one number, learned together.
+            ``weight.flatten()``; entries of one index are learned together.
         weight_shape: (C_out, C_in / groups, kH, kW).
         input_shape: (C_in, H, W).
         output_shape: (C_out, H', W').
@@ -44,6 +44,11 @@ class ConvMatrix:
     weight_shape: tuple[int, ...]
     input_shape: tuple[int, ...]
     output_shape: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        rows, columns = self.matrix.shape
+        weight = times(self.weight_shape)
+        return f"ConvMatrix({rows}×{columns}, {len(self.tied)} entries, weight {weight})"
 
     @property
     def T(self) -> Tensor:  # noqa: N802 — torch's name
@@ -65,12 +70,11 @@ class ConvMatrix:
         from convlens.plots import show_matrix
 
         rows, columns = (part.cpu().numpy() for part in self.matrix.indices())
-        values = self.matrix.values().detach().float().cpu().numpy()
         return show_matrix(
             rows,
             columns,
             self.tied.cpu().numpy(),
-            values,
+            self.matrix.values().detach().float().cpu().numpy(),
             shape=(prod(self.output_shape), prod(self.input_shape)),
             blocks=(self.output_shape, self.input_shape),
             n_weights=prod(self.weight_shape),
@@ -88,8 +92,11 @@ def conv_matrix(
 ) -> ConvMatrix:
     """Write the convolution of one image with ``weight`` as a sparse matrix.
 
-    Equal to torch's ``conv1d``, ``conv2d`` or ``conv3d`` with the same arguments, by the number of
-    axes of the weight; the entries depend on ``weight``, so gradients reach it.
+    The same as torch's ``conv1d``, ``conv2d`` or ``conv3d``, by the number of axes of the weight.
+    Gradients flow to ``weight``.
+
+    >>> cl.conv_matrix(torch.rand(1, 1, 2, 2), (1, 3, 3))
+    ConvMatrix(4×9, 16 entries, weight 1×1×2×2)
 
     Args:
         weight: (C_out, C_in / groups, kH, kW), or with one or three axes in place of kH, kW.
@@ -104,8 +111,8 @@ def conv_matrix(
             the kernel does not fit into the padded image, or the matrix would be too large.
     """
     image = _image_shape(weight, input_shape, groups)
-    axes = [
-        _positions(*sizes)
+    axes = [  # for each axis (positions, kernel), the pixels read
+        torch.tensor(positions(*sizes))
         for sizes in zip(
             image[1:],
             weight.shape[2:],
@@ -171,15 +178,6 @@ def _entries(
     return row, column, tie
 
 
-def _positions(
-    size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int
-) -> Tensor:
-    """(positions, kernel): the pixel that each part of the kernel lies on."""
-    count = output_size(size, kernel, stride, padding, dilation)
-    first = torch.arange(count) * stride - padding[0]
-    return first[:, None] + torch.arange(kernel) * dilation
-
-
 def _paddings(
     weight: Tensor, image: tuple[int, ...], stride: Sizes, padding: Sizes | str, dilation: Sizes
 ) -> list[tuple[int, int]]:
@@ -232,11 +230,9 @@ def _image_shape(weight: Tensor, input_shape: Sequence[int], groups: int) -> tup
             f"input_shape={shape} is no ({letters}) for a weight of shape {tuple(weight.shape)}; "
             "give whole numbers of at least 1."
         )
-    if not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ArgumentError(
-            f"groups={groups!r} must be a whole number of at least 1 that divides C_out = "
-            f"{weight.shape[0]}."
-        )
+    check_count("groups", groups, 1)
+    if weight.shape[0] % groups:
+        raise ArgumentError(f"groups={groups} must divide C_out = {weight.shape[0]}.")
     if image[0] != weight.shape[1] * groups:
         raise ArgumentError(
             f"input_shape ({letters}) = {image} does not fit: weight (C_out, C_in / groups, …) = "

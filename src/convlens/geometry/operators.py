@@ -1,8 +1,7 @@
-"""Which of torch's operators does what to the fields of the tensors it reads.
+"""What each of torch's operators does to receptive fields.
 
-An operator has an effect here, or it is pointwise by torch's own tag; one that writes in place
-(``relu_``) does what the one without the underscore does. Any other operator is unknown, and said
-to be so by its name.
+An operator has an effect here, or is pointwise by torch's own tag; ``relu_`` has the effect of
+``relu``. After any other operator the field is unknown.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ _NAMES: tuple[tuple[Effect, str], ...] = (
         windows.adaptive_pooling,
         "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d",
     ),
-    (windows.fractional_pooling, "fractional_max_pool2d fractional_max_pool3d"),
     (windows.constant_pad, "constant_pad_nd"),
     (
         windows.repeating_pad,
@@ -37,10 +35,9 @@ _NAMES: tuple[tuple[Effect, str], ...] = (
         windows.interpolation,
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d"
         " _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d"
-        " upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa",
+        " upsample_trilinear3d upsample_bicubic2d",
     ),
     (windows.pixel_shuffle, "pixel_shuffle"),
-    (windows.pixel_unshuffle, "pixel_unshuffle"),
     (windows.channel_shuffle, "channel_shuffle native_channel_shuffle"),
     (windows.unfolded, "unfold"),
     (windows.im2col, "im2col"),
@@ -58,10 +55,7 @@ _NAMES: tuple[tuple[Effect, str], ...] = (
         " nansum nanmedian kthvalue argmax argmin count_nonzero logsumexp norm linalg_vector_norm",
     ),
     (mixing.along_axis, "_softmax _log_softmax _safe_softmax sort topk argsort"),
-    (mixing.cumulative, "cumsum cumprod cummax cummin logcumsumexp"),
-    (mixing.fourier, "_fft_r2c _fft_c2c _fft_c2r"),
     (mixing.matrix_product, "mm addmm bmm baddbmm"),
-    (mixing.vector_product, "mv addmv dot vdot"),
     (
         mixing.attention,
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention"
@@ -80,23 +74,13 @@ _NAMES: tuple[tuple[Effect, str], ...] = (
     (moving.gated, "glu"),
     (moving.flipped, "flip"),
     (moving.rolled, "roll"),
-    (moving.quarters, "rot90"),
-    (moving.as_real, "view_as_real"),
-    (moving.as_complex, "view_as_complex"),
     (moving.concatenated, "cat"),
     (moving.stacked, "stack"),
-    (moving.diagonal, "diagonal"),
     (moving.copied, "copy"),
-    (choosing.chosen, "where"),
-    (choosing.masked, "masked_fill"),
-    (choosing.triangle, "tril triu"),
+    (choosing.chosen, "where masked_fill"),
     (choosing.indexed, "index _unsafe_index"),
     (choosing.embedded, "embedding"),
     (choosing.selected_by, "index_select"),
-    (choosing.gathered, "gather"),
-    (choosing.placed, "index_put _unsafe_index_put _index_put_impl"),
-    (choosing.placed_along, "index_copy index_add index_fill"),
-    (choosing.scattered, "scatter scatter_add"),
     (
         pointwise,
         "detach alias lift lift_fresh _to_copy _conj complex hardswish _prelu_kernel"
@@ -113,7 +97,7 @@ _NAMES: tuple[tuple[Effect, str], ...] = (
 EFFECTS: Mapping[str, Effect] = MappingProxyType(
     {name: effect for effect, names in _NAMES for name in names.split()}
 )
-"""What each operator does, by the name that torch gives it."""
+"""The effect of each operator, by torch's name."""
 
 EXCEPTIONS: Mapping[tuple[str, str], Effect] = MappingProxyType(
     {
@@ -123,7 +107,7 @@ EXCEPTIONS: Mapping[tuple[str, str], Effect] = MappingProxyType(
         ("bernoulli", "float"): valueless,
     }
 )
-"""Overloads that do something else than the others of their name."""
+"""Overloads with another effect than their name."""
 
 _NOT_FOLLOWED = frozenset(
     {
@@ -134,11 +118,11 @@ _NOT_FOLLOWED = frozenset(
         ("repeat_interleave", "Tensor"),
     }
 )
-"""Overloads whose values are other than those that the effect of their name is about."""
+"""Overloads without an effect."""
 
 
 def effect_of(function: OpOverload) -> Effect | None:
-    """What an operator does to fields, None where that is not known."""
+    """The effect of an operator; None if unknown."""
     space, _, rest = function.name().partition("::")
     full, _, overload = rest.partition(".")
     name = full if full in EFFECTS else full.removesuffix("_")

@@ -1,10 +1,9 @@
-"""Which input positions an axis' positions see, on an input without edges.
+"""Receptive fields along one axis of an input without edges.
 
-Far from the edges every operation of a convolutional network repeats itself: what position o sees
-returns, shifted by `rise` input positions, at o + P. For a plain stack of convolutions P = 1, and
-the rule is the well-known triple of size, jump and start; after a transposed convolution of stride
-2, P = 2. (Araujo, Norris, Sim, "Computing Receptive Fields of Convolutional Neural Networks",
-Distill 2019, has the case P = 1.)
+Far from the edges, what position o sees repeats, shifted by `rise` input positions, at o + P. For
+convolutions P = 1, and the rule is the usual triple of size, jump and start; after a transposed
+convolution of stride 2, P = 2. (Araujo, Norris, Sim, "Computing Receptive Fields of Convolutional
+Neural Networks", Distill 2019, has the case P = 1.)
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from math import gcd, lcm
 
 LONGEST = 1024
-"""Positions after which a rule must have repeated itself to be followed further."""
+"""Longest period of a rule."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Pattern:
 
     def at(self, position: int) -> list[int]:
         """The positions that one position reads."""
-        turns, rest = divmod(position, len(self.reads))
-        return [place + turns * self.advance for place in self.reads[rest]]
+        repeats, rest = divmod(position, len(self.reads))
+        return [place + repeats * self.advance for place in self.reads[rest]]
 
 
 @dataclass(frozen=True)
@@ -51,18 +50,18 @@ class Rule:
 
     @property
     def period(self) -> int:
-        """P, after how many positions the rule repeats itself."""
+        """P, the number of positions after which the rule repeats."""
         return len(self.first)
 
     @property
     def size(self) -> int | None:
-        """How many input positions lie between first and last, None where that differs."""
+        """Input positions from first to last; None if positions differ."""
         sizes = {last - first + 1 for first, last in zip(self.first, self.last, strict=True)}
         return sizes.pop() if len(sizes) == 1 else None
 
     @property
     def jump(self) -> int | None:
-        """Input positions from one field to the next, None where that differs."""
+        """Input positions from one field to the next; None if positions differ."""
         steps = {self.at(o + 1)[k] - self.at(o)[k] for o in range(self.period) for k in (0, 1)}
         return steps.pop() if len(steps) == 1 else None
 
@@ -73,23 +72,20 @@ class Rule:
 
     def at(self, position: int) -> tuple[int, int]:
         """First and last input position that one position sees."""
-        turns, rest = divmod(position, self.period)
-        return self.first[rest] + turns * self.rise, self.last[rest] + turns * self.rise
+        repeats, rest = divmod(position, self.period)
+        return self.first[rest] + repeats * self.rise, self.last[rest] + repeats * self.rise
 
     def through(self, pattern: Pattern) -> Rule | None:
-        """The rule after an operation that reads by a pattern.
-
-        None where some positions read nothing, and where the rule would be too long to be one.
-        """
-        turns = self.period // gcd(self.period, pattern.advance)
-        period = len(pattern.reads) * turns
+        """The rule after an operation; None if some positions read nothing, or P is too large."""
+        repeats = self.period // gcd(self.period, pattern.advance)
+        period = len(pattern.reads) * repeats
         if period > LONGEST or not all(pattern.reads):
             return None
         seen = [[self.at(place) for place in pattern.at(o)] for o in range(period)]
-        return _rule(seen, self.rise * turns * pattern.advance // self.period)
+        return _rule(seen, self.rise * repeats * pattern.advance // self.period)
 
     def union(self, other: Rule) -> Rule | None:
-        """What sees both; None where the two move at different speeds."""
+        """The union of two rules; None if their jumps differ."""
         if self.rise * other.period != other.rise * self.period:
             return None
         period = lcm(self.period, other.period)
@@ -100,7 +96,7 @@ class Rule:
         )
 
     def collapsed(self, count: int) -> Rule:
-        """What sees all of the positions 0 … count − 1 at once."""
+        """The rule of what sees all positions 0 … count − 1."""
         seen = [self.at(o) for o in range(count)]
         return Rule((min(f for f, _ in seen),), (max(last for _, last in seen),), 0)
 

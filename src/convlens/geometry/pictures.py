@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
@@ -13,11 +12,10 @@ from torch import Tensor, nn
 
 from convlens.core.layers import find_layer
 from convlens.errors import ArgumentError, LayerNotFoundError
-from convlens.execution import copy_of, hook_layers, layer_kind, preserved, shapes, unwrapped
+from convlens.execution import copy_of, keep_outputs, layer_kind, preserved, shapes, unwrapped
 from convlens.geometry import arithmetic
 from convlens.geometry.fields import ReceptiveFields, receptive_field
 from convlens.geometry.kernels import CHANNEL_NAMES
-from convlens.geometry.training_memory import check_count
 from convlens.plots import show_mosaics, show_places, show_rectangle, show_tiles
 from convlens.plots.grids import MOST_LAYERS, panel_axes, say_left_out
 
@@ -29,12 +27,15 @@ if TYPE_CHECKING:
 def show_planes(image: Tensor, figure: Figure | None = None) -> list[Axes]:
     """Draw an image and each of its planes.
 
+    >>> len(cl.show_planes(torch.rand(3, 8, 8)))
+    4
+
     Args:
         image: (1, H, W) grey or (3, H, W) colour, from 0 to 1, as `load_image` gives it.
         figure: where to draw; a new one if None.
 
     Raises:
-        ArgumentError: if it is no such tensor.
+        ArgumentError: for any other image.
     """
     picture = _picture(image)
     planes = image.detach().float().cpu().numpy()
@@ -53,10 +54,13 @@ def show_kernels(
     columns: int | None = None,
     figure: Figure | None = None,
 ) -> list[Axes]:
-    """Draw the kernels of a convolution: those of the first one say what a network looks for.
+    """Draw the kernels of a convolution.
 
-    With three channels a kernel is a colour patch, where 0 is mid-grey; otherwise red is positive,
-    blue negative, and of several channels each has a tile. All tiles share one scale.
+    With three channels a kernel is a colour patch, where 0 is mid-grey; otherwise each channel has
+    a tile, red above 0 and blue below. All tiles share one scale.
+
+    >>> len(cl.show_kernels(torch.nn.Conv2d(3, 8, 5)))
+    8
 
     Args:
         model: any module with a two-dimensional convolution, or a weight (C_out, C_in, kH, kW).
@@ -67,11 +71,11 @@ def show_kernels(
 
     Raises:
         LayerNotFoundError: if no convolution has this name or index.
-        ArgumentError: if there is no two-dimensional convolution, the weight is none, or ``most``
-            is below 1.
+        ArgumentError: if there is no two-dimensional convolution, the weight has other axes, or
+            ``most`` is below 1.
     """
-    check_count("most", most, 1)
-    weight = model.detach() if isinstance(model, Tensor) else _first_weight(model, layer)
+    shapes.check_count("most", most, 1)
+    weight = model.detach() if isinstance(model, Tensor) else _weight(model, layer)
     if weight.dim() == 2:
         weight = weight[None, None]
     if weight.dim() != 4:
@@ -82,12 +86,12 @@ def show_kernels(
     values = weight.float().cpu().numpy()
     n_out, n_in = values.shape[:2]
     if n_in == 3:
-        reach = float(np.abs(values).max()) or 1.0
-        patches = values[:most].transpose(0, 2, 3, 1) / (2 * reach) + 0.5
-        names = [str(i) for i in range(len(patches))]
-        return show_tiles(patches, names, columns=columns, figure=figure)
-    tiles = values.reshape(n_out * n_in, *values.shape[2:])[:most]
-    names = [f"{i // n_in}" if n_in == 1 else f"{i // n_in}, {i % n_in}" for i in range(len(tiles))]
+        largest = float(np.abs(values).max()) or 1.0
+        tiles = values[:most].transpose(0, 2, 3, 1) / (2 * largest) + 0.5
+    else:
+        tiles = values.reshape(n_out * n_in, *values.shape[2:])[:most]
+    single = n_in in {1, 3}
+    names = [f"{i}" if single else f"{i // n_in}, {i % n_in}" for i in range(len(tiles))]
     return show_tiles(tiles, names, columns=columns, figure=figure)
 
 
@@ -102,14 +106,16 @@ def show_features(
 ) -> list[Axes]:
     """Draw a layer's feature maps for an image: what it finds, and where.
 
-    Red is positive, blue negative, white 0, by one scale. The model runs in evaluation, and stays
-    as it was.
+    Red is above 0, blue below. The model runs in evaluation, and stays as it was.
+
+    >>> len(cl.show_features(cl.simple_cnn(1, 10), torch.rand(1, 28, 28), "1.0"))
+    16
 
     Args:
         model: any module that takes one tensor (N, C, H, W).
         image: (C, H, W), or (1, C, H, W), as the model gets it (normalized, that is).
-        layer: a module's name, or an index among the modules that run; None draws all modules
-            without children that give feature maps, a panel for each, with a scale of its own.
+        layer: a module's name, or an index among the modules that run; None draws a panel, with its
+            own scale, for each module without children that gives feature maps.
         most: maps to draw at most, the first of each layer.
         columns: maps in a row, or panels; None for a grid about twice as wide as high.
         figure: where to draw; a new one if None.
@@ -122,17 +128,25 @@ def show_features(
         ArgumentError: if the layer's output is not (N, C, H, W), the image is not one, or ``most``
             is below 1.
     """
-    check_count("most", most, 1)
+    shapes.check_count("most", most, 1)
     outputs = _outputs(model, _batch_of_one(image))
     if layer is None:
-        return _show_all_features(model, outputs, most, columns, figure)
+        leaves = _leaves(model)
+        panels = {
+            f"{name}, {shapes.times(maps.shape[1:])}": maps[0, :most].float().cpu().numpy()
+            for name, maps in outputs.items()
+            if name in leaves and maps.dim() == 4
+        }
+        if not panels:
+            raise LayerNotFoundError("model has no layer that gives feature maps (N, C, H, W).")
+        return show_mosaics(panels, columns=columns, figure=figure)
     modules = dict(unwrapped(model).named_modules(remove_duplicate=False))
-    kinds = [layer_kind(modules[name]) for name in outputs]
+    kinds = [layer_kind(modules[name]) if name in modules else "" for name in outputs]
     name = list(outputs)[find_layer(layer, list(outputs), kinds)]
     maps = outputs[name]
     if maps.dim() != 4:
         raise ArgumentError(
-            f"layer={name!r} gives {shapes.named(tuple(maps.shape))}, which are no feature maps "
+            f"layer={name!r} gives {shapes.named(maps.shape)}, which are no feature maps "
             "(N, C, H, W); take a layer before it."
         )
     values = maps[0, :most].float().cpu().numpy()
@@ -141,27 +155,9 @@ def show_features(
         [str(i) for i in range(len(values))],
         columns=columns,
         numbers=False,
-        title=f"layer {name}, {shapes.times(tuple(maps.shape[1:]))}",
+        title=f"layer {name}, {shapes.times(maps.shape[1:])}",
         figure=figure,
     )
-
-
-def _show_all_features(
-    model: nn.Module,
-    outputs: Mapping[str, Tensor],
-    most: int,
-    columns: int | None,
-    figure: Figure | None,
-) -> list[Axes]:
-    leaves = _leaves(model)
-    maps = {
-        f"{name}, {shapes.times(tuple(output.shape[1:]))}": output[0, :most].float().cpu().numpy()
-        for name, output in outputs.items()
-        if name in leaves and output.dim() == 4
-    }
-    if not maps:
-        raise LayerNotFoundError("model has no layer that gives feature maps (N, C, H, W).")
-    return show_mosaics(maps, columns=columns, figure=figure)
 
 
 @overload
@@ -197,10 +193,15 @@ def show_field(
 ) -> Axes | list[Axes]:
     """Draw the part of an image that a unit sees.
 
+    >>> axes = cl.show_field(cl.simple_cnn(1, 10), torch.rand(1, 28, 28), "1.0", unit=(2, 3))
+    >>> print(axes.get_title())
+    1.0, unit 2, 3 of 7×7
+    sees rows 4–12, columns 8–16: 9×9
+
     Args:
         model: any module that takes one tensor (N, C, H, W).
-        image: (1, H, W) or (3, H, W), from 0 to 1; its size is the input's. A grey one does for a
-            model of colour images, and the other way round.
+        image: (1, H, W) or (3, H, W), from 0 to 1, of the input's size; grey or colour, whatever
+            the model takes.
         layer: a module's name, or an index among the modules that run; None draws a panel for each
             layer where the field or the grid changes.
         unit: (row, column) on the layer's grid; None for the middle one.
@@ -217,7 +218,8 @@ def show_field(
     """
     picture = _picture(image)
     shapes.check_model(model)
-    n_in = _input_channels(model, len(image))
+    first = next(iter(_convolutions(model).values()), None)
+    n_in = len(image) if first is None else first.in_channels
     fields = receptive_field(model, (1, n_in, *image.shape[1:]))
     if layer is not None:
         return _draw_field(picture, fields, layer, unit, ax)
@@ -295,6 +297,8 @@ def show_positions(
 ) -> Axes:
     """Draw the places of a square kernel on a padded grid; hatched pixels are never read.
 
+    >>> axes = cl.geometry.show_positions((7, 7), kernel_size=3, stride=2, padding=1)
+
     Args:
         sizes: (H, W), pixels of the image.
         kernel_size: pixels of the kernel along each axis.
@@ -333,12 +337,13 @@ def _batch_of_one(image: Tensor) -> Tensor:
 
 
 def _convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    named = unwrapped(model).named_modules()
+    return {name: module for name, module in named if isinstance(module, nn.Conv2d)}
 
 
-def _first_weight(model: nn.Module, layer: str | int) -> Tensor:
+def _weight(model: nn.Module, layer: str | int) -> Tensor:
     shapes.check_model(model)
-    found = _convolutions(unwrapped(model))
+    found = _convolutions(model)
     if not found:
         raise ArgumentError(
             f"model={type(model).__name__} has no two-dimensional convolution, so no kernels to "
@@ -350,32 +355,19 @@ def _first_weight(model: nn.Module, layer: str | int) -> Tensor:
         return chosen.weight.detach()
 
 
-def _input_channels(model: nn.Module, given: int) -> int:
-    first = next(iter(_convolutions(unwrapped(model)).values()), None)
-    return given if first is None else first.in_channels
-
-
 def _outputs(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
-    """The output of each module that gives one tensor, in the order in which they end."""
+    """Every tensor that a module gives, in the order in which the modules end."""
     shapes.check_model(model)
     model = unwrapped(model)
     outputs: dict[str, Tensor] = {}
     try:
         with preserved(model, copy_of), torch.no_grad():
-            hook_layers(model, partial(_keeper, outputs))
+            keep_outputs(model, outputs)
             model(batch)
     except RuntimeError as error:
         raise ArgumentError(
-            f"image {shapes.named(tuple(batch.shape))} does not fit the model: {error}"
+            f"image {shapes.named(batch.shape)} does not fit the model: {error}"
         ) from error
     if not outputs:
         raise LayerNotFoundError("model has no module that gives a tensor.")
     return outputs
-
-
-def _keeper(outputs: dict[str, Tensor], name: str):  # noqa: ANN202 — a hook
-    def keep(_: nn.Module, __: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            outputs[name] = output.clone()  # as it is now: it may be changed in place
-
-    return keep

@@ -1,4 +1,4 @@
-"""The summary of a model: one row for each layer, and totals."""
+"""The summary of a model: a table with one row for each layer, and totals."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from torch import nn
 
+from convlens.core.layers import find_layer
 from convlens.core.terminal import encodable, printable
 from convlens.execution import Given, read_inputs, shapes, trace, unwrapped
 from convlens.execution.modules import has_children
 from convlens.geometry.columns import COLUMNS, DROPPED_FIRST, Column, choose, n_bytes
 from convlens.geometry.costs import CostCounter
 from convlens.geometry.fields import ReceptiveFields, fields_of
-from convlens.geometry.rows import Fold, Row, fold_rows, idle_kinds, make_rows
+from convlens.geometry.rows import Fold, Row, fold_rows, make_rows
 from convlens.geometry.tracker import FieldTracker
-from convlens.geometry.training_memory import Memory, check_count, measure_memory
+from convlens.geometry.training_memory import Memory, measure_memory
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -33,19 +34,19 @@ TOTALS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """The table of a model's layers; print it, show it in a notebook, or take its `rows`.
+    """The table of a model's layers; print it, show it in a notebook, or read its `rows`.
 
     Attributes:
         model: class name of the model.
-        rows: nested as the modules are, in the order in which they run first; those that do not
-            run are last among their neighbours.
+        rows: children after their parent, siblings in the order in which they first ran; those
+            that do not run are last.
         totals: sums of the columns ``trainable``, ``frozen``, ``parameters``,
             ``parameter_bytes``, ``multiplications``, ``activations``, ``kept``, ``kept_fixed``.
-        inputs: the shape of each input that all numbers are for: (1, C, …) for one image.
-        batch_size: images in the batch of the training step whose memory is estimated.
-        memory: what training holds, and its peak for any batch size.
-        notes: what is left out of the numbers, and what marks mean.
-        columns: those that are shown.
+        inputs: the shape of each input; all numbers are for one image, (1, C, …).
+        batch_size: images in a training step, for the estimate of its memory.
+        memory: what training holds.
+        notes: what the numbers leave out, and what marks mean.
+        columns: the columns that are shown.
         fields: the receptive fields of all modules.
     """
 
@@ -71,28 +72,25 @@ class Summary:
         return len(self.rows)
 
     def __getitem__(self, layer: str | int) -> Row:
-        """A row by the layer's name, by its place, or by its kind, such as ``"last conv"``.
+        """A row by the layer's name, index or kind, such as ``"last conv"``.
 
         Raises:
             LayerNotFoundError: with the closest names.
         """
-        from convlens.core.layers import find_layer
-
         kinds = ["" if row.parent and row.channels is None else row.kind for row in self.rows]
         return self.rows[find_layer(layer, [row.name for row in self.rows], kinds)]
 
     def __str__(self) -> str:
-        """Aligned plain text."""
         return self._plain("utf-8")
 
     def _plain(self, encoding: str) -> str:
-        """Aligned plain text in the characters that an encoding has."""
+        """Aligned text in the characters of an encoding."""
         lines = [[encodable(cell, encoding) for cell in line] for line in self.lines()]
         widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
 
         def aligned(cells: Sequence[str]) -> str:
             placed = [
-                cell.ljust(width) if column.words else cell.rjust(width)
+                cell.ljust(width) if column.left else cell.rjust(width)
                 for cell, width, column in zip(cells, widths, self.columns, strict=True)
             ]
             return "  ".join(placed).rstrip()
@@ -105,12 +103,9 @@ class Summary:
     __repr__ = __str__
 
     def print(self) -> None:
-        """Print it: a table that fits into a terminal, and plain text into a pipe or a file.
-
-        Signs that the output's encoding does not have are written in plain ones: × as x, → as ->.
-        """
+        """Print a table that fits the terminal; plain text to a pipe or a file."""
         output = cast("TextIO | None", sys.stdout)
-        if output is None:  # it was closed
+        if output is None:  # closed
             return
         if not output.isatty():
             output.write(self._plain(output.encoding or "utf-8") + "\n")
@@ -120,7 +115,7 @@ class Summary:
         Console().print(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
-        """A table for `rich.print`; columns that do not fit are left out, and named below."""
+        """A table for `rich.print`; columns that do not fit are left out and named."""
         from rich.markup import escape
 
         lines = [[encodable(cell, options.encoding) for cell in line] for line in self.lines()]
@@ -146,26 +141,23 @@ class Summary:
             show_footer=True,
             padding=(0, 1, 0, 0),
         )
-        for i in shown:
-            justify = "left" if self.columns[i].words else "right"
+        columns = [self.columns[i] for i in shown]
+        for i, column in zip(shown, columns, strict=True):
+            justify = "left" if column.left else "right"
             table.add_column(lines[0][i], lines[-1][i], justify=justify, overflow="fold")
         for row, cells in zip(self.rows, lines[1:-1], strict=True):
             style = "bold" if row.parent or row.folded else ""
-            warned = {"in/out"} if not row.compresses else set[str]()
-            table.add_row(
-                *(
-                    Text(cells[i], "bold yellow" if self.columns[i].name in warned else style)
-                    for i in shown
-                )
-            )
+            warned = "" if row.compresses else "in/out"
+            styles = ["bold yellow" if column.name == warned else style for column in columns]
+            table.add_row(*(Text(cells[i], s) for i, s in zip(shown, styles, strict=True)))
         return table
 
     def _repr_html_(self) -> str:
-        """An HTML table in a frame that scrolls, aligned, with the colours of the page."""
+        """An HTML table that scrolls sideways."""
 
         def line(cells: Sequence[str], tag: str) -> str:
             return "".join(
-                f'<{tag} style="text-align:{"left" if column.words else "right"};'
+                f'<{tag} style="text-align:{"left" if column.left else "right"};'
                 'white-space:pre;padding:.1em .5em">'
                 f"{html.escape(cell)}</{tag}>"
                 for cell, column in zip(cells, self.columns, strict=True)
@@ -182,7 +174,7 @@ class Summary:
         )
 
     def to_markdown(self) -> str:
-        """A table in Markdown, the notes under it; layers have their whole names."""
+        """A table in Markdown with full layer names, and the notes."""
 
         def line(cells: Sequence[str]) -> str:
             return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -192,16 +184,15 @@ class Summary:
             (printable(row.name) or cells[0], *cells[1:])
             for row, cells in zip(self.rows, rows, strict=True)
         ]
-        sides = [":---" if column.words else "---:" for column in self.columns]
+        sides = [":---" if column.left else "---:" for column in self.columns]
         table = [head, sides, *named, totals]
         return "\n".join([*map(line, table), "", *(f"{note}  " for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON.
 
-        ``rows`` (keys as in `Row`), ``totals``, ``input_shape`` (of the first input), ``inputs``
-        (the shapes of all), ``memory`` (bytes; keys as in `Memory`, ``batch_size`` and ``peak``),
-        ``notes``.
+        Keys: ``model``, ``rows`` (keys as in `Row`), ``totals``, ``input_shape``, ``inputs``,
+        ``memory`` (bytes; keys as in `Memory`, ``batch_size`` and ``peak``), ``notes``.
         """
         names = ("parameters", "gradients", "buffers", "input", "kept", "kept_fixed")
         memory = {name: getattr(self.memory, name) for name in names}
@@ -217,14 +208,14 @@ class Summary:
         }
 
     def title(self) -> str:
-        """What the numbers are for."""
+        """The heading: the model and its inputs."""
         n = self.input_shape[0]
         what = "one image" if n == 1 else f"{n} images"
         given = " and ".join(map(shapes.named, self.inputs))
         return f"{printable(self.model)}, {what}, {given}"
 
     def lines(self) -> list[tuple[str, ...]]:
-        """Headings, the cells of every row, and the totals, for the columns that are shown."""
+        """The cells: headings, rows, totals."""
         head = tuple(column.name for column in self.columns)
         body = [tuple(printable(column.cell(row)) for column in self.columns) for row in self.rows]
         sums = [column.total_cell(self.totals) for column in self.columns[1:]]
@@ -242,31 +233,32 @@ def summary(
 ) -> Summary:
     """Shapes, parameters, multiplications, receptive field and memory of every layer.
 
-    The model is not run on numbers. All numbers are for one image in evaluation, but for the
-    memory that training takes. Multiplications are those of convolutions and matrix products, half
-    of what `torch.utils.flop_counter` counts: the second convolution of the chapter's network,
-    8 → 16 channels, 3×3, output 7×7, has 8·16·3·3·7·7 = 56,448. Biases add none.
+    Computed on shapes; the model does not run on numbers, and stays as it is. Numbers are for one
+    image in evaluation, but for the memory of training. Multiplications are those of convolutions
+    and matrix products, half of what `torch.utils.flop_counter` counts: a convolution 8 → 16, 3×3,
+    with output 7×7 has 8·16·3·3·7·7 = 56,448. Biases add none.
+
+    >>> table = cl.summary(cl.simple_cnn(1, 10), (1, 1, 28, 28))
+    >>> table.totals["parameters"], table["1.0"].multiplications
+    (30282, 56448)
 
     Args:
-        model: any module. Its weights, buffers, caches, modes and hooks, and the random state, stay
-            as they are.
+        model: any module.
         input_shape: (N, C, H, W), or with one or three axes in place of H, W, or (N, F); or a
-            tensor of that shape. For several inputs a sequence of shapes or tensors, or a mapping
-            by the names of ``forward``'s arguments.
-        depth: fold everything that lies in more modules than so many; 0 leaves one row.
-        fold: layers whose insides are left to one row: names, class names, or classes.
-        columns: names of the columns to show; None shows those of `columns.COLUMNS` that are usual
-            and not empty.
-        batch_size: images in a batch, for the estimate of what training holds; None takes N.
+            tensor. For several inputs a sequence of shapes or tensors, or a mapping by the names
+            of ``forward``'s arguments.
+        depth: fold modules at this depth; 0 leaves one row.
+        fold: modules to show as one row each: names, class names, or classes.
+        columns: names of the columns to show; None shows the default ones that are not empty.
+        batch_size: images in a training step, for its memory; None takes N.
 
     Raises:
-        ArgumentError: if ``model`` is no module; if the shape is none; if it does not fit the
-            model, with the layer's name, the shape it got and what its weight expects; if there is
-            no such column, or nothing such to fold.
+        ArgumentError: if an argument is not as above, or the input does not fit the model: with the
+            layer's name, the shape it got and the shape it expects.
     """
     inputs = read_inputs(input_shape)
     batch_size = inputs.n if batch_size is None else batch_size
-    check_count("batch_size", batch_size, 1)
+    shapes.check_count("batch_size", batch_size, 1)
     costs, tracker = CostCounter(), FieldTracker()
     traced = trace(model, inputs, [costs, tracker])
     fields = fields_of(tracker, model, traced.notes)
@@ -286,13 +278,13 @@ def summary(
 
 
 def _notes(every: Sequence[Row], rows: Sequence[Row], costs: CostCounter) -> Iterator[str]:
-    left_out = ["biases", *idle_kinds(every)]
-    between = {
-        name
-        for usage in costs.usage.values()
-        if has_children(usage.module)
-        for name in usage.uncounted
-    }
+    busy = {row.kind for row in every if row.multiplications}
+    ran = [row.kind for row in every if row.calls and not row.parent]
+    left_out = ["biases", *dict.fromkeys(kind for kind in ran if kind not in busy)]
+    between: set[str] = set()
+    for usage in costs.usage.values():
+        if has_children(usage.module):
+            between |= usage.uncounted
     if between:
         left_out.append(f"between layers {', '.join(sorted(between))}")
     yield (
@@ -322,7 +314,7 @@ def _notes(every: Sequence[Row], rows: Sequence[Row], costs: CostCounter) -> Ite
 
 
 def _subject(note: str) -> str:
-    """The column that a note explains: its first word."""
+    """The column that a note is about: its first word."""
     return note.replace(":", " ").replace(",", " ").split(maxsplit=1)[0]
 
 
@@ -344,17 +336,17 @@ def _memory_notes(memory: Memory, batch_size: int) -> Iterator[str]:
 def _fitting(
     columns: Sequence[Column], lines: Sequence[Sequence[str]], width: int
 ) -> tuple[list[int], list[str]]:
-    """Which columns fit into a width of so many characters, and the names of those that do not."""
+    """Indices of the columns that fit into a width, and names of those that do not."""
     widths = {
         column.name: 2 + max(len(line[i]) for line in lines) for i, column in enumerate(columns)
     }
-    room = width - 2 - sum(widths.values())  # the table's edges take two
+    room = width - 2 - sum(widths.values())  # two for the edges
     dropped: list[str] = []
     for name in DROPPED_FIRST:
         if room < 0 and name in widths:
             dropped.append(name)
             room += widths[name]
-    for name in reversed(dropped):  # a wide column that went may leave room for a narrow one
+    for name in reversed(dropped):  # a narrow one may fit after all
         if widths[name] <= room:
             dropped.remove(name)
             room -= widths[name]

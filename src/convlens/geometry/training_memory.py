@@ -1,24 +1,22 @@
-"""What training keeps in memory: found by running the model on fake tensors with autograd on.
+"""Memory that training holds: found by a forward pass on fake tensors with autograd on.
 
-Autograd says of each tensor that it saves it for the backward pass; here its saving is listened
-to (`torch.autograd.graph.saved_tensors_hooks`), so that no rule for an operator can be wrong.
+`torch.autograd.graph.saved_tensors_hooks` says which tensors autograd saves for the backward pass.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from convlens.errors import ArgumentError
 from convlens.execution import (
     Inputs,
+    Observer,
     ValuesNeededError,
     has_children,
     memory_of,
@@ -27,6 +25,7 @@ from convlens.execution import (
     run_on_fake,
     unwrapped,
 )
+from convlens.execution.shapes import check_count
 
 PROBE_BATCH = 127
 """Images of the fake batch: a prime, so that a size it divides grows with the batch."""
@@ -34,15 +33,15 @@ PROBE_BATCH = 127
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """What training holds for one layer, in bytes.
+    """Memory that training holds for one layer, in bytes.
 
     Attributes:
         name: the module's qualified name.
-        kept: for each image, what this layer is the first to keep until its backward pass.
+        kept: for each image, tensors kept for the backward pass that no earlier layer keeps.
         kept_fixed: the same, whatever the batch: running statistics, masks, computed weights.
-        gradients: those of its own trainable parameters.
-        passing: for each image, its inputs and outputs; their gradients are there together while
-            its backward pass runs.
+        gradients: of the layer's own trainable parameters.
+        passing: for each image, inputs and outputs, whose gradients exist together during the
+            layer's backward pass.
     """
 
     name: str
@@ -54,16 +53,19 @@ class LayerMemory:
 
 @dataclass(frozen=True)
 class Memory:
-    """What training holds, in bytes; `peak` estimates the most that it holds at a time.
+    """Memory that training holds, in bytes; `peak` estimates the most at a time.
+
+    >>> memory = cl.summary(cl.simple_cnn(1, 10), (1, 1, 28, 28)).memory
+    >>> memory.parameters, memory.peak(batch_size=64) > memory.peak(batch_size=1)
+    (121128, True)
 
     Attributes:
         parameters: of all parameters.
-        gradients: of those that are trained.
-        buffers: of running statistics and the like.
+        gradients: of the trainable parameters.
+        buffers: of running statistics and other buffers.
         input: of one image.
-        kept: activations kept for the backward pass, for each image; None where the model cannot
-            be followed in training. Each memory counts once, however many tensors look at it;
-            the input, parameters and buffers are not among them.
+        kept: activations kept for the backward pass, for each image, without the input, parameters
+            and buffers; memory shared by several tensors counts once. None if unknown.
         kept_fixed: the same, whatever the batch.
         layers: the same by layer, in the order of the forward pass.
         problem: why ``kept`` is None, or empty.
@@ -85,18 +87,17 @@ class Memory:
 
         parameters + buffers + optimizer_copies · gradients + N · input + the largest, over the
         layers, of (kept by this layer and those before it + gradients of the parameters of this
-        layer and those after it + the gradients of its inputs and outputs), and at least all
-        gradients together, which the optimizer sees. Parameters' gradients are set to None before
-        the forward pass, as `torch.optim.Optimizer.zero_grad` does it. What libraries take for
-        themselves while an operator runs is not in it, and nothing of CUDA's own.
+        layer and those after it + gradients of its inputs and outputs), and at least all gradients
+        together, which the optimizer needs. Not included: workspace of single operators, and what
+        CUDA itself takes.
 
         Args:
             batch_size: N, images in a batch.
-            optimizer_copies: numbers that the optimizer keeps for each trained one: 0 for plain
-                SGD, 1 with momentum, 2 for Adam.
+            optimizer_copies: numbers that the optimizer keeps for each parameter: 0 for plain SGD,
+                1 with momentum, 2 for Adam.
 
         Returns:
-            None where `kept` is not known.
+            None if `kept` is None.
 
         Raises:
             ArgumentError: if ``batch_size`` is below 1 or ``optimizer_copies`` below 0.
@@ -109,148 +110,114 @@ class Memory:
         worst, kept, done, n = self.gradients, 0, 0, -(-batch_size // self.unit)
         for layer in self.layers:
             kept += n * layer.kept + layer.kept_fixed
-            waiting = self.gradients - done
-            worst = max(worst, kept + waiting + n * layer.passing)
+            worst = max(worst, kept + self.gradients - done + n * layer.passing)
             done += layer.gradients
         return always + n * self.input + worst
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    """Refuse what is no whole number of at least ``least``.
-
-    Raises:
-        ArgumentError: if it is not.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ArgumentError(f"{name}={value!r} must be a whole number of at least {least}.")
-
-
 def measure_memory(model: nn.Module, inputs: Inputs, unit: int = 1) -> Memory:
-    """What training ``model`` holds, found by one pass in training mode on fake tensors.
+    """Memory that training holds, from one forward pass in training mode on fake tensors.
 
     Args:
         model: any module; it is left as it was.
-        inputs: what it is called with.
+        inputs: its inputs.
         unit: images that it takes at least.
     """
     model = unwrapped(model)
     parameters = [p for _, module in named_layers(model) for p in own_parameters(module)]
     buffers = list(model.buffers())
     problem = ""
-    keeper = _Keeper()
-    hooks = torch.autograd.graph.saved_tensors_hooks(keeper.pack, keeper.unpack)
+    saved = _SavedTensors()
+    hooks = torch.autograd.graph.saved_tensors_hooks(saved.pack, saved.unpack)
     try:
         contexts = [torch.enable_grad(), hooks]
-        run_on_fake(model, inputs, PROBE_BATCH * unit, [keeper], contexts, training=True)
+        run_on_fake(model, inputs, PROBE_BATCH * unit, [saved], contexts, training=True)
     except Exception as error:  # whatever a model raises: the table does without these numbers
         kind = "" if isinstance(error, ArgumentError | ValuesNeededError) else type(error).__name__
         problem = f"{kind}: {' '.join(str(error).split())[:200]}".removeprefix(": ")
-    layers = tuple(keeper.layers(model))
+    layers = () if problem else tuple(saved.layers(model))
     return Memory(
         parameters=_bytes(parameters),
         gradients=_bytes(p for p in parameters if p.requires_grad),
         buffers=_bytes(buffers),
         input=inputs.n_bytes(unit, [*parameters, *buffers]),
         kept=None if problem else sum(layer.kept for layer in layers),
-        kept_fixed=0 if problem else sum(layer.kept_fixed for layer in layers),
-        layers=() if problem else layers,
+        kept_fixed=sum(layer.kept_fixed for layer in layers),
+        layers=layers,
         problem=problem,
         unit=unit,
     )
 
 
 class _Saved:
-    """Stands for a saved tensor; autograd lets it go when it would let the tensor go.
+    """Takes the place of a saved tensor until autograd releases it.
 
-    It holds the memory, so that its identity is not used anew, and not the tensor, which would hold
-    the graph that holds this.
+    It holds the storage, so that its id is not reused; the tensor would hold the graph.
     """
 
     def __init__(self, tensor: Tensor) -> None:
         self.storage = tensor.untyped_storage()
 
 
-class _Keeper:
-    """Listens to what autograd saves, and in which module; see `execution.Observer`."""
+class _SavedTensors(Observer):
+    """Notes what autograd saves, and in which module."""
 
     def __init__(self) -> None:
-        self._running: list[str] = [""]
-        self._given: list[set[int]] = []
+        self._running: list[tuple[str, set[int]]] = [("", set())]  # and the memory of its inputs
         self._passing: dict[str, int] = {}
-        self._order: list[str] = []
         self._own: set[int] = set()  # memory of parameters, buffers and inputs
         self._saved: list[tuple[str, int, int, weakref.ref[_Saved]]] = []
         self._kept: dict[str, list[int]] = {}
 
     def pack(self, tensor: Tensor) -> _Saved:
         saved = _Saved(tensor)
-        n_bytes = saved.storage.nbytes()
-        entry = (self._running[-1], memory_of(tensor), n_bytes, weakref.ref(saved))
-        self._saved.append(entry)
+        n_bytes, name = saved.storage.nbytes(), self._running[-1][0]
+        self._saved.append((name, memory_of(tensor), n_bytes, weakref.ref(saved)))
         return saved
 
     @staticmethod
     def unpack(_: _Saved) -> Tensor:
         raise RuntimeError("there is no backward pass")
 
-    def begin(self, tensor: Tensor) -> None:
-        """Nothing to do."""
-
     def constant(self, fake: Tensor, real: Tensor) -> None:  # noqa: ARG002
-        """Memory that is there anyway."""
+        """Memory of parameters and buffers is not kept for the backward pass."""
         self._own.add(memory_of(fake))
 
-    def operator(
-        self,
-        function: OpOverload,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        out: object,
-        layer: str,
-    ) -> None:
-        """Nothing to do."""
-
     def enter(self, name: str, module: nn.Module, given: Sequence[Tensor]) -> None:  # noqa: ARG002
-        """A module is about to run."""
+        """Note the inputs of a module."""
+        memories = set(map(memory_of, given))
         if not name:
-            self._own.update(map(memory_of, given))
-        self._running.append(name)
-        self._given.append(set(map(memory_of, given)))
+            self._own |= memories
+        self._running.append((name, memories))
         self._passing[name] = sum(t.untyped_storage().nbytes() for t in given)
-        if name not in self._order:
-            self._order.append(name)
 
     def leave(self, name: str, module: nn.Module, output: object) -> None:  # noqa: ARG002
-        """A module has run; the model itself is the last one, while its output is still held."""
-        while self._running.pop() != name:  # a model may catch what its layers raise
-            self._given.pop()
-        given = self._given.pop()
+        """Note the outputs of a module; the model itself is last, while its output is held."""
+        while (ended := self._running.pop())[0] != name:  # a model may catch its layers' errors
+            pass
         tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-        made = [t for t in tensors if memory_of(t) not in given]
+        made = [t for t in tensors if memory_of(t) not in ended[1]]
         # In place, the gradient of the output becomes that of the input where it lies.
         self._passing[name] += sum(t.untyped_storage().nbytes() for t in made)
         if not name:
             self._sum_up()
 
     def _sum_up(self) -> None:
-        """Sum up what is still saved, each memory once."""
+        """Add up what is still saved, each memory once."""
         met = set(self._own)
         for name, memory, n_bytes, saved in self._saved:
             if saved() is not None and memory not in met:
                 met.add(memory)
-                per_unit, rest = divmod(n_bytes, PROBE_BATCH)
+                per_image, rest = divmod(n_bytes, PROBE_BATCH)
                 sums = self._kept.setdefault(name, [0, 0])
-                if rest:
-                    sums[1] += n_bytes
-                else:
-                    sums[0] += per_unit
+                sums[bool(rest)] += n_bytes if rest else per_image
         self._saved.clear()
 
     def layers(self, model: nn.Module) -> Generator[LayerMemory]:
+        """The memory of each layer, in the order in which they ran."""
         modules = dict(named_layers(model))
         met: set[int] = set()
-        names = [*self._order, *(name for name in modules if name not in self._order)]
-        for name in names:
+        for name in [*self._passing, *(name for name in modules if name not in self._passing)]:
             own = [p for p in own_parameters(modules[name]) if id(p) not in met]
             met.update(map(id, own))
             kept, fixed = self._kept.get(name, (0, 0))
@@ -261,6 +228,6 @@ class _Keeper:
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the memory below tensors, each counted once."""
+    """Bytes of distinct tensors."""
     sizes = {id(t): t.numel() * t.element_size() for t in tensors}
     return sum(sizes.values())

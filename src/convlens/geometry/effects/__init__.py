@@ -1,6 +1,5 @@
-"""What torch's operators do to the fields of the tensors they read, by family.
+"""What torch's operators do to receptive fields.
 
-`windows` read neighbours, `mixing` reads whole axes, `moving` puts elements elsewhere, `choosing`
-goes by constant indices and masks. Each effect takes a `calls.Call`; `geometry.operators` says
-which operator has which.
+`windows` read neighbours, `mixing` reads whole axes, `moving` rearranges elements, `choosing` uses
+constant indices and masks. Each effect takes a `calls.Call`; `geometry.operators` assigns them.
 """

@@ -1,4 +1,4 @@
-"""One call of an operator, as the effects see it."""
+"""One call of an operator."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from convlens.geometry import reach
-from convlens.geometry.memory import Entry
-from convlens.geometry.reach import Field, Known, Shape, Unknown
-from convlens.geometry.taps import Taps
+from convlens.geometry import spans
+from convlens.geometry.index_maps import IndexMap
+from convlens.geometry.spans import Field, Known, Shape, Unknown
+from convlens.geometry.tensor_fields import Entry
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,12 @@ class Call:
     """One call of an operator.
 
     Attributes:
-        operator: its name, as torch prints it.
+        operator: name, such as ``aten.add.Tensor``.
         arguments: by name, defaults included.
-        entry: what is known of a tensor, as it was before the call.
-        constant: the value of a tensor that does not depend on the input, None if not known.
+        entry: gives what is known of a tensor before the call.
+        constant: gives the value of a tensor that does not depend on the input; None if unknown.
         shape: of the first output.
-        n_outputs: how many tensors it returned.
+        n_outputs: number of output tensors.
     """
 
     operator: str
@@ -45,19 +45,19 @@ class Call:
 
     @property
     def axes(self) -> int:
-        """How many axes an operator works on whose name says it, such as ``max_pool2d``."""
+        """Number of axes in an operator's name, such as ``max_pool2d``."""
         name = self.operator.split(".")[1]
         return next(int(digit) for digit in "123" if f"{digit}d" in name)
 
     def field(self, name: str) -> Field:
-        """The field of an argument that is known to have one."""
+        """The field of an argument; LookupError if it has none."""
         known = self.entry(self[name]).known
         if not isinstance(known, tuple):
             raise LookupError(name)
         return known
 
     def field_of(self, tensor: object) -> Field | None:
-        """The field of a tensor, None if it does not depend on the input or is none."""
+        """The field of a tensor; None if it does not depend on the input, or is no tensor."""
         known = self.entry(tensor).known if isinstance(tensor, Tensor) else None
         return known if isinstance(known, tuple) else None
 
@@ -82,12 +82,12 @@ class Call:
         return [known] * self.n_outputs
 
     def unknown(self) -> Unknown:
-        """What to answer where this call is not understood."""
+        """The result of a call that is not followed."""
         return Unknown(self.operator)
 
 
 Effect = Callable[[Call], "Known | list[Known]"]
-"""The field of the first output (others are then unknown), or those of all outputs, in order."""
+"""Gives the field of the first output, or a list with those of all outputs."""
 
 
 def each(value: int | Sequence[int], axes: int) -> list[int]:
@@ -96,16 +96,16 @@ def each(value: int | Sequence[int], axes: int) -> list[int]:
     return values * axes if len(values) == 1 else values
 
 
-def through(field: Field, shape: Shape, taps: Mapping[int, Taps]) -> Field:
-    """What an operation sees that reads ``taps[dim]`` along each of some axes."""
-    for dim, each_taps in taps.items():
-        field = tuple(reach.read(seen, dim, shape[dim], each_taps) for seen in field)
+def through(field: Field, shape: Shape, reads: Mapping[int, IndexMap]) -> Field:
+    """What an operation sees that reads ``reads[dim]`` along each of some axes."""
+    for dim, index_map in reads.items():
+        field = tuple(spans.read(seen, dim, shape[dim], index_map) for seen in field)
     return field
 
 
 def over(field: Field, shape: Shape, dims: Sequence[int]) -> Field:
-    """What sees everything along some axes, which stay with one position."""
-    return tuple(reach.reduce_dims(seen, shape, dims) for seen in field)
+    """What sees everything along some axes, which are kept with length 1."""
+    return tuple(spans.reduce_dims(seen, shape, dims) for seen in field)
 
 
 def pointwise(call: Call) -> Known:
@@ -114,7 +114,7 @@ def pointwise(call: Call) -> Known:
     fields = [(f, call.entry(t).shape) for t in tensors if (f := call.field_of(t)) is not None]
     if len(fields) == 1 and fields[0][1] == call.shape:
         return fields[0][0]
-    return reach.union(fields, call.shape)
+    return spans.union(fields, call.shape)
 
 
 def everywhere(call: Call) -> list[Known]:
@@ -123,5 +123,5 @@ def everywhere(call: Call) -> list[Known]:
 
 
 def valueless(_: Call) -> Known:
-    """The output has the input's shape, and none of its values."""
+    """The output does not depend on the input's values."""
     return None

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
-from convlens.geometry import reach
+from convlens.geometry import spans
 from convlens.geometry.effects.calls import Call, over
 from convlens.geometry.effects.windows import mix_channels
-from convlens.geometry.reach import NOTHING_FIRST, NOTHING_LAST, Field, Ints, Known, Reach, Shape
-
-Mask = NDArray[np.bool_]
+from convlens.geometry.spans import Field, Known, Shape
 
 Part = tuple[Field, Shape]
 """A field, and the shape to broadcast it from."""
@@ -53,25 +48,6 @@ def along_axis(call: Call) -> list[Known]:
     return call.all(over(call.field(call.input), call.shape_of(call.input), (dim,)))
 
 
-def fourier(call: Call) -> Known:
-    """A Fourier transform over some axes."""
-    shape = call.shape_of("self")
-    return over(call.field("self"), shape, [dim % len(shape) for dim in call["dim"]])
-
-
-def cumulative(call: Call) -> list[Known]:
-    """Sums, products and extrema of all elements up to each one, along one axis."""
-    dim = call.dim()
-
-    def running(seen: Reach) -> Reach:
-        first = np.minimum.accumulate(seen.first, axis=dim)
-        last = np.maximum.accumulate(seen.last, axis=dim)
-        rule = None if seen.dim == dim or seen.mixed else seen.rule
-        return Reach(first, last, rule, seen.dim, seen.mixed)
-
-    return call.all(tuple(running(seen) for seen in call.field("self")))
-
-
 def reduction(call: Call) -> list[Known]:
     """Mean, sum, variance, extrema … over some axes, or all of them."""
     shape = call.shape_of(call.input)
@@ -80,7 +56,7 @@ def reduction(call: Call) -> list[Known]:
     axes = sorted({dim % len(shape) for dim in given}) if shape else []
     field = over(call.field(call.input), shape, axes)
     if not call.arguments.get("keepdim", False):
-        field = tuple(reach.without_axes(seen, axes) for seen in field)
+        field = tuple(spans.without_axes(seen, axes) for seen in field)
     return call.all(field)
 
 
@@ -92,94 +68,41 @@ def matrix_product(call: Call) -> Known:
         if all(name in call.arguments for name in pair)
     )
     parts = [
-        _contracted(call, name, (axis % len(call.shape_of(name)),))
+        _contracted(call, name, len(call.shape_of(name)) + axis)
         for name, axis in ((left, -1), (right, -2))
         if call.sees(name)
     ]
-    return reach.union([*parts, *_added(call, left)], call.shape)
+    if left != "self" and call.sees("self"):  # to which addmm adds the product
+        parts.append((call.field("self"), call.shape_of("self")))
+    return spans.union(parts, call.shape)
 
 
-def vector_product(call: Call) -> Known:
-    """A matrix (m, k), or a vector (k), times a vector (k); perhaps added to a third."""
-    left, right = next(
-        pair
-        for pair in (("mat", "vec"), ("self", "vec"), ("self", "tensor"), ("self", "other"))
-        if all(name in call.arguments for name in pair)
-    )
-    parts: list[Part] = []
-    for name in (left, right):
-        if call.sees(name):
-            field, kept = _contracted(call, name, (len(call.shape_of(name)) - 1,))
-            if len(kept) == 1:  # the sum over a vector has no axis
-                field, kept = tuple(reach.without_axes(seen, (0,)) for seen in field), ()
-            elif len(kept) == 2:
-                field, kept = tuple(reach.without_axes(seen, (1,)) for seen in field), kept[:1]
-            parts.append((field, kept))
-    return reach.union([*parts, *_added(call, left)], call.shape)
-
-
-def _added(call: Call, left: str) -> list[Part]:
-    """What ``addmm`` and the like add the product to."""
-    if left == "self" or not call.sees("self"):
-        return []
-    return [(call.field("self"), call.shape_of("self"))]
-
-
-def _contracted(call: Call, name: str, axes: Sequence[int]) -> Part:
+def _contracted(call: Call, name: str, axis: int) -> Part:
     shape = call.shape_of(name)
-    kept = tuple(1 if dim in axes else n for dim, n in enumerate(shape))
-    return over(call.field(name), shape, axes), kept
+    kept = tuple(1 if dim == axis else n for dim, n in enumerate(shape))
+    return over(call.field(name), shape, (axis,)), kept
 
 
 def attention(call: Call) -> list[Known]:
     """Scaled dot-product attention (N, heads, T, E): each query sees every key and value.
 
-    Those that a mask hides, or that come later where ``is_causal``, it does not see.
+    Masks that hide keys, and causal attention, are not followed.
     """
+    mask = call.arguments.get("attn_mask", call.arguments.get("attn_bias"))
     n_heads = {call.shape_of(name)[1] for name in ("query", "key", "value")}
-    allowed = _allowed(call)
-    if len(n_heads) > 1 or isinstance(allowed, str):
+    if len(n_heads) > 1 or call.arguments.get("is_causal") or _hides(call, mask):
         return call.all(call.unknown())
-    queries, keys = (
-        [_contracted(call, name, (3,)) for name in names if call.sees(name)]
-        for names in (("query",), ("key", "value"))
-    )
-    if keys:
-        n, heads, t, _ = call.shape
-        shape = (n, heads, call.shape_of("key")[2], 1)
-        joined = reach.union(keys, shape)
-        if allowed is None:
-            queries.append((over(joined, shape, (2,)), (n, heads, 1, 1)))
-        else:
-            seen = tuple(_attended(each, shape[2], allowed) for each in joined)
-            queries.append((seen, (n, heads, t, 1)))
-    first: list[Known] = [reach.union(queries, call.shape)]
-    return first + call.all(call.unknown())[1:]
+    parts = [_contracted(call, "query", 3)] if call.sees("query") else []
+    for name in ("key", "value"):
+        if call.sees(name):
+            n, heads = call.shape_of(name)[:2]
+            parts.append((over(call.field(name), call.shape_of(name), (2, 3)), (n, heads, 1, 1)))
+    return [spans.union(parts, call.shape), *call.all(call.unknown())[1:]]
 
 
-def _allowed(call: Call) -> Mask | str | None:
-    """Which keys each query may see, (…, T, S); None if all; a word if that is not known."""
-    mask = call.arguments.get("attn_mask")
-    mask = call.arguments.get("attn_bias") if mask is None else mask
-    allowed = None
-    if isinstance(mask, Tensor):
-        value = call.value(mask)
-        if value is None:
-            return "mask"
-        allowed = value if value.dtype == np.bool_ else value != -np.inf
-    if call.arguments.get("is_causal"):
-        causal = np.tri(call.shape_of("query")[2], call.shape_of("key")[2], dtype=np.bool_)
-        allowed = causal if allowed is None else allowed & causal
-    return None if allowed is None or bool(allowed.all()) else allowed
-
-
-def _attended(seen: Reach, length: int, allowed: Mask) -> Reach:
-    """The union over the keys that each query may see: (N, heads, S, 1) to (N, heads, T, 1)."""
-
-    def pick(array: Ints, nothing: np.int32) -> Ints:
-        lines = np.broadcast_to(array, (*array.shape[:2], length, 1)).swapaxes(2, 3)
-        return np.where(allowed, lines, nothing)
-
-    first = pick(seen.first, NOTHING_FIRST).min(axis=3, keepdims=True)
-    last = pick(seen.last, NOTHING_LAST).max(axis=3, keepdims=True)
-    return Reach(first, last, None, None, seen.mixed)
+def _hides(call: Call, mask: object) -> bool:
+    """Whether a mask may hide a key."""
+    if not isinstance(mask, Tensor):
+        return False
+    value = call.value(mask)
+    return value is None or not bool((value if value.dtype == np.bool_ else value != -np.inf).all())

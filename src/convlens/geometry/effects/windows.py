@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
 
-from convlens.geometry import reach, taps
+from convlens.geometry import index_maps, spans
 from convlens.geometry.effects.calls import Call, each, over, through
+from convlens.geometry.index_maps import IndexMap, Ints
 from convlens.geometry.periodic import Pattern, window
-from convlens.geometry.reach import NOTHING_FIRST, NOTHING_LAST, Known, Reach, Shape
-from convlens.geometry.taps import Ints, Taps
+from convlens.geometry.spans import Field, Known, Shape, Span
 
 
 def convolution(call: Call) -> Known:
@@ -27,21 +26,21 @@ def convolution(call: Call) -> Known:
         each(call[name], axes) for name in ("stride", "padding", "dilation")
     )
 
-    def along(axis: int) -> Taps:
+    def along(axis: int) -> IndexMap:
         n, n_out = n_in[axis + 2], call.shape[axis + 2]
         k, s, p, d = kernel[axis], stride[axis], padding[axis], dilation[axis]
         if call["transposed"]:
-            return taps.transposed(n, n_out, k, s, p, d)
-        return taps.strided(n, n_out, range(-p, k * d - p, d), s)
+            return index_maps.transposed(n, n_out, k, s, p, d)
+        return index_maps.strided(n, n_out, range(-p, k * d - p, d), s)
 
     seen = through(call.field("input"), n_in, {axis + 2: along(axis) for axis in range(axes)})
     return tuple(mix_channels(r, n_in, call.shape[1], call["groups"]) for r in seen)
 
 
-def mix_channels(seen: Reach, shape: Shape, n_out: int, groups: int) -> Reach:
+def mix_channels(seen: Span, shape: Shape, n_out: int, groups: int) -> Span:
     """Each group of output channels sees all input channels of its group."""
     if groups == 1:
-        return reach.reduce_dims(seen, shape, (1,))
+        return spans.reduce_dims(seen, shape, (1,))
     if seen.first.shape[1] == 1:
         return seen
     rule = None if seen.mixed or seen.dim == 1 else seen.rule
@@ -52,7 +51,7 @@ def mix_channels(seen: Reach, shape: Shape, n_out: int, groups: int) -> Reach:
         return joined.repeat(n_out // groups, axis=1)
 
     first, last = by_group(seen.first, least=True), by_group(seen.last, least=False)
-    return Reach(first, last, rule, None if seen.dim == 1 else seen.dim, seen.mixed)
+    return Span(first, last, rule, None if seen.dim == 1 else seen.dim, seen.mixed)
 
 
 def pooling(call: Call) -> Known | list[Known]:
@@ -63,9 +62,9 @@ def pooling(call: Call) -> Known | list[Known]:
     padding = each(call["padding"], axes)
     dilation = each(call.arguments.get("dilation", 1), axes)
 
-    def along(axis: int, dim: int) -> Taps:
+    def along(axis: int, dim: int) -> IndexMap:
         offsets = [i * dilation[axis] - padding[axis] for i in range(kernel[axis])]
-        return taps.strided(shape[dim], call.shape[dim], offsets, stride[axis])
+        return index_maps.strided(shape[dim], call.shape[dim], offsets, stride[axis])
 
     lead = len(shape) - axes
     windows = {lead + axis: along(axis, lead + axis) for axis in range(axes)}
@@ -74,37 +73,12 @@ def pooling(call: Call) -> Known | list[Known]:
 
 def adaptive_pooling(call: Call) -> Known | list[Known]:
     """Adaptive average and max pooling: as many windows as asked for, of nearly equal size."""
-    shape, dims = call.shape_of("self"), _last(call)
+    shape = call.shape_of("self")
+    dims = range(len(shape) - call.axes, len(shape))
     field = over(call.field("self"), shape, [dim for dim in dims if call.shape[dim] == 1])
     some = [dim for dim in dims if call.shape[dim] != 1]
-    windows = {dim: taps.adaptive(shape[dim], call.shape[dim]) for dim in some}
+    windows = {dim: index_maps.adaptive(shape[dim], call.shape[dim]) for dim in some}
     return call.all(through(field, shape, windows))
-
-
-def fractional_pooling(call: Call) -> Known | list[Known]:
-    """Fractional max pooling (Graham, 2014), where the random numbers behind it are constants."""
-    shape, dims = call.shape_of("self"), _last(call)
-    samples = call.value(call["random_samples"])  # (N, C, axes)
-    if samples is None or bool((samples != samples[:1, :1]).any()):
-        return call.all(call.unknown())
-    kernel = each(call["kernel_size"], len(dims))
-
-    def along(axis: int, dim: int) -> Taps:
-        n, n_out, k = shape[dim], call.shape[dim], kernel[axis]
-        # torch holds those of images from the last axis to the first
-        sample = float(samples[0, 0, 1 - axis if call.axes == 2 else axis])
-        alpha = (n - k) / (n_out - 1) if n_out > 1 else 0.0
-        starts = [int((o + sample) * alpha) - int(sample * alpha) for o in range(n_out - 1)]
-        return taps.listed([range(start, start + k) for start in [*starts, n - k]], n, None)
-
-    windows = {dim: along(axis, dim) for axis, dim in enumerate(dims)}
-    return call.all(through(call.field("self"), shape, windows))
-
-
-def _last(call: Call) -> range:
-    """The axes that the operator works on, which are the last ones."""
-    rank = len(call.shape_of("self"))
-    return range(rank - call.axes, rank)
 
 
 def constant_pad(call: Call) -> Known:
@@ -112,7 +86,7 @@ def constant_pad(call: Call) -> Known:
     shape, pad = call.shape_of("self"), call["pad"]
     sides = {len(shape) - 1 - i: pad[2 * i : 2 * i + 2] for i in range(len(pad) // 2)}
     moved = {d: sides[d] for d in sides if any(sides[d])}
-    reads = {d: taps.strided(shape[d], call.shape[d], [-moved[d][0]]) for d in moved}
+    reads = {d: index_maps.strided(shape[d], call.shape[d], [-moved[d][0]]) for d in moved}
     channels = any(d < 2 for d in moved)
     return tuple(
         replace(seen, mixed=seen.mixed or channels)
@@ -127,7 +101,7 @@ def repeating_pad(call: Call) -> Known:
     if pad is None:
         return call.unknown()
     reads = {
-        dim: taps.padded(shape[dim], pad[2 * i], pad[2 * i + 1], mode)
+        dim: index_maps.padded(shape[dim], pad[2 * i], pad[2 * i + 1], mode)
         for i, dim in enumerate(range(len(shape) - 1, len(shape) - 1 - len(pad) // 2, -1))
     }
     return through(call.field("self"), shape, reads)
@@ -142,67 +116,34 @@ def interpolation(call: Call) -> Known:
     align = bool(call.arguments.get("align_corners"))
     precision = np.float64 if call[call.input].dtype == torch.float64 else np.float32
 
-    def along(dim: int, scale: float | None) -> Taps:
-        resizing = taps.Resizing(shape[dim], call.shape[dim], scale, align, precision)
-        return _resized(call.operator, resizing)
+    def along(dim: int, scale: float | None) -> IndexMap:
+        resizing = index_maps.Resizing(shape[dim], call.shape[dim], scale, align, precision)
+        if "nearest" in call.operator:
+            return resizing.nearest(Fraction(1, 2) if "exact" in call.operator else Fraction(0))
+        return resizing.around(range(-1, 3) if "bicubic" in call.operator else range(2))
 
     reads = {dim: along(dim, scales[dim - 2] if scales else None) for dim in range(2, axes + 2)}
     return through(call.field(call.input), shape, reads)
 
 
-def _resized(operator: str, resizing: taps.Resizing) -> Taps:
-    if "nearest" in operator:
-        return resizing.nearest(Fraction(1, 2) if "exact" in operator else Fraction(0))
-    cubic = "bicubic" in operator
-    if "_aa" in operator:
-        return resizing.antialiased(4 if cubic else 2)
-    return resizing.around(range(-1, 3) if cubic else range(2))
-
-
 def pixel_shuffle(call: Call) -> Known:
-    """(…, C·r², H, W) to (…, C, H·r, W·r); see `torch.nn.PixelShuffle`."""
-    shape, r = call.shape_of("self"), int(call["upscale_factor"])
-    *lead, c, h, w = shape
-    n = len(lead)
-    cut = (*lead, c // r**2, r, r, h, w)
-    order = [*range(n), n, n + 3, n + 1, n + 4, n + 2]
-    field = reach.permute(reach.reshape(call.field("self"), shape, cut), order)
-    moved = tuple(cut[d] for d in order)
-    whole = reach.reshape(field, moved, call.shape)
-    spread = Pattern(((0,),) * r, 1)
-    return tuple(
-        new.with_rule(old.rule and old.rule.through(spread), old.dim)
-        if old.dim in (n + 1, n + 2) and not old.mixed
-        else new
-        for old, new in zip(call.field("self"), whole, strict=True)
-    )
-
-
-def pixel_unshuffle(call: Call) -> Known:
-    """(…, C, H·r, W·r) to (…, C·r², H, W); see `torch.nn.PixelUnshuffle`."""
-    shape, r = call.shape_of("self"), int(call["downscale_factor"])
-    *lead, c, h, w = shape
-    n = len(lead)
-    cut = (*lead, c, h // r, r, w // r, r)
-    order = [*range(n), n, n + 2, n + 4, n + 1, n + 3]
-    field = reach.permute(reach.reshape(call.field("self"), shape, cut), order)
-    moved = tuple(cut[d] for d in order)
-    joined = window(range(r), r)
-    return tuple(
-        replace(new, rule=old.rule and old.rule.through(joined), dim=old.dim, mixed=True)
-        if old.dim in (n + 1, n + 2)
-        else new
-        for old, new in zip(
-            call.field("self"), reach.reshape(field, moved, call.shape), strict=True
-        )
-    )
+    """`torch.nn.PixelShuffle`, (N, C·r², H, W) to (N, C, H·r, W·r), where channels see the same."""
+    shape, field = call.shape_of("self"), call.field("self")
+    if len(shape) != 4 or any(seen.first.shape[1] != 1 for seen in field):
+        return call.unknown()
+    pattern = Pattern(((0,),) * int(call["upscale_factor"]), 1)
+    reads = {
+        dim: index_maps.within(np.arange(n)[:, None] // len(pattern.reads), shape[dim], pattern)
+        for dim, n in ((2, call.shape[2]), (3, call.shape[3]))
+    }
+    return through(field, shape, reads)
 
 
 def channel_shuffle(call: Call) -> Known:
     """Channels (g, C / g) in the order (C / g, g); see `torch.nn.ChannelShuffle`."""
     shape, groups = call.shape_of("self"), int(call["groups"])
     order = np.arange(shape[1]).reshape(groups, -1).T.reshape(-1)
-    return through(call.field("self"), shape, {1: taps.picked(shape[1], order)})
+    return through(call.field("self"), shape, {1: index_maps.picked(shape[1], order)})
 
 
 def unfolded(call: Call) -> Known:
@@ -211,7 +152,7 @@ def unfolded(call: Call) -> Known:
     size, step = int(call["size"]), int(call["step"])
     places = np.arange(call.shape[dim])[:, None] * step + np.arange(size)[None, :]
 
-    def cut(seen: Reach) -> Reach:
+    def cut(seen: Span) -> Span:
         rule = seen.rule
         if rule is not None and seen.dim == dim:
             rule = rule.through(window(range(size), step))
@@ -228,21 +169,15 @@ def im2col(call: Call) -> Known:
     shape = call.shape_of("self")
     if len(shape) != 4:
         return call.unknown()
-    _, _, places = _blocks(call, shape[2:])
-
-    def cut(array: Ints, nothing: np.int32) -> Ints:
-        whole = np.broadcast_to(array, (*array.shape[:2], *shape[2:]))
-        edge = np.full((*array.shape[:2], shape[2] + 1, shape[3] + 1), nothing)
-        edge[:, :, :-1, :-1] = whole
-        rows = np.take(edge, places[0], axis=2)  # N, C, kH, rows, W
-        blocks = np.take(rows, places[1], axis=4)  # N, C, kH, rows, kW, columns
-        blocks = np.broadcast_to(blocks, (blocks.shape[0], shape[1], *blocks.shape[2:]))
-        return blocks.transpose(0, 1, 2, 4, 3, 5).reshape(blocks.shape[0], -1, call.shape[2])
-
-    return tuple(
-        Reach(cut(seen.first, NOTHING_FIRST), cut(seen.last, NOTHING_LAST), None, None, mixed=True)
-        for seen in call.field("self")
-    )
+    reads, sizes = [], []
+    for n, places in zip(shape[2:], _places(call, shape[2:]), strict=True):
+        reads.append(index_maps.within(places.reshape(-1, 1), n, None))
+        sizes += places.shape
+    field = through(call.field("self"), shape, dict(enumerate(reads, 2)))
+    (k_h, h, k_w, w), lead = sizes, shape[:2]
+    field = spans.reshape(field, (*lead, k_h * h, k_w * w), (*lead, k_h, h, k_w, w))
+    field = spans.permute(field, (0, 1, 2, 4, 3, 5))
+    return _varying(spans.reshape(field, (*lead, k_h, k_w, h, w), call.shape))
 
 
 def col2im(call: Call) -> Known:
@@ -250,40 +185,31 @@ def col2im(call: Call) -> Known:
     shape = call.shape_of("self")
     if len(shape) != 3:
         return call.unknown()
-    kernel, counts, places = _blocks(call, call.shape[2:])
-
-    def put(array: Ints, least: bool) -> Ints:
-        n = array.shape[0]
-        blocks = np.broadcast_to(array, (n, *shape[1:]))
-        blocks = blocks.reshape(n, call.shape[1], *kernel, *counts)
-        edge = np.full(
-            (n, call.shape[1], call.shape[2] + 1, call.shape[3] + 1),
-            NOTHING_FIRST if least else NOTHING_LAST,
+    lead, pixels = call.shape[:2], call.shape[2:]
+    rows, columns = _places(call, pixels)
+    (k_h, h), (k_w, w) = rows.shape, columns.shape
+    field = spans.reshape(call.field("self"), shape, (*lead, k_h, k_w, h, w))
+    field = spans.permute(field, (0, 1, 2, 4, 3, 5))
+    field = spans.reshape(field, (*lead, k_h, h, k_w, w), (*lead, k_h * h, k_w * w))
+    reads = {
+        2 + axis: index_maps.listed(
+            [np.flatnonzero(places == pixel).tolist() for pixel in range(n)], places.size, None
         )
-        join = np.minimum if least else np.maximum
-        for i in range(kernel[0]):
-            for j in range(kernel[1]):
-                at = np.ix_(range(n), range(call.shape[1]), places[0][i], places[1][j])
-                join.at(edge, at, blocks[:, :, i, j])
-        return edge[:, :, :-1, :-1]
-
-    return tuple(
-        Reach(put(seen.first, least=True), put(seen.last, least=False), None, None, mixed=True)
-        for seen in call.field("self")
-    )
+        for axis, (places, n) in enumerate(zip((rows, columns), pixels, strict=True))
+    }
+    return _varying(through(field, (*lead, k_h * h, k_w * w), reads))
 
 
-def _blocks(call: Call, image: Sequence[int]) -> tuple[list[int], list[int], list[Ints]]:
-    """Kernel, number of windows, and the pixels (k, windows) that they read, for each axis.
+def _varying(field: Field) -> Field:
+    """The field without rules: it differs from position to position."""
+    return tuple(replace(seen, rule=None, dim=None, mixed=True) for seen in field)
 
-    Those in the padding are the place after the last pixel.
-    """
+
+def _places(call: Call, image: Sequence[int]) -> list[Ints]:
+    """For each axis, (kernel, windows): the pixel that each part of each window reads."""
     names = ("kernel_size", "dilation", "padding", "stride")
-    kernel, dilation, padding, stride = (each(call[name], 2) for name in names)
-    counts: list[int] = []
-    places: list[Any] = []
-    for n, k, d, p, s in zip(image, kernel, dilation, padding, stride, strict=True):
-        counts.append((n + 2 * p - d * (k - 1) - 1) // s + 1)
-        at = np.arange(k)[:, None] * d - p + np.arange(counts[-1])[None, :] * s
-        places.append(np.where((at >= 0) & (at < n), at, n))
-    return kernel, counts, places
+    settings = zip(image, *(each(call[name], 2) for name in names), strict=True)
+    return [
+        np.arange(k)[:, None] * d - p + np.arange((n + 2 * p - d * (k - 1) - 1) // s + 1) * s
+        for n, k, d, p, s in settings
+    ]

@@ -1,4 +1,4 @@
-"""Which positions an operation reads along one axis: exactly, and as a pattern without edges."""
+"""Which positions an operation reads along one axis: exact ones, and a pattern without edges."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Ints = NDArray[np.signedinteger[Any]]
 
 
 @dataclass(frozen=True)
-class Taps:
+class IndexMap:
     """Which positions each position of an operation reads along one axis.
 
     Attributes:
         index: (O, K) positions read by each of the O outputs.
-        valid: (O, K) False where the position lies in the padding, or there is none.
-        pattern: the same on an axis without edges; None where it does not repeat itself.
+        valid: (O, K) False for padding, and to fill up rows.
+        pattern: the same on an axis without edges; None if it does not repeat.
     """
 
     index: Ints
@@ -31,24 +31,24 @@ class Taps:
     pattern: Pattern | None
 
 
-def strided(n_in: int, n_out: int, offsets: Sequence[int], stride: int = 1) -> Taps:
+def strided(n_in: int, n_out: int, offsets: Sequence[int], stride: int = 1) -> IndexMap:
     """Output o reads the positions o·stride + offset."""
     index = np.arange(n_out)[:, None] * stride + np.asarray(offsets)[None, :]
-    return _within(index, n_in, window(offsets, stride))
+    return within(index, n_in, window(offsets, stride))
 
 
 def transposed(
     n_in: int, n_out: int, kernel: int, stride: int, padding: int, dilation: int
-) -> Taps:
+) -> IndexMap:
     """Output o of a transposed convolution reads (o + p − k·d) / s, where that is whole."""
     shifted = (np.arange(n_out)[:, None] + padding) - np.arange(kernel)[None, :] * dilation
     index = np.where(shifted % stride == 0, shifted // stride, -1)
     places = (tuple(o + padding - k * dilation for k in range(kernel)) for o in range(stride))
     reads = tuple(tuple(p // stride for p in row if p % stride == 0) for row in places)
-    return _within(index, n_in, Pattern(reads, 1))
+    return within(index, n_in, Pattern(reads, 1))
 
 
-def adaptive(n_in: int, n_out: int) -> Taps:
+def adaptive(n_in: int, n_out: int) -> IndexMap:
     """Output o of adaptive pooling reads floor(o·n / m) … ceil((o + 1)·n / m) − 1."""
     ratio = Fraction(n_in, n_out)
     reads = [range(floor(o * ratio), -floor(-(o + 1) * ratio)) for o in range(n_out)]
@@ -56,24 +56,19 @@ def adaptive(n_in: int, n_out: int) -> Taps:
     return listed(reads, n_in, Pattern(tuple(map(tuple, reads[:period])), ratio.numerator))
 
 
-def shifted(places: Ints, shift: int) -> Taps:
-    """Output o reads one position, which is o + shift where no edge is near.
-
-    Args:
-        places: (O,) the position that each output reads.
-        shift: that of the outputs far from the edges.
-    """
+def shifted(places: Ints, shift: int) -> IndexMap:
+    """Output o reads the position places[o], which is o + shift far from the edges."""
     index = places[:, None].astype(np.int64)
-    return Taps(index, np.ones_like(index, dtype=bool), window([shift]))
+    return IndexMap(index, np.ones_like(index, dtype=bool), window([shift]))
 
 
-def picked(n_in: int, places: Ints) -> Taps:
+def picked(n_in: int, places: Ints) -> IndexMap:
     """Output o reads the position places[o], negative ones counted from the end."""
     index = np.where(places < 0, places + n_in, places)[:, None].astype(np.int64)
-    return Taps(index, np.ones_like(index, dtype=bool), None)
+    return IndexMap(index, np.ones_like(index, dtype=bool), None)
 
 
-def padded(n_in: int, before: int, after: int, mode: str) -> Taps:
+def padded(n_in: int, before: int, after: int, mode: str) -> IndexMap:
     """Padding that repeats the input: "reflect", "replicate" or "circular"; see `torch.nn`."""
     places = np.arange(-before, n_in + after)
     if mode.startswith("replicat"):
@@ -92,9 +87,9 @@ class Resizing:
     Attributes:
         n_in: positions of the input.
         n_out: positions of the output.
-        scale: the factor that was given in their place, None if it was not.
+        scale: the scale factor, if given instead of ``n_out``.
         align_corners: whether the outermost positions lie on each other.
-        precision: the type of numbers in which torch computes the places.
+        precision: torch's type for the places.
     """
 
     n_in: int
@@ -110,7 +105,7 @@ class Resizing:
             return (self.n_in - 1) / (self.n_out - 1) if self.n_out > 1 else 0.0
         return 1 / self.scale if self.scale else self.n_in / self.n_out
 
-    def nearest(self, shift: Fraction) -> Taps:
+    def nearest(self, shift: Fraction) -> IndexMap:
         """Output o reads floor((o + shift)·step)."""
         if self.n_in == self.n_out and not self.scale:
             return shifted(np.arange(self.n_out), 0)
@@ -118,14 +113,10 @@ class Resizing:
         source = (np.arange(self.n_out, dtype=number) + number(shift)) * number(self.step)
         index = np.minimum(np.floor(source).astype(np.int64), self.n_in - 1)[:, None]
         pattern = self._pattern(lambda o, step: [floor((o + shift) * step)])
-        return Taps(index, np.ones_like(index, dtype=bool), pattern)
+        return IndexMap(index, np.ones_like(index, dtype=bool), pattern)
 
-    def around(self, offsets: range) -> Taps:
-        """Output o reads the positions around its place: (0, 1) if linear, (−1 … 2) if cubic.
-
-        Beyond the edges are the outermost positions. Linear interpolation at the same size reads
-        one position only.
-        """
+    def around(self, offsets: range) -> IndexMap:
+        """Output o reads the positions around its place: (0, 1) if linear, (−1 … 2) if cubic."""
         if self.n_in == self.n_out and len(offsets) == 2:
             return shifted(np.arange(self.n_out), 0)
         shift = Fraction(0) if self.align_corners else Fraction(1, 2)
@@ -137,27 +128,10 @@ class Resizing:
         pattern = self._pattern(
             lambda o, step: [floor((o + shift) * step - shift) + i for i in offsets]
         )
-        return Taps(index, np.ones_like(index, dtype=bool), pattern)
-
-    def antialiased(self, width: int) -> Taps:
-        """Output o reads what lies within half a kernel of ``width`` positions, or of outputs."""
-        if self.n_in == self.n_out:
-            return shifted(np.arange(self.n_out), 0)
-        half = Fraction(1, 2)
-
-        def reads(o: int, step: Fraction) -> range:
-            support, center = half * width * max(step, Fraction(1)), (o + half) * step
-            return range(floor(center - support + half), floor(center + support + half))
-
-        support = width / 2 * max(self.step, 1.0)
-        centers = (np.arange(self.n_out) + 0.5) * self.step
-        starts = np.maximum((centers - support + 0.5).astype(np.int64), 0).tolist()
-        stops = np.minimum((centers + support + 0.5).astype(np.int64), self.n_in).tolist()
-        rows = [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
-        return listed(rows, self.n_in, self._pattern(reads))
+        return IndexMap(index, np.ones_like(index, dtype=bool), pattern)
 
     def _pattern(self, reads: Callable[[int, Fraction], Sequence[int]]) -> Pattern | None:
-        """The pattern of a step that is a fraction of small numbers."""
+        """The pattern, if the step is a fraction of small numbers."""
         step = Fraction(self.step).limit_denominator(LONGEST)
         if not step or float(step) != self.step:
             return None
@@ -165,14 +139,15 @@ class Resizing:
         return Pattern(tuple(rows), step.numerator)
 
 
-def _within(index: Ints, n_in: int, pattern: Pattern | None) -> Taps:
+def within(index: Ints, n_in: int, pattern: Pattern | None) -> IndexMap:
+    """Positions beyond the axis are padding."""
     valid = (index >= 0) & (index < n_in)
-    return Taps(np.where(valid, index, 0).astype(np.int64), valid, pattern)
+    return IndexMap(np.where(valid, index, 0).astype(np.int64), valid, pattern)
 
 
-def listed(reads: Sequence[range], n_in: int, pattern: Pattern | None) -> Taps:
+def listed(reads: Sequence[Sequence[int]], n_in: int, pattern: Pattern | None) -> IndexMap:
     """Output o reads the positions reads[o]."""
     index = np.full((len(reads), max(1, *map(len, reads))), -1)
     for row, places in zip(index, reads, strict=True):
         row[: len(places)] = places
-    return _within(index, n_in, pattern)
+    return within(index, n_in, pattern)
