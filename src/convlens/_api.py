@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from convlens.core.records import Finding, RunRecord
     from convlens.runs import Run
     from convlens.watching import ActivationWatch
-    from convlens.watching.probes import Layers
+    from convlens.watching.layer_selection import Layers
 
 
 def watch(

@@ -10,13 +10,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from convlens.watching.backends.buffers import Buffers
+from convlens.watching.backends.dispatch import Sketcher, flatten
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convlens.core.columns import BucketLayout
-from convlens.watching import gpu, plain
-from convlens.watching.buffers import Buffers
-from convlens.watching.kernels import Sketcher, flatten
+from convlens.watching.backends import cuda, plain
 
 assert os.environ.get("TRITON_INTERPRET") == "1", "run this with TRITON_INTERPRET=1"
 
@@ -30,7 +30,7 @@ STRANGE = [float("nan"), float("inf"), float("-inf")]
 
 def buffers_for(x, axis, rows=3):
     channels = 0 if axis is None else x.shape[axis]
-    return Buffers(rows, LAYOUT, channels, CPU), gpu.Scratch(channels, CPU)
+    return Buffers(rows, LAYOUT, channels, CPU), cuda.Scratch(channels, CPU)
 
 
 def add(x, axis, buffers, scratch, row, eps=0.05):
@@ -39,7 +39,7 @@ def add(x, axis, buffers, scratch, row, eps=0.05):
     cursor = torch.tensor([row])
     # NumPy, which computes for the interpreter, warns of what a GPU does in silence.
     with np.errstate(over="ignore", invalid="ignore"):
-        gpu.sketch(flat, inner, channels, eps, LAYOUT, buffers, cursor, scratch)
+        cuda.sketch(flat, inner, channels, eps, LAYOUT, buffers, cursor, scratch)
 
 
 def sketch(x, axis=None, eps=0.05):
@@ -199,7 +199,7 @@ def test_a_cursor_that_is_no_row_adds_nothing(row):
 def test_any_number_of_programs(programs, axis):
     torch.manual_seed(6)
     x = torch.randn(20, 70, 4, 3)
-    with mock.patch.object(gpu, "_programs_at_once", return_value=programs):
+    with mock.patch.object(cuda, "_programs_at_once", return_value=programs):
         check(x, axis)
         check(x.to(memory_format=torch.channels_last), axis)
 
@@ -229,9 +229,9 @@ def test_wide_arithmetic_gives_the_same():
 
             return launch
 
-    gpu_kernel = gpu.sketch_kernel
+    gpu_kernel = cuda.sketch_kernel
     WIDE = gpu_kernel.arg_names.index("wide")  # noqa: N806
-    with mock.patch.object(gpu, "sketch_kernel", Wide()):
+    with mock.patch.object(cuda, "sketch_kernel", Wide()):
         wide = sketch(x, 1)
     assert run
     for name in ("counts", "exact", "moments", "flags"):

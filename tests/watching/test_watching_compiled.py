@@ -153,9 +153,10 @@ def test_a_training_stays_the_same():
 
 
 def test_the_operator_as_torch_checks_operators():
-    from convlens.core.columns import BucketLayout
-    from convlens.watching.buffers import Buffers
+    from convlens.watching.backends.buffers import Buffers
     from convlens.watching.operators import operators
+
+    from convlens.core.columns import BucketLayout
 
     operators()
     buffers = Buffers(2, BucketLayout(), 3, torch.device("cpu"))
@@ -334,6 +335,6 @@ def test_a_compiled_operator_that_fails_ends_nothing():
         raise torch.OutOfMemoryError("out of memory")
 
     with pytest.warns(cl.ConvlensWarning, match="out of memory"), stats:
-        stats.book.kernel = fails
+        stats.aggregator.kernel = fails
         train(compiled, 2)
     assert stats.notes[0].startswith("8 × activation left out, of '0', '2', '3' and 1 more")

@@ -10,17 +10,18 @@ import coverage
 import numpy as np
 import pytest
 import torch
+from convlens.watching.backends.buffers import Buffers
+from convlens.watching.backends.dispatch import Sketcher, flatten
+from convlens.watching.backends.double_buffer import CopyStream, DoubleBuffer
 from torch import nn
 
 from convlens.core.columns import BucketLayout
-from convlens.watching.buffers import Buffers
-from convlens.watching.kernels import Sketcher, flatten
-from convlens.watching.ring import CudaLane, Ring
 
 triton = pytest.importorskip("triton", reason="Triton is made for Linux only")
 
-from convlens.watching import gpu  # noqa: E402
-from convlens.watching.gpu_kernel import sketch_kernel  # noqa: E402
+from convlens.watching.backends.triton_kernel import sketch_kernel  # noqa: E402
+
+from convlens.watching.backends import cuda  # noqa: E402
 
 LAYOUT = BucketLayout()
 ROOT = Path(__file__).parents[2]
@@ -92,12 +93,12 @@ class Compiler:
 
 def compiled(monkeypatch, x, axis, arch):
     compiler = Compiler(arch)
-    monkeypatch.setattr(gpu, "sketch_kernel", compiler)
+    monkeypatch.setattr(cuda, "sketch_kernel", compiler)
     channels = 0 if axis is None else x.shape[axis]
     flat, inner = flatten(x, axis)
     buffers = Buffers(2, LAYOUT, channels, torch.device("cpu"))
-    scratch = gpu.Scratch(channels, torch.device("cpu"))
-    gpu.sketch(flat, inner, channels, 0.05, LAYOUT, buffers, torch.tensor([0]), scratch)
+    scratch = cuda.Scratch(channels, torch.device("cpu"))
+    cuda.sketch(flat, inner, channels, 0.05, LAYOUT, buffers, torch.tensor([0]), scratch)
     return compiler.compiled
 
 
@@ -134,8 +135,8 @@ def test_half_precision_is_read_in_wide_words(monkeypatch):
 
 def test_eps_is_rounded_to_the_type_that_is_compared():
     for dtype, wide in ((torch.float16, np.float32), (torch.float32, np.float32)):
-        assert gpu.eps_pattern(0.05, dtype) == int(wide(0.05).view(np.int32))
-    assert gpu.eps_pattern(0.05, torch.float64) == int(np.float64(0.05).view(np.int64))
+        assert cuda.eps_pattern(0.05, dtype) == int(wide(0.05).view(np.int32))
+    assert cuda.eps_pattern(0.05, torch.float64) == int(np.float64(0.05).view(np.int64))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -158,10 +159,10 @@ def agree(x, axis):
     """The kernel on the GPU against the one on the CPU."""
     channels = 0 if axis is None else x.shape[axis]
     ours = Buffers(2, LAYOUT, channels, x.device)
-    scratch = gpu.Scratch(channels, x.device)
+    scratch = cuda.Scratch(channels, x.device)
     flat, inner = flatten(x, axis)
     cursor = torch.ones(1, dtype=torch.int64, device=x.device)
-    gpu.sketch(flat, inner, channels, 0.05, LAYOUT, ours, cursor, scratch)
+    cuda.sketch(flat, inner, channels, 0.05, LAYOUT, ours, cursor, scratch)
     theirs = Buffers(2, LAYOUT, channels, torch.device("cpu"))
     Sketcher(LAYOUT, 0.05)(x.cpu(), axis, theirs, 1)
     for name in NAMES:
@@ -192,18 +193,18 @@ class TestOnGpu:
         x[-1] = 2.0
         buffers = Buffers(1, LAYOUT, 0, x.device)
         cursor = torch.zeros(1, dtype=torch.int64, device="cuda")
-        scratch = gpu.Scratch(0, x.device)
-        gpu.sketch(x, 1, 0, 0.05, LAYOUT, buffers, cursor, scratch)
+        scratch = cuda.Scratch(0, x.device)
+        cuda.sketch(x, 1, 0, 0.05, LAYOUT, buffers, cursor, scratch)
         assert sorted(buffers.counts[0].tolist())[-2:] == [1, 2**31 + 4095]
 
     def test_a_captured_graph_changes_rows(self):
         x = torch.randn(64, 32, 8, 8, device="cuda")
-        buffers, scratch = Buffers(4, LAYOUT, 32, x.device), gpu.Scratch(32, x.device)
+        buffers, scratch = Buffers(4, LAYOUT, 32, x.device), cuda.Scratch(32, x.device)
         cursor = torch.full((1,), -1, dtype=torch.int64, device="cuda")
         flat, inner = flatten(x, 1)
 
         def run():
-            gpu.sketch(flat, inner, 32, 0.05, LAYOUT, buffers, cursor, scratch)
+            cuda.sketch(flat, inner, 32, 0.05, LAYOUT, buffers, cursor, scratch)
 
         run()  # compiled before it is captured
         graph = torch.cuda.CUDAGraph()
@@ -224,14 +225,14 @@ class TestOnGpu:
         x, y = torch.randn(64, 3, 16, 16, device=device), torch.randint(10, (64,), device=device)
         model(x)
         steps = []
-        ring = Ring(8, device, lambda s, series: steps.extend(series[0][1][:, 0].tolist()),
-                    CudaLane(device))  # fmt: skip
-        buffers, scratch = Buffers(ring.rows, LAYOUT, 16, device), gpu.Scratch(16, device)
+        ring = DoubleBuffer(8, device, lambda s, series: steps.extend(series[0][1][:, 0].tolist()),
+                    CopyStream(device))  # fmt: skip
+        buffers, scratch = Buffers(ring.rows, LAYOUT, 16, device), cuda.Scratch(16, device)
         ring.add((buffers.counts, buffers.exact, buffers.moments, buffers.flags))
 
         def hook(module, args, output):
             flat, inner = flatten(output.detach(), 1)
-            gpu.sketch(flat, inner, 16, 0.05, LAYOUT, buffers, ring.cursor, scratch)
+            cuda.sketch(flat, inner, 16, 0.05, LAYOUT, buffers, ring.cursor, scratch)
 
         convolution.register_forward_hook(hook)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)

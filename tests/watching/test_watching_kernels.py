@@ -7,13 +7,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from convlens.watching.backends.buffers import Buffers
+from convlens.watching.backends.dispatch import Sketcher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convlens.core.columns import BucketLayout
-from convlens.watching import cpu, kernels
-from convlens.watching.buffers import Buffers
-from convlens.watching.kernels import Sketcher
+from convlens.watching.backends import cpu, dispatch
 
 LAYOUT = BucketLayout()
 EPS = 0.05
@@ -149,7 +149,7 @@ def test_every_memory_layout(kernel, size):
 
 def test_channels_last_is_read_in_place():
     x = torch.randn(4, 8, 5, 5).to(memory_format=torch.channels_last)
-    flat, inner = kernels.flatten(x, 1)
+    flat, inner = dispatch.flatten(x, 1)
     assert flat.data_ptr() == x.data_ptr()
     assert inner == 1
 
@@ -352,14 +352,14 @@ def test_numba_threads_only_on_a_safe_layer(monkeypatch, wanted, there, threads)
 
     monkeypatch.setattr("numba.core.config.THREADING_LAYER", wanted)
     monkeypatch.setattr("numba.core.config.NUMBA_NUM_THREADS", 2)
-    monkeypatch.setattr(kernels, "import_module", loaded)
-    assert kernels.numba_threads() == threads
+    monkeypatch.setattr(dispatch, "import_module", loaded)
+    assert dispatch.numba_threads() == threads
 
 
 def test_a_workqueue_that_comes_first_is_the_one(monkeypatch):
     monkeypatch.setattr("numba.core.config.THREADING_LAYER", "default")
     monkeypatch.setattr("numba.core.config.THREADING_LAYER_PRIORITY", ["workqueue", "omp", "tbb"])
-    assert kernels.numba_threads() == 1
+    assert dispatch.numba_threads() == 1
 
 
 def test_a_layer_that_changes_its_channels_is_counted_without_them():

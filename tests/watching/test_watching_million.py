@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from convlens.watching.aggregator import Aggregator
 
 import convlens as cl
 from convlens.core.columns import BucketLayout, level_at, rebin
 from convlens.core.histories import LayerInfo
 from convlens.core.records import StepSeries
 from convlens.runs import create_run
-from convlens.watching.book import Sketchbook
 
 LAYOUT = BucketLayout()
 EPS = 0.05
@@ -173,7 +173,7 @@ def record(folder, n_steps, n_layers):
     """A whole training; what it took."""
     layers, clock = Layers(n_layers, n_steps), Clock(n_steps)
     writer = create_run(directory=folder)
-    book = Sketchbook(EPS, sink=writer)
+    book = Aggregator(EPS, sink=writer)
     slots = book.open(LayerInfo(i, f"layers.{i}", "Conv1d") for i in range(n_layers))
     for slot in slots:
         slot.channel_rule = 1

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import convlens
-from convlens.watching import cpu, jit
+from convlens.watching.backends import cpu, jit
 
 FORK = """
 import faulthandler, os, sys, warnings
@@ -124,7 +124,7 @@ import tempfile
 TEMPORARY or setattr(tempfile, "tempdir", "/nonexistent")
 import numpy as np
 import convlens.watching
-from convlens.watching import cpu
+from convlens.watching.backends import cpu
 sums = np.zeros(4)
 cpu.add_batch_norm(*np.ones((4, 3), np.float32), 0.5, 0.5, sums)
 print(sums.tolist(), cpu.__file__)

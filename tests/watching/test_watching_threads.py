@@ -22,7 +22,7 @@ from torch import nn
 
 import convlens as cl
 from convlens.core.columns import BucketLayout
-from convlens.watching import kernels
+from convlens.watching.backends import dispatch
 
 EDGES, ZERO = BucketLayout().edges, BucketLayout().zero
 
@@ -48,7 +48,7 @@ def watch_and_check(seed, steps=5):
     with cl.watch(layer) as stats, torch.no_grad():
         for _ in range(steps):
             outputs.append(layer(torch.randn(16, 1, 30, 30, generator=generator)).clone())
-    assert outputs[0].numel() > 2 * kernels.PARALLEL_VALUES
+    assert outputs[0].numel() > 2 * dispatch.PARALLEL_VALUES
     check(stats, outputs)
 """
 
@@ -56,7 +56,7 @@ ONE = (
     COMMON
     + """
 watch_and_check(0)
-threads = kernels.numba_threads()
+threads = dispatch.numba_threads()
 used = numba.threading_layer() if threads > 1 and torch.get_num_threads() > 1 else "none"
 print(threads, used)
 """

@@ -109,14 +109,14 @@ def test_no_memory_for_a_copy_is_no_end_of_the_step(monkeypatch):
     """A kernel that raises, as one does where memory for a copy is missing."""
     model = small_net()
     stats = cl.watch(model)
-    kernel, turn = stats.book.kernel, iter(range(100))
+    kernel, turn = stats.aggregator.kernel, iter(range(100))
 
     def sometimes(*arguments):
         if next(turn) == 5:  # the second layer of the second step, a batch normalization
             raise torch.OutOfMemoryError("out of memory")
         kernel(*arguments)
 
-    stats.book.kernel = sometimes
+    stats.aggregator.kernel = sometimes
     with pytest.warns(cl.ConvlensWarning, match="OutOfMemoryError: out of memory"), stats:
         train(model, 3)
     assert stats["0"].first_step.tolist() == [0, 1, 2]
@@ -231,7 +231,7 @@ def test_a_run_that_cannot_be_written_is_said_and_kept_in_memory(tmp_path):
     stats.attach()
     train(model, 64)
     stats.flush()
-    stats.book.ledger.wait()
+    stats.aggregator.ledger.wait()
     stats.sink.write_columns = full
     with pytest.warns(cl.ConvlensWarning, match=r"kept in memory only: RunError: the disk is full"):
         train(model, 130)

@@ -14,8 +14,8 @@ from convlens.train.recorder import Recorder
 from convlens.watching import ActivationWatch
 from convlens.watching.arguments import check_eps, check_every, check_sample
 from convlens.watching.cost import Cost
+from convlens.watching.layer_selection import Layers
 from convlens.watching.parameters import EPS, ParameterWatch
-from convlens.watching.probes import Layers
 
 if TYPE_CHECKING:
     from convlens.train.learner import Learner
@@ -174,11 +174,11 @@ class _ParameterStats(Callback):
 
     def before_validation(self, learn: Learner) -> None:  # noqa: ARG002
         """Write the last columns, as validation may take its time."""
-        self.watch.book.flush()
+        self.watch.flush()
 
     def after_epoch(self, learn: Learner) -> None:  # noqa: ARG002
         """Write the finished columns."""
-        self.watch.book.flush()
+        self.watch.flush()
 
     def after_fit(self, learn: Learner) -> None:  # noqa: ARG002
         """Listen no longer and write what is left."""

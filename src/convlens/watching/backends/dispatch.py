@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convlens.core.columns import BucketLayout
-from convlens.watching import cpu, plain
-from convlens.watching.buffers import Buffers
+from convlens.watching.backends import cpu, plain
+from convlens.watching.backends.buffers import Buffers
 
-SIZES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-"""What the fast kernels take; anything narrower is widened first."""
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""What the CPU's and CUDA's kernels take; anything narrower is widened first."""
 
 PARALLEL_VALUES = 32_768  # below this, waking a second thread costs more than it saves
 
@@ -31,25 +31,23 @@ def first_process() -> int:
 
 
 def numba_threads() -> int:
-    """How many threads Numba may use safely: 1 unless it will take an omp or tbb layer."""
+    """How many threads Numba may use: 1 unless it takes a layer that is safe to enter twice.
+
+    Those are omp and tbb. A workqueue that comes before them is what Numba takes.
+    """
     settings = vars(config)
     wanted = str(settings["THREADING_LAYER"]).lower()
-    named: dict[str, list[str]] = {
-        "default": list(settings["THREADING_LAYER_PRIORITY"]),
-        "threadsafe": ["tbb", "omp"],
-        "forksafe": ["tbb"],  # and workqueue
-        "safe": ["tbb"],
-    }
-    for layer in named.get(wanted, [wanted]):
-        if layer == "workqueue":
-            break  # Numba would take it, though a layer that comes after it were there
+    layers = settings["THREADING_LAYER_PRIORITY"] if wanted == "default" else [wanted]
+    for layer in layers:
+        if layer not in ("omp", "tbb"):
+            break
         if _loads(layer):
             return int(settings["NUMBA_NUM_THREADS"])
     return 1
 
 
 def _loads(layer: str) -> bool:
-    """Whether a threading layer is there, and the library that it needs as well."""
+    """Whether a threading layer and the library that it needs are installed."""
     try:
         import_module(f"numba.np.ufunc.{layer}pool")
     except ImportError:
@@ -61,9 +59,9 @@ def _loads(layer: str) -> bool:
 class Sketcher:
     """Adds tensors to buffers with the fastest kernel for their device.
 
-    Numba's threads are used only on a layer that two Python threads may enter (omp or tbb), and
-    only in the process that first watched: a fork does not take them along, and the child of a
-    process that used GNU OpenMP, as torch does, is killed or hangs as soon as it tries.
+    Numba's threads are used only on a layer that two Python threads may enter, and only in the
+    process that watched first: a fork lacks them, and the child of a process that used GNU OpenMP
+    (torch does) is killed or hangs when it tries to.
     """
 
     layout: BucketLayout
@@ -73,9 +71,9 @@ class Sketcher:
     def __post_init__(self) -> None:
         first_process()
         self._low = (127 + self.layout.min_exponent) << self.layout.mantissa_bits
-        # Near zero is what it is in the values' own precision; halves are widened.
+        # Near zero is judged in the values' own precision; halves are widened.
         self._eps: dict[torch.dtype, np.float32 | np.float64] = {
-            dtype: np.float32(self.eps) for dtype in SIZES
+            dtype: np.float32(self.eps) for dtype in DTYPES
         }
         self._eps[torch.float64] = np.float64(self.eps)
 
@@ -92,51 +90,58 @@ class Sketcher:
         Args:
             x: values of any shape, any floating dtype, any memory format.
             channel_axis: the axis of the channels, None if there is none.
-            buffers: on the device of ``x``; channels are told apart only if their number agrees.
-            row: which row.
-            cursor: (1,) int64 on the device that holds the row instead, -1 for none.
+            buffers: channels are told apart only if their number agrees.
+            row: which row, unless there is a cursor.
+            cursor: (1,) int64 on the buffers' device that holds the row instead, -1 for none.
         """
+        x = x.detach()
+        if x.device != buffers.device:
+            x = x.to(buffers.device)
         channels = buffers.flags.shape[1]
         if channel_axis is not None and x.shape[channel_axis] != channels:
             channel_axis = None
-        if channel_axis is None and channels:
-            plain.cannot_tell_channels(buffers, row if cursor is None else cursor)
-        if buffers.scratch is not None and x.dtype in SIZES:
-            self._by_triton(x, channel_axis, buffers, buffers.cursor if cursor is None else cursor)
+        if buffers.rows:
+            row = row if cursor is None else int(cursor)
+            if row >= 0:
+                self._on_cpu(x, channel_axis, buffers, row)
             return
-        if not buffers.rows:
-            where = row if cursor is None else cursor
-            plain.sketch(x, channel_axis, self.eps, self._low, buffers, where)
-            return
-        row = row if cursor is None else int(cursor)
-        if row < 0:
-            return
-        if x.dtype not in SIZES:
-            x = x.float()
-        flat, inner = flatten(x.detach(), channel_axis)
-        if flat.numel() == 0:
-            buffers.rows[row][1][0] += 1
-            return
-        values = as_array(flat)
-        eps = self._eps[x.dtype]
+        if cursor is None:
+            cursor = buffers.cursor
+        if cursor is None:
+            cursor = torch.tensor([row], device=buffers.device)
+        if channel_axis is None and channels:  # say of no channel that it is dead or silent
+            kept = buffers.flags.index_select(0, cursor.clamp(min=0))
+            all_set = torch.where(cursor[:, None] < 0, kept, 3)
+            buffers.flags.index_copy_(0, cursor.clamp(min=0), all_set)
+        if buffers.scratch is not None and x.dtype in DTYPES:
+            from convlens.watching.backends import cuda
+
+            flat, inner = flatten(x, channel_axis)
+            cuda.sketch(
+                flat, inner, 0 if channel_axis is None else channels, self.eps, buffers, cursor,
+                buffers.scratch,
+            )  # fmt: skip
+        else:
+            plain.sketch(x, channel_axis, self.eps, self._low, buffers, cursor)
+
+    def _on_cpu(self, x: Tensor, channel_axis: int | None, buffers: Buffers, row: int) -> None:
         counts, exact, moments, flags = buffers.rows[row]
-        target = counts, exact, moments, flags[: 0 if channel_axis is None else channels]
+        if channel_axis is None:
+            flags.fill(3)
+            flags = flags[:0]
+        if x.dtype not in DTYPES:
+            x = x.float()
+        flat, inner = flatten(x, channel_axis)
+        if flat.numel() == 0:
+            exact[0] += 1
+            return
+        values, eps = as_array(flat), self._eps[x.dtype]
+        target = self._low - 1, eps, counts, exact, moments, flags
         parts = min(self.threads, torch.get_num_threads())
         if parts > 1 and values.size >= PARALLEL_VALUES and os.getpid() == first_process():
-            cpu.sketch_parallel(values, inner, self._low - 1, eps, *target, parts)
+            cpu.sketch_parallel(values, inner, *target, parts)
         else:
-            cpu.sketch_serial(values, inner, self._low - 1, eps, *target)
-
-    def _by_triton(
-        self, x: Tensor, channel_axis: int | None, buffers: Buffers, cursor: Tensor | None
-    ) -> None:
-        from convlens.watching import gpu
-
-        assert buffers.scratch is not None
-        assert cursor is not None
-        flat, inner = flatten(x.detach(), channel_axis)
-        channels = 0 if channel_axis is None else buffers.flags.shape[1]
-        gpu.sketch(flat, inner, channels, self.eps, self.layout, buffers, cursor, buffers.scratch)
+            cpu.sketch_serial(values, inner, *target)
 
 
 def flatten(x: Tensor, channel_axis: int | None) -> tuple[Tensor, int]:
@@ -158,10 +163,7 @@ def flatten(x: Tensor, channel_axis: int | None) -> tuple[Tensor, int]:
 
 
 def as_array(flat: Tensor) -> NDArray[Any]:
-    """The same memory for NumPy, which knows no bfloat16 (here uint16) and is slow with float16.
-
-    Args:
-        flat: (n,) contiguous values.
+    """The same memory for NumPy, which has no bfloat16 and is slow with float16.
 
     Returns:
         (n,) float32 or float64 values, uint16 patterns of bfloat16, int16 patterns of float16.

@@ -1,9 +1,9 @@
 """The operators through which compiled graphs reach the kernels.
 
-A graph that `torch.compile` made holds tensors and constants only. So the buffers are preallocated
-and passed in, the current row lies in a tensor (a Python number would be a constant, and a new one
-a new graph), and what has to be done in Python finds its watcher by a number. Every operator says
-which of its arguments it changes, and the order of the graph follows from that.
+A graph that `torch.compile` made holds tensors and constants only. So the buffers are allocated
+before and passed in, the current row is in a tensor (a Python number would be a constant, and a new
+one a new graph), and the operators find their watcher by a number. Each operator declares which of
+its arguments it changes; the order of the graph follows from that.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from threading import Lock
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -20,13 +20,13 @@ from torch import Tensor
 NO_AXIS = -1
 
 
-class Watcher(Protocol):
+class CompiledWatcher(Protocol):
     """What an operator calls when it runs."""
 
     def enter_compiled(
         self, cursors: Sequence[Tensor], buffers: Sequence[Tensor], inputs: Sequence[Tensor]
     ) -> None:
-        """A forward of the model begins: say in each cursor which row to count in."""
+        """A forward of the model begins: set each cursor to the row to count in."""
         ...
 
     def sketch_compiled(
@@ -36,45 +36,28 @@ class Watcher(Protocol):
         ...
 
     def leave_compiled(self, cursors: Sequence[Tensor]) -> None:
-        """The forward has ended: say in each cursor that nothing is to be counted."""
+        """The forward has ended: set each cursor to -1."""
         ...
 
 
-class Operators(NamedTuple):
-    """``convlens::enter_``, ``convlens::sketch_`` and ``convlens::leave_``.
-
-    Attributes:
-        enter: (cursors, buffers, inputs, watcher): the model's forward begins.
-        sketch: (x, counts, exact, moments, flags, cursor, axis, watcher, slot): add ``x`` to the
-            row that ``cursor`` names.
-        leave: (cursors, watcher): the forward has ended.
-    """
-
-    enter: Any
-    sketch: Any
-    leave: Any
-
-
 @cache
-def watchers() -> WeakValueDictionary[int, Watcher]:
-    """The watchers by their numbers, which are all that an operator can be given of them."""
+def watchers() -> WeakValueDictionary[int, CompiledWatcher]:
+    """The watchers by their numbers, which is all that an operator can be given of them."""
     return WeakValueDictionary()
 
 
-def operators() -> Operators:
-    """Register the operators, once."""
-    # Two threads that begin to watch at the same time would both do so, and the second undo the
-    # first's; or each have a dictionary of watchers.
-    with _ONE_AT_A_TIME:
+def register() -> None:
+    """Register ``convlens::enter_``, ``convlens::sketch_`` and ``convlens::leave_``, once."""
+    with _ONE_AT_A_TIME:  # two threads that begin to watch would both register them
         watchers()
-        return _register()
+        _register()
 
 
 _ONE_AT_A_TIME = Lock()
 
 
 @cache
-def _register() -> Operators:
+def _register() -> None:
     # Not in a CUDA graph, which would replay it without its Python.
     enter = torch.library.custom_op(
         "convlens::enter_", _enter, mutates_args=("cursors", "buffers"),
@@ -85,11 +68,10 @@ def _register() -> Operators:
     leave = torch.library.custom_op("convlens::leave_", _leave, mutates_args=("cursors",))
     for operator in (enter, sketch, leave):
         operator.register_fake(_no_result)
-    return Operators(*(getattr(torch.ops.convlens, n) for n in ("enter_", "sketch_", "leave_")))
 
 
 def _no_result(*args: object) -> None:
-    """What an operator gives on fake tensors: nothing, as it does on real ones."""
+    """What an operator returns, on fake tensors too."""
 
 
 def _enter(

@@ -1,17 +1,17 @@
-"""`Sketchbook` where a ring brings its rows to the host, as on a GPU, on CPU tensors here."""
+"""`Aggregator` where a ring brings its rows to the host, as on a GPU, on CPU tensors here."""
 
 from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
+from convlens.watching.aggregator import CHUNK, Aggregator
+from convlens.watching.backends.double_buffer import DoubleBuffer
 from test_watching_ring import Device, FakeLane
 
 from convlens.core.columns import CHUNK_BITS, Columns, decode
 from convlens.core.histories import LayerInfo
-from convlens.watching.book import CHUNK, Sketchbook
 from convlens.watching.ledger import join
-from convlens.watching.ring import Ring
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ class Sink:
         return join([decode(payload) for payload in self.chunks[layer].values()], level)
 
 
-class Ringed(Sketchbook):
+class Ringed(Aggregator):
     """Kernels run at once; what a GPU's second stream does, whenever the fake device gets to it."""
 
     def __init__(self, device, sink):
@@ -49,7 +49,7 @@ class Ringed(Sketchbook):
 
     def _ring(self, device):
         if device not in self._rings:
-            ring = Ring(
+            ring = DoubleBuffer(
                 CHUNK,
                 device,
                 lambda label, rows: self._arrived(device, label, rows),
@@ -88,7 +88,7 @@ def test_a_ring_changes_nothing(monkeypatch, seed):
     monkeypatch.setattr("convlens.core.beat.Beats.due", lambda self: True)
     steps = [*range(130), *range(4000, 4400), 9000, 9001]
     plain_sink, ring_sink = Sink(), Sink()
-    plain = Sketchbook(0.05, sink=plain_sink)
+    plain = Aggregator(0.05, sink=plain_sink)
     run(plain, steps, lambda: None)
     device = Device(seed)
 

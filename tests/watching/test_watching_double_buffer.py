@@ -5,10 +5,9 @@ from collections import deque
 import numpy as np
 import pytest
 import torch
+from convlens.watching.backends.double_buffer import CopyStream, DoubleBuffer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from convlens.watching.ring import CudaLane, Ring
 
 CPU = torch.device("cpu")
 
@@ -94,7 +93,7 @@ class Run:
 
     def __init__(self, block, device, lane):
         self.device = device
-        self.ring = Ring(block, CPU, self.receive, lane)
+        self.ring = DoubleBuffer(block, CPU, self.receive, lane)
         self.tensors = []
         self.steps, self.row = [], -1
         self.sent, self.received, self.order = {}, {}, []
@@ -251,7 +250,7 @@ def test_page_locked_memory_is_used_again():
 
 def test_what_is_shown_stays():
     device, got = Device(0), []
-    ring = Ring(
+    ring = DoubleBuffer(
         2, CPU, lambda label, series: got.append((label, series[0][0].tolist())), FakeLane(device)
     )
     tensor = torch.zeros(ring.rows, dtype=torch.int64)
@@ -276,7 +275,7 @@ def test_on_a_gpu():
     def receive(steps, series):
         got.extend(zip(steps, series[0][0].tolist(), strict=True))
 
-    ring = Ring(7, device, receive, CudaLane(device))
+    ring = DoubleBuffer(7, device, receive, CopyStream(device))
     tensor = torch.zeros(ring.rows, dtype=torch.int64, device=device)
     ring.add((tensor,))
     torch.cuda.set_sync_debug_mode("error")
