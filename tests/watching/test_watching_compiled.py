@@ -153,10 +153,10 @@ def test_a_training_stays_the_same():
 
 
 def test_the_operator_as_torch_checks_operators():
-    from convlens.watching.backends.buffers import Buffers
     from convlens.watching.operators import operators
 
     from convlens.core.columns import BucketLayout
+    from convlens.watching.backends.buffers import Buffers
 
     operators()
     buffers = Buffers(2, BucketLayout(), 3, torch.device("cpu"))

@@ -7,13 +7,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from convlens.watching.backends.buffers import Buffers
-from convlens.watching.backends.dispatch import Sketcher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convlens.core.columns import BucketLayout
 from convlens.watching.backends import cpu, dispatch
+from convlens.watching.backends.buffers import Buffers
+from convlens.watching.backends.dispatch import Sketcher
 
 LAYOUT = BucketLayout()
 EPS = 0.05

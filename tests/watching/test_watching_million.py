@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from convlens.watching.aggregator import Aggregator
 
 import convlens as cl
 from convlens.core.columns import BucketLayout, level_at, rebin
 from convlens.core.histories import LayerInfo
 from convlens.core.records import StepSeries
 from convlens.runs import create_run
+from convlens.watching.aggregator import Aggregator
 
 LAYOUT = BucketLayout()
 EPS = 0.05

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from convlens.watching.backends.buffers import Buffers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convlens.core.columns import BucketLayout
 from convlens.watching.backends import plain
+from convlens.watching.backends.buffers import Buffers
 
 LAYOUT = BucketLayout()
 LOW = (127 + LAYOUT.min_exponent) << LAYOUT.mantissa_bits

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from convlens.watching.layer_selection import channel_axis, channel_rule
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import convlens as cl
 from convlens.watching import ActivationWatch
+from convlens.watching.layer_selection import channel_axis, channel_rule
 
 
 def small_net():

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from convlens.core.records import Epoch, RecordSink, StepSeries, join_steps
 from convlens.errors import ArgumentError
 from convlens.plots import LayerHistories, TrainingCurves
-from convlens.watching.notes import Notes, described
+from convlens.watching.notes import CannotSketchError, Notes, described
 from convlens.watching.optimizer_hooks import Closure, step_hooks
 
 BLOCK = 64  # steps whose tensors stay on their device before they are read together
@@ -261,6 +261,8 @@ class LoggingHistories(LayerHistories):
 def _number(name: str, value: object) -> float | Tensor:
     """A number, or a tensor without dimensions on another device than the CPU, not yet read."""
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        if value.is_meta:
+            raise CannotSketchError("it is on the meta device and has no value")
         value = value.detach().reshape(())
         return float(value) if value.device.type == "cpu" else value.clone()
     if isinstance(value, np.ndarray) and value.size == 1:
