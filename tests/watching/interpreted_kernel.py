@@ -77,41 +77,41 @@ def check(x, axis=None, eps=0.05):
         assert np.sqrt(m2 / n) == pytest.approx(values.std(), rel=1e-9, abs=1e-14 * scale)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    ("shape", "axis"),
-    [
-        ((4, 8, 14, 14), 1),
-        ((64, 8, 2, 2), 1),
-        ((3, 70, 9, 9), 1),
-        ((37, 10), 1),
-        ((40, 130), 1),
-        ((5, 7, 3), 2),
-        ((2, 3, 4), 0),
-        ((1,), None),
-        ((), None),
-        ((9001,), None),
-    ],
-)
-def test_agrees(dtype, shape, axis):
+SHAPES = [
+    ((4, 8, 14, 14), 1),
+    ((64, 8, 2, 2), 1),
+    ((3, 70, 9, 9), 1),
+    ((37, 10), 1),
+    ((40, 130), 1),
+    ((5, 7, 3), 2),
+    ((2, 3, 4), 0),
+    ((1,), None),
+    ((), None),
+    ((9001,), None),
+]
+
+
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_agrees(shape, axis):
     torch.manual_seed(0)
-    x = (torch.randn(shape) * 3 - 1).to(dtype)
-    check(x, axis)
-    if x.ndim == 4:
-        check(x.to(memory_format=torch.channels_last), axis)
+    for dtype in DTYPES if shape in ((4, 8, 14, 14), (37, 10), ()) else [torch.float32]:
+        x = (torch.randn(shape) * 3 - 1).to(dtype)
+        check(x, axis)
+        if x.ndim == 4:
+            check(x.to(memory_format=torch.channels_last), axis)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("eps", [0.0, 1e-45, 0.05, 1.0, 1e38, float("inf")])
-def test_special_values(dtype, eps):
-    check(torch.tensor([*SPECIAL, *STRANGE, -torch.inf]).to(dtype).reshape(2, 8), 1, eps)
+def test_special_values(dtype):
+    for eps in (0.0, 1e-45, 0.05, 1e38, float("inf")):
+        check(torch.tensor([*SPECIAL, *STRANGE, -torch.inf]).to(dtype).reshape(2, 8), 1, eps)
 
 
 def test_float64_beyond_the_range_of_float32():
     check(torch.tensor([1e300, -1e300, 1e-300, -1e-300, 5e-324, 1.0], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e18, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1e6, 1e30])
 def test_large_and_tiny_values(scale):
     torch.manual_seed(1)
     check((torch.randn(9000) + 2) * scale)
@@ -184,7 +184,7 @@ def test_calls_add_up_and_other_rows_stay_empty():
         assert not tensor[[0, 2]].any()
 
 
-@pytest.mark.parametrize("row", [-1, -7, 3, 2**40])
+@pytest.mark.parametrize("row", [-1, 3, 2**40])
 def test_a_cursor_that_is_no_row_adds_nothing(row):
     x = torch.randn(4, 3, 2, 2)
     buffers, scratch = buffers_for(x, 1)
@@ -205,7 +205,7 @@ def test_any_number_of_programs(programs, axis):
 
 
 @pytest.mark.parametrize("shape", [(90, 3, 5, 5), (3, 100, 4, 4), (2, 2000)])
-@pytest.mark.parametrize("value", [0.01, -1.0, 1.0, torch.nan])
+@pytest.mark.parametrize("value", [0.01, 1.0, torch.nan])
 def test_one_value_alone_in_its_channel(shape, value):
     n = int(np.prod(shape))
     for where in (n // 3, n - 1):
@@ -244,7 +244,7 @@ shapes = st.one_of(
 )
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     shape=shapes,
     dtype=st.sampled_from(DTYPES),

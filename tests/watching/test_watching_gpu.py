@@ -46,7 +46,7 @@ def test_in_the_interpreter():
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed
-    assert int(passed[1]) >= 100
+    assert int(passed[1]) >= 40
     assert "skipped" not in done.stdout
 
 
@@ -99,8 +99,17 @@ def compiled(monkeypatch, x, axis, arch):
     return compiler.compiled
 
 
-@pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize("dtype", list(TYPES))
+@pytest.mark.parametrize(
+    ("arch", "dtype"),
+    [
+        (80, torch.float32),
+        (90, torch.bfloat16),
+        pytest.param(80, torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(90, torch.float16, marks=pytest.mark.slow),
+        pytest.param(90, torch.float32, marks=pytest.mark.slow),
+        pytest.param(90, torch.float64, marks=pytest.mark.slow),
+    ],
+)
 def test_compiles_for_gpus(monkeypatch, arch, dtype):
     """A100, H100 and H200; for values beside each other, channels in rows, and in columns."""
     x = torch.zeros(4, 64, 16, 16, dtype=dtype)

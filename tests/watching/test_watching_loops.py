@@ -251,7 +251,7 @@ def test_an_optimizer_that_is_not_torchs_is_said():
             model(torch.randn(2, 1, 12, 12)).sum().backward()
             optimizer.step()
             assert len(said) == (step >= 99)  # after a while, not only at the end
-    assert str(said[0].message).startswith("Gradients and updates are looked at in the step of a ")
+    assert str(said[0].message).startswith("Gradients and updates are recorded in the step of a ")
     assert len(stats.notes) == 1
     assert "none with a parameter of this model was seen in the first 110 steps" in stats.notes[0]
     assert len(stats.gradients["0.weight"]) == 0
@@ -409,12 +409,6 @@ def test_a_loop_that_fails_says_only_what_failed():
     with pytest.raises(ValueError, match="mine"), stats:
         raise ValueError("mine")
     assert stats.notes == ()
-
-
-@pytest.mark.parametrize("mode", ["evaluation", None, ["train"]])
-def test_modes_that_cannot_work(mode):
-    with pytest.raises(cl.ArgumentError, match="is not known; use 'train', 'eval' or 'both'"):
-        cl.watch(small_net(), mode=mode)
 
 
 # ---- several processes and devices --------------------------------------------------------------
