@@ -32,10 +32,13 @@ def watch(
 ) -> ActivationWatch:
     """Watch a model in a training loop of one's own.
 
-        with cl.watch(model) as stats:
+        with cl.watch(model, run="auto") as stats:
             for x, y in batches:
-                ...  # forward, backward, step
+                loss = loss_fn(model(x), y)
+                stats.log(loss=loss)    # any other number too; stats.log_epoch ends an epoch
+                ...  # backward, step
         stats["features.3"].near_zero   # one array over the steps
+        cl.diagnose(stats)
 
     Args:
         model: any module.
@@ -45,11 +48,11 @@ def watch(
         every: watch only each n-th step; 1 watches all.
         mode: the forwards that are counted: ``"train"``, those in training mode; ``"eval"``, those
             in evaluation mode; ``"both"``.
-        sample: look at this fraction of each batch's images only, the first ones; each figure then
-            has a `standard_error`. 1 looks at all.
-        gradients: also look at each parameter's gradient before each optimizer's step:
+        sample: the fraction of each batch's images that is watched, the first ones; below 1 each
+            figure has a `standard_error`.
+        gradients: also watch each parameter's gradient before each optimizer's step:
             ``stats.gradients["features.3.weight"]``.
-        updates: also look at what each optimizer's step adds to each parameter:
+        updates: also watch what each optimizer's step adds to each parameter:
             ``stats.updates["features.3.weight"].ratio`` is ‖Δw‖/‖w‖.
         count_forwards: a step is a forward of ``model`` in training mode; False, it is what lies
             between two calls of ``stats.step()``.
@@ -59,11 +62,21 @@ def watch(
 
     Returns:
         An `ActivationWatch`, to be used with ``with`` or ``attach()`` and ``detach()``. Its
-        ``notes`` say what could not be seen.
+        ``notes`` say what could not be recorded, its ``recorder`` has what was logged.
 
     Raises:
         ArgumentError: if an argument has a value that cannot work.
         RunError: if the run's directory cannot be made.
+
+    Example:
+        >>> import torch
+        >>> import convlens as cl
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU())
+        >>> with cl.watch(model) as stats:
+        ...     for _ in range(5):
+        ...         stats.log(loss=model(torch.randn(8, 1, 6, 6)).mean())
+        >>> stats["0"].mean.shape, stats["0"].layer.feeds_relu, len(stats.recorder.steps)
+        ((5,), True, 5)
     """
     from convlens.watching import ActivationWatch
 

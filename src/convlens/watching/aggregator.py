@@ -292,7 +292,7 @@ class Aggregator:
     # ---- sketching ------------------------------------------------------------------------------
 
     def sketch(self, slot: Slot, x: Tensor) -> None:
-        """Add a layer's output to the current column of its series."""
+        """Add a tensor to the current column of its series."""
         axis = channel_axis(slot.channel_rule, x.ndim)
         buffers = slot.buffers
         if buffers is None or buffers.device != x.device:
@@ -302,16 +302,6 @@ class Aggregator:
         if self.sample < 1.0:
             x = self._sampled(x, buffers, row)
         self.kernel(x, axis, buffers, row)
-        self.kernel_s += time.perf_counter() - start
-        self.n_sketches += 1
-
-    def sketch_whole(self, slot: Slot, x: Tensor) -> None:
-        """Add all values of a tensor that has no images and no channels."""
-        buffers = slot.buffers
-        if buffers is None or buffers.device != x.device:
-            buffers = self.allocate(slot, 0, x.device)
-        start = time.perf_counter()
-        self.kernel(x, None, buffers, self.row_on(buffers.device))
         self.kernel_s += time.perf_counter() - start
         self.n_sketches += 1
 

@@ -8,40 +8,22 @@ its arguments it changes; the order of the graph follows from that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from threading import Lock
-from typing import Protocol
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from convlens.watching.compiled import CompiledHooks
+
 NO_AXIS = -1
 
 
-class CompiledWatcher(Protocol):
-    """What an operator calls when it runs."""
-
-    def enter_compiled(
-        self, cursors: Sequence[Tensor], buffers: Sequence[Tensor], inputs: Sequence[Tensor]
-    ) -> None:
-        """A forward of the model begins: set each cursor to the row to count in."""
-        ...
-
-    def sketch_compiled(
-        self, slot: int, x: Tensor, axis: int | None, buffers: Sequence[Tensor], cursor: Tensor
-    ) -> None:
-        """A layer has put out ``x``."""
-        ...
-
-    def leave_compiled(self, cursors: Sequence[Tensor]) -> None:
-        """The forward has ended: set each cursor to -1."""
-        ...
-
-
 @cache
-def watchers() -> WeakValueDictionary[int, CompiledWatcher]:
+def watchers() -> WeakValueDictionary[int, CompiledHooks]:
     """The watchers by their numbers, which is all that an operator can be given of them."""
     return WeakValueDictionary()
 

@@ -119,7 +119,7 @@ class ParameterWatch:
         """By the parameters' names; an `ArgumentError` if they were not asked for."""
         if not self._wants_gradients:
             raise ArgumentError(NOT_WATCHED.format("gradients", "GradientStats"))
-        return Gradients(self.aggregator, self._listed(GRADIENT), self.epochs)
+        return Gradients(self.aggregator, self.epochs, self._listed(GRADIENT))
 
     @property
     def updates(self) -> UpdateHistories:
@@ -127,7 +127,7 @@ class ParameterWatch:
         if not self._wants_updates:
             raise ArgumentError(NOT_WATCHED.format("updates", "UpdateStats"))
         slots = self._listed(UPDATE), self._listed(PARAMETER)
-        return Updates(self.aggregator, *slots, self.epochs)
+        return Updates(self.aggregator, self.epochs, *slots)
 
     def _listed(self, quantity: str) -> list[Slot]:
         """The series of the parameters that need a gradient, now or when they were sketched."""
@@ -331,7 +331,7 @@ class ParameterWatch:
         try:
             x = value(*args)
             if x is not None:
-                self.aggregator.sketch_whole(slot, x)
+                self.aggregator.sketch(slot, x)
         except Exception as error:
             self.notes.leave_out(slot.info, error, args[0] if x is None else x)
 
@@ -374,56 +374,42 @@ def _dense(gradient: Tensor, scale: Tensor | None) -> Tensor:
     return dense if scale is None else dense / scale.to(dense.device)
 
 
-class Gradients(LayerHistories):
-    """The recorded gradients, by the parameters' names."""
+class _OfParameters:
+    """What is recorded of parameters, by their names."""
 
     def __init__(
-        self, aggregator: Aggregator, slots: Sequence[Slot], epochs: Sequence[Epoch]
+        self, aggregator: Aggregator, epochs: Sequence[Epoch], *slots: Sequence[Slot]
     ) -> None:
-        self._aggregator, self._slots, self._epochs = aggregator, slots, epochs
+        self._aggregator, self._epochs, self._slots = aggregator, epochs, slots
 
     @property
     def layers(self) -> Sequence[LayerInfo]:
         """The parameters."""
-        return [slot.info for slot in self._slots]
+        return [slot.info for slot in self._slots[0]]
 
     @property
     def epochs(self) -> Sequence[Epoch]:
-        """The finished epochs, as far as they were said."""
+        """The epochs that were ended."""
         return self._epochs
+
+    def _histories(self, index: int) -> list[LayerHistory]:
+        return [self._aggregator.history(slots[index].series) for slots in self._slots]
+
+
+class Gradients(_OfParameters, LayerHistories):
+    """The recorded gradients."""
 
     def history(self, index: int) -> LayerHistory:
         """Everything recorded of one parameter's gradient so far."""
-        return self._aggregator.history(self._slots[index].series)
+        return self._histories(index)[0]
 
 
-class Updates(UpdateHistories):
-    """The recorded updates, by the parameters' names."""
-
-    def __init__(
-        self,
-        aggregator: Aggregator,
-        updates: Sequence[Slot],
-        parameters: Sequence[Slot],
-        epochs: Sequence[Epoch],
-    ) -> None:
-        self._aggregator, self._epochs = aggregator, epochs
-        self._updates, self._parameters = updates, parameters
-
-    @property
-    def layers(self) -> Sequence[LayerInfo]:
-        """The parameters."""
-        return [slot.info for slot in self._updates]
-
-    @property
-    def epochs(self) -> Sequence[Epoch]:
-        """The finished epochs, as far as they were said."""
-        return self._epochs
+class Updates(_OfParameters, UpdateHistories):
+    """The recorded updates, and the parameters before them."""
 
     def history(self, index: int) -> UpdateHistory:
         """Everything recorded of one parameter's updates so far."""
-        slots = self._updates[index], self._parameters[index]
-        return UpdateHistory(*(self._aggregator.history(slot.series) for slot in slots))
+        return UpdateHistory(*self._histories(index))
 
 
 def _kind(parameter: Tensor) -> str:

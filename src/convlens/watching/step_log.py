@@ -89,6 +89,7 @@ class StepLog(TrainingCurves):
     def log(self, numbers: Mapping[str, object]) -> None:
         """Add numbers to the current step; see `LoggingHistories.log`."""
         with self._guarded():
+            self._note_if_closed()
             values = {name: _number(name, value) for name, value in numbers.items()}
             if not self._listening and not self.run_closed:
                 step_hooks().add(self)
@@ -105,6 +106,7 @@ class StepLog(TrainingCurves):
     def log_epoch(self, numbers: Mapping[str, object]) -> None:
         """End an epoch; see `LoggingHistories.log_epoch`."""
         with self._guarded():
+            self._note_if_closed()
             metrics = {name: float(_number(name, value)) for name, value in numbers.items()}
             self._flush()
             last, wall_s = self._clock()
@@ -125,6 +127,10 @@ class StepLog(TrainingCurves):
                 self.sink.write_epoch(epoch)
                 self._flush_sink_too()
 
+    def _note_if_closed(self) -> None:
+        if self.run_closed:
+            self._notes.say("log", why="the run was closed when watching ended")
+
     def flush(self) -> None:
         """Read the logged tensors, and write the steps to the sink."""
         with self._guarded():
@@ -134,22 +140,21 @@ class StepLog(TrainingCurves):
         self._flushed_at = time.monotonic()
         if not self._rows:
             return
-        if self.sink is not None:
-            # The newest step is written again if it gets more numbers: the sink replaces it.
-            self.sink.write_steps(_series(self._rows))
-            self._flush_sink_too()
+        series = _series(self._rows)
         done, self._rows = self._rows[:-1], self._rows[-1:]
         if done:
             self._losses += [loss for row in done for loss in self._loss_of(row)]
             self._parts.append(_series(done))
+        if self.sink is not None:
+            # The newest step is written again if it gets more numbers: the sink replaces it.
+            self.sink.write_steps(series)
+            self._flush_sink_too()
 
     @contextmanager
     def _guarded(self) -> Generator[None]:
         """Only a wrong argument ends the user's step; what else fails is noted."""
         try:
             yield
-            if self.run_closed:
-                raise RuntimeError("watching has ended and its run is closed")
         except ArgumentError:
             raise
         except Exception as error:

@@ -14,14 +14,13 @@ the octaves' buckets, then one for values above them; negative values have 512 m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from convlens.watching.backends.jit import njit
@@ -42,7 +41,7 @@ N_FOUND = 7  # at most eps, below −eps, zeros, of these −0, NaN, −∞, +�
 FAST = {"reassoc", "nsz", "contract"}
 
 
-# ---- values of any type, and their buckets ------------------------------------------------------
+# ---- values and their buckets -------------------------------------------------------------------
 
 
 @njit(nogil=True)
@@ -76,68 +75,12 @@ def _buckets64(values: Array, low: int, high: int, buckets: Array) -> None:
 
 
 @njit(nogil=True)
-def _widen_bfloat16(halves: Array, values: Array) -> None:
-    """A bfloat16 is the upper half of a float32."""
-    out = values.view(np.uint32)
-    for i in range(halves.size):
-        out[i] = np.uint32(halves[i]) << np.uint32(16)
-
-
-@njit(nogil=True)
-def _widen_float16(halves: Array, values: Array) -> None:
-    """A float16's bits at a float32's place are its value times 2^-112, subnormal or not.
-
-    Only exponent 31, of infinities and NaN, has to become 255.
-    """
-    out = values.view(np.uint32)
-    for i in range(halves.size):
-        out[i] = (np.uint32(halves[i]) & np.uint32(0x7FFF)) << np.uint32(13)
-    for i in range(halves.size):
-        values[i] *= np.float32(2.0**112)
-    for i in range(halves.size):
-        half = np.uint32(halves[i])
-        special = (half & np.uint32(0x7C00)) == np.uint32(0x7C00)
-        exponent = np.uint32(0x7F800000) if special else np.uint32(0)
-        out[i] |= ((half & np.uint32(0x8000)) << np.uint32(16)) | exponent
-
-
-def _load(x: Array, low: int, high: int, wide: Array, buckets: Array) -> Array:
-    """Write the buckets of a block and return its values, widened into ``wide`` if they are halves.
-
-    ``x`` holds float32 or float64 values, bfloat16 as uint16 or float16 as int16.
-    """
-    raise NotImplementedError  # Numba calls what `_load_of_type` returns for the type of x
-
-
-@overload(_load)
-def _load_of_type(x: Any, low: Any, high: Any, wide: Any, buckets: Any) -> Callable[..., Any]:  # noqa: ANN401, ARG001
-    if x.dtype is types.float32:
-
-        def load(x: Any, low: Any, high: Any, wide: Any, buckets: Any) -> Any:  # noqa: ANN401, ARG001
-            _buckets32(x, low, high, buckets)
-            return x
-
-    elif x.dtype is types.float64:
-
-        def load(x: Any, low: Any, high: Any, wide: Any, buckets: Any) -> Any:  # noqa: ANN401, ARG001
-            _buckets64(x, low, high, buckets)
-            return x
-
-    elif x.dtype is types.uint16:
-
-        def load(x: Any, low: Any, high: Any, wide: Any, buckets: Any) -> Any:  # noqa: ANN401
-            _widen_bfloat16(x, wide)
-            _buckets32(wide[: x.size], low, high, buckets)
-            return wide[: x.size]
-
+def _write_buckets(x: Array, low: int, high: int, buckets: Array) -> None:
+    """The buckets of float32 or float64 values; Numba compiles the branch away."""
+    if x.itemsize == 8:
+        _buckets64(x, low, high, buckets)
     else:
-
-        def load(x: Any, low: Any, high: Any, wide: Any, buckets: Any) -> Any:  # noqa: ANN401
-            _widen_float16(x.view(np.uint16), wide)
-            _buckets32(wide[: x.size], low, high, buckets)
-            return wide[: x.size]
-
-    return load
+        _buckets32(x, low, high, buckets)
 
 
 # ---- the loops over a block ---------------------------------------------------------------------
@@ -351,13 +294,14 @@ def _sketch_range(
 ) -> None:  # fmt: skip
     """Sketch the values from ``start`` to ``stop``, with tables of its own."""
     table = np.zeros((1 if stop - start < BLOCK else TABLES, ROW), np.uint32)
-    wide, buckets = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.uint16)
+    buckets = np.empty(BLOCK, np.uint16)
     high = low + counts.size // 2 - 1
     row = flags.size * inner if inner < PLANE else 0
     seen = np.zeros(row * max(1, 64 // max(row, 1)), np.uint8)
     n_open = _open(flags)
     for first in range(start, stop, BLOCK):
-        values = _load(x[first : min(first + BLOCK, stop)], low, high, wide, buckets)
+        values = x[first : min(first + BLOCK, stop)]
+        _write_buckets(values, low, high, buckets)
         _sketch_block(values, buckets, shift, eps, table, found, sums, x, first + BLOCK)
         if seen.size:
             _flag_rows(values, first, eps, seen)
@@ -400,9 +344,7 @@ def _join_moments(moments: Array, n: float, s1: float, s2: float, shift: float) 
 @njit(nogil=True)
 def _a_member(x: Array) -> float:
     """The first finite value; with it as shift, M2's relative error is at most n·2⁻⁵²."""
-    wide, buckets = np.empty(1, np.float32), np.empty(1, np.uint16)
-    for i in range(x.size):
-        value = _load(x[i : i + 1], 0, 0, wide, buckets)[0]
+    for value in x:
         if abs(value) < np.inf:
             return np.float64(value)
     return 0.0
@@ -426,8 +368,7 @@ def sketch_serial(
     """Add the values to one row of a layer's buffers, in this thread.
 
     Args:
-        x: (n,) values as they lie in memory; float32 or float64, or half precision as
-            `dispatch.as_array` gives it.
+        x: (n,) float32 or float64 values as they lie in memory.
         inner: values of one channel that lie side by side; n is a multiple of C·inner.
         low: exponent and mantissa bits where the layout's octaves begin, less one.
         eps: bound of near zero, float64 for float64 values, else float32.

@@ -6,20 +6,18 @@ import os
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
-from typing import Any
 
 import numpy as np
 import torch
 from numba.core import config
-from numpy.typing import NDArray
 from torch import Tensor
 
 from convlens.core.columns import BucketLayout
 from convlens.watching.backends import cpu, plain
 from convlens.watching.backends.buffers import Buffers
 
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-"""What the CPU's and CUDA's kernels take; anything narrower is widened first."""
+TRITON_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""What Triton's kernel takes. On the CPU, and of other types, values become float32 before."""
 
 PARALLEL_VALUES = 32_768  # below this, waking a second thread costs more than it saves
 
@@ -71,11 +69,6 @@ class Sketcher:
     def __post_init__(self) -> None:
         first_process()
         self._low = (127 + self.layout.min_exponent) << self.layout.mantissa_bits
-        # Near zero is judged in the values' own precision; halves are widened.
-        self._eps: dict[torch.dtype, np.float32 | np.float64] = {
-            dtype: np.float32(self.eps) for dtype in DTYPES
-        }
-        self._eps[torch.float64] = np.float64(self.eps)
 
     def __call__(
         self,
@@ -113,7 +106,7 @@ class Sketcher:
             kept = buffers.flags.index_select(0, cursor.clamp(min=0))
             all_set = torch.where(cursor[:, None] < 0, kept, 3)
             buffers.flags.index_copy_(0, cursor.clamp(min=0), all_set)
-        if buffers.scratch is not None and x.dtype in DTYPES:
+        if buffers.scratch is not None and x.dtype in TRITON_DTYPES:
             from convlens.watching.backends import cuda
 
             flat, inner = flatten(x, channel_axis)
@@ -129,13 +122,15 @@ class Sketcher:
         if channel_axis is None:
             flags.fill(3)
             flags = flags[:0]
-        if x.dtype not in DTYPES:
+        double = x.dtype == torch.float64
+        if x.dtype != torch.float32 and not double:
             x = x.float()
         flat, inner = flatten(x, channel_axis)
         if flat.numel() == 0:
             exact[0] += 1
             return
-        values, eps = as_array(flat), self._eps[x.dtype]
+        values = flat.numpy()
+        eps = np.float64(self.eps) if double else np.float32(self.eps)
         target = self._low - 1, eps, counts, exact, moments, flags
         parts = min(self.threads, torch.get_num_threads())
         if parts > 1 and values.size >= PARALLEL_VALUES and os.getpid() == first_process():
@@ -160,16 +155,3 @@ def flatten(x: Tensor, channel_axis: int | None) -> tuple[Tensor, int]:
         if last.is_contiguous():
             return last.view(-1), 1
     return flatten(x.contiguous(), channel_axis)
-
-
-def as_array(flat: Tensor) -> NDArray[Any]:
-    """The same memory for NumPy, which has no bfloat16 and is slow with float16.
-
-    Returns:
-        (n,) float32 or float64 values, uint16 patterns of bfloat16, int16 patterns of float16.
-    """
-    if flat.dtype == torch.bfloat16:
-        return flat.view(torch.uint16).numpy()
-    if flat.dtype == torch.float16:
-        return flat.view(torch.int16).numpy()
-    return flat.numpy()
