@@ -111,9 +111,9 @@ def test_before_anything_was_fitted(kind):
     callback = kind()
     with pytest.raises(cl.ArgumentError, match=f"{kind.attribute()} holds nothing yet: call learn"):
         _ = callback[0]
-    with pytest.raises(cl.ArgumentError, match="every=0 is not a positive number of steps"):
+    with pytest.raises(cl.ArgumentError, match="every must be at least 1, got 0"):
         kind(every=0)
-    with pytest.raises(cl.ArgumentError, match="eps=-1 is negative"):
+    with pytest.raises(cl.ArgumentError, match="eps must be at least 0, got -1"):
         kind(eps=-1)
 
 

@@ -62,13 +62,6 @@ def test_as_without_compiling(backend, when):
     assert n_hooks(model) == n_hooks(compiled) == 0
 
 
-def test_compiled_in_place():
-    plain, model = small_net(), small_net()
-    expected = watched(plain, plain)
-    model.compile(backend="aot_eager", fullgraph=True)
-    assert_same(watched(model, model), expected)
-
-
 # Dynamo itself looks at .grad of what a compiled part is given, watched or not.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_only_a_part_is_compiled():
@@ -146,23 +139,6 @@ def test_the_operator_as_torch_checks_operators():
     arguments = (torch.randn(4, 3), *buffers.sketched(), cursor, 1, 0, 0)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.convlens.sketch_.default, arguments, test_utils=checks)
-
-
-def test_a_functional_model_with_a_cross_entropy_inside():
-    class WithLoss(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = small_net()
-
-        def forward(self, x, y):
-            return F.cross_entropy(self.net(x), y)
-
-    model = WithLoss()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    with cl.watch(compiled) as stats:
-        for _ in range(3):
-            compiled(torch.randn(6, 1, 12, 12), torch.arange(6) % 3).backward()
-    assert stats["net.0"].calls.tolist() == [1, 1, 1]
 
 
 # ---- what was compiled before, and what is not seen ---------------------------------------------

@@ -225,14 +225,6 @@ def test_a_discriminator_that_is_called_three_times_a_step(tmp_path):
         assert histories.color_dim(0).get_xlabel() == "forward of the model"
 
 
-def test_steps_that_the_user_says_are_optimizer_steps(tmp_path):
-    with cl.watch(small_net(), count_forwards=False, run=tmp_path / "run") as stats:
-        stats.step()
-        stats.model(torch.randn(2, 1, 12, 12))
-    for histories in (stats, cl.open_run(tmp_path / "run").activation_stats):
-        assert histories.color_dim(0).get_xlabel() == "batch (optimizer step)"
-
-
 def test_an_optimizer_that_is_not_torchs_is_said():
     class ByHand:
         def __init__(self, parameters):
@@ -255,16 +247,6 @@ def test_an_optimizer_that_is_not_torchs_is_said():
     assert len(stats.notes) == 1
     assert "none with a parameter of this model was seen in the first 110 steps" in stats.notes[0]
     assert len(stats.gradients["0.weight"]) == 0
-
-
-def test_a_short_loop_without_an_optimizer_is_said_when_watching_ends():
-    model = small_net()
-    with (
-        pytest.warns(cl.ConvlensWarning, match="was seen in the first 2 steps"),
-        cl.watch(model, updates=True),
-    ):
-        for _ in range(2):
-            model(torch.randn(2, 1, 12, 12)).sum().backward()
 
 
 def test_parameters_that_no_optimizer_steps_are_said():

@@ -174,10 +174,8 @@ def test_a_read_only_installation_and_home(readonly, temporary):
             timeout=240, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert (
-            done.stdout
-            == f"[1.0, 0.5, 1.0, 1.0] {readonly}/lib/convlens/watching/backends/cpu.py\n"
-        )
+        kernels = readonly / "lib/convlens/watching/backends/cpu.py"
+        assert done.stdout == f"[1.0, 0.5, 1.0, 1.0] {kernels}\n"
         assert ("compiling add_batch_norm" in done.stderr) == (not again)
     assert bool(list((readonly / "tmp").glob("convlens-*"))) == temporary
     assert not list((readonly / "lib").rglob("__pycache__"))
