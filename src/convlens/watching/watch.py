@@ -162,8 +162,6 @@ class ActivationWatch(LoggingHistories):
         of_parameters = [self._parameters.aggregator] if self._parameters.wanted else []
         return [self.aggregator, *of_parameters]
 
-    # ---- reading --------------------------------------------------------------------------------
-
     @property
     def layers(self) -> Sequence[LayerInfo]:
         """The watched layers, in order of ``model.named_modules()``."""
