@@ -89,7 +89,7 @@ class Watched:
 
     def per_step(self) -> float:
         """Seconds of rare work for each step."""
-        return self.stats.book.rare_s / self.n_steps
+        return self.stats.aggregator.rare_s / self.n_steps
 
     def __call__(self) -> None:
         """One step."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from convlens.core.records import Finding, RunRecord
     from convlens.runs import Run
     from convlens.watching import ActivationWatch
-    from convlens.watching.probes import Layers
+    from convlens.watching.layer_selection import Layers
 
 
 def watch(
@@ -33,10 +33,13 @@ def watch(
     """Watch a model in your own training loop.
 
     >>> model = cl.simple_cnn(1, 10)
+    >>> loss_fn = torch.nn.CrossEntropyLoss()
     >>> with cl.watch(model) as stats:
-    ...     out = model(torch.rand(8, 1, 28, 28))  # your loop: forward, backward, step
+    ...     for x, y in [(torch.rand(8, 1, 28, 28), torch.arange(8))] * 3:
+    ...         loss = loss_fn(model(x), y)
+    ...         stats.log(loss=loss)  # any other number too; stats.log_epoch ends an epoch
     >>> stats["0.0"].near_zero.shape  # one value for each step
-    (1,)
+    (3,)
 
     Args:
         model: any module.
@@ -46,11 +49,11 @@ def watch(
         every: watch only each n-th step; 1 watches all.
         mode: the forwards that are counted: ``"train"``, those in training mode; ``"eval"``, those
             in evaluation mode; ``"both"``.
-        sample: look at this fraction of each batch's images only, the first ones; each figure then
-            has a `standard_error`. 1 looks at all.
-        gradients: record each parameter's gradient before each optimizer step too:
+        sample: the fraction of each batch's images that is watched, the first ones; below 1 each
+            figure has a `standard_error`.
+        gradients: also watch each parameter's gradient before each optimizer's step:
             ``stats.gradients["features.3.weight"]``.
-        updates: record what each optimizer step adds to each parameter too:
+        updates: also watch what each optimizer's step adds to each parameter:
             ``stats.updates["features.3.weight"].ratio`` is ‖Δw‖/‖w‖.
         count_forwards: a step is a forward of ``model`` in training mode; if False, it lasts from
             one call of ``stats.step()`` to the next.
@@ -60,11 +63,21 @@ def watch(
 
     Returns:
         An `ActivationWatch`, to be used with ``with`` or ``attach()`` and ``detach()``. Its
-        ``notes`` say what could not be seen.
+        ``notes`` say what could not be recorded, its ``recorder`` has what was logged.
 
     Raises:
         ArgumentError: if an argument has a value that cannot work.
         RunError: if the run's directory cannot be made.
+
+    Example:
+        >>> import torch
+        >>> import convlens as cl
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU())
+        >>> with cl.watch(model) as stats:
+        ...     for _ in range(5):
+        ...         stats.log(loss=model(torch.randn(8, 1, 6, 6)).mean())
+        >>> stats["0"].mean.shape, stats["0"].layer.feeds_relu, len(stats.recorder.steps)
+        ((5,), True, 5)
     """
     from convlens.watching import ActivationWatch
 

@@ -72,7 +72,7 @@ SOON_S = 0.05
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was recorded is handed over after this time instead of a second."""
-    for module in ("train.recorder", "watching.book"):
+    for module in ("train.callbacks.recorder", "watching.aggregator"):
         monkeypatch.setattr(f"convlens.{module}.HANDOVER_S", SOON_S)
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import convlens as cl
 
-BACKENDS = ["eager", "aot_eager", "inductor"]
+BACKENDS = [pytest.param("eager", marks=pytest.mark.slow), "aot_eager", "inductor"]
 COUNTS = ("counts", "near_zero", "at_most_eps", "calls", "positive", "active")
 
 
@@ -42,7 +42,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", [pytest.param("before", marks=pytest.mark.slow), "after"])
 def test_as_without_compiling(backend, when):
     plain = small_net()
     expected = watched(plain, plain, 70)
@@ -60,13 +60,6 @@ def test_as_without_compiling(backend, when):
     assert stats.names == ["0", "2", "3", "6"]
     assert_same(stats, expected)
     assert n_hooks(model) == n_hooks(compiled) == 0
-
-
-def test_compiled_in_place():
-    plain, model = small_net(), small_net()
-    expected = watched(plain, plain)
-    model.compile(backend="aot_eager", fullgraph=True)
-    assert_same(watched(model, model), expected)
 
 
 # Dynamo itself looks at .grad of what a compiled part is given, watched or not.
@@ -122,14 +115,8 @@ def test_after_watching_nothing_is_counted_or_left():
     assert len(stats["0"]) == 2
 
 
-def test_layers_before_a_relu_are_found():
-    compiled = torch.compile(small_net(), backend="aot_eager", fullgraph=True)
-    stats = watched(compiled, compiled, 1)
-    assert [name for name in stats if stats[name].layer.feeds_relu] == ["0", "3"]
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast(dtype):
+def test_autocast():
+    dtype = torch.bfloat16
     model = small_net()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     seen = []
@@ -141,45 +128,17 @@ def test_autocast(dtype):
     assert np.isfinite(stats["0"].mean).all()
 
 
-def test_a_training_stays_the_same():
-    torch.manual_seed(0)
-    plain = torch.compile(small_net(), backend="aot_eager", fullgraph=True)
-    train(plain, 4)
-    torch._dynamo.reset()
-    seen = torch.compile(small_net(), backend="aot_eager", fullgraph=True)
-    watched(seen, seen, 4)
-    for a, b in zip(plain.state_dict().values(), seen.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-
-
 def test_the_operator_as_torch_checks_operators():
     from convlens.core.buckets import BucketLayout
-    from convlens.watching.buffers import Buffers
-    from convlens.watching.operators import operators
+    from convlens.watching.backends.buffers import Buffers
+    from convlens.watching.custom_ops import register
 
-    operators()
+    register()
     buffers = Buffers(2, BucketLayout(), 3, torch.device("cpu"))
     cursor = torch.zeros(1, dtype=torch.int64)
     arguments = (torch.randn(4, 3), *buffers.sketched(), cursor, 1, 0, 0)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.convlens.sketch_.default, arguments, test_utils=checks)
-
-
-def test_a_functional_model_with_a_cross_entropy_inside():
-    class WithLoss(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.net = small_net()
-
-        def forward(self, x, y):
-            return F.cross_entropy(self.net(x), y)
-
-    model = WithLoss()
-    compiled = torch.compile(model, backend="inductor", fullgraph=True)
-    with cl.watch(compiled) as stats:
-        for _ in range(3):
-            compiled(torch.randn(6, 1, 12, 12), torch.arange(6) % 3).backward()
-    assert stats["net.0"].calls.tolist() == [1, 1, 1]
 
 
 # ---- what was compiled before, and what is not seen ---------------------------------------------
@@ -251,8 +210,7 @@ def test_which_layers_a_relu_follows_in_a_compiled_model_of_two_inputs():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("warmed", [False, True])
+@pytest.mark.parametrize(("whole", "warmed"), [(False, False), (False, True), (True, True)])
 def test_an_optimizer_that_is_compiled(whole, warmed):
     """The optimizer's step, or all of the training step."""
     model, plain = small_net(), small_net()
@@ -334,6 +292,6 @@ def test_a_compiled_operator_that_fails_ends_nothing():
         raise torch.OutOfMemoryError("out of memory")
 
     with pytest.warns(cl.ConvlensWarning, match="out of memory"), stats:
-        stats.book.kernel = fails
+        stats.aggregator.kernel = fails
         train(compiled, 2)
     assert stats.notes[0].startswith("8 × activation left out, of '0', '2', '3' and 1 more")

@@ -130,15 +130,6 @@ def test_a_step_that_the_scaler_skips_is_not_counted():
     assert stats.updates["0.weight"].update.first_step.tolist() == [1]
 
 
-def test_parameters_without_a_gradient_are_left_out():
-    model = small_net()
-    model[0].weight.requires_grad_(False)
-    with cl.watch(model, gradients=True, updates=True) as stats:
-        train(model, 1)
-    assert "0.weight" not in stats.gradients.names
-    assert "0.bias" in stats.updates.names
-
-
 def test_another_models_optimizer_is_none_of_its_business():
     model, other = small_net(), small_net()
     with cl.watch(model, gradients=True) as stats:
@@ -149,19 +140,9 @@ def test_another_models_optimizer_is_none_of_its_business():
 
 def test_gradients_that_were_not_asked_for():
     stats = cl.watch(small_net())
-    with pytest.raises(cl.ArgumentError, match=r"gradients were not watched; say so beforehand"):
-        _ = stats.gradients
-    with pytest.raises(cl.ArgumentError, match=r"updates were not watched; say so beforehand"):
-        _ = stats.updates
-
-
-def test_watching_gradients_does_not_change_the_training():
-    plain, watched = small_net(), small_net()
-    train(plain, 5)
-    with cl.watch(watched, gradients=True, updates=True):
-        train(watched, 5)
-    for a, b in zip(plain.state_dict().values(), watched.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
+    for name in ("gradients", "updates"):
+        with pytest.raises(cl.ArgumentError, match=rf"{name} were not watched; .*, {name}=True\)"):
+            getattr(stats, name)
 
 
 def test_optimizers_are_looked_at_by_nobody_afterwards():
@@ -177,19 +158,6 @@ def test_optimizers_are_looked_at_by_nobody_afterwards():
         assert stats.gradients["0.weight"].calls.tolist() == [1]
         registered.append((len(_global_optimizer_pre_hooks), len(_global_optimizer_post_hooks)))
     assert registered[0] == registered[1]  # one pair for all watchers, which stays
-
-
-def test_gradients_are_read_from_a_run(tmp_path):
-    model = small_net()
-    with cl.watch(model, gradients=True, updates=True, run=tmp_path / "run") as stats:
-        train(model, 70)
-    run = cl.open_run(tmp_path / "run")
-    for name in stats.gradients:
-        here, there = stats.gradients[name], run.gradient_stats[name]
-        np.testing.assert_array_equal(here.counts, there.counts)
-        np.testing.assert_array_equal(here.norm, there.norm)
-        np.testing.assert_array_equal(stats.updates[name].ratio, run.update_stats[name].ratio)
-    assert run.activation_stats.names == stats.names
 
 
 # ---- batch normalization ------------------------------------------------------------------------
@@ -214,26 +182,6 @@ def test_batch_statistics_beside_the_running_ones(momentum):
     np.testing.assert_allclose(history.running_mean, [m.mean().item() for m, _ in running], 1e-6)
     np.testing.assert_allclose(history.running_var, [v.mean().item() for _, v in running], 1e-6)
     assert np.isnan(stats["0"].batch_mean).all()
-
-
-def test_batch_normalization_without_running_statistics():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
-    with cl.watch(model) as stats:
-        model(torch.randn(4, 1, 8, 8))
-    assert np.isnan(stats["1"].batch_mean).all()
-    assert stats["1"].channels == 4
-
-
-def test_a_frozen_batch_normalization_in_a_training_model():
-    model = small_net()
-    model[2].eval()
-    with cl.watch(model) as stats:
-        train(model, 2)
-    assert stats["2"].calls.tolist() == [1, 1]
-    assert np.isnan(stats["2"].batch_mean).all()
-    assert np.isnan(stats["2"].batch_var).all()
-    assert stats["2"].running_mean.tolist() == [0.0, 0.0]
-    assert stats["2"].running_var.tolist() == [1.0, 1.0]
 
 
 # ---- some images only ---------------------------------------------------------------------------
@@ -280,12 +228,6 @@ def test_one_image_has_no_standard_error():
         stats[0].standard_error("max")
 
 
-@pytest.mark.parametrize("sample", [0.0, -0.5, 1.5])
-def test_samples_that_cannot_work(sample):
-    with pytest.raises(cl.ArgumentError, match="is no fraction of a batch's images"):
-        cl.watch(small_net(), sample=sample)
-
-
 # ---- anyone's model -----------------------------------------------------------------------------
 
 
@@ -320,7 +262,9 @@ def test_a_whole_model_computed_again_is_no_step():
     assert stats["0"].calls.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)]
+)
 def test_autocast(dtype):
     model, seen = small_net(), []
     with cl.watch(model) as stats, torch.autocast("cpu", dtype):
@@ -418,38 +362,6 @@ def test_a_batch_without_images(sample):
     assert np.isnan(stats["0"].standard_error("mean")).tolist() == [sample < 1, False]
 
 
-def test_under_the_transforms_of_torch_func():
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 1)
-    )
-    x = torch.randn(5, 3, 2, 6, 6)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-
-    def loss(p, images):
-        return torch.func.functional_call(model, p, (images,)).sum()
-
-    with cl.watch(model) as stats:
-        for images in x:
-            model(images)
-        by_example = torch.func.vmap(model)(x)
-        torch.func.grad(loss)(parameters, x[0])
-        torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
-    for name in ("0", "1", "4"):
-        history = stats[name]
-        plain, vmapped, gradients, first, gradient = (
-            history.columns[slice(a, b)].counts.sum(axis=0)
-            for a, b in ((0, 5), (5, 6), (7, 8), (0, 1), (6, 7))
-        )
-        # Sums of another order may fall on the other side of an edge.
-        assert abs(vmapped - plain).sum() <= 0.02 * plain.sum()
-        assert abs(gradients - plain).sum() <= 0.02 * plain.sum()
-        assert abs(gradient - first).sum() <= 0.02 * first.sum()
-        assert len(history) == 8
-        assert history.channels == {"0": 4, "1": 4, "4": 1}[name]
-    assert by_example.shape == (5, 3, 1)
-
-
 def test_an_optimizer_around_another_is_one_step():
     class Around(torch.optim.Optimizer):
         def __init__(self, inner):
@@ -517,15 +429,6 @@ def test_an_exported_graph_is_without_operators():
     assert not [n for n in exported.graph.nodes if "convlens" in str(n.target)]
 
 
-def test_a_model_that_moves_to_another_type():
-    model = small_net()
-    with cl.watch(model) as stats:
-        train(model, 1)
-        model.double()
-        model(torch.randn(2, 1, 12, 12, dtype=torch.float64))
-    assert stats["0"].calls.tolist() == [1, 1]
-
-
 def test_steps_counted_again_are_added():
     model = small_net()
     with cl.watch(model, count_forwards=False) as stats:
@@ -558,15 +461,6 @@ def test_a_long_run_keeps_at_most_4096_columns(tmp_path):
         np.testing.assert_allclose(history.near_zero, (abs(out) <= np.float32(0.05)).mean(axis=1))
 
 
-def test_reading_while_it_goes_on():
-    layer = nn.Linear(2, 2)
-    with cl.watch(layer) as stats:
-        for step in range(200):
-            layer(torch.randn(3, 2))
-            if step % 50 == 0:
-                assert len(stats[0]) == step + 1
-
-
 # ---- what it costs ------------------------------------------------------------------------------
 
 
@@ -596,3 +490,14 @@ def test_a_watch_is_forgotten_with_its_last_name():
     del stats
     gc.collect()
     assert gone() is None
+
+
+def test_a_model_that_moves_to_another_type_and_reading_while_it_goes_on():
+    model = small_net()
+    with cl.watch(model) as stats:
+        train(model, 65)
+        assert len(stats["0"]) == 65
+        model.double()
+        model(torch.randn(2, 1, 12, 12, dtype=torch.float64))
+        assert len(stats["0"]) == 66
+    assert stats["0"].n[-1] == 2 * 4 * 36

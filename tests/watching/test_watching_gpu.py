@@ -10,17 +10,15 @@ import coverage
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from convlens.core.buckets import BucketLayout
-from convlens.watching.buffers import Buffers
-from convlens.watching.kernels import Sketcher, flatten
-from convlens.watching.ring import CudaLane, Ring
+from convlens.watching.backends.buffers import Buffers
+from convlens.watching.backends.dispatch import Sketcher, flatten
 
 triton = pytest.importorskip("triton", reason="Triton is made for Linux only")
 
-from convlens.watching import gpu  # noqa: E402
-from convlens.watching.gpu_kernel import sketch_kernel  # noqa: E402
+from convlens.watching.backends import cuda  # noqa: E402
+from convlens.watching.backends.triton_kernel import sketch_kernel  # noqa: E402
 
 LAYOUT = BucketLayout()
 ROOT = Path(__file__).parents[2]
@@ -48,7 +46,7 @@ def test_in_the_interpreter():
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed
-    assert int(passed[1]) >= 100
+    assert int(passed[1]) >= 35
     assert "skipped" not in done.stdout
 
 
@@ -92,17 +90,26 @@ class Compiler:
 
 def compiled(monkeypatch, x, axis, arch):
     compiler = Compiler(arch)
-    monkeypatch.setattr(gpu, "sketch_kernel", compiler)
+    monkeypatch.setattr(cuda, "sketch_kernel", compiler)
     channels = 0 if axis is None else x.shape[axis]
     flat, inner = flatten(x, axis)
     buffers = Buffers(2, LAYOUT, channels, torch.device("cpu"))
-    scratch = gpu.Scratch(channels, torch.device("cpu"))
-    gpu.sketch(flat, inner, channels, 0.05, LAYOUT, buffers, torch.tensor([0]), scratch)
+    scratch = cuda.Scratch(channels, torch.device("cpu"))
+    cuda.sketch(flat, inner, channels, 0.05, buffers, torch.tensor([0]), scratch)
     return compiler.compiled
 
 
-@pytest.mark.parametrize("arch", [80, 90])
-@pytest.mark.parametrize("dtype", list(TYPES))
+@pytest.mark.parametrize(
+    ("arch", "dtype"),
+    [
+        (80, torch.float32),
+        (90, torch.bfloat16),
+        pytest.param(80, torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(90, torch.float16, marks=pytest.mark.slow),
+        pytest.param(90, torch.float32, marks=pytest.mark.slow),
+        pytest.param(90, torch.float64, marks=pytest.mark.slow),
+    ],
+)
 def test_compiles_for_gpus(monkeypatch, arch, dtype):
     """A100, H100 and H200; for values beside each other, channels in rows, and in columns."""
     x = torch.zeros(4, 64, 16, 16, dtype=dtype)
@@ -134,8 +141,8 @@ def test_half_precision_is_read_in_wide_words(monkeypatch):
 
 def test_eps_is_rounded_to_the_type_that_is_compared():
     for dtype, wide in ((torch.float16, np.float32), (torch.float32, np.float32)):
-        assert gpu.eps_pattern(0.05, dtype) == int(wide(0.05).view(np.int32))
-    assert gpu.eps_pattern(0.05, torch.float64) == int(np.float64(0.05).view(np.int64))
+        assert cuda.eps_pattern(0.05, dtype) == int(wide(0.05).view(np.int32))
+    assert cuda.eps_pattern(0.05, torch.float64) == int(np.float64(0.05).view(np.int64))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -158,10 +165,10 @@ def agree(x, axis):
     """The kernel on the GPU against the one on the CPU."""
     channels = 0 if axis is None else x.shape[axis]
     ours = Buffers(2, LAYOUT, channels, x.device)
-    scratch = gpu.Scratch(channels, x.device)
+    scratch = cuda.Scratch(channels, x.device)
     flat, inner = flatten(x, axis)
     cursor = torch.ones(1, dtype=torch.int64, device=x.device)
-    gpu.sketch(flat, inner, channels, 0.05, LAYOUT, ours, cursor, scratch)
+    cuda.sketch(flat, inner, channels, 0.05, ours, cursor, scratch)
     theirs = Buffers(2, LAYOUT, channels, torch.device("cpu"))
     Sketcher(LAYOUT, 0.05)(x.cpu(), axis, theirs, 1)
     for name in NAMES:
@@ -192,18 +199,18 @@ class TestOnGpu:
         x[-1] = 2.0
         buffers = Buffers(1, LAYOUT, 0, x.device)
         cursor = torch.zeros(1, dtype=torch.int64, device="cuda")
-        scratch = gpu.Scratch(0, x.device)
-        gpu.sketch(x, 1, 0, 0.05, LAYOUT, buffers, cursor, scratch)
+        scratch = cuda.Scratch(0, x.device)
+        cuda.sketch(x, 1, 0, 0.05, buffers, cursor, scratch)
         assert sorted(buffers.counts[0].tolist())[-2:] == [1, 2**31 + 4095]
 
     def test_a_captured_graph_changes_rows(self):
         x = torch.randn(64, 32, 8, 8, device="cuda")
-        buffers, scratch = Buffers(4, LAYOUT, 32, x.device), gpu.Scratch(32, x.device)
+        buffers, scratch = Buffers(4, LAYOUT, 32, x.device), cuda.Scratch(32, x.device)
         cursor = torch.full((1,), -1, dtype=torch.int64, device="cuda")
         flat, inner = flatten(x, 1)
 
         def run():
-            gpu.sketch(flat, inner, 32, 0.05, LAYOUT, buffers, cursor, scratch)
+            cuda.sketch(flat, inner, 32, 0.05, buffers, cursor, scratch)
 
         run()  # compiled before it is captured
         graph = torch.cuda.CUDAGraph()
@@ -215,37 +222,3 @@ class TestOnGpu:
         assert buffers.exact[:, 0].tolist() == [1, 0, 1, 2]
         assert torch.equal(buffers.counts[0], buffers.counts[2])
         assert torch.equal(2 * buffers.counts[0], buffers.counts[3])
-
-    def test_training_never_waits(self):
-        torch.manual_seed(0)
-        device = torch.device("cuda")
-        convolution = nn.Conv2d(3, 16, 3)
-        model = nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)).to(device)
-        x, y = torch.randn(64, 3, 16, 16, device=device), torch.randint(10, (64,), device=device)
-        model(x)
-        steps = []
-        ring = Ring(8, device, lambda s, series: steps.extend(series[0][1][:, 0].tolist()),
-                    CudaLane(device))  # fmt: skip
-        buffers, scratch = Buffers(ring.rows, LAYOUT, 16, device), gpu.Scratch(16, device)
-        ring.add((buffers.counts, buffers.exact, buffers.moments, buffers.flags))
-
-        def hook(module, args, output):
-            flat, inner = flatten(output.detach(), 1)
-            gpu.sketch(flat, inner, 16, 0.05, LAYOUT, buffers, ring.cursor, scratch)
-
-        convolution.register_forward_hook(hook)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-        ring.begin(0)
-        model(x)  # compiled before the mode is on
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for step in range(1, 100):
-                ring.begin(step)
-                loss = nn.functional.cross_entropy(model(x), y)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        ring.drain()
-        assert steps == [1] * 100

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convlens.core.buckets import BucketLayout
-from convlens.watching import cpu, kernels
-from convlens.watching.buffers import Buffers
-from convlens.watching.kernels import Sketcher
+from convlens.watching.backends import cpu, dispatch
+from convlens.watching.backends.buffers import Buffers, buffer_device
+from convlens.watching.backends.dispatch import Sketcher
 
 LAYOUT = BucketLayout()
 EPS = 0.05
@@ -41,30 +41,32 @@ def expected_counts(x):
 
 
 def check(columns, x, axis):
-    flat = x.numpy().ravel() if x.dtype != torch.bfloat16 else x.float().numpy().ravel()
-    eps = flat.dtype.type(EPS) if flat.dtype != np.float16 else np.float32(EPS)
-    finite = flat[np.isfinite(flat)].astype(np.float64)
+    flat = x.double().numpy().ravel()
+    wide = flat.astype(np.float64 if x.dtype == torch.float64 else np.float32)
     with np.errstate(invalid="ignore"):
-        assert columns.near_zero[0] == (np.abs(flat) <= eps).sum()
-        assert columns.at_most_eps[0] == (flat <= eps).sum()
+        near, at_most = np.abs(wide) <= wide.dtype.type(EPS), wide <= wide.dtype.type(EPS)
+    assert columns.near_zero[0] == near.sum()
+    assert columns.at_most_eps[0] == at_most.sum()
     assert columns.n[0] == flat.size
     assert columns.nan[0] == np.isnan(flat).sum()
     assert columns.pos_inf[0] == np.isposinf(flat).sum()
     assert columns.neg_inf[0] == np.isneginf(flat).sum()
     np.testing.assert_array_equal(columns.counts[0], expected_counts(flat))
-    if finite.size:
+    if axis is not None:
+        n = x.shape[axis]
+        rows = np.moveaxis(x.double().numpy(), axis, 0).reshape(n, -1)
+        beyond = np.moveaxis(~near.reshape(x.shape), axis, 0).reshape(n, -1)
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_array_equal(columns.positive[0], (rows > 0).any(axis=1))
+        np.testing.assert_array_equal(columns.active[0], beyond.any(axis=1))
+    finite = flat[np.isfinite(flat)]
+    if not finite.size:
+        assert np.isnan(columns.mean[0])
+    elif np.abs(finite).max() < 1e150:  # beyond it squares leave float64
         scale = np.abs(finite).max()
         assert columns.mean[0] == pytest.approx(finite.mean(), rel=1e-6, abs=1e-7 * scale)
         std = np.sqrt(columns.m2[0] / finite.size)
         assert std == pytest.approx(finite.std(), rel=1e-6, abs=1e-7 * scale)
-    else:
-        assert np.isnan(columns.mean[0])
-    if axis is not None:
-        by_channel = np.moveaxis(x.float().numpy(), axis, 0).reshape(x.shape[axis], -1)
-        with np.errstate(invalid="ignore"):
-            np.testing.assert_array_equal(columns.positive[0], (by_channel > 0).any(axis=1))
-            active = ~(np.abs(by_channel) <= np.float32(EPS))
-        np.testing.assert_array_equal(columns.active[0], active.any(axis=1))
 
 
 SPECIAL = [0.0, -0.0, 1e-45, -1e-45, 1e-40, 0.05, -0.05, 2.0**-32, 65536.0, -65536.0, 3e38, -3e38]
@@ -91,7 +93,7 @@ def test_special_values(kernel, dtype):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e6, 1e18, 1e30])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_large_and_tiny_values(kernel, scale):
     torch.manual_seed(1)
     x = (torch.randn(4096 * 3 + 5) + 2) * scale
@@ -107,27 +109,11 @@ def test_a_large_mean_does_not_drown_a_small_deviation(kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_float64_beyond_the_range_of_float32(kernel):
-    x = torch.tensor([1e300, -1e300, 1e-300, -1e-300, 1.0], dtype=torch.float64)
-    columns = sketch(x, None, kernel)
-    np.testing.assert_array_equal(columns.counts[0], expected_counts(x.numpy()))
-    assert columns.nan[0] == columns.pos_inf[0] == columns.neg_inf[0] == 0
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
 def test_empty_tensor(kernel):
     columns = sketch(torch.zeros(0, 4, 3, 3), 1, kernel)
     assert columns.calls[0] == 1
     assert columns.n[0] == 0
     assert np.isnan(columns.mean[0])
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_only_non_finite_values(kernel):
-    columns = sketch(torch.full((3, 2), float("nan")), 1, kernel)
-    assert columns.nan[0] == 6
-    assert np.isnan(columns.mean[0])
-    assert columns.counts.sum() == 0
 
 
 def layouts(x):
@@ -149,7 +135,7 @@ def test_every_memory_layout(kernel, size):
 
 def test_channels_last_is_read_in_place():
     x = torch.randn(4, 8, 5, 5).to(memory_format=torch.channels_last)
-    flat, inner = kernels.flatten(x, 1)
+    flat, inner = dispatch.flatten(x, 1)
     assert flat.data_ptr() == x.data_ptr()
     assert inner == 1
 
@@ -163,20 +149,6 @@ def test_two_calls_add_up(kernel):
     columns = sketch(b, 1, kernel, buffers=buffers)
     assert columns.calls[0] == 2
     check(columns, torch.cat([a, b]), 1)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.one_of(st.floats(width=32), st.sampled_from(SPECIAL)), min_size=1, max_size=200),
-    st.sampled_from(KERNELS),
-    st.integers(1, 7),
-)
-def test_any_values(values, kernel, channels):
-    n = max(1, len(values) // channels)
-    x = torch.tensor((values * channels)[: n * channels]).reshape(n, channels)
-    columns = sketch(x, 1, kernel)
-    np.testing.assert_array_equal(columns.counts[0], expected_counts(x.numpy()))
-    assert columns.n[0] == x.numel()
 
 
 def bits_of(dtype):
@@ -234,31 +206,7 @@ def strided(draw, whole, shape):
 @given(tensors(), st.sampled_from(KERNELS), st.data())
 def test_any_shape_strides_dtype_and_bits(x, kernel, data):
     axis = data.draw(st.sampled_from([None, *range(x.ndim)]))
-    columns = sketch(x, axis, kernel)
-    flat = x.double().numpy().ravel()
-    wide = flat.astype(np.float64 if x.dtype == torch.float64 else np.float32)
-    eps = wide.dtype.type(EPS)
-    with np.errstate(invalid="ignore"):
-        near, at_most = np.abs(wide) <= eps, wide <= eps
-    assert columns.near_zero[0] == near.sum()
-    assert columns.at_most_eps[0] == at_most.sum()
-    assert columns.n[0] == flat.size
-    assert columns.nan[0] == np.isnan(flat).sum()
-    assert columns.pos_inf[0] == np.isposinf(flat).sum()
-    assert columns.neg_inf[0] == np.isneginf(flat).sum()
-    np.testing.assert_array_equal(columns.counts[0], expected_counts(flat))
-    if axis is not None:
-        rows = np.moveaxis(x.double().numpy(), axis, 0).reshape(x.shape[axis], -1)
-        beyond = np.moveaxis(~near.reshape(x.shape), axis, 0).reshape(x.shape[axis], -1)
-        with np.errstate(invalid="ignore"):
-            np.testing.assert_array_equal(columns.positive[0], (rows > 0).any(axis=1))
-        np.testing.assert_array_equal(columns.active[0], beyond.any(axis=1))
-    finite = flat[np.isfinite(flat)]
-    if finite.size and np.abs(finite).max() < 1e150:
-        scale = np.abs(finite).max()
-        assert columns.mean[0] == pytest.approx(finite.mean(), rel=1e-6, abs=1e-7 * scale)
-        std = np.sqrt(columns.m2[0] / finite.size)
-        assert std == pytest.approx(finite.std(), rel=1e-6, abs=1e-7 * scale)
+    check(sketch(x, axis, kernel), x, axis)
 
 
 def test_threads_give_the_same_counts(two_threads):
@@ -303,26 +251,13 @@ def _fresh_in_child(x, queue):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_after_a_fork(two_threads):
-    x = torch.linspace(-1, 1, 50_000)
-    sketcher = Sketcher(LAYOUT, EPS)
+@pytest.mark.parametrize("fresh", [False, True])
+def test_after_a_fork(two_threads, fresh):
+    x, context = torch.linspace(-1, 1, 50_000), multiprocessing.get_context("fork")
+    sketcher, queue = Sketcher(LAYOUT, EPS), context.SimpleQueue()
     _in_child(sketcher, x, multiprocessing.SimpleQueue())  # the parent has used its threads
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    child = context.Process(target=_in_child, args=(sketcher, x, queue))
-    child.start()
-    child.join(60)
-    assert child.exitcode == 0
-    assert queue.get() == 50_000
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_sketcher_of_its_own_after_a_fork(two_threads):
-    x = torch.linspace(-1, 1, 50_000)
-    sketch(x, threads=2)  # the parent has used its threads
-    context = multiprocessing.get_context("fork")
-    queue = context.SimpleQueue()
-    child = context.Process(target=_fresh_in_child, args=(x, queue))
+    target, arguments = (_fresh_in_child, (x,)) if fresh else (_in_child, (sketcher, x))
+    child = context.Process(target=target, args=(*arguments, queue))
     child.start()
     child.join(60)
     assert child.exitcode == 0
@@ -336,13 +271,10 @@ def test_a_sketcher_of_its_own_after_a_fork(two_threads):
         ("omp", ["omp"], 2),
         ("omp", ["tbb"], 1),
         ("tbb", ["omp"], 1),  # Numba would raise: its own tbbpool is there, libtbb is not
-        ("tbb", ["tbb"], 2),
+        ("TBB", ["tbb"], 2),
         ("default", ["omp"], 2),
         ("default", [], 1),
-        ("threadsafe", ["omp"], 2),
-        ("forksafe", ["omp"], 1),
-        ("safe", ["omp"], 1),
-        ("SAFE", ["tbb"], 2),
+        ("safe", ["omp", "tbb"], 1),  # not supported
     ],
 )
 def test_numba_threads_only_on_a_safe_layer(monkeypatch, wanted, there, threads):
@@ -352,19 +284,44 @@ def test_numba_threads_only_on_a_safe_layer(monkeypatch, wanted, there, threads)
 
     monkeypatch.setattr("numba.core.config.THREADING_LAYER", wanted)
     monkeypatch.setattr("numba.core.config.NUMBA_NUM_THREADS", 2)
-    monkeypatch.setattr(kernels, "import_module", loaded)
-    assert kernels.numba_threads() == threads
+    monkeypatch.setattr(dispatch, "import_module", loaded)
+    assert dispatch.numba_threads() == threads
 
 
 def test_a_workqueue_that_comes_first_is_the_one(monkeypatch):
     monkeypatch.setattr("numba.core.config.THREADING_LAYER", "default")
     monkeypatch.setattr("numba.core.config.THREADING_LAYER_PRIORITY", ["workqueue", "omp", "tbb"])
-    assert kernels.numba_threads() == 1
+    assert dispatch.numba_threads() == 1
 
 
-def test_a_layer_that_changes_its_channels_is_counted_without_them():
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_layer_that_changes_its_channels_is_counted_without_them(kernel):
     buffers = Buffers(1, LAYOUT, 4, torch.device("cpu"))
-    columns = sketch(torch.ones(2, 3), 1, buffers=buffers)
+    columns = sketch(torch.ones(2, 3), 1, kernel, buffers=buffers)
     assert columns.n[0] == 6
     assert columns.positive.all()  # so that none is said to be dead
     assert columns.active.all()
+
+
+@pytest.mark.parametrize("row", [0, 2, -1])
+def test_a_row_known_on_the_device(row):
+    """The plain kernel and the CPU's find it in a tensor, -1 for none."""
+    x, cursor = torch.randn(6, 5, 4), torch.tensor([row])
+    by_tensor, plain, expected = (Buffers(3, LAYOUT, 5, torch.device("cpu")) for _ in range(3))
+    plain.rows = []
+    sketcher = Sketcher(LAYOUT, EPS, threads=1)
+    for _ in range(2):
+        sketcher(x, 1, by_tensor, 1, cursor)
+        sketcher(x, 1, plain, 1, cursor)
+        sketcher(x, 1, expected, row)
+    for found in (by_tensor, plain):
+        for name in ("counts", "exact", "flags"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
+        torch.testing.assert_close(found.moments, expected.moments)
+    assert expected.exact[:, 0].sum() == (2 if row >= 0 else 0)
+
+
+def test_where_there_is_no_float64_buffers_lie_on_the_host():
+    assert buffer_device(torch.device("mps")) == torch.device("cpu")
+    for device in ("cpu", "cuda:1", "xpu"):
+        assert buffer_device(torch.device(device)) == torch.device(device)

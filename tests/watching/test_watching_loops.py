@@ -225,14 +225,6 @@ def test_a_discriminator_that_is_called_three_times_a_step(tmp_path):
         assert histories.color_dim(0).get_xlabel() == "forward of the model"
 
 
-def test_steps_that_the_user_says_are_optimizer_steps(tmp_path):
-    with cl.watch(small_net(), count_forwards=False, run=tmp_path / "run") as stats:
-        stats.step()
-        stats.model(torch.randn(2, 1, 12, 12))
-    for histories in (stats, cl.open_run(tmp_path / "run").activation_stats):
-        assert histories.color_dim(0).get_xlabel() == "batch (optimizer step)"
-
-
 def test_an_optimizer_that_is_not_torchs_is_said():
     class ByHand:
         def __init__(self, parameters):
@@ -251,20 +243,10 @@ def test_an_optimizer_that_is_not_torchs_is_said():
             model(torch.randn(2, 1, 12, 12)).sum().backward()
             optimizer.step()
             assert len(said) == (step >= 99)  # after a while, not only at the end
-    assert str(said[0].message).startswith("Gradients and updates are looked at in the step of a ")
+    assert str(said[0].message).startswith("Gradients and updates are recorded in the step of a ")
     assert len(stats.notes) == 1
     assert "none with a parameter of this model was seen in the first 110 steps" in stats.notes[0]
     assert len(stats.gradients["0.weight"]) == 0
-
-
-def test_a_short_loop_without_an_optimizer_is_said_when_watching_ends():
-    model = small_net()
-    with (
-        pytest.warns(cl.ConvlensWarning, match="was seen in the first 2 steps"),
-        cl.watch(model, updates=True),
-    ):
-        for _ in range(2):
-            model(torch.randn(2, 1, 12, 12)).sum().backward()
 
 
 def test_parameters_that_no_optimizer_steps_are_said():
@@ -409,12 +391,6 @@ def test_a_loop_that_fails_says_only_what_failed():
     with pytest.raises(ValueError, match="mine"), stats:
         raise ValueError("mine")
     assert stats.notes == ()
-
-
-@pytest.mark.parametrize("mode", ["evaluation", None, ["train"]])
-def test_modes_that_cannot_work(mode):
-    with pytest.raises(cl.ArgumentError, match="is not known; use 'train', 'eval' or 'both'"):
-        cl.watch(small_net(), mode=mode)
 
 
 # ---- several processes and devices --------------------------------------------------------------

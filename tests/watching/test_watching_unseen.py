@@ -85,15 +85,14 @@ OUTPUTS = {
 # Prototypes of torch, and what is deprecated of it.
 @pytest.mark.filterwarnings("ignore:(?!The activation).*:UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("options", [{}, {"sample": 0.5}, {"layers": "all"}])
 @pytest.mark.parametrize("kind", OUTPUTS)
-def test_an_output_without_a_sketch_is_left_out(kind, options):
+def test_an_output_without_a_sketch_is_left_out(kind):
     model = nn.Sequential(nn.Linear(4, 4), Makes(OUTPUTS[kind]))
     with (
         pytest.warns(
             cl.ConvlensWarning, match=r"The activation of '1' \(Makes\) cannot be"
         ) as said,
-        cl.watch(model, **options) as stats,
+        cl.watch(model, sample=0.5) as stats,
     ):
         for _ in range(3):
             model(torch.randn(5, 4))
@@ -109,14 +108,14 @@ def test_no_memory_for_a_copy_is_no_end_of_the_step(monkeypatch):
     """A kernel that raises, as one does where memory for a copy is missing."""
     model = small_net()
     stats = cl.watch(model)
-    kernel, turn = stats.book.kernel, iter(range(100))
+    kernel, turn = stats.aggregator.kernel, iter(range(100))
 
     def sometimes(*arguments):
         if next(turn) == 5:  # the second layer of the second step, a batch normalization
             raise torch.OutOfMemoryError("out of memory")
         kernel(*arguments)
 
-    stats.book.kernel = sometimes
+    stats.aggregator.kernel = sometimes
     with pytest.warns(cl.ConvlensWarning, match="OutOfMemoryError: out of memory"), stats:
         train(model, 3)
     assert stats["0"].first_step.tolist() == [0, 1, 2]
@@ -162,6 +161,24 @@ def test_gradients_without_a_sketch_are_left_out(tmp_path):
         "4 × gradient left out, of '0.weight', '0.bias': a DTensor" in n for n in stats.notes
     )
     assert stats["0"].calls.tolist() == [1, 1]
+
+
+def test_outputs_inside_transforms_of_torch_func_are_left_out():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(p, x):
+        return torch.func.functional_call(model, p, (x,)).sum()
+
+    with (
+        pytest.warns(cl.ConvlensWarning, match="transform of torch.func"),
+        cl.watch(model) as stats,
+    ):
+        torch.func.vmap(model)(torch.randn(5, 3, 4))
+        torch.func.grad(loss)(parameters, torch.randn(3, 4))
+        model(torch.randn(3, 4))
+    assert stats["0"].first_step.tolist() == [2]
+    assert stats.notes[0].startswith("2 × activation left out, of '0'")
 
 
 def test_a_warning_made_an_error_ends_nothing():
@@ -231,7 +248,7 @@ def test_a_run_that_cannot_be_written_is_said_and_kept_in_memory(tmp_path):
     stats.attach()
     train(model, 64)
     stats.flush()
-    stats.book.ledger.wait()
+    stats.aggregator.store.wait()
     stats.sink.write_columns = full
     with pytest.warns(cl.ConvlensWarning, match=r"kept in memory only: RunError: the disk is full"):
         train(model, 130)
@@ -556,14 +573,6 @@ def test_each_watcher_of_a_learner_has_notes_of_its_own(tmp_path):
     assert meta["gradient_notes"][0].startswith("2 parameters need a gradient and had none in any")
     assert "update_notes" not in meta  # an optimizer has had them all
     assert len(said) == 2
-
-
-def test_a_copy_of_a_watched_model_records_nothing():
-    model = small_net()
-    with cl.watch(model) as stats:
-        train(model, 1)
-        train(copy.deepcopy(model), 2)
-    assert stats["0"].calls.tolist() == [1]
 
 
 def test_what_was_watched_can_be_copied():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from convlens.errors import ArgumentError, MissingLibraryError
 from convlens.runs.watched_run import record_watch
 from convlens.watching import ActivationWatch
-from convlens.watching.probes import Layers
+from convlens.watching.layer_selection import Layers
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer

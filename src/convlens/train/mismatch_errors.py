@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convlens.errors import ConvlensError, TrainingError, warn
 from convlens.execution import shapes, unwrapped
 from convlens.train.metrics import function_name
-from convlens.watching.probes import BatchNorm
+from convlens.watching.layer_selection import BatchNorm
 
 _CLASS_LOSSES = {
     *("cross_entropy", "nll_loss", "multi_margin_loss"),

@@ -1,4 +1,4 @@
-"""Checks of what watchers are asked for, each a sentence that says what to do."""
+"""Checks of a watcher's arguments."""
 
 from __future__ import annotations
 
@@ -11,29 +11,27 @@ from torch import nn
 from convlens.errors import ArgumentError
 
 MODES = {"train": (True,), "eval": (False,), "both": (True, False)}
-"""For each ``mode``, the values of ``module.training`` whose forwards are counted."""
+"""For each ``mode``, the values of ``module.training`` for which forwards are counted."""
 
 
 def check_eps(eps: object) -> None:
     """Raise an `ArgumentError` unless ``eps`` is a bound of |x|."""
     if not isinstance(eps, Real) or not math.isfinite(eps):
-        raise ArgumentError(f"eps={eps!r} is no bound of |x| for near zero; give a finite number.")
+        raise ArgumentError(f"eps must be a finite number, got {eps!r}; |x| ≤ eps is near zero.")
     if eps < 0:
-        raise ArgumentError(f"eps={eps} is negative; give the bound of |x| for near zero.")
+        raise ArgumentError(f"eps must be at least 0, got {eps}; |x| ≤ eps is near zero.")
 
 
 def check_every(every: object) -> None:
     """Raise an `ArgumentError` unless ``every`` is a number of steps."""
     if not isinstance(every, Integral) or every < 1:
-        raise ArgumentError(f"every={every!r} is not a positive number of steps; use 1 for all.")
+        raise ArgumentError(f"every must be at least 1, got {every!r}; 1 records all steps.")
 
 
 def check_model(model: object) -> None:
     """Raise an `ArgumentError` unless ``model`` is a module that takes hooks."""
     if not isinstance(model, nn.Module):
-        raise ArgumentError(
-            f"model is a {type(model).__name__}, not a module; give the torch.nn.Module itself."
-        )
+        raise ArgumentError(f"model must be a torch.nn.Module, got a {type(model).__name__}.")
     if isinstance(model, torch.jit.ScriptModule):
         raise ArgumentError(
             f"model is a {type(model).__name__}, which takes no hooks; give the module that "
@@ -45,8 +43,8 @@ def check_mode(mode: object) -> None:
     """Raise an `ArgumentError` unless ``mode`` says which forwards are counted."""
     if not isinstance(mode, str) or mode not in MODES:
         raise ArgumentError(
-            f"mode={mode!r} is not known; use 'train', 'eval' or 'both' for the forwards in "
-            "training mode, in evaluation mode, or all."
+            f"mode must be 'train', 'eval' or 'both', got {mode!r}; it says which forwards are "
+            "counted."
         )
 
 
@@ -54,6 +52,6 @@ def check_sample(sample: object) -> None:
     """Raise an `ArgumentError` unless ``sample`` is a fraction of a batch."""
     if not isinstance(sample, Real) or not 0 < float(sample) <= 1:
         raise ArgumentError(
-            f"sample={sample!r} is no fraction of a batch's images; give a number above 0, at most "
-            "1 (1 looks at all)."
+            f"sample must be above 0 and at most 1, got {sample!r}; it is the fraction of a "
+            "batch's images that is sketched."
         )

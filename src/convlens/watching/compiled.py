@@ -1,9 +1,9 @@
 """Watching inside graphs that `torch.compile` made.
 
-When a layer with a hook is compiled, the hook is traced with it: what it does in Python happens
-once, and what stays in the graph are the operators of `convlens.watching.operators`. What was
-compiled before the hooks came would go on without them, so everything compiled in this process is
-thrown away when watching begins, and what was compiled with them when it ends.
+When a layer with a hook is compiled, the hook is traced with it: its Python runs once, and the
+operators of `convlens.watching.custom_ops` stay in the graph. Code compiled before the hooks were
+registered does not call them, so everything compiled in this process is thrown away when watching
+begins, and what was compiled with hooks when it ends.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,23 +19,25 @@ import torch
 from torch import Tensor, nn
 
 from convlens.watching import normalization
-from convlens.watching.book import Sketchbook, Slot
-from convlens.watching.notes import Notes
-from convlens.watching.operators import NO_AXIS, operators, watchers
-from convlens.watching.probes import channel_axis, first_tensor
-from convlens.watching.turns import Turn
+from convlens.watching.aggregator import Aggregator, Slot
+from convlens.watching.backends.buffers import buffer_device
+from convlens.watching.custom_ops import NO_AXIS, register, watchers
+from convlens.watching.forward_lock import ForwardLock
+from convlens.watching.layer_selection import channel_axis
+from convlens.watching.notes import CannotSketchError, Notes
+from convlens.watching.outputs import first_tensor
 
 
-class CompiledSide:
+class CompiledHooks:
     """What the hooks of one watcher do while they are traced, and what the operators call.
 
     Args:
-        book: where the sketches go.
+        aggregator: where the sketches go.
         slots: the watched layers.
-        notes: where to say what could not be seen.
-        turn: which forwards are recorded.
-        enter_forward: begins one on some inputs; whether it is to be counted, None if it is left
-            out.
+        notes: where to say what could not be recorded.
+        lock: which forwards are recorded.
+        enter_forward: begins a forward on some inputs; returns whether it is counted, None if it
+            is left out.
 
     Attributes:
         active: whether some of the model was compiled when watching began, or an operator has run.
@@ -42,49 +45,52 @@ class CompiledSide:
 
     def __init__(
         self,
-        book: Sketchbook,
+        aggregator: Aggregator,
         slots: Sequence[Slot],
         notes: Notes,
-        turn: Turn,
+        lock: ForwardLock,
         enter_forward: Callable[[Sequence[Any]], bool | None],
     ) -> None:
         self.active = False
-        self._book, self._slots, self._notes, self._turn = book, slots, notes, turn
+        self._aggregator, self._slots, self._notes, self._lock = aggregator, slots, notes, lock
         self._enter_forward = enter_forward
         self._number = secrets.randbits(62)
         self._cursors: dict[torch.device, Tensor] = {}
         self._on_cpu = np.zeros(1, np.int64)  # the memory of the CPU's cursor, once there is one
 
     def attach(self, model: nn.Module) -> None:
-        """Let graphs find this watcher, and have what is compiled made anew."""
-        operators()
+        """Let graphs find this watcher, and have compiled code compiled anew."""
+        register()
         watchers()[self._number] = self
-        for device in {parameter.device for parameter in model.parameters()} - {*self._cursors}:
-            self._cursors[device] = torch.full((1,), -1, dtype=torch.int64, device=device)
-            if device.type == "cpu":
-                self._on_cpu = self._cursors[device].numpy()
+        for own in {parameter.device for parameter in model.parameters()}:
+            with suppress(CannotSketchError):
+                device = buffer_device(own)
+                if device not in self._cursors:
+                    self._cursors[device] = torch.full((1,), -1, device=device)
+                    if device.type == "cpu":
+                        self._on_cpu = self._cursors[device].numpy()
         self.active = any(_is_compiled(module) for module in model.modules())
         if self.active or _has_compiled():
             torch.compiler.reset()
 
     def detach(self) -> None:
-        """What is still compiled finds no watcher any more; it is made anew without."""
+        """Let graphs find no watcher any more, and have compiled code compiled without."""
         watchers().pop(self._number, None)
         self.let(count=False)
         if self.active:
             torch.compiler.reset()
 
     def let(self, *, count: bool) -> None:
-        """Say from outside of any graph whether the current row is counted in."""
+        """Set the cursors from outside of any graph: to the current row, or to none."""
         for device, cursor in self._cursors.items():
-            if device.type == "cpu":  # through NumPy in a tenth of the time
-                self._on_cpu[0] = self._book.row if count else -1
+            if device.type == "cpu":  # NumPy takes a tenth of torch's time
+                self._on_cpu[0] = self._aggregator.row if count else -1
             else:
                 self._set([cursor], count=count)
 
     def _set(self, cursors: Sequence[Tensor], *, count: bool) -> None:
         for cursor in cursors:
-            cursor.fill_(self._book.row_on(cursor.device) if count else -1)
+            cursor.fill_(self._aggregator.row_on(cursor.device) if count else -1)
 
     # ---- traced with the model ------------------------------------------------------------------
 
@@ -130,13 +136,13 @@ class CompiledSide:
     ) -> None:
         """A forward begins. A graph may have copied the buffers, which then are emptied too."""
         self.active = True
-        before = self._book.n_flushes
+        before = self._aggregator.n_flushes
         count = self._notes.guard(self._enter_forward, inputs)
         if count is None:
             return
         self._set(cursors, count=count)
         # On a device the other half is used next, and this one is emptied once it is copied.
-        if self._book.n_flushes != before:
+        if self._aggregator.n_flushes != before:
             for tensor in buffers:
                 if tensor.device.type != "cuda":
                     tensor.zero_()
@@ -146,16 +152,16 @@ class CompiledSide:
     ) -> None:
         """A layer has put out ``x``."""
         self.active = True
-        if self._turn.elsewhere:
+        if self._lock.elsewhere:
             return
         try:
-            self._book.sketch_into(self._slots[slot], x, axis, buffers, cursor)
+            self._aggregator.sketch_into(self._slots[slot], x, axis, buffers, cursor)
         except Exception as error:
             self._notes.leave_out(self._slots[slot].info, error, x)
 
     def leave_compiled(self, cursors: Sequence[Tensor]) -> None:
         """The forward has ended."""
-        if self._turn.leave():
+        if self._lock.release():
             self._set(cursors, count=False)
 
 

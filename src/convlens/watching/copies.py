@@ -1,4 +1,4 @@
-"""Copies and pickles of a watched model are without its hooks."""
+"""Leaves a watcher's hooks out of copies and pickles of the watched model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ GETSTATE = "__getstate__"
 
 
 class LeftOutOfCopies:
-    """Has modules leave hooks out of what ``copy.deepcopy`` and ``pickle`` take of them.
+    """Leaves hooks out of what ``copy.deepcopy`` and ``pickle`` take of modules.
 
-    Both ask an object for ``__getstate__``, on the object itself before its class. While a module
-    is watched it has one of its own, which is in no copy either; several watchers share it.
+    Both ask for ``__getstate__``, on the object before its class. A watched module has one of its
+    own, which leaves out itself too; several watchers share it.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class LeftOutOfCopies:
         self._hooks.setdefault(module, set()).add(handle.id)
 
     def clear(self) -> None:
-        """Copies are as they were before; the hooks of other watchers are still left out."""
+        """Copies are as before; the hooks of other watchers are still left out."""
         for module, hooks in self._hooks.items():
             own = vars(module).get(GETSTATE)
             if isinstance(own, _StateWithoutHooks):
@@ -47,11 +47,7 @@ class LeftOutOfCopies:
 
 
 class _StateWithoutHooks:
-    """A module's ``__getstate__`` that leaves out itself and some hooks.
-
-    Attributes:
-        hooks: their numbers, which no other hook in the process has.
-    """
+    """A module's ``__getstate__`` that leaves out itself and some hooks, by their ids."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +19,14 @@ class Cost:
     Attributes:
         kernel_s: in the kernels, measured around every call. On a GPU that is the time to launch
             them: they run beside the host.
-        hooks_s: in Python around them: the number of calls times what one was found to take.
+        hooks_s: in Python around them: the number of calls times the measured cost of one.
         handover_s: handing finished columns to the thread that compresses and writes them.
         training_s: from the first step to now, or to the end of watching.
+
+    Example:
+        >>> from convlens.watching.cost import Cost
+        >>> Cost(kernel_s=0.3, hooks_s=0.1, handover_s=0.1, training_s=4.0).share
+        0.125
     """
 
     kernel_s: float
@@ -34,7 +41,7 @@ class Cost:
 
     @property
     def share(self) -> float:
-        """Of the training's time, the part that was watching; NaN before the first step."""
+        """The part of the training's time that was watching; NaN before the first step."""
         return self.watching_s / self.training_s if self.training_s else float("nan")
 
     def __str__(self) -> str:
@@ -48,24 +55,26 @@ class Cost:
 
 
 @cache
-def hook_seconds() -> float:
-    """What one hook takes besides its kernel, on this machine: the least of several tries."""
-    from convlens.watching.watch import ActivationWatch  # which imports this module
+def hook_seconds(watch: Callable[[nn.Module, str], Any]) -> float:
+    """What one hook takes besides its kernel, on this machine: the least of several tries.
 
+    Args:
+        watch: `ActivationWatch`, which imports this module.
+    """
     layers = [nn.Identity() for _ in range(32)]
     model = nn.Sequential(*layers)
     x = torch.zeros(1)
     plain = _forward_seconds(model, x)
-    watch = ActivationWatch(model, "all")
-    kernel, watch.book.kernel = watch.book.kernel, _nothing
-    with watch:
+    stats = watch(model, "all")
+    kernel, stats.aggregator.kernel = stats.aggregator.kernel, _no_kernel
+    with stats:
         watched = _forward_seconds(model, x)
-        watch.book.kernel = kernel
-        model(x)  # or it would be said that nothing was recorded
+        stats.aggregator.kernel = kernel
+        model(x)  # or a note would say that nothing was recorded
     return max(watched - plain, 0.0) / len(layers)
 
 
-def _nothing(*args: object) -> None:
+def _no_kernel(*args: object) -> None:
     """A kernel that takes no time."""
 
 

@@ -1,9 +1,9 @@
 """What batch normalization normalized a batch by, beside its running statistics.
 
-The batch's own mean and variance are never handed out by the layer, but follow from how they moved
-the running ones: new = (1 − m)·old + m·batch (Ioffe and Szegedy, Batch Normalization, 2015, and
-torch's documentation of ``momentum``), without another pass over the values. Both are averaged over
-the channels.
+The layer does not hand out the batch's mean and variance, but they follow from how they moved the
+running ones: new = (1 − m)·old + m·batch (Ioffe and Szegedy, Batch Normalization, 2015, and torch's
+documentation of ``momentum``), without another pass over the values. They are averaged over the
+channels.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from convlens.watching import cpu
-from convlens.watching.probes import BatchNorm
+from convlens.watching.backends import cpu
+from convlens.watching.layer_selection import BatchNorm
 
 Statistics = tuple[Tensor, Tensor]
 """Running mean and running variance, each (C,)."""
@@ -50,7 +50,7 @@ def add(
     Args:
         module: after the batch.
         old: what `before` gave.
-        x: (N, C, …) what the module put out.
+        x: (N, C, …) the module's output.
         sums: (K, 4): mean and biased variance of the batch, running mean and variance.
         row: which row.
         cursor: (1,) int64 that holds the row instead, -1 for none; in compiled graphs.
@@ -67,13 +67,14 @@ def add(
     if share is None:  # a cumulative average
         assert module.num_batches_tracked is not None
         share = 1.0 / module.num_batches_tracked
-    if cursor is None and sums.device.type == "cpu" and mean.dtype == torch.float32:
-        a, b, c, d = (t.numpy() for t in (*(t.detach() for t in old), mean.detach(), var.detach()))
+    if cursor is None and mean.device.type == "cpu" and mean.dtype == torch.float32:
+        a, b, c, d = (t.detach().numpy() for t in (*old, mean, var))
         cpu.add_batch_norm(a, b, c, d, float(share), biased, sums.numpy()[row])
         return
     batch_mean = (mean - (1 - share) * old[0]) / share
     batch_var = (var - (1 - share) * old[1]) / share * biased
-    values = torch.stack([t.to(sums.dtype).mean() for t in (batch_mean, batch_var, mean, var)])
+    means = [t.to(sums.device, sums.dtype).mean() for t in (batch_mean, batch_var, mean, var)]
+    values = torch.stack(means)
     if cursor is None:
         sums[row] += values
     else:

@@ -1,4 +1,4 @@
-"""`Notes`: what a watcher could not see, in sentences with counts."""
+"""`Notes`: what a watcher could not record, in sentences with counts."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ FACTS = {
     "or say with stats.enter() and stats.leave() what its forward is.",
     "mode": "Nothing was recorded: the model was in {mode} mode in all of its {passed} forwards; "
     "call model.{call}() before, or watch with mode={mode!r} or 'both'.",
-    "optimizer": "Gradients and updates are looked at in the step of a torch.optim.Optimizer, and "
+    "optimizer": "Gradients and updates are recorded in the step of a torch.optim.Optimizer, and "
     "none with a parameter of this model was seen in the first {begun} steps: optimizers of "
     "another kind cannot be watched.",
     "parameters": "{unseen} parameters need a gradient and had none in any optimizer step that was "
     "seen: {names}.",
     "relus": "Which layers a ReLU follows could not be found ({why}), so no dead channels are "
     "counted.",
-    "fork": "This process was forked while watching: it records on in memory and writes no run; "
-    "{lost} chunks of columns that were being compressed are missing in it.",
+    "fork": "This process was forked while watching: it goes on recording in memory and writes no "
+    "run; {lost} chunks of columns that were being compressed are missing in it.",
     "sink": "Writing what is watched to the run failed {n} times, so it is kept in memory only: "
     "{why}.",
     "kept": "{n} chunks of columns could not be kept: {why}.",
-    "hooks": "{n} forwards could not be recorded as they should: {why}.",
-    "look": "{n} optimizer steps could not be looked at: {why}.",
+    "hooks": "{n} forwards could not be recorded completely: {why}.",
+    "parameter hooks": "{n} optimizer steps could not be recorded: {why}.",
+    "log": "{n} logged numbers could not be recorded: {why}.",
 }
 """What is said, by what it is about; ``{n}`` is how often."""
 
@@ -55,13 +56,7 @@ class CannotSketchError(Exception):
 
 @dataclass
 class _LeftOut:
-    """Some values of a series that could not be sketched.
-
-    Attributes:
-        info: the series.
-        why: what went wrong the first time.
-        count: how many.
-    """
+    """How many values of a series could not be sketched, and why the first one."""
 
     info: LayerInfo
     why: str
@@ -69,7 +64,7 @@ class _LeftOut:
 
 
 class Notes:
-    """Sentences about what a watcher could not see; each kind is warned of once.
+    """Sentences about what a watcher could not record; each kind is warned of once.
 
     Nothing here raises: it is called in the middle of a user's training step.
 
@@ -96,12 +91,7 @@ class Notes:
         return (*told, *(self._sentence(about) for about in list(self._facts)))
 
     def say(self, about: str, **values: object) -> None:
-        """Note one of `FACTS`.
-
-        Args:
-            about: which one; the same again counts.
-            values: what stands in it besides ``n``, as it is now.
-        """
+        """Note one of `FACTS`, with the current values of its fields; the same again counts."""
         new = about not in self._facts
         self._counts[about] = self._counts.get(about, 0) + 1
         self._facts[about] = values
@@ -113,13 +103,7 @@ class Notes:
         return FACTS[about].format(n=self._counts[about], **self._facts[about])
 
     def leave_out(self, info: LayerInfo, error: Exception, value: object = None) -> None:
-        """Note that a value of a series could not be sketched.
-
-        Args:
-            info: the series.
-            error: what was raised.
-            value: what should have been sketched.
-        """
+        """Note that ``value`` of a series could not be sketched, because of ``error``."""
         key = info.quantity, info.index
         if key not in self._left_out:
             why = _reason(error, value)
@@ -128,7 +112,7 @@ class Notes:
             if (info.quantity, why) not in known:
                 warn(
                     f"The {info.quantity} of {info.name!r} ({info.kind}) cannot be sketched and is "
-                    f"left out: {why}. So it is wherever this happens; stats.notes counts it."
+                    f"left out: {why}. stats.notes counts how often."
                 )
         self._left_out[key].count += 1
         if self._left_out[key].count == 1:
@@ -165,7 +149,7 @@ def named(names: Sequence[str]) -> str:
 
 
 def described(error: Exception) -> str:
-    """An error's class and the first line of its text; an error of somebody's may have none."""
+    """An error's class and the first line of its text, if it has one."""
     name = type(error).__name__
     try:
         said = (str(error).splitlines() or [""])[0][:160].rstrip(".")

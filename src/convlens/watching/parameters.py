@@ -1,4 +1,4 @@
-"""Gradients and updates of parameters, looked at right before and after an optimizer's step."""
+"""Gradients and updates of parameters, sketched right before and after an optimizer's step."""
 
 from __future__ import annotations
 
@@ -17,50 +17,52 @@ from convlens.core.layer_histories import LayerHistories, UpdateHistories
 from convlens.core.records import Epoch, RecordSink
 from convlens.errors import ArgumentError
 from convlens.plots import LayerPlots
-from convlens.watching.book import Sketchbook, Slot
+from convlens.watching.aggregator import Aggregator, Slot
 from convlens.watching.notes import Notes, described, named
-from convlens.watching.optimizers import Closure, step_hooks
+from convlens.watching.optimizer_hooks import Closure, step_hooks
 
 GRADIENT, PARAMETER, UPDATE = "gradient", "parameter", "update"
 
 EPS = 1e-7
 """A gradient, weight or update this near zero is lost in float32 beside a weight of size one."""
 
-PATIENCE = 100  # steps without an optimizer's, after which it is said
+PATIENCE = 100  # steps without an optimizer's, after which a note says so
+
+NOT_WATCHED = (
+    "{0} were not watched; ask for them with cl.watch(model, {0}=True), or with "
+    "callbacks=[cl.{1}()] for a Learner."
+)
 
 
 class ParameterWatch:
     """Sketches of each parameter's gradient and of what each optimizer's step adds to it.
 
-    It listens to every step of an optimizer of torch, whoever makes it, so a gradient that several
-    backward passes have added up is counted once. Where the step is given a closure, the gradients
-    are those after its first evaluation. `torch.amp.GradScaler` has divided the gradients by its
-    scale by then, except for fused optimizers, which are given the scale and divide themselves;
-    those are divided here. A step that the scaler skips is not counted, as none is made; a fused
+    It listens to every step of an optimizer of torch, so a gradient that several backward passes
+    have added up is counted once. With a closure, the gradients are those after its first
+    evaluation. `torch.amp.GradScaler` has divided them by its scale by then, except for fused
+    optimizers, for which it is done here. A step that the scaler skips is not counted; a fused
     optimizer skips on its device, so its step counts, with gradients that are not finite and
     updates of zero. Of optimizers that call each other only the outermost one's step is counted.
 
-    Where only each n-th forward is watched, its gradients are those of the next optimizer's step,
-    be that some forwards later, so that accumulation and watching some of the steps go together.
-
-    An optimizer's step belongs to what `begin` said last in the same thread; if another thread has
-    begun since, the step is left out, counted and said.
+    Where only each n-th forward is watched, its gradients are those of the next optimizer's step.
+    A step belongs to the number given to `begin` last in the same thread; if another thread has
+    called it since, the step is left out and noted.
 
     Args:
-        model: whose parameters; complex ones are left out, and those that need no gradient as long
-            as they need none.
-        gradients: whether to look at gradients.
-        updates: whether to look at updates; this keeps a copy of every parameter.
+        model: whose parameters; complex ones are left out, and frozen ones while they are frozen.
+        gradients: whether to sketch gradients.
+        updates: whether to sketch updates; this keeps a copy of every parameter.
         eps: bound of near zero.
         sink: where columns are written to besides memory.
         flush_sink: whether nobody else flushes the sink.
         begun_by_forwards: whether forwards of the model call `begin` or `pause`, also those of a
-            closure in the midst of an optimizer's step.
-        notes: where to say what could not be seen; of its own if None.
+            closure inside an optimizer's step.
+        notes: where to say what could not be recorded; of its own if None.
 
     Attributes:
-        book: where the sketches go, and which says the step that they belong to.
-        notes: what could not be seen.
+        aggregator: where the sketches go.
+        notes: what could not be recorded.
+        epochs: the finished epochs, for plots.
     """
 
     def __init__(
@@ -78,8 +80,8 @@ class ParameterWatch:
         # The callbacks of a Learner write to one run: each has notes under a name of its own.
         self.notes = notes or Notes("gradient_notes" if gradients else "update_notes")
         self.notes.sink = sink
-        book = Sketchbook(eps, sink=sink, flush_sink=flush_sink, notes=self.notes)
-        self.book = book
+        self.aggregator = Aggregator(eps, sink=sink, flush_sink=flush_sink, notes=self.notes)
+        self.epochs: Sequence[Epoch] = ()
         self._wants_gradients, self._wants_updates = gradients, updates
         self._begun_by_forwards = begun_by_forwards
         members = [(name, p) for name, p in model.named_parameters() if p.is_floating_point()]
@@ -88,22 +90,22 @@ class ParameterWatch:
         }
         self._slots: dict[str, list[Slot]] = {}
         for quantity, wanted in ((GRADIENT, gradients), (PARAMETER, updates), (UPDATE, updates)):
-            self._slots[quantity] = book.open(
+            self._slots[quantity] = self.aggregator.open(
                 LayerInfo(index, name, _kind(parameter), quantity=quantity)
                 for index, (name, parameter) in enumerate(members if wanted else ())
             )
             for slot, (_, parameter) in zip(self._slots[quantity], members, strict=False):
                 slot.listed = parameter.requires_grad
         self._before: dict[Tensor, Tensor] = {}
-        self._lock = RLock()  # for what is below, and for the book
+        self._lock = RLock()  # for what is below, and for the aggregator
         self._thread = -1  # that has begun a step last
-        self._stepping: tuple[Optimizer, int] | None = None  # the outermost one that is; its thread
-        self._depth = 0  # how often it has been called inside itself
-        self._looked = False  # at the gradients of that step
+        self._stepping: tuple[Optimizer, int] | None = None  # the outermost one, and its thread
+        self._depth = 0  # how often it has called itself
+        self._sketched = False  # whether the gradients of that step were
         self._evaluation = 0  # of that step's closure, from 1 on, while it is going on
         self._due = False  # no optimizer has stepped since `begin`
-        self._n_begun = self._n_looked = 0
-        self._met: set[int] = set()  # parameters that were looked at
+        self._n_begun = self._n_sketched = 0
+        self._met: set[int] = set()  # parameters that were sketched
         self._attached = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,24 +119,19 @@ class ParameterWatch:
     def gradients(self) -> Gradients:
         """By the parameters' names; an `ArgumentError` if they were not asked for."""
         if not self._wants_gradients:
-            raise ArgumentError(
-                "gradients were not watched; say so beforehand: cl.watch(model, gradients=True), "
-                "or callbacks=[cl.GradientStats()] for a Learner."
-            )
-        return Gradients(self.book, self._listed(GRADIENT))
+            raise ArgumentError(NOT_WATCHED.format("gradients", "GradientStats"))
+        return Gradients(self.aggregator, self.epochs, self._listed(GRADIENT))
 
     @property
     def updates(self) -> UpdateHistories:
         """By the parameters' names; an `ArgumentError` if they were not asked for."""
         if not self._wants_updates:
-            raise ArgumentError(
-                "updates were not watched; say so beforehand: cl.watch(model, updates=True), "
-                "or callbacks=[cl.UpdateStats()] for a Learner."
-            )
-        return Updates(self.book, self._listed(UPDATE), self._listed(PARAMETER))
+            raise ArgumentError(NOT_WATCHED.format("updates", "UpdateStats"))
+        slots = self._listed(UPDATE), self._listed(PARAMETER)
+        return Updates(self.aggregator, self.epochs, *slots)
 
     def _listed(self, quantity: str) -> list[Slot]:
-        """The series of the parameters that need a gradient, now or when they were looked at."""
+        """The series of the parameters that need a gradient, now or when they were sketched."""
         for parameter, index in self._index.items():
             if parameter.requires_grad and not self._slots[quantity][index].listed:
                 self._list(parameter, index)
@@ -144,11 +141,11 @@ class ParameterWatch:
         for slots in self._slots.values():
             if slots:
                 info = replace(slots[index].info, kind=_kind(parameter))  # it may have been lazy
-                self.book.describe(slots[index], info)
+                self.aggregator.describe(slots[index], info)
 
     @property
     def wanted(self) -> bool:
-        """Whether there is anything to look at."""
+        """Whether anything is watched."""
         return self._wants_gradients or self._wants_updates
 
     def attach(self) -> None:
@@ -157,8 +154,12 @@ class ParameterWatch:
             step_hooks().add(self)
             self._attached = True
 
+    def flush(self) -> None:
+        """Hand finished columns over to be compressed and written to the sink."""
+        self.aggregator.flush()
+
     def detach(self, error: BaseException | None = None) -> None:
-        """Listen no longer, write what is still open, and say what was not seen.
+        """Stop listening, write what is still open, and note what was not seen.
 
         Args:
             error: what ended the training early, None if nothing did.
@@ -168,14 +169,14 @@ class ParameterWatch:
             self._attached = False
         self._before.clear()
         self._stepping = None
-        self.book.close()
+        self.aggregator.close()
         if self.wanted and error is None:
             self._note_unseen()
         self.notes.write()
 
     def _note_unseen(self) -> None:
         slots = self._slots[GRADIENT if self._wants_gradients else UPDATE]
-        if self._n_begun and not self._n_looked:
+        if self._n_begun and not self._n_sketched:
             self.notes.say("optimizer", begun=self._n_begun)
             return
         unseen = [
@@ -185,7 +186,7 @@ class ParameterWatch:
             and not slots[i].seen
             and not self.notes.left_out(slots[i].info)
         ]
-        if self._n_looked and unseen:
+        if self._n_sketched and unseen:
             self.notes.say("parameters", unseen=len(unseen), names=named(unseen))
 
     # ---- steps ----------------------------------------------------------------------------------
@@ -193,20 +194,20 @@ class ParameterWatch:
     def begin(self, step: int) -> None:
         """The next optimizer's step in this thread belongs to this number."""
         with self._lock:
-            if self._passes():
+            if self._is_later_evaluation():
                 return
             self._thread = get_ident()
-            self.book.begin(step)
+            self.aggregator.begin(step)
             self._due = True
             self._n_begun += 1
-        if self._n_begun == PATIENCE and not self._n_looked:
+        if self._n_begun == PATIENCE and not self._n_sketched:
             self.notes.say("optimizer", begun=self._n_begun)
 
     def pause(self) -> None:
-        """Look at no optimizer's step until the next `begin`, once one was looked at."""
+        """Sketch no optimizer's step until the next `begin`, after the one that is due."""
         with self._lock:
-            if not self._passes() and not self._due:
-                self.book.pause()
+            if not self._is_later_evaluation() and not self._due:
+                self.aggregator.pause()
 
     def refuse(self) -> None:
         """A forward of this thread was left out, and so is the optimizer's step after it."""
@@ -214,11 +215,11 @@ class ParameterWatch:
             if self._thread == get_ident():
                 self._thread = -1
 
-    def _passes(self) -> bool:
-        """Whether a forward is one of a closure's later evaluations, which are no steps.
+    def _is_later_evaluation(self) -> bool:
+        """Whether a forward belongs to a closure's second or later evaluation, which is no step.
 
-        Outside of a closure no step is going on any more: one that is not ended has raised, or
-        another thread makes it.
+        Outside of a closure no step is going on: one that has not ended has raised, or another
+        thread makes it.
         """
         me = get_ident()
         if self._stepping is not None and not self._evaluation:
@@ -228,40 +229,40 @@ class ParameterWatch:
         return self._evaluation > 1 and self._thread == me
 
     def before_step(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
-        """Look at the gradients now, or after the closure's first evaluation; `StepListener`."""
+        """Sketch the gradients now, or after the closure's first evaluation; `StepListener`."""
         try:
             with self._lock:
                 parameters = list(self._parameters(optimizer))
                 begins_inside = closure is not None and self._begun_by_forwards
-                if not parameters or (self.book.row < 0 and not begins_inside):
+                if not parameters or (self.aggregator.row < 0 and not begins_inside):
                     return closure
-                if not self._takes_turn(optimizer):
+                if not self._is_outermost(optimizer):
                     return closure
                 for parameter in parameters if self._wants_updates else ():
                     self._keep(parameter)
                 if closure is not None:
-                    return self._looking(closure, optimizer, parameters)
-                self._look(optimizer, parameters)
+                    return self._sketching(closure, optimizer, parameters)
+                self._sketch_gradients(optimizer, parameters)
         except Exception as error:
-            self.notes.say("look", why=described(error))
+            self.notes.say("parameter hooks", why=described(error))
         return closure
 
-    def _takes_turn(self, optimizer: Optimizer) -> bool:
+    def _is_outermost(self, optimizer: Optimizer) -> bool:
         """Begin the step, unless it is inside another one or another thread is in one."""
-        turn = optimizer, get_ident()
+        stepping = optimizer, get_ident()
         if self._stepping is None:
-            self._stepping, self._depth, self._looked = turn, 1, False
+            self._stepping, self._depth, self._sketched = stepping, 1, False
             return True
-        if self._stepping == turn:  # one that calls its base class's
+        if self._stepping == stepping:  # one that calls its base class's
             self._depth += 1
-        elif self._stepping[1] != turn[1]:
+        elif self._stepping[1] != stepping[1]:
             self.notes.say("steps")
         return False
 
-    def _looking(
+    def _sketching(
         self, closure: Closure, optimizer: Optimizer, parameters: Sequence[Tensor]
     ) -> Closure:
-        """The closure, and a look at the gradients that its first evaluation leaves."""
+        """The closure, which sketches the gradients after its first evaluation."""
         evaluations = 0
 
         def evaluate(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
@@ -274,23 +275,22 @@ class ParameterWatch:
                 self._evaluation = 0
             if evaluations == 1:
                 try:
-                    self._look(optimizer, parameters)
+                    self._sketch_gradients(optimizer, parameters)
                 except Exception as error:
-                    self.notes.say("look", why=described(error))
+                    self.notes.say("parameter hooks", why=described(error))
             return loss
 
         return evaluate
 
-    def _look(self, optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
-        """Sketch what is there before the update."""
+    def _sketch_gradients(self, optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
         with self._lock:
-            if self.book.row < 0 or self._stepping != (optimizer, get_ident()):
+            if self.aggregator.row < 0 or self._stepping != (optimizer, get_ident()):
                 return
             if self._thread != get_ident():
                 self.notes.say("steps")
                 return
-            self._looked, self._due = True, False
-            self._n_looked += 1
+            self._sketched, self._due = True, False
+            self._n_sketched += 1
             scale: Tensor | None = getattr(optimizer, "grad_scale", None)  # of a fused optimizer
             for parameter in parameters:
                 index, gradient = self._index[parameter], parameter.grad
@@ -301,7 +301,7 @@ class ParameterWatch:
                     self._sketch(GRADIENT, index, _dense, gradient, scale)
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """Look at what the step has changed; `StepListener`."""
+        """Sketch what the step has changed; `StepListener`."""
         with self._lock:
             if self._stepping != (optimizer, get_ident()):
                 return
@@ -309,7 +309,7 @@ class ParameterWatch:
             if self._depth:
                 return
             self._stepping = None
-            if not self._looked:
+            if not self._sketched:
                 return
             if self._thread != get_ident():
                 self.notes.say("steps")
@@ -320,19 +320,19 @@ class ParameterWatch:
                         index = self._index[parameter]
                         self._sketch(PARAMETER, index, self._before.get, parameter)
                         self._sketch(UPDATE, index, self._change, parameter)
-                self.book.step_done()
+                self.aggregator.step_done()
             except Exception as error:
-                self.notes.say("look", why=described(error))
+                self.notes.say("parameter hooks", why=described(error))
 
     def _sketch(
         self, quantity: str, index: int, value: Callable[..., Tensor | None], *args: object
     ) -> None:
-        """Sketch what ``value`` gives for the arguments, or note that it cannot be."""
+        """Sketch what ``value`` returns for the arguments, or note that it cannot be."""
         slot, x = self._slots[quantity][index], None
         try:
             x = value(*args)
             if x is not None:
-                self.book.sketch_whole(slot, x)
+                self.aggregator.sketch(slot, x)
         except Exception as error:
             self.notes.leave_out(slot.info, error, args[0] if x is None else x)
 
@@ -357,7 +357,7 @@ class ParameterWatch:
         return torch.sub(parameter.detach(), before, out=before)
 
     def _parameters(self, optimizer: Optimizer) -> Iterator[Tensor]:
-        """Those of an optimizer that are watched and not frozen."""
+        """The parameters of an optimizer that are watched and not frozen."""
         groups: list[dict[str, Any]] = optimizer.param_groups
         for group in groups:
             for parameter in group["params"]:
@@ -375,53 +375,46 @@ def _dense(gradient: Tensor, scale: Tensor | None) -> Tensor:
     return dense if scale is None else dense / scale.to(dense.device)
 
 
-class Gradients(LayerPlots, LayerHistories):
-    """The gradients recorded in a sketchbook, by the parameters' names."""
+class _OfParameters:
+    """What is recorded of parameters, by their names."""
 
-    def __init__(self, book: Sketchbook, slots: Sequence[Slot]) -> None:
-        self._book, self._slots = book, slots
+    def __init__(
+        self, aggregator: Aggregator, epochs: Sequence[Epoch], *slots: Sequence[Slot]
+    ) -> None:
+        self._aggregator, self._epochs, self._slots = aggregator, epochs, slots
 
     @property
     def layers(self) -> Sequence[LayerInfo]:
         """The parameters."""
-        return [slot.info for slot in self._slots]
+        return [slot.info for slot in self._slots[0]]
 
     @property
     def epochs(self) -> Sequence[Epoch]:
-        """Nothing: the watcher does not know of epochs."""
-        return ()
+        """The epochs that were ended."""
+        return self._epochs
+
+    def _histories(self, index: int) -> list[LayerHistory]:
+        return [self._aggregator.history(slots[index].series) for slots in self._slots]
+
+
+class Gradients(_OfParameters, LayerPlots, LayerHistories):
+    """The recorded gradients."""
 
     def history(self, index: int) -> LayerHistory:
         """Everything recorded of one parameter's gradient so far."""
-        return self._book.history(self._slots[index].series)
+        return self._histories(index)[0]
 
 
-class Updates(UpdateHistories):
-    """The updates recorded in a sketchbook, by the parameters' names."""
-
-    def __init__(
-        self, book: Sketchbook, updates: Sequence[Slot], parameters: Sequence[Slot]
-    ) -> None:
-        self._book, self._updates, self._parameters = book, updates, parameters
-
-    @property
-    def layers(self) -> Sequence[LayerInfo]:
-        """The parameters."""
-        return [slot.info for slot in self._updates]
-
-    @property
-    def epochs(self) -> Sequence[Epoch]:
-        """Nothing: the watcher does not know of epochs."""
-        return ()
+class Updates(_OfParameters, UpdateHistories):
+    """The recorded updates, and the parameters before them."""
 
     def history(self, index: int) -> UpdateHistory:
         """Everything recorded of one parameter's updates so far."""
-        slots = self._updates[index], self._parameters[index]
-        return UpdateHistory(*(self._book.history(slot.series) for slot in slots))
+        return UpdateHistory(*self._histories(index))
 
 
 def _kind(parameter: Tensor) -> str:
-    """What the list of series says of a parameter: its shape."""
+    """A parameter's shape, which the list of series shows as its kind."""
     if is_lazy(parameter):
         return "uninitialized"
     return "×".join(map(str, parameter.shape)) or "scalar"

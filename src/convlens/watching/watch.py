@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from convlens.core.histories import FORWARD, LayerHistory, LayerInfo
-from convlens.core.layer_histories import LayerHistories, UpdateHistories
-from convlens.core.records import Epoch, RecordSink, outcome_of
+from convlens.core.layer_histories import UpdateHistories
+from convlens.core.records import RecordSink, outcome_of
 from convlens.errors import ArgumentError
-from convlens.plots import LayerPlots
 from convlens.watching import normalization
+from convlens.watching.aggregator import Aggregator, Slot
 from convlens.watching.arguments import (
     MODES,
     check_eps,
@@ -30,62 +30,61 @@ from convlens.watching.arguments import (
     check_model,
     check_sample,
 )
-from convlens.watching.book import Sketchbook, Slot
-from convlens.watching.compiled import CompiledSide
+from convlens.watching.compiled import CompiledHooks
 from convlens.watching.copies import LeftOutOfCopies
 from convlens.watching.cost import Cost, hook_seconds
+from convlens.watching.forward_lock import ForwardLock
+from convlens.watching.layer_selection import Layers, channel_rule, choose_layers, known_channels
 from convlens.watching.notes import CannotSketchError, Notes, named
+from convlens.watching.outputs import are_fake, first_tensor, in_backward, is_transformed
 from convlens.watching.parameters import Gradients, ParameterWatch
-from convlens.watching.probes import (
-    Layers,
-    are_fake,
-    channel_rule,
-    choose_layers,
-    first_tensor,
-    in_backward,
-    is_transformed,
-    known_channels,
-    untransformed,
-)
 from convlens.watching.relus import ReluSearch
-from convlens.watching.turns import Turn
+from convlens.watching.step_log import LoggingHistories, StepLog
 
 
-class ActivationWatch(LayerPlots, LayerHistories):
-    """Statistics of what each watched layer puts out, at every step, exact.
+class ActivationWatch(LoggingHistories):
+    """Exact statistics of what each watched layer puts out at every step; see `convlens.watch`.
 
-    Use it as a context manager around a training loop, or call `attach` and `detach`. Reading works
-    at any time: ``watch["conv1"].near_zero`` is one array over the steps so far.
+    Use it as a context manager around a training loop, or call `attach` and `detach`. It can be
+    read at any time.
 
-    A step is a forward of ``model`` in training mode; with ``count_forwards=False`` it is what lies
-    between two calls of `step`, however often the model is called there. Forwards in evaluation
-    mode are counted if ``mode`` says so. Not counted are calls of a layer outside the model's own
-    forward, and what activation checkpointing computes again in the backward pass. A loop that does
-    not call the model itself says with `enter` and `leave` what counts as its forward.
+    A step is a forward of ``model`` in training mode, or with ``count_forwards=False`` what lies
+    between two calls of `step`. Forwards in evaluation mode are counted if ``mode`` says so. Not
+    counted are calls of a layer outside the model's forward, and what activation checkpointing
+    computes again in the backward pass. A loop that does not call the model itself says with
+    `enter` and `leave` what counts as its forward.
 
-    Watching never ends a training step. What it cannot see is left out, warned of once (a
-    `ConvlensWarning`) and counted in `notes`, such as values that have no sketch (sparse, nested,
-    complex …), layers that are never called, forwards of a second thread during one.
+    Watching never ends a training step. What cannot be recorded is left out, warned of once (a
+    `ConvlensWarning`) and counted in `notes`: values that have no sketch (sparse, nested, complex,
+    inside a transform of torch.func), layers that are never called, forwards of a second thread.
 
-    Memory is bounded: beyond 4,096 steps neighbours share a column.
-
-    A layer with several outputs is watched by its first floating-point tensor; with ``sample``, its
-    first axis is taken to be that of the images. Near zero for gradients and updates is 1e-7.
+    Memory is bounded: beyond 4,096 steps neighbours share a column. Of a layer with several outputs
+    the first floating-point tensor is watched; with ``sample``, its first axis is that of the
+    images. Near zero for gradients and updates is 1e-7.
 
     Args:
-        model: any module; its layers are found once, here. What is compiled is compiled anew, since
-            it would ignore new hooks in silence.
-        layers, eps, every, mode, sample, gradients, updates: see `convlens.watch`.
-        count_forwards: see above.
+        model: any module; its layers are found once, here. Compiled code is compiled anew, since it
+            would not call new hooks.
+        layers, eps, every, mode, sample, gradients, updates, count_forwards: see `convlens.watch`.
         sink: where finished columns are written to besides memory.
         flush_sink: whether nobody else flushes the sink.
 
     Attributes:
-        run_path: the directory of the run that it records to by itself, as `convlens.watch` with
-            ``run`` has it do; None if it keeps everything in memory.
+        run_path: the directory of the run that it records to by itself (``run`` of
+            `convlens.watch`), None if it keeps everything in memory.
 
     Raises:
         ArgumentError: if an argument has a value that cannot work.
+
+    Example:
+        >>> import torch
+        >>> import convlens as cl
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
+        >>> with cl.watch(model) as stats:
+        ...     for _ in range(3):
+        ...         out = model(torch.randn(16, 4))
+        >>> stats["0"].n.tolist(), stats["0"].near_zero.shape
+        ([128, 128, 128], (3,))
     """
 
     def __init__(
@@ -113,11 +112,11 @@ class ActivationWatch(LayerPlots, LayerHistories):
         self.close_sink: Callable[[str, str | None], None] | None = None  # of a sink of its own
         self.run_path: Path | None = None
         self._notes = Notes()
-        self.book = Sketchbook(eps, sample, sink, flush_sink=flush_sink, notes=self._notes)
-        self.layout = self.book.layout
+        self.aggregator = Aggregator(eps, sample, sink, flush_sink=flush_sink, notes=self._notes)
+        self.layout = self.aggregator.layout
         self._inner: nn.Module = getattr(model, "_orig_mod", model)  # of a compiled module
         self._chosen = choose_layers(self._inner, layers)
-        self._slots = self.book.open(
+        self._slots = self.aggregator.open(
             LayerInfo(index, name, type(module).__name__)
             for index, (name, module) in enumerate(self._chosen)
         )
@@ -130,11 +129,13 @@ class ActivationWatch(LayerPlots, LayerHistories):
             begun_by_forwards=count_forwards,
             notes=self._notes,
         )
+        self._log = StepLog(self._inner, self._notes, self._clock, flush_sink=flush_sink)
+        self._parameters.epochs = self._log.epochs
         if count_forwards:
-            self.book.counted = self._parameters.book.counted = FORWARD
-        self._turn = Turn()
-        self._compiled = CompiledSide(
-            self.book, self._slots, self._notes, self._turn, self._enter_forward
+            self.aggregator.counted = self._parameters.aggregator.counted = FORWARD
+        self._lock = ForwardLock()
+        self._compiled = CompiledHooks(
+            self.aggregator, self._slots, self._notes, self._lock, self._enter_forward
         )
         self._copies = LeftOutOfCopies()
         self._handles: list[RemovableHandle] = []
@@ -149,28 +150,22 @@ class ActivationWatch(LayerPlots, LayerHistories):
     @property
     def sink(self) -> RecordSink | None:
         """Where finished columns are written to besides memory; to be set before `attach`."""
-        return self.book.ledger.sink
+        return self.aggregator.store.sink
 
     @sink.setter
     def sink(self, sink: RecordSink | None) -> None:
-        self._notes.sink = sink
-        for book in self._books():
-            book.ledger.sink = sink
+        self._notes.sink = self._log.sink = sink
+        for aggregator in self._aggregators():
+            aggregator.store.sink = sink
 
-    def _books(self) -> list[Sketchbook]:
-        return [self.book, *([self._parameters.book] if self._parameters.wanted else [])]
-
-    # ---- reading --------------------------------------------------------------------------------
+    def _aggregators(self) -> list[Aggregator]:
+        of_parameters = [self._parameters.aggregator] if self._parameters.wanted else []
+        return [self.aggregator, *of_parameters]
 
     @property
     def layers(self) -> Sequence[LayerInfo]:
         """The watched layers, in order of ``model.named_modules()``."""
         return [slot.info for slot in self._slots]
-
-    @property
-    def epochs(self) -> Sequence[Epoch]:
-        """Nothing: a loop of one's own has not said where its epochs end."""
-        return ()
 
     def __getitem__(self, layer: int | str) -> LayerHistory:
         """One history: by an index (negative counts from the end) or any name of the module.
@@ -190,7 +185,7 @@ class ActivationWatch(LayerPlots, LayerHistories):
 
     def history(self, index: int) -> LayerHistory:
         """Everything recorded of one layer so far."""
-        return self.book.history(self._slots[index].series)
+        return self.aggregator.history(self._slots[index].series)
 
     @property
     def gradients(self) -> Gradients:
@@ -204,20 +199,24 @@ class ActivationWatch(LayerPlots, LayerHistories):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What could not be seen so far, a sentence each; a run has them in its meta."""
+        """What could not be recorded so far, a sentence each; a run has them in its meta."""
         return self._notes.sentences()
 
     @property
     def cost(self) -> Cost:
         """What watching has cost so far, measured here."""
-        running = 0.0 if self._began is None else time.perf_counter() - self._began
-        books = self._books()
+        parts = self._aggregators()
         return Cost(
-            sum(book.kernel_s for book in books),
-            sum(book.n_sketches for book in books) * hook_seconds(),
-            sum(book.handover_s for book in books),
-            self._training_s + running,
+            sum(part.kernel_s for part in parts),
+            sum(part.n_sketches for part in parts) * hook_seconds(ActivationWatch),
+            sum(part.handover_s for part in parts),
+            self._watched_s(),
         )
+
+    def _watched_s(self) -> float:
+        """Seconds since the first step, as long as it is watched."""
+        running = 0.0 if self._began is None else time.perf_counter() - self._began
+        return self._training_s + running
 
     # ---- attaching ------------------------------------------------------------------------------
 
@@ -227,7 +226,7 @@ class ActivationWatch(LayerPlots, LayerHistories):
             return self
         if self._closed:
             raise ArgumentError(
-                "this watch has closed its run and cannot be attached again; call cl.watch(…) anew."
+                "this watch has closed its run and cannot be attached again; call cl.watch again."
             )
         try:
             self._attach()
@@ -260,7 +259,7 @@ class ActivationWatch(LayerPlots, LayerHistories):
         near = next(module.parameters(), next(self._inner.parameters(), None))
         if slot.buffers is None and channels is not None and near is not None:
             with suppress(CannotSketchError):  # on the meta device, which it may still leave
-                self.book.allot(slot, channels, near.device)
+                self.aggregator.allocate(slot, channels, near.device)
         self._keep(module, module.register_forward_hook(partial(self._record, slot)))
 
     def _keep(self, module: nn.Module, handle: RemovableHandle) -> None:
@@ -281,14 +280,13 @@ class ActivationWatch(LayerPlots, LayerHistories):
         self._copies.clear()
         self._compiled.detach()
         self._relus.end(complete=False, compiled=False)  # of a first forward that was interrupted
-        self._turn.clear()
+        self._lock.clear()
         self._held = self._watched = False
-        if self._began is not None:
-            self._training_s += time.perf_counter() - self._began
-            self._began = None
+        self._training_s, self._began = self._watched_s(), None
         try:
+            self._log.close()
             self._parameters.detach(error)
-            self.book.close()
+            self.aggregator.close()
             if attached and error is None:
                 self._note_unseen()
             self._notes.write()
@@ -297,7 +295,7 @@ class ActivationWatch(LayerPlots, LayerHistories):
 
     def _note_unseen(self) -> None:
         unseen = [s.info for s in self._slots if not s.seen and not self._notes.left_out(s.info)]
-        n_taken, n_passed = self._turn.n_taken, self._turn.n_passed
+        n_taken, n_passed = self._lock.n_taken, self._lock.n_passed
         if n_taken and not self._next_step:
             self._notes.say("no step")
         elif n_taken and unseen:
@@ -313,7 +311,7 @@ class ActivationWatch(LayerPlots, LayerHistories):
         if self.close_sink is None:
             return
         close, self.close_sink, self._closed = self.close_sink, None, True
-        self.sink = None
+        self.sink, self._log.run_closed = None, True
         close(*outcome_of(error))
 
     def __enter__(self) -> Self:
@@ -335,19 +333,23 @@ class ActivationWatch(LayerPlots, LayerHistories):
         """
         step = self._next_step if number is None else number
         if step < 0:
-            raise ArgumentError(f"number={step} is no step; steps are counted from 0.")
+            raise ArgumentError(f"number must be at least 0, got {step}; it is the step's number.")
         self._next_step = step + 1
         if self._began is None:
             self._began = time.perf_counter()
         self._watched = step % self.every == 0
         try:
-            for watched in (self.book, *([self._parameters] if self._parameters.wanted else [])):
+            for part in (self.aggregator, *([self._parameters] if self._parameters.wanted else [])):
                 if self._watched:
-                    watched.begin(step)
+                    part.begin(step)
                 else:
-                    watched.pause()
+                    part.pause()
         except Exception as error:
             self._notes.failed(error)
+
+    def _clock(self) -> tuple[int, float]:
+        """The number of the current step, and seconds since the first one."""
+        return max(self._next_step - 1, 0), self._watched_s()
 
     def enter(self) -> None:
         """Count what runs until `leave` as one forward of the model, in whatever way it is called.
@@ -359,22 +361,23 @@ class ActivationWatch(LayerPlots, LayerHistories):
 
     def leave(self) -> None:
         """End what `enter` began; nothing is counted until the next `enter` or forward."""
-        if self._held and not self._turn.elsewhere:
+        if self._held and not self._lock.elsewhere:
             self._held = False
             self._notes.guard(self._end, True)
 
     def step_done(self) -> None:
         """Say that the current step was made, so that readers of a run see it before the next.
 
-        Of a model that is not compiled they do so anyway. They see what is new once a second.
+        Of a model that is not compiled they do so anyway, at most once a second.
         """
-        for book in self._books():
-            book.step_done()
+        for aggregator in self._aggregators():
+            aggregator.step_done()
 
     def flush(self) -> None:
-        """Hand finished columns over to be compressed and written to the sink."""
-        for book in self._books():
-            book.flush()
+        """Hand finished columns and logged numbers over to be written to the sink."""
+        for aggregator in self._aggregators():
+            aggregator.flush()
+        self._log.flush()
 
     # ---- the hooks: whatever fails in one, the user's step goes on ------------------------------
 
@@ -386,8 +389,8 @@ class ActivationWatch(LayerPlots, LayerHistories):
                 self._compiled.enter(args)
         elif not in_backward() and not are_fake(args):
             if module.training not in self._modes:
-                self._turn.leave()  # a replayed CUDA graph has left it on
-                self._turn.n_passed += 1
+                self._lock.release()  # a replayed CUDA graph has left it on
+                self._lock.n_passed += 1
                 return
             try:
                 self._begin(args)
@@ -406,7 +409,7 @@ class ActivationWatch(LayerPlots, LayerHistories):
 
     def _enter_forward(self, inputs: Sequence[Any]) -> bool | None:
         """A forward begins; whether it is to be counted, None if it is left out."""
-        if not self._turn.take():
+        if not self._lock.acquire():
             self._notes.say("threads")
             self._parameters.refuse()
             return None
@@ -418,21 +421,21 @@ class ActivationWatch(LayerPlots, LayerHistories):
                 self._held = held
         if self.count_forwards:
             self.step()
-        self._turn.inside = get_ident() if self._watched else None
+        self._lock.inside = get_ident() if self._watched else None
         return self._watched
 
     def _before_batch_norm(self, slot: Slot, module: nn.BatchNorm2d, args: object) -> None:  # noqa: ARG002
         if torch.compiler.is_compiling():
             slot.old = normalization.before(module)
-        elif self._turn.inside == get_ident():
+        elif self._lock.inside == get_ident():
             slot.old = self._notes.guard(normalization.before, module)
 
     def _record(self, slot: Slot, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ANN401, ARG002
         if torch.compiler.is_compiling():
             self._compiled.record(slot, module, output)
             return
-        if self._turn.inside != get_ident():
-            if self._turn.inside is not None and not self._turn.refused and not in_backward():
+        if self._lock.inside != get_ident():
+            if self._lock.inside is not None and not self._lock.refused and not in_backward():
                 self._notes.say("outputs")
             return
         if self._held and in_backward():
@@ -440,12 +443,11 @@ class ActivationWatch(LayerPlots, LayerHistories):
         try:
             x = first_tensor(output)
             if x is None or is_transformed(x):
-                self._sketch_otherwise(slot, x, output)
-                return
-            self.book.sketch(slot, x)
+                raise CannotSketchError(_why_no_sketch(output))
+            self.aggregator.sketch(slot, x)
             if slot.batch_norm and slot.buffers is not None:
                 old, slot.old = slot.old, None
-                row = self.book.row_on(x.device)
+                row = self.aggregator.row_on(x.device)
                 normalization.add(module, old, x, slot.buffers.batch_norm, row)
             if not self._relus.done:
                 self._relus.add(slot.info.name, x)
@@ -453,20 +455,11 @@ class ActivationWatch(LayerPlots, LayerHistories):
             self._notes.leave_out(slot.info, error, output)
             self._notes.guard(self._lose_batch_norm, slot)
 
-    def _sketch_otherwise(self, slot: Slot, x: Tensor | None, output: object) -> None:
-        """Sketch what `torch.func` has wrapped."""
-        if x is None:
-            what = output.dtype if isinstance(output, Tensor) else type(output).__name__
-            raise CannotSketchError(f"it has no floating-point values ({what})")
-        with torch._C._DisableFuncTorch():  # pyright: ignore[reportPrivateUsage]
-            self.book.sketch(slot, untransformed(x, slot.channel_rule))
-        self._lose_batch_norm(slot)
-
     def _lose_batch_norm(self, slot: Slot) -> None:
         """The statistics of a batch normalization are not known for the current step."""
         slot.old = None
-        if slot.batch_norm and slot.buffers is not None and self.book.row >= 0:
-            slot.buffers.batch_norm[self.book.row_on(slot.buffers.device)] = math.nan
+        if slot.batch_norm and slot.buffers is not None and self.aggregator.row >= 0:
+            slot.buffers.batch_norm[self.aggregator.row_on(slot.buffers.device)] = math.nan
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:  # noqa: ARG002
         if self._held or module.training not in self._modes:
@@ -483,15 +476,22 @@ class ActivationWatch(LayerPlots, LayerHistories):
         before_relus: set[str] | None = None
         if not self._relus.done:
             before_relus = self._relus.end(complete=complete, compiled=self._compiled.active)
-        if not self._turn.leave():
+        if not self._lock.release():
             return
         self._compiled.let(count=False)
         if before_relus is not None:
             self._describe(before_relus)
-        self.book.step_done()
+        self.aggregator.step_done()
 
     def _describe(self, before_relus: set[str]) -> None:
         for slot, (_, module) in zip(self._slots, self._chosen, strict=True):
             kind = type(module).__name__  # a lazy module has another one now
             info = replace(slot.info, kind=kind, feeds_relu=slot.info.name in before_relus)
-            self.book.describe(slot, info)
+            self.aggregator.describe(slot, info)
+
+
+def _why_no_sketch(output: object) -> str:
+    if first_tensor(output) is not None:
+        return "it is inside a transform of torch.func, such as vmap"
+    what = output.dtype if isinstance(output, Tensor) else type(output).__name__
+    return f"it has no floating-point values ({what})"

@@ -28,7 +28,8 @@ from convlens.execution import copy_of, hook_layers, preserved, unwrapped
 from convlens.geometry import EffectiveField, LayerField, ReceptiveFields, receptive_field
 from convlens.geometry.effective import center_fields
 from convlens.train.callbacks import snapshot_limits as limits
-from convlens.watching.probes import BatchNorm, first_tensor
+from convlens.watching.layer_selection import BatchNorm
+from convlens.watching.outputs import first_tensor
 
 CONVS = (nn.Conv2d, nn.ConvTranspose2d)
 NORMS = (

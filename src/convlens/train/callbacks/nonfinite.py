@@ -15,7 +15,7 @@ from convlens.errors import NonFiniteLossError, TrainingError
 from convlens.execution import copy_of, hook_layers, preserved
 from convlens.train.callbacks.base import Callback
 from convlens.train.callbacks.stats import ActivationStats
-from convlens.watching.probes import first_tensor
+from convlens.watching.outputs import first_tensor
 
 if TYPE_CHECKING:
     from convlens.train.learner import Learner

@@ -15,8 +15,8 @@ from convlens.train.callbacks.base import Callback
 from convlens.watching import ActivationWatch
 from convlens.watching.arguments import check_eps, check_every, check_sample
 from convlens.watching.cost import Cost
+from convlens.watching.layer_selection import Layers
 from convlens.watching.parameters import EPS, ParameterWatch
-from convlens.watching.probes import Layers
 
 if TYPE_CHECKING:
     from convlens.train.callbacks.recorder import Recorder
@@ -190,7 +190,7 @@ class _ParameterStats(_WatchCallback[ParameterWatch]):
         )
 
     def _flush(self) -> None:
-        self.watch.book.flush()
+        self.watch.flush()
 
 
 class GradientStats(_ParameterStats, LayerPlots, LayerHistories):

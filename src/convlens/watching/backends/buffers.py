@@ -5,42 +5,50 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from convlens.core.buckets import BucketLayout, Floats, Ints
 from convlens.core.columns import Columns, narrow
-from convlens.watching import plain
-from convlens.watching.cpu import Array
 from convlens.watching.notes import CannotSketchError
 
 if TYPE_CHECKING:
-    from convlens.watching.gpu import Scratch
+    from convlens.watching.backends.cuda import Scratch
 
 N_EXACT = 6  # calls, NaN, −∞, +∞, near zero, at most eps
 
 
+def buffer_device(device: torch.device) -> torch.device:
+    """Where the buffers for values on this device lie: on it, if it has float64.
+
+    Apple's MPS has not: its values are copied to the host and sketched there.
+
+    Raises:
+        CannotSketchError: for the meta device.
+    """
+    if device.type == "meta":
+        raise CannotSketchError("it is on the meta device and has no values")
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 class Buffers:
-    """Sketches of one series in the memory of its device: one row for each of K columns.
+    """Sketches of one series: one row for each of K columns, on one device.
 
     Attributes:
         device: where they lie.
         counts: (K, B) int64.
         exact: (K, 6) int64: calls, NaN, −∞, +∞, near zero, at most eps.
-        moments: (K, 3) float64: number of finite values, mean, M2; see `plain.SINGLE_MOMENTS` for
-            devices without float64.
+        moments: (K, 3) float64: number of finite values, mean, M2.
         flags: (K, C) uint8: bit 0, a value was positive; bit 1, a value was not near zero.
         batch_norm: (K, 4) float64 for batch normalization, else (K, 0); see `Columns`.
-        error: (K, 5) float64 where only some images are looked at, else (K, 0); see `Columns`.
+        error: (K, 5) float64 if only a sample of the images is sketched, else (K, 0).
         rows: on the CPU, the rows of the first four as NumPy arrays, else empty.
-        cursor: (1,) int64 on the device, the row that its kernels add to; None where a number says.
+        cursor: (1,) int64 on the device, the row to add to; None if the row is given as a number.
         scratch: what Triton's kernel needs, on a CUDA device.
-
-    Raises:
-        CannotSketchError: for the meta device.
     """
 
     def __init__(
@@ -54,34 +62,27 @@ class Buffers:
         sampled: bool = False,
         cursor: Tensor | None = None,
     ) -> None:
-        if device.type == "meta":
-            raise CannotSketchError("it is on the meta device and has no values")
         self.device, self.layout, self.cursor = device, layout, cursor
-        self.scratch = scratch_for(channels, device)
-        n_moments, real = plain.moments_kind(device)
+        self.scratch = _scratch(channels, device)
 
         def zeros(width: int, dtype: torch.dtype) -> Tensor:
             if device.type != "cpu":
                 return torch.zeros((rows, width), dtype=dtype, device=device)
-            # torch would start its threads for it, which a process that is forked later lacks and
-            # waits for.
-            return torch.from_numpy(
-                np.zeros((rows, width), torch.empty(0, dtype=dtype).numpy().dtype)
-            )
+            # torch.zeros may start torch's threads, which a process that is forked later lacks.
+            like = torch.empty(0, dtype=dtype).numpy().dtype
+            return torch.from_numpy(np.zeros((rows, width), like))
 
         self.counts = zeros(layout.size, torch.int64)
         self.exact = zeros(N_EXACT, torch.int64)
-        self.moments = zeros(n_moments, real)
+        self.moments = zeros(3, torch.float64)
         self.flags = zeros(channels, torch.uint8)
-        self.batch_norm = zeros(4 if batch_norm else 0, real)
-        self.error = zeros(5 if sampled else 0, real)
+        self.batch_norm = zeros(4 if batch_norm else 0, torch.float64)
+        self.error = zeros(5 if sampled else 0, torch.float64)
         self.rows = self._rows()
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them, in the order above."""
-        return (
-            self.counts, self.exact, self.moments, self.flags, self.batch_norm, self.error,
-        )  # fmt: skip
+        return (*self.sketched(), self.batch_norm, self.error)
 
     def sketched(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Those that the kernels add to."""
@@ -94,15 +95,14 @@ class Buffers:
         other.rows = other._rows()
         return other
 
-    def _rows(self) -> list[tuple[Array, Array, Array, Array]]:
+    def _rows(self) -> list[tuple[NDArray[Any], ...]]:
         """Views made once: making four for every call would cost more than a small sketch."""
         if self.device.type != "cpu":
             return []
-        counts, exact, moments, flags = (t.numpy() for t in self.sketched())
-        return list(zip(counts, exact, moments, flags, strict=True))
+        return list(zip(*(tensor.numpy() for tensor in self.sketched()), strict=True))
 
     def take(self, first_step: Ints, last_step: Ints, offset: int = 0) -> Columns:
-        """A copy of rows from ``offset`` on as columns, of those in which something was called."""
+        """A copy of the rows from ``offset`` on as columns; see `columns_of`."""
         rows = slice(offset, offset + len(first_step))
         return columns_of([t[rows] for t in self.tensors()], first_step, last_step)
 
@@ -116,12 +116,7 @@ class Buffers:
 
 
 def columns_of(rows: Sequence[Tensor], first_step: Ints, last_step: Ints) -> Columns:
-    """Columns from what lay in a series' buffers, of those rows in which something was called.
-
-    Args:
-        rows: some rows of each of `Buffers.tensors`.
-        first_step: (K,) first step of each row.
-        last_step: (K,) their last step.
+    """Rows of each of `Buffers.tensors` as columns, without the rows that hold no call.
 
     Returns:
         Copies, with counts in as few bits as the number of values needs.
@@ -129,18 +124,14 @@ def columns_of(rows: Sequence[Tensor], first_step: Ints, last_step: Ints) -> Col
     arrays = [tensor.numpy(force=True) for tensor in rows]
     used = (arrays[1][:, 0] > 0) & (first_step >= 0)
     called = slice(None) if used.all() else np.flatnonzero(used)
-    counts = arrays[0][called]
     exact, moments, flags, batch_norm, error = (array[called].copy() for array in arrays[1:])
-    if moments.dtype == np.float32:
-        moments = plain.double_moments(moments, counts)
     # A training step waits for this: the counts, nearly all there is, are copied once.
-    counts = narrow(counts, peak=int(moments[:, 0].max(initial=0)))
-    some = moments[:, 0] > 0
+    counts = narrow(arrays[0][called], peak=int(moments[:, 0].max(initial=0)))
     reals: dict[str, Floats] = {
-        "mean": np.where(some, moments[:, 1], np.nan),
+        "mean": np.where(moments[:, 0] > 0, moments[:, 1], np.nan),
         "m2": moments[:, 2],
-        "batch_norm": batch_norm.astype(np.float64),
-        "error": error.astype(np.float64),
+        "batch_norm": batch_norm,
+        "error": error,
     }
     return Columns(
         first_step=first_step[called].copy(),
@@ -158,10 +149,9 @@ def columns_of(rows: Sequence[Tensor], first_step: Ints, last_step: Ints) -> Col
     )
 
 
-def scratch_for(channels: int, device: torch.device) -> Scratch | None:
-    """What Triton's kernel needs besides buffers; None where it is not used."""
+def _scratch(channels: int, device: torch.device) -> Scratch | None:
     if device.type != "cuda" or find_spec("triton") is None:
         return None
-    from convlens.watching.gpu import Scratch
+    from convlens.watching.backends.cuda import Scratch
 
     return Scratch(channels, device)

@@ -1,15 +1,11 @@
-"""Which modules are watched, and where their channels lie."""
+"""Which modules are watched, and which axis their channels are on."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import nn
 
 from convlens.core.layers import find_layer
 from convlens.errors import ArgumentError
@@ -32,8 +28,7 @@ def choose_layers(model: nn.Module, layers: Layers) -> list[tuple[str, nn.Module
             as ``"last conv"``, modules and module classes.
 
     Raises:
-        ArgumentError: if nothing is chosen, the word is not known, or something is no layer of the
-            model.
+        ArgumentError: if nothing is chosen, or ``layers`` is or holds something else.
         LayerNotFoundError: if the model has no module of a given name.
     """
     named = [(name or "(root)", module) for name, module in model.named_modules()]
@@ -96,7 +91,7 @@ def _named_by_user(
 
 
 def channel_rule(module: nn.Module) -> int | None:
-    """Where a module's output has its channels: an axis, negative from the end; None if unknown.
+    """The axis of a module's output with the channels, negative from the end; None if unknown.
 
     Convolutions and instance normalization: the axis before their spatial axes, (N, C, H, W) or
     (C, H, W). Other normalizations over channels: axis 1. Linear, layer normalization, embedding
@@ -113,7 +108,7 @@ def channel_rule(module: nn.Module) -> int | None:
 
 
 def channel_axis(rule: int | None, ndim: int) -> int | None:
-    """The axis from 0 that a `channel_rule` means for so many dimensions, None if there is none."""
+    """A `channel_rule` as an axis from 0 for ``ndim`` dimensions, None if there is none."""
     if rule is None:
         return None
     axis = rule if rule >= 0 else ndim + rule
@@ -121,7 +116,7 @@ def channel_axis(rule: int | None, ndim: int) -> int | None:
 
 
 def known_channels(module: nn.Module) -> int | None:
-    """How many channels a module will put out, None if only its output tells."""
+    """How many channels a module's output will have, None if only the output tells."""
     names = ("out_channels", "num_features", "num_channels", "out_features", "embed_dim")
     more = ("embedding_dim", "num_parameters")
     channels = next((vars(module)[n] for n in (*names, *more) if n in vars(module)), None)
@@ -131,54 +126,3 @@ def known_channels(module: nn.Module) -> int | None:
     if channel_rule(module) is None:
         return 0
     return channels if isinstance(channels, int) and channels > 0 else None
-
-
-def first_tensor(output: Any) -> Tensor | None:  # noqa: ANN401 — a module may return anything
-    """The first floating-point tensor of an output: in tuples, mappings and dataclasses too."""
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() else None
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    elif is_dataclass(output):
-        output = [getattr(output, field.name) for field in fields(output)]
-    if isinstance(output, Sequence) and not isinstance(output, str):
-        for part in output:
-            found = first_tensor(part)
-            if found is not None:
-                return found
-    return None
-
-
-_C: Any = torch._C  # pyright: ignore[reportPrivateUsage]
-_functorch: Any = _C._functorch
-_mode_of, _FAKE = _C._get_dispatch_mode, _C._TorchDispatchModeKey.FAKE
-
-is_transformed: Callable[[Tensor], bool] = _functorch.is_functorch_wrapped_tensor
-"""Whether `torch.func` (``vmap``, ``grad``, ``jvp`` …) has wrapped a tensor."""
-
-
-def in_backward() -> bool:
-    """Whether this thread is executing a backward pass."""
-    return _C._current_graph_task_id() != -1
-
-
-def are_fake(inputs: Sequence[Any]) -> bool:
-    """Whether a model is run without values, as a summary does it."""
-    return _mode_of(_FAKE) is not None or any(isinstance(x, FakeTensor) for x in inputs)
-
-
-def untransformed(x: Tensor, rule: int | None) -> Tensor:
-    """The values inside what `torch.func` has wrapped, those of every example of a ``vmap``.
-
-    Args:
-        x: the wrapped tensor.
-        rule: where its channels are, see `channel_rule`; they are there in the result too.
-    """
-    while is_transformed(x):
-        examples: int = _functorch.maybe_get_bdim(x) if _functorch.is_batchedtensor(x) else -1
-        x = _functorch.get_unwrapped(x)
-        if examples >= 0:
-            x = x.movedim(examples, 0)
-            if rule is not None and rule > 0 and x.ndim > 2:
-                x = x.flatten(0, 1)  # into the images, which come before the channels
-    return x

@@ -1,21 +1,20 @@
-"""Device code of `convlens.watching.gpu`: one pass over a tensor, written in Triton.
+"""Device code of `cuda`: one pass over a tensor, written in Triton.
 
 The values are read as a table whose rows or columns are channels, in tiles that the programs of a
-grid share out. Each program keeps a histogram, sums and nothing else; everything that is counted
-follows from its histogram, which has one bucket more on each side than the layout, cut off at eps,
-and infinity and NaN as the outermost ones. `tl.histogram` counts in shared memory: since Triton 3.7
-by an atomic increment for each value (ATOMS.POPC.INC), which the hardware joins within a warp where
-addresses are equal, and neighbouring activations are often in the same bucket.
+grid share. Each program keeps a histogram and sums; all counts follow from the histogram, which has
+one more bucket on each side than the layout (for eps), and infinity and NaN as the outermost ones.
+`tl.histogram` counts in shared memory: since Triton 3.7 by an atomic increment for each value
+(ATOMS.POPC.INC), which the hardware joins within a warp where addresses are equal.
 
-Global memory gets what a program has found in the end: integers by atomic additions, whose order
-changes nothing; moments, whose order would, through a list that the program which is done last
-joins in a fixed order. So the same tensor gives the same sketch, bit for bit.
+At its end a program adds to global memory: counts by atomic additions, whose order changes nothing;
+moments, whose order would, through a list that the last program joins in a fixed order. So the same
+tensor gives the same sketch, bit for bit.
 """
 
-# Triton is a language of its own that only looks like Python: its values have no types there.
+# Values have no types in Triton's language.
 # pyright: basic, reportOperatorIssue=false, reportArgumentType=false
 # pyright: reportAttributeAccessIssue=false, reportAssignmentType=false
-# One loop is one function there, because only what is inlined stays in registers.
+# The loop is one function, because only inlined code stays in registers.
 # ruff: noqa: ANN001, ANN201, ANN202, D417, PLR0912, PLR0915
 
 from __future__ import annotations
@@ -147,7 +146,7 @@ def sketch_kernel(
         cursor: (1,) int64, which row of the buffers; outside 0 to ``steps`` − 1 nothing is done.
         counts, exact, moments, flags: the buffers; (K, B) and (K, 6) int64, (K, 3) float64,
             (K, C) uint8.
-        partials, seen, done: see `convlens.watching.gpu.Scratch`.
+        partials, seen, done: see `convlens.watching.backends.cuda.Scratch`.
         steps: K.
         n: number of values.
         rows: of the table; row r is channel r % C if ``by_row``.

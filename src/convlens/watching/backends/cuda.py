@@ -1,21 +1,23 @@
 """The sketch of a tensor in CUDA memory: how the kernel is launched.
 
-The row that is added to is read from device memory, so that a captured CUDA graph can be replayed
-for any row. Nothing here waits for the device, and nothing is allocated. Triton is imported with
-this module, so import it only where Triton is there.
+The kernel reads the row that it adds to from device memory, so that a captured CUDA graph can be
+replayed for any row. Nothing here waits for the device or allocates. The module imports Triton:
+import it only where Triton is installed.
 """
 
 from __future__ import annotations
 
 import struct
 from functools import cache
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
-from convlens.core.buckets import BucketLayout
-from convlens.watching.gpu_kernel import sketch_kernel
+from convlens.watching.backends.triton_kernel import sketch_kernel
+
+if TYPE_CHECKING:
+    from convlens.watching.backends.buffers import Buffers
 
 TILE: Final = 2048  # values in a tile
 WARPS: Final = 8
@@ -23,22 +25,12 @@ REGISTERS: Final = 80  # of a thread: with more, only two programs fit a multipr
 WIDTHS: Final = (4, 16, 64)  # columns of a tile: few, since the kernel is compiled for each
 PROGRAMS_PER_SM: Final = 3
 MAX_PROGRAMS: Final = 1024
-DTYPES: Final = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-class Target(Protocol):
-    """What a sketch is added to: `convlens.watching.buffers.Buffers` on a CUDA device."""
-
-    counts: Tensor  # (K, B) int64
-    exact: Tensor  # (K, 6) int64
-    moments: Tensor  # (K, 3) float64
-    flags: Tensor  # (K, C) uint8
 
 
 class Scratch:
-    """What the programs of one launch tell each other; each `Target` needs one of its own.
+    """Memory that the programs of one launch share; every `Buffers` has its own.
 
-    Every launch leaves it as it found it, so it is allocated once.
+    Every launch leaves it as it found it.
 
     Attributes:
         partials: (3, 1024) float64: number of finite values, mean, M2 of each program.
@@ -54,7 +46,7 @@ class Scratch:
 
 @cache
 def _programs_at_once(device: torch.device) -> int:
-    """Programs that keep the whole device busy."""
+    """How many programs keep the whole device busy."""
     if device.type != "cuda":  # Triton's interpreter: few, but several
         return 4
     properties = torch.cuda.get_device_properties(device)
@@ -73,8 +65,7 @@ def sketch(
     inner: int,
     channels: int,
     eps: float,
-    layout: BucketLayout,
-    target: Target,
+    target: Buffers,
     cursor: Tensor,
     scratch: Scratch,
 ) -> None:
@@ -86,12 +77,11 @@ def sketch(
         inner: values of one channel that lie side by side; n is a multiple of C·inner.
         channels: C, 0 if channels are not told apart.
         eps: bound of near zero.
-        layout: the buckets, of three mantissa bits.
-        target: on the device of the values, with rows of C flags.
-        cursor: one int64 on that device; a number that is no row (−1) means that nothing is added.
+        target: on the device of the values, with rows of C flags and three mantissa bits.
+        cursor: (1,) int64 on that device; nothing is added if it is no row (−1).
         scratch: the target's own.
     """
-    n = values.numel()
+    n, layout = values.numel(), target.layout
     flagged = channels > 0 and n > 0
     by_column = flagged and inner == 1
     cols = (channels if by_column else inner) if flagged else WIDTHS[-1]

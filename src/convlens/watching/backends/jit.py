@@ -1,4 +1,4 @@
-"""`njit`: Numba's, which keeps the machine code where it can, and says that it is compiling."""
+"""`njit`: `numba.njit` that caches machine code where it can, and says when it compiles."""
 
 from __future__ import annotations
 
@@ -17,13 +17,10 @@ from numba.core import config, event
 
 
 def njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:  # noqa: ANN401
-    """`numba.njit` whose result is kept on disk.
+    """`numba.njit` with a cache on disk.
 
-    Where neither the package's folder nor the user's cache can be written to, that is a temporary
-    folder; where there is none, the code is kept in this process only.
-
-    Args:
-        options: Numba's, without ``cache``.
+    The cache is a temporary folder if neither the package's folder nor the user's cache is
+    writable, and in this process only if there is none.
     """
 
     def compiled(function: Callable[..., Any]) -> Any:  # noqa: ANN401
@@ -53,7 +50,7 @@ def _keep_in(folder: Path | None, dispatcher: Any) -> None:  # noqa: ANN401
 
 @cache
 def _temporary_folder() -> Path | None:
-    """A folder that only this user can write to, since machine code is loaded from it."""
+    """A folder that only this user can write to, as machine code is loaded from it."""
     try:
         user = os.getuid()
         folder = Path(tempfile.gettempdir(), f"convlens-{user}")
@@ -66,10 +63,10 @@ def _temporary_folder() -> Path | None:
 
 
 class _Announcer(event.Listener):
-    """Says on stderr that something of convlens is being compiled."""
+    """Says on stderr that a function of convlens is being compiled."""
 
     def __init__(self) -> None:
-        self._depth = 0  # Numba compiles one thing at a time, and what that calls inside it
+        self._depth = 0  # Numba compiles what a function calls inside its own compilation
 
     def on_start(self, event: Any) -> None:  # noqa: ANN401
         """Numba begins to compile."""

@@ -1,8 +1,8 @@
-"""Tells watchers of every step that an optimizer of torch makes, whoever makes it.
+"""Tells watchers of every step that an optimizer of torch makes.
 
 torch's hooks for all optimizers are a dictionary that a step iterates over: changing it meanwhile,
-in another thread, would end that step. So one pair of hooks is registered, once, and stays; the
-watchers come and go in a tuple.
+in another thread, would end that step. So one pair of hooks is registered and stays; the watchers
+come and go in a tuple.
 """
 
 from __future__ import annotations
@@ -24,18 +24,10 @@ Closure = Callable[..., Any]
 
 
 class StepListener(Protocol):
-    """Who is told of optimizers' steps; it may not raise."""
+    """Who is told of optimizers' steps; its methods must not raise."""
 
     def before_step(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
-        """A step begins.
-
-        Args:
-            optimizer: whose.
-            closure: what the step is to call for the loss and its gradients, None for nothing.
-
-        Returns:
-            What it is to call instead, or the same.
-        """
+        """A step with this closure begins; returns the closure to call instead, or the same."""
         ...
 
     def after_step(self, optimizer: Optimizer) -> None:
@@ -54,12 +46,12 @@ class StepHooks:
         register_optimizer_step_post_hook(outside(self._after))
 
     def add(self, listener: StepListener) -> None:
-        """Tell this one too, from the next step on."""
+        """Tell this listener too, from the next step on."""
         with _ONE_AT_A_TIME:
             self._listeners = (*self._listeners, ref(listener))
 
     def remove(self, listener: StepListener) -> None:
-        """Tell this one no more."""
+        """Tell this listener no more."""
         with _ONE_AT_A_TIME:
             self._listeners = tuple(r for r in self._listeners if r() not in (None, listener))
 

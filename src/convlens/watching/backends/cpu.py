@@ -1,42 +1,39 @@
 """The sketch of a tensor in CPU memory: one pass, written in Numba.
 
 A value's sign, exponent and top three mantissa bits are the upper twelve bits of its float32
-pattern, so one shift and a clamp name its bucket. The values are read in pieces that stay in the
-first-level cache, and each piece is gone over by a few short loops, because separate loops are
-vectorized and one large loop is not.
+pattern, so one shift and a clamp name its bucket. The values are read in blocks that fit the
+first-level cache, and each block is read by several short loops, which LLVM vectorizes.
 
-What is rare costs nothing where it does not occur: values that are not finite are looked for only
-in a piece whose sum is not finite, zeros only where a bucket that they share with the smallest
-numbers has grown, and a channel's flags only until both are set.
+Rare cases cost nothing where they do not occur: non-finite values are counted only in a block whose
+sum is not finite, zeros only where the bucket that they share with the smallest numbers has grown,
+and a channel's flags only until both are set.
 
-In the kernels a bucket is numbered by magnitude: 0 for zeros and what lies below the layout's
-octaves, then the octaves' buckets, then one for what lies above; negative values have 512 more.
+The kernels number a bucket by magnitude: 0 for zeros and values below the layout's octaves, then
+the octaves' buckets, then one for values above them; negative values have 512 more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from convlens.watching.jit import njit
+from convlens.watching.backends.jit import njit
 
 Scalar = float | np.floating[Any]
 Array = NDArray[Any]  # Numba compiles each kernel for the types that it meets
 
-PIECE = 4096  # values in a piece: 16 KiB of float32, half of a small first-level cache
-MINUS = 512  # what is added to a bucket's number for negative values
-ROW = 2 * MINUS + 16  # a table's row: a power of two would make stores to one bucket wait for
-# another's in the next row
-TABLES = 8  # private tables: neighbouring values are often equal, and would wait for each other
-PLANE = 32  # shorter planes are joined: a loop over a few values costs more than it does
-BOTH = 3  # a channel's flags when there is nothing left to look for
+BLOCK = 4096  # values in a block: 16 KiB of float32, half of a small first-level cache
+MINUS = 512  # added to a bucket's number for negative values
+ROW = 2 * MINUS + 16  # of a table; with a power of two, stores to neighbouring rows would alias
+TABLES = 8  # neighbouring values are often equal; in one table their increments would serialize
+PLANE = 32  # shorter planes are joined, since a loop over a few values is mostly overhead
+BOTH = 3  # a channel's flags when both are set
 
 N_FOUND = 7  # at most eps, below −eps, zeros, of these −0, NaN, −∞, +∞
 
@@ -44,23 +41,20 @@ N_FOUND = 7  # at most eps, below −eps, zeros, of these −0, NaN, −∞, +�
 FAST = {"reassoc", "nsz", "contract"}
 
 
-# ---- values of any type, and their buckets ------------------------------------------------------
+# ---- values and their buckets -------------------------------------------------------------------
 
 
 @njit(nogil=True)
 def _buckets32(values: Array, low: int, high: int, buckets: Array) -> None:
     """Buckets of float32 values; infinities and NaN fall into the highest.
 
-    Args:
-        values: (n,) float32.
-        low: exponent and three mantissa bits where the layout's octaves begin, less one.
-        high: the same where they end.
-        buckets: at least (n,) uint16, gets the numbers.
+    ``low`` and ``high`` are exponent and three mantissa bits where the octaves begin, less one, and
+    end.
     """
     bits = values.view(np.uint32)
     for i in range(bits.size):
         buckets[i] = np.uint16(bits[i] >> np.uint32(20))
-    # In 16 bits twice as many fit into a vector; the casts keep Numba from using 64.
+    # The casts keep Numba at 16 bits, of which most fit into a vector.
     least, most, minus = np.uint16(low), np.uint16(high), np.uint16(MINUS)
     for i in range(bits.size):
         magnitude = np.uint16(max(np.uint16(buckets[i] & np.uint16(0x7FF)), least))
@@ -71,10 +65,7 @@ def _buckets32(values: Array, low: int, high: int, buckets: Array) -> None:
 
 @njit(nogil=True)
 def _buckets64(values: Array, low: int, high: int, buckets: Array) -> None:
-    """Buckets of float64 values: the exponent has bias 1023 instead of 127.
-
-    Converting the values to float32 would round some into the next bucket.
-    """
+    """Buckets of float64 values; as float32 some would be rounded into the next bucket."""
     bits = values.view(np.uint64)
     least, most = np.int64(low + ((1023 - 127) << 3)), np.int64(high + ((1023 - 127) << 3))
     for i in range(bits.size):
@@ -84,80 +75,19 @@ def _buckets64(values: Array, low: int, high: int, buckets: Array) -> None:
 
 
 @njit(nogil=True)
-def _widen_bfloat16(halves: Array, values: Array) -> None:
-    """A bfloat16 is the upper half of a float32."""
-    out = values.view(np.uint32)
-    for i in range(halves.size):
-        out[i] = np.uint32(halves[i]) << np.uint32(16)
-
-
-@njit(nogil=True)
-def _widen_float16(halves: Array, values: Array) -> None:
-    """In a float32's place a float16's pattern means its value times 2^-112, subnormal or not.
-
-    Only exponent 31, of infinities and NaN, has to be made 255.
-    """
-    out = values.view(np.uint32)
-    for i in range(halves.size):
-        out[i] = (np.uint32(halves[i]) & np.uint32(0x7FFF)) << np.uint32(13)
-    for i in range(halves.size):
-        values[i] *= np.float32(2.0**112)
-    for i in range(halves.size):
-        half = np.uint32(halves[i])
-        special = (half & np.uint32(0x7C00)) == np.uint32(0x7C00)
-        exponent = np.uint32(0x7F800000) if special else np.uint32(0)
-        out[i] |= ((half & np.uint32(0x8000)) << np.uint32(16)) | exponent
-
-
-def _load(x: Array, low: int, high: int, wide: Array, buckets: Array) -> Array:
-    """A piece's values, those of half precision widened, and their buckets.
-
-    Args:
-        x: (n,) float32 or float64 values; uint16, patterns of bfloat16; int16, those of float16.
-        low: see `_buckets32`.
-        high: see `_buckets32`.
-        wide: at least (n,) float32, room for widened values.
-        buckets: at least (n,) uint16, gets the buckets.
-    """
-    raise NotImplementedError  # replaced for each type by what follows
-
-
-@overload(_load)
-def _load_of_type(x: Any, low: Any, high: Any, wide: Any, buckets: Any) -> Callable[..., Any]:  # noqa: ANN401, ARG001
-    if x.dtype is types.float32:
-
-        def load(x: Any, low: Any, high: Any, wide: Any, buckets: Any) -> Any:  # noqa: ANN401, ARG001
-            _buckets32(x, low, high, buckets)
-            return x
-
-    elif x.dtype is types.float64:
-
-        def load(x: Any, low: Any, high: Any, wide: Any, buckets: Any) -> Any:  # noqa: ANN401, ARG001
-            _buckets64(x, low, high, buckets)
-            return x
-
-    elif x.dtype is types.uint16:
-
-        def load(x: Any, low: Any, high: Any, wide: Any, buckets: Any) -> Any:  # noqa: ANN401
-            _widen_bfloat16(x, wide)
-            _buckets32(wide[: x.size], low, high, buckets)
-            return wide[: x.size]
-
+def _write_buckets(x: Array, low: int, high: int, buckets: Array) -> None:
+    """The buckets of float32 or float64 values; Numba compiles the branch away."""
+    if x.itemsize == 8:
+        _buckets64(x, low, high, buckets)
     else:
-
-        def load(x: Any, low: Any, high: Any, wide: Any, buckets: Any) -> Any:  # noqa: ANN401
-            _widen_float16(x.view(np.uint16), wide)
-            _buckets32(wide[: x.size], low, high, buckets)
-            return wide[: x.size]
-
-    return load
+        _buckets32(x, low, high, buckets)
 
 
-# ---- the loops over a piece ---------------------------------------------------------------------
+# ---- the loops over a block ---------------------------------------------------------------------
 
 
 def _fetch(context: Any, array: Any, index: Any) -> Any:  # noqa: ANN401, ARG001
-    """Ask for the cache line of an element that will be read soon; also past the end."""
+    """Prefetch the cache line of an element; an index past the end is allowed."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:  # noqa: ANN401
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -165,7 +95,7 @@ def _fetch(context: Any, array: Any, index: Any) -> Any:  # noqa: ANN401, ARG001
         address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [address.type, flag, flag, flag])
         prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(prefetch, [address, flag(0), flag(3), flag(1)])  # to read, and to keep, data
+        builder.call(prefetch, [address, flag(0), flag(3), flag(1)])
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
@@ -178,8 +108,8 @@ _prefetch: Any = intrinsic(_fetch)  # as Numba code: (array, index)
 def _scatter(buckets: Array, size: int, table: Array, x: Array, ahead: int) -> None:
     """Count each bucket; neighbours go to different rows of the table.
 
-    Four numbers are loaded as one word. This is the loop that waits least for memory, so the piece
-    from ``x[ahead]`` on is fetched meanwhile.
+    Four numbers are loaded as one word. This loop waits least for memory, so it prefetches the next
+    block, which begins at ``x[ahead]``.
     """
     last = table.shape[0] - 1
     a, b, c, d = table[0], table[1 & last], table[2 & last], table[3 & last]
@@ -237,10 +167,10 @@ def _take_out_specials(x: Array, buckets: Array, table: Array, found: Array) -> 
 
 @njit(nogil=True, fastmath=FAST)
 def _around_eps(x: Array, eps: Scalar, minus_eps: Scalar) -> tuple[int, int]:
-    """How many values are at most eps, and how many below −eps: the difference is near zero.
+    """How many values are at most eps, and how many below −eps; the difference is near zero.
 
-    float32 counts a piece exactly and fills eight lanes where Numba's integers, always 64 bits
-    wide, fill four: 68 instead of 148 ps a value.
+    float32 counts a block exactly and is half as wide as Numba's integers: 68 instead of 148 ps a
+    value.
     """
     at_most, below = np.float32(0), np.float32(0)
     one, none = np.float32(1), np.float32(0)
@@ -295,7 +225,7 @@ def _open(flags: Array) -> int:
 
 @njit(nogil=True)
 def _flag_planes(x: Array, start: int, inner: int, eps: Scalar, flags: Array) -> None:
-    """Join the flags of one piece, which begins at value ``start`` of the tensor."""
+    """Join the flags of one block, which begins at value ``start`` of the tensor."""
     low = 0
     while low < x.size:
         plane, offset = divmod(start + low, inner)
@@ -333,11 +263,11 @@ def _column_sum(table: Array, bucket: int) -> int:
 
 
 @njit(nogil=True)
-def _sketch_piece(
+def _sketch_block(
     x: Array, buckets: Array, shift: float, eps: Scalar, table: Array, found: Array, sums: Array,
     whole: Array, ahead: int,
 ) -> None:  # fmt: skip
-    """Everything but the channel flags of one piece; the next begins at ``whole[ahead]``."""
+    """Everything but the channel flags of one block; the next begins at ``whole[ahead]``."""
     plus, minus = _column_sum(table, 0), _column_sum(table, MINUS)
     _scatter(buckets, x.size, table, whole, ahead)
     if _column_sum(table, 0) + _column_sum(table, MINUS) != plus + minus:
@@ -363,15 +293,16 @@ def _sketch_range(
     counts: Array, found: Array, sums: Array, flags: Array,
 ) -> None:  # fmt: skip
     """Sketch the values from ``start`` to ``stop``, with tables of its own."""
-    table = np.zeros((1 if stop - start < PIECE else TABLES, ROW), np.uint32)
-    wide, buckets = np.empty(PIECE, np.float32), np.empty(PIECE, np.uint16)
+    table = np.zeros((1 if stop - start < BLOCK else TABLES, ROW), np.uint32)
+    buckets = np.empty(BLOCK, np.uint16)
     high = low + counts.size // 2 - 1
     row = flags.size * inner if inner < PLANE else 0
     seen = np.zeros(row * max(1, 64 // max(row, 1)), np.uint8)
     n_open = _open(flags)
-    for first in range(start, stop, PIECE):
-        values = _load(x[first : min(first + PIECE, stop)], low, high, wide, buckets)
-        _sketch_piece(values, buckets, shift, eps, table, found, sums, x, first + PIECE)
+    for first in range(start, stop, BLOCK):
+        values = x[first : min(first + BLOCK, stop)]
+        _write_buckets(values, low, high, buckets)
+        _sketch_block(values, buckets, shift, eps, table, found, sums, x, first + BLOCK)
         if seen.size:
             _flag_rows(values, first, eps, seen)
         elif n_open:
@@ -412,10 +343,8 @@ def _join_moments(moments: Array, n: float, s1: float, s2: float, shift: float) 
 
 @njit(nogil=True)
 def _a_member(x: Array) -> float:
-    """A finite member of the set as shift: the error of M2 is then at most n·2⁻⁵² of itself."""
-    wide, buckets = np.empty(1, np.float32), np.empty(1, np.uint16)
-    for i in range(x.size):
-        value = _load(x[i : i + 1], 0, 0, wide, buckets)[0]
+    """The first finite value; with it as shift, M2's relative error is at most n·2⁻⁵²."""
+    for value in x:
         if abs(value) < np.inf:
             return np.float64(value)
     return 0.0
@@ -439,8 +368,7 @@ def sketch_serial(
     """Add the values to one row of a layer's buffers, in this thread.
 
     Args:
-        x: (n,) values as they lie in memory; float32 or float64, or half precision as
-            `kernels.as_array` gives it.
+        x: (n,) float32 or float64 values as they lie in memory.
         inner: values of one channel that lie side by side; n is a multiple of C·inner.
         low: exponent and mantissa bits where the layout's octaves begin, less one.
         eps: bound of near zero, float64 for float64 values, else float32.
@@ -492,7 +420,7 @@ def add_batch_norm(
         old_var: (C,) running variance before it.
         mean: (C,) running mean after it.
         var: (C,) running variance after it.
-        share: how much of the batch the running statistics take.
+        share: the momentum.
         biased: (n - 1) / n for n values of a channel.
         sums: (4,) float64: mean and variance of the batch, running mean and variance.
     """

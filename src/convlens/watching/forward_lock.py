@@ -1,20 +1,20 @@
-"""`Turn`: which forwards of a model are recorded."""
+"""`ForwardLock`: of several threads that run one model, one forward at a time is recorded."""
 
 from __future__ import annotations
 
 from threading import get_ident
 
 
-class Turn:
-    """Of several threads that run one model, the one whose forward is recorded.
+class ForwardLock:
+    """A lock that is never waited for; forwards of other threads meanwhile are left out.
 
-    Forwards of the others are left out meanwhile. There is no lock, which a fork might leave taken:
-    ``dict.setdefault`` does it in one operation.
+    It is a ``dict.setdefault``, which is one operation, and no `threading.Lock`, which a fork may
+    leave locked.
 
     Attributes:
         inside: the thread that is in a forward whose layers are sketched, None if there is none.
-        n_taken: how many forwards had the turn.
-        n_passed: how many were of a mode that is not recorded.
+        n_taken: how many forwards took the lock.
+        n_passed: how many forwards were in a mode that is not recorded.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Turn:
         self._thread: dict[None, int] = {}
         self._refused: set[int] = set()
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """Begin a forward in this thread, unless another thread is in one."""
         me = get_ident()
         if self._thread.setdefault(None, me) != me:
@@ -32,8 +32,8 @@ class Turn:
         self.n_taken += 1
         return True
 
-    def leave(self) -> bool:
-        """End a forward in this thread; whether it had the turn."""
+    def release(self) -> bool:
+        """End a forward in this thread; whether it had the lock."""
         me = get_ident()
         self._refused.discard(me)
         if self._thread.get(None) != me:

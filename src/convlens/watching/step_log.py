@@ -1,0 +1,317 @@
+"""`StepLog`: the numbers that a loop of one's own logs, by step and by epoch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from convlens.core.layer_histories import LayerHistories
+from convlens.core.records import HANDOVER_S, Epoch, RecordSink
+from convlens.core.steps import StepSeries, join_steps
+from convlens.core.training_curves import TrainingCurves
+from convlens.errors import ArgumentError
+from convlens.plots import CurvePlots, LayerPlots
+from convlens.watching.notes import CannotSketchError, Notes, described
+from convlens.watching.optimizer_hooks import Closure, step_hooks
+
+BLOCK = 64  # steps whose tensors stay on their device before they are read together
+
+
+@dataclass
+class _Row:
+    """What was logged of one step; tensors are on their device until the row is read."""
+
+    step: int
+    epoch: int
+    hypers: Mapping[str, list[float | Tensor]]
+    wall_s: float = 0.0
+    numbers: dict[str, float | Tensor] = field(default_factory=dict[str, float | Tensor])
+
+
+class StepLog(CurvePlots, TrainingCurves):
+    """Logged numbers, kept in memory and written to a sink; no step waits for a device.
+
+    Each step that something was logged of also gets the learning rate and momentum of the newest
+    step of an optimizer with a parameter of the model.
+
+    Args:
+        model: whose optimizer.
+        notes: where to say what could not be recorded.
+        clock: returns the step that numbers belong to, and the seconds since the first one.
+        flush_sink: whether nobody else flushes the sink.
+
+    Attributes:
+        sink: where steps and epochs are written to besides memory.
+        run_closed: whether there was a sink and nothing can be written to it any more.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        notes: Notes,
+        clock: Callable[[], tuple[int, float]],
+        *,
+        flush_sink: bool,
+    ) -> None:
+        self.sink: RecordSink | None = None
+        self.run_closed = False
+        self._parameters = {id(parameter) for parameter in model.parameters()}
+        self._notes, self._clock, self._flush_sink = notes, clock, flush_sink
+        self._rows: list[_Row] = []  # not read yet; the newest may still get numbers
+        self._parts: list[StepSeries] = []
+        self._epochs: list[Epoch] = []
+        self._losses: list[float] = []  # of the current epoch's rows that were read
+        self._hypers: Mapping[str, list[float | Tensor]] = {}
+        self._flushed_at, self._epoch_wall_s, self._first_step = time.monotonic(), 0.0, 0
+        self._listening = False
+
+    @property
+    def steps(self) -> StepSeries:
+        """Every step that something was logged of; other names than ``loss`` are in ``hypers``."""
+        self._parts = [join_steps(self._parts)]
+        return join_steps([*self._parts, *([_series(self._rows)] if self._rows else [])])
+
+    @property
+    def epochs(self) -> list[Epoch]:
+        """The finished epochs."""
+        return self._epochs
+
+    def log(self, numbers: Mapping[str, object]) -> None:
+        """Add numbers to the current step; see `LoggingHistories.log`."""
+        with self._guarded():
+            self._note_if_closed()
+            values = {name: _number(name, value) for name, value in numbers.items()}
+            if not self._listening and not self.run_closed:
+                step_hooks().add(self)
+                self._listening = True
+            step, wall_s = self._clock()
+            if not self._rows or self._rows[-1].step != step:
+                self._rows.append(_Row(step, len(self._epochs), self._hypers))
+            row = self._rows[-1]
+            row.wall_s = wall_s
+            row.numbers |= values
+            if len(self._rows) > BLOCK or time.monotonic() > self._flushed_at + HANDOVER_S:
+                self._flush()
+
+    def log_epoch(self, numbers: Mapping[str, object]) -> None:
+        """End an epoch; see `LoggingHistories.log_epoch`."""
+        with self._guarded():
+            self._note_if_closed()
+            metrics = {name: float(_number(name, value)) for name, value in numbers.items()}
+            self._flush()
+            last, wall_s = self._clock()
+            losses = [*self._losses, *(loss for row in self._rows for loss in self._loss_of(row))]
+            mean = float(np.mean(losses)) if losses else math.nan
+            epoch = Epoch(
+                epoch=len(self._epochs),
+                first_step=min(self._first_step, last),
+                last_step=last,
+                train_loss=metrics.pop("train_loss", mean),
+                valid_loss=metrics.pop("valid_loss", None),
+                metrics=metrics,
+                wall_s=wall_s - self._epoch_wall_s,
+            )
+            self._epochs.append(epoch)
+            self._losses, self._epoch_wall_s, self._first_step = [], wall_s, last + 1
+            if self.sink is not None:
+                self.sink.write_epoch(epoch)
+                self._flush_sink_too()
+
+    def _note_if_closed(self) -> None:
+        if self.run_closed:
+            self._notes.say("log", why="the run was closed when watching ended")
+
+    def flush(self) -> None:
+        """Read the logged tensors, and write the steps to the sink."""
+        with self._guarded():
+            self._flush()
+
+    def _flush(self) -> None:
+        self._flushed_at = time.monotonic()
+        if not self._rows:
+            return
+        series = _series(self._rows)
+        done, self._rows = self._rows[:-1], self._rows[-1:]
+        if done:
+            self._losses += [loss for row in done for loss in self._loss_of(row)]
+            self._parts.append(_series(done))
+        if self.sink is not None:
+            # The newest step is written again if it gets more numbers: the sink replaces it.
+            self.sink.write_steps(series)
+            self._flush_sink_too()
+
+    @contextmanager
+    def _guarded(self) -> Generator[None]:
+        """Only a wrong argument ends the user's step; what else fails is noted."""
+        try:
+            yield
+        except ArgumentError:
+            raise
+        except Exception as error:
+            self._notes.say("log", why=described(error))
+
+    def close(self) -> None:
+        """Write everything, and stop listening to optimizers."""
+        step_hooks().remove(self)
+        self._listening = False
+        self.flush()
+
+    def _flush_sink_too(self) -> None:
+        if self.sink is not None and self._flush_sink:
+            self.sink.flush()
+
+    def _loss_of(self, row: _Row) -> list[float]:
+        """The loss of a row of the current epoch, if one was logged."""
+        loss = row.numbers.get("loss")
+        return [] if loss is None or row.epoch != len(self._epochs) else [float(loss)]
+
+    # ---- the optimizer's step -------------------------------------------------------------------
+
+    def before_step(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:  # noqa: ARG002
+        """Change nothing; `StepListener`."""
+        return closure
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Read the learning rate and momentum of each parameter group; `StepListener`."""
+        try:
+            groups: list[dict[str, Any]] = optimizer.param_groups
+            if not any(id(p) in self._parameters for group in groups for p in group["params"]):
+                return
+            found = {
+                "lr": [group.get("lr", math.nan) for group in groups],
+                "momentum": [g.get("momentum", g.get("betas", (math.nan,))[0]) for g in groups],
+            }
+            self._hypers = {n: [_number(n, v) for v in values] for n, values in found.items()}
+            if self._rows and self._rows[-1].step == self._clock()[0]:
+                self._rows[-1].hypers = self._hypers
+        except Exception as error:
+            self._notes.say("log", why=described(error))
+
+
+class LoggingHistories(LayerPlots, LayerHistories):
+    """Histories of a loop of one's own, which logs its numbers."""
+
+    _log: StepLog
+
+    @property
+    def epochs(self) -> Sequence[Epoch]:
+        """The epochs that `log_epoch` has ended."""
+        return self._log.epochs
+
+    @property
+    def recorder(self) -> TrainingCurves:
+        """What `log` and `log_epoch` were given, as ``learn.recorder`` of a Learner has it."""
+        return self._log
+
+    def log(self, **numbers: float | Tensor) -> None:
+        """Record numbers of the current step: that of the forward that ran last.
+
+        ``loss`` is the curve that plots, page and report show. Before any forward the step is 0.
+        Several calls in one step are merged; of one name the last value is kept. Nothing waits for
+        a device. The step also gets the learning rate and momentum of the optimizer of ``model``.
+
+        Args:
+            numbers: by name; numbers, or tensors of one element.
+
+        Raises:
+            ArgumentError: if one is neither.
+
+        Example:
+            >>> import torch
+            >>> import convlens as cl
+            >>> model = torch.nn.Linear(4, 1)
+            >>> with cl.watch(model) as stats:
+            ...     for _ in range(3):
+            ...         loss = model(torch.ones(8, 4)).mean()
+            ...         stats.log(loss=loss, batch_size=8)
+            >>> stats.recorder.steps.step.tolist(), stats.recorder.steps.hypers["batch_size"].shape
+            ([0, 1, 2], (3, 1))
+        """
+        self._log.log(numbers)
+
+    def log_epoch(self, **numbers: float | Tensor) -> None:
+        """End an epoch at the current step; epochs are numbered from 0.
+
+        Args:
+            numbers: by name: ``valid_loss``, ``train_loss`` (the mean of the epoch's logged losses
+                if it is not given), and metrics, such as ``accuracy``.
+
+        Raises:
+            ArgumentError: if one is neither a number nor a tensor of one element.
+
+        Example:
+            >>> import torch
+            >>> import convlens as cl
+            >>> model = torch.nn.Linear(4, 1)
+            >>> with cl.watch(model) as stats:
+            ...     for epoch in range(2):
+            ...         stats.log(loss=model(torch.ones(8, 4)).mean())
+            ...         stats.log_epoch(valid_loss=0.5, accuracy=0.75)
+            >>> [(e.epoch, e.last_step, e.valid_loss) for e in stats.epochs]
+            [(0, 0, 0.5), (1, 1, 0.5)]
+        """
+        self._log.log_epoch(numbers)
+
+
+def _number(name: str, value: object) -> float | Tensor:
+    """A number, or a tensor without dimensions on another device than the CPU, not yet read."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        if value.is_meta:
+            raise CannotSketchError("it is on the meta device and has no value")
+        value = value.detach().reshape(())
+        return float(value) if value.device.type == "cpu" else value.clone()
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.item()
+    if isinstance(value, Real):
+        return float(value)
+    got = (
+        f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor | np.ndarray)
+        else f"{value!r:.60}"
+    )
+    raise ArgumentError(f"{name} must be a number or a tensor of one element, got {got}.")
+
+
+def _series(rows: Sequence[_Row]) -> StepSeries:
+    """Rows as arrays; what a row lacks is NaN."""
+    _read(rows)
+    width: dict[str, int] = {}
+    merged = [{**row.hypers, **{n: [v] for n, v in row.numbers.items()}} for row in rows]
+    for row in merged:
+        for name, values in row.items():
+            width[name] = max(width.get(name, 1), len(values))
+    arrays = {name: np.full((len(rows), n), np.nan) for name, n in {"loss": 1, **width}.items()}
+    for index, row in enumerate(merged):
+        for name, values in row.items():
+            arrays[name][index, : len(values)] = values
+    return StepSeries(
+        step=np.array([row.step for row in rows], np.int64),
+        epoch=np.array([row.epoch for row in rows], np.int64),
+        loss=arrays.pop("loss")[:, 0],
+        wall_s=np.array([row.wall_s for row in rows]),
+        hypers=arrays,
+    )
+
+
+def _read(rows: Sequence[_Row]) -> None:
+    """Replace tensors by their numbers, with one copy from each device."""
+    waiting: dict[torch.device, list[tuple[_Row, str, Tensor]]] = {}
+    for row in rows:
+        row.hypers = {name: [float(v) for v in values] for name, values in row.hypers.items()}
+        for name, value in row.numbers.items():
+            if isinstance(value, Tensor):
+                waiting.setdefault(value.device, []).append((row, name, value))
+    for entries in waiting.values():
+        read = torch.stack([value.float() for _, _, value in entries]).tolist()
+        for (row, name, _), value in zip(entries, read, strict=True):
+            row.numbers[name] = value
