@@ -45,7 +45,7 @@ CASES = {
         lambda: cl.effective_receptive_field(CONV, IMAGES.byte(), "0"),
         "images=(1, 1, 12, 12) of torch.uint8 is no floating tensor (N, C, H, W);",
     ),
-    "no path": (lambda: cl.load_image(3), "path=3 is no path; give the name of an image file."),
+    "no path": (lambda: cl.load_image(3), "path must be the name of an image file, got 3."),
     "an array": (
         lambda: kernels.apply(IMAGES[0].numpy(), kernels.blur()),
         "image=<ndarray of shape (1, 12, 12)> is no tensor; torch.from_numpy makes one of an array",
@@ -79,7 +79,10 @@ def test_a_size_that_is_no_pair_is_refused(tmp_path):
     from PIL import Image
 
     Image.new("L", (5, 4)).save(tmp_path / "grey.png")
-    with pytest.raises(ArgumentError, match=r"size=10 is no size of an image; give \(H, W\)"):
+    sentence = r"size must be \(H, W\), whole numbers of at least 1, got 10"
+    with pytest.raises(ArgumentError, match=sentence):
+        ArgumentError, match=r"size must be \(H, W\), whole numbers of at least 1, got 10"
+    ):
         cl.load_image(tmp_path / "grey.png", size=10)
 
 

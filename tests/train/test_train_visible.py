@@ -160,10 +160,10 @@ def fast_fit(n_steps: int) -> list[int | str]:
 
 def test_a_fast_loop_commits_nothing_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses are read from the device 64 at a time, and wait for the epoch's end."""
-    monkeypatch.setattr("convlens.train.recorder.HANDOVER_S", 3600.0)
+    monkeypatch.setattr("convlens.train.callbacks.recorder.HANDOVER_S", 3600.0)
     assert fast_fit(150)[:4] == [64, 64, 22, "commit"]
 
 
 def test_what_was_recorded_is_committed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("convlens.train.recorder.HANDOVER_S", 0.0)
+    monkeypatch.setattr("convlens.train.callbacks.recorder.HANDOVER_S", 0.0)
     assert fast_fit(3)[:6] == [1, "commit", 1, "commit", 1, "commit"]

@@ -371,7 +371,8 @@ os.kill(os.getpid(), 9)
     [
         (ValueError("mine"), "failed"),
         (KeyboardInterrupt(), "stopped"),
-        (SystemExit("terminated"), "stopped"),
+        (SystemExit(0), "stopped"),
+        (SystemExit("terminated"), "failed"),
     ],
 )
 def test_a_recorded_loop_that_raises_is_not_finished(tmp_path, error, status):
@@ -413,7 +414,7 @@ def test_a_recorded_loop_that_raises_is_not_finished(tmp_path, error, status):
             {"layers": ["0", 5]},
             r"layers has 5, which is none of the 8 modules of Sequential; give na",
         ),
-        ({"run": True}, r"run=True is no directory; give 'auto' for a new one in runs/, or a path"),
+        ({"run": True}, r"run must be 'auto' or the path of a new directory, got True"),
     ],
 )
 def test_arguments_that_cannot_work(arguments, sentence):

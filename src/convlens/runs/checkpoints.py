@@ -102,6 +102,13 @@ def load_checkpoint(
 
     Everything is verified first; the model is not touched if anything does not fit.
 
+        >>> dls = cl.DataLoaders([(torch.rand(8, 1, 28, 28), torch.arange(8))])
+        >>> learn = cl.Learner(dls, cl.simple_cnn(1, 10), progress=False)
+        >>> learn.fit(1)
+        >>> model = cl.simple_cnn(1, 10)
+        >>> cl.load_checkpoint(learn.run_path / "checkpoints", model)["epoch"]
+        0
+
     Args:
         path: a checkpoint's directory, or a folder of them, of which the newest is taken.
         model: gets the parameters and buffers.
