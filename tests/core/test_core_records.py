@@ -11,7 +11,7 @@ import pytest
 from convlens.core.buckets import BucketLayout
 from convlens.core.columns import Columns, empty_columns
 from convlens.core.histories import LayerHistory, LayerInfo, UpdateHistory
-from convlens.core.records import outcome_of
+from convlens.core.outcome import outcome_of
 from convlens.core.steps import StepSeries, empty_steps, join_steps
 from convlens.errors import ArgumentError
 

@@ -81,8 +81,6 @@ def test_a_size_that_is_no_pair_is_refused(tmp_path):
     Image.new("L", (5, 4)).save(tmp_path / "grey.png")
     sentence = r"size must be \(H, W\), whole numbers of at least 1, got 10"
     with pytest.raises(ArgumentError, match=sentence):
-        ArgumentError, match=r"size must be \(H, W\), whole numbers of at least 1, got 10"
-    ):
         cl.load_image(tmp_path / "grey.png", size=10)
 
 

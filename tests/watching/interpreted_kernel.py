@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convlens.core.buckets import BucketLayout
-from convlens.watching.backends import cuda, plain
+from convlens.watching.backends import cuda, plain_torch
 from convlens.watching.backends.buffers import Buffers
 from convlens.watching.backends.dispatch import Sketcher, flatten
 
@@ -55,7 +55,7 @@ def reference(x, axis=None, eps=0.05, kernel="numba"):
     if kernel == "numba":
         Sketcher(LAYOUT, eps, threads=1)(x, axis, buffers, 1)
     else:
-        plain.sketch(x, axis, eps, LOW, buffers, torch.tensor([1]))
+        plain_torch.sketch(x, axis, eps, LOW, buffers, torch.tensor([1]))
     return buffers
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convlens.core.buckets import BucketLayout
-from convlens.watching.backends import cpu, dispatch
+from convlens.watching.backends import dispatch, numba_kernel
 from convlens.watching.backends.buffers import Buffers, buffer_device
 from convlens.watching.backends.dispatch import Sketcher
 
@@ -213,7 +213,9 @@ def test_threads_give_the_same_counts(two_threads):
     torch.manual_seed(5)
     x = torch.randn(256, 8, 14, 14)
     one = sketch(x, 1, threads=1)
-    with mock.patch.object(cpu, "sketch_parallel", wraps=cpu.sketch_parallel) as parallel:
+    with mock.patch.object(
+        numba_kernel, "sketch_parallel", wraps=numba_kernel.sketch_parallel
+    ) as parallel:
         two = sketch(x, 1, threads=2)
     parallel.assert_called_once()
     np.testing.assert_array_equal(one.counts, two.counts)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import convlens
-from convlens.watching.backends import cpu, jit
+from convlens.watching.backends import numba_jit, numba_kernel
 
 FORK = """
 import faulthandler, os, sys, warnings
@@ -89,7 +89,7 @@ def _empty_cache(tmp_path, monkeypatch):
 
 def compile_anew(kernel):
     """What is compiled on the first watched step, of one of the smaller kernels."""
-    again = jit.njit(nogil=True)(kernel.py_func)
+    again = numba_jit.njit(nogil=True)(kernel.py_func)
     again(np.zeros(4, np.float32), 1.0)
     return again
 
@@ -97,9 +97,9 @@ def compile_anew(kernel):
 @pytest.mark.usefixtures("_empty_cache")
 def test_it_says_that_it_compiles_and_only_then(capsys):
     line = "convlens: compiling _sums (once on this machine) …\n"
-    compile_anew(cpu._sums)
+    compile_anew(numba_kernel._sums)
     assert capsys.readouterr().err == line
-    compile_anew(cpu._sums)  # which is found in the cache
+    compile_anew(numba_kernel._sums)  # which is found in the cache
     assert capsys.readouterr().err == ""
 
 
@@ -110,7 +110,7 @@ def test_a_stderr_that_cannot_be_written_to_does_not_matter(monkeypatch):
             raise OSError("no space left")
 
     monkeypatch.setattr(sys, "stderr", Full())
-    assert compile_anew(cpu._sums).stats.cache_misses
+    assert compile_anew(numba_kernel._sums).stats.cache_misses
 
 
 @pytest.mark.usefixtures("_empty_cache")
@@ -124,10 +124,10 @@ import tempfile
 TEMPORARY or setattr(tempfile, "tempdir", "/nonexistent")
 import numpy as np
 import convlens.watching
-from convlens.watching.backends import cpu
+from convlens.watching.backends import numba_kernel
 sums = np.zeros(4)
-cpu.add_batch_norm(*np.ones((4, 3), np.float32), 0.5, 0.5, sums)
-print(sums.tolist(), cpu.__file__)
+numba_kernel.add_batch_norm(*np.ones((4, 3), np.float32), 0.5, 0.5, sums)
+print(sums.tolist(), numba_kernel.__file__)
 """
 
 
@@ -174,7 +174,7 @@ def test_a_read_only_installation_and_home(readonly, temporary):
             timeout=240, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        kernels = readonly / "lib/convlens/watching/backends/cpu.py"
+        kernels = readonly / "lib/convlens/watching/backends/numba_kernel.py"
         assert done.stdout == f"[1.0, 0.5, 1.0, 1.0] {kernels}\n"
         assert ("compiling add_batch_norm" in done.stderr) == (not again)
     assert bool(list((readonly / "tmp").glob("convlens-*"))) == temporary
@@ -184,7 +184,7 @@ def test_a_read_only_installation_and_home(readonly, temporary):
 @pytest.mark.parametrize("way", ["link", "mode"])
 def test_a_cache_that_somebody_else_may_write_to_is_not_loaded(tmp_path, monkeypatch, way):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    find = jit._temporary_folder.__wrapped__
+    find = numba_jit._temporary_folder.__wrapped__
     own = find()
     assert own == tmp_path / f"convlens-{os.getuid()}"
     assert own.stat().st_mode & 0o777 == 0o700

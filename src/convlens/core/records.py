@@ -101,31 +101,6 @@ class Finding:
         return f"{self.evidence} {self.fix}".strip()
 
 
-def outcome_of(error: BaseException | None) -> tuple[str, str | None]:
-    """How a run ended: its status, and the text of its error.
-
-    ``"stopped"`` is Ctrl-C and an exit without an error code; any other error is ``"failed"``.
-
-    >>> from convlens.core.records import outcome_of
-    >>> outcome_of(None), outcome_of(KeyError("x"))
-    (('finished', None), ('failed', "KeyError: 'x'"))
-    >>> outcome_of(KeyboardInterrupt())
-    ('stopped', 'interrupted from the keyboard')
-    """
-    if error is None:
-        return "finished", None
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped", "interrupted from the keyboard"
-    name = type(error).__name__
-    if isinstance(error, SystemExit) and error.code in (None, 0):
-        return "stopped", name
-    try:
-        text = str(error)
-    except Exception:  # a user's error may fail to describe itself
-        text = ""
-    return "failed", f"{name}: {text}" if text else name
-
-
 HANDOVER_S = 1.0
 """Seconds after which a training hands over to its sink what it has recorded since."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from convlens.data.arrays import from_arrays
 from convlens.data.embedded import mnist
-from convlens.data.files import load_image
+from convlens.data.image_files import load_image
 from convlens.data.loaders import Batches, DataLoaders, TensorLoader
 from convlens.data.pixels import PixelScale
 

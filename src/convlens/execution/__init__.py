@@ -12,7 +12,7 @@ from convlens.execution.modules import (
     named_tensors,
     own_parameters,
 )
-from convlens.execution.state import copy_of, preserved, same_random, unwrapped
+from convlens.execution.preserve import copy_of, preserved, same_random, unwrapped
 from convlens.execution.tracing import (
     Observer,
     Traced,

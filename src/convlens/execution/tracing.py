@@ -34,7 +34,7 @@ from convlens.errors import ArgumentError
 from convlens.execution import shapes
 from convlens.execution.inputs import Inputs
 from convlens.execution.modules import named_layers
-from convlens.execution.state import copy_of, preserved, unwrapped
+from convlens.execution.preserve import copy_of, preserved, unwrapped
 
 
 class Observer(Protocol):

@@ -30,8 +30,8 @@ from convlens.geometry.pictures import (
     show_planes,
     show_positions,
 )
-from convlens.geometry.rows import Row
-from convlens.geometry.table import Summary, summary
+from convlens.geometry.summary_rows import Row
+from convlens.geometry.summary_table import Summary, summary
 from convlens.geometry.training_memory import LayerMemory, Memory
 
 __all__ = [

@@ -12,75 +12,80 @@ from types import MappingProxyType
 import torch
 from torch._ops import OpOverload
 
-from convlens.geometry.effects import choosing, mixing, moving, windows
-from convlens.geometry.effects.calls import Effect, everywhere, pointwise, valueless
+from convlens.geometry.operator_effects import (
+    convolution_and_pooling,
+    indexing,
+    rearranging,
+    reductions,
+)
+from convlens.geometry.operator_effects.calls import Effect, everywhere, pointwise, valueless
 
 _NAMES: tuple[tuple[Effect, str], ...] = (
-    (windows.convolution, "convolution"),
+    (convolution_and_pooling.convolution, "convolution"),
     (
-        windows.pooling,
+        convolution_and_pooling.pooling,
         "max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d",
     ),
     (
-        windows.adaptive_pooling,
+        convolution_and_pooling.adaptive_pooling,
         "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d",
     ),
-    (windows.constant_pad, "constant_pad_nd"),
+    (convolution_and_pooling.constant_pad, "constant_pad_nd"),
     (
-        windows.repeating_pad,
+        convolution_and_pooling.repeating_pad,
         "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d"
         " replication_pad3d _pad_circular",
     ),
     (
-        windows.interpolation,
+        convolution_and_pooling.interpolation,
         "upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d"
         " _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d"
         " upsample_trilinear3d upsample_bicubic2d",
     ),
-    (windows.pixel_shuffle, "pixel_shuffle"),
-    (windows.channel_shuffle, "channel_shuffle native_channel_shuffle"),
-    (windows.unfolded, "unfold"),
-    (windows.im2col, "im2col"),
-    (windows.col2im, "col2im"),
+    (convolution_and_pooling.pixel_shuffle, "pixel_shuffle"),
+    (convolution_and_pooling.channel_shuffle, "channel_shuffle native_channel_shuffle"),
+    (convolution_and_pooling.unfolded, "unfold"),
+    (convolution_and_pooling.im2col, "im2col"),
+    (convolution_and_pooling.col2im, "col2im"),
     (
-        mixing.batch_norm,
+        reductions.batch_norm,
         "native_batch_norm cudnn_batch_norm _native_batch_norm_legit"
         " _native_batch_norm_legit_no_training",
     ),
-    (mixing.layer_norm, "native_layer_norm _fused_rms_norm"),
-    (mixing.group_norm, "native_group_norm"),
+    (reductions.layer_norm, "native_layer_norm _fused_rms_norm"),
+    (reductions.group_norm, "native_group_norm"),
     (
-        mixing.reduction,
+        reductions.reduction,
         "mean sum amax amin aminmax max min var std var_mean std_mean prod all any median mode"
         " nansum nanmedian kthvalue argmax argmin count_nonzero logsumexp norm linalg_vector_norm",
     ),
-    (mixing.along_axis, "_softmax _log_softmax _safe_softmax sort topk argsort"),
-    (mixing.matrix_product, "mm addmm bmm baddbmm"),
+    (reductions.along_axis, "_softmax _log_softmax _safe_softmax sort topk argsort"),
+    (reductions.matrix_product, "mm addmm bmm baddbmm"),
     (
-        mixing.attention,
+        reductions.attention,
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention"
         " _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"
         " _scaled_dot_product_fused_attention_overrideable",
     ),
-    (moving.viewed, "view _unsafe_view _reshape_alias squeeze unsqueeze"),
-    (moving.restrided, "as_strided"),
-    (moving.permuted, "permute transpose t"),
-    (moving.expanded, "expand"),
-    (moving.repeated, "repeat"),
-    (moving.sliced, "slice"),
-    (moving.selected, "select"),
-    (moving.unbound, "unbind"),
-    (moving.split, "split split_with_sizes unsafe_split unsafe_split_with_sizes"),
-    (moving.gated, "glu"),
-    (moving.flipped, "flip"),
-    (moving.rolled, "roll"),
-    (moving.concatenated, "cat"),
-    (moving.stacked, "stack"),
-    (moving.copied, "copy"),
-    (choosing.chosen, "where masked_fill"),
-    (choosing.indexed, "index _unsafe_index"),
-    (choosing.embedded, "embedding"),
-    (choosing.selected_by, "index_select"),
+    (rearranging.viewed, "view _unsafe_view _reshape_alias squeeze unsqueeze"),
+    (rearranging.restrided, "as_strided"),
+    (rearranging.permuted, "permute transpose t"),
+    (rearranging.expanded, "expand"),
+    (rearranging.repeated, "repeat"),
+    (rearranging.sliced, "slice"),
+    (rearranging.selected, "select"),
+    (rearranging.unbound, "unbind"),
+    (rearranging.split, "split split_with_sizes unsafe_split unsafe_split_with_sizes"),
+    (rearranging.gated, "glu"),
+    (rearranging.flipped, "flip"),
+    (rearranging.rolled, "roll"),
+    (rearranging.concatenated, "cat"),
+    (rearranging.stacked, "stack"),
+    (rearranging.copied, "copy"),
+    (indexing.chosen, "where masked_fill"),
+    (indexing.indexed, "index _unsafe_index"),
+    (indexing.embedded, "embedding"),
+    (indexing.selected_by, "index_select"),
     (
         pointwise,
         "detach alias lift lift_fresh _to_copy _conj complex hardswish _prelu_kernel"

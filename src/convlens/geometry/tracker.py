@@ -11,8 +11,8 @@ from torch._ops import OpOverload
 from torch.utils._pytree import tree_leaves
 
 from convlens.execution import Observer, named_tensors, written_by
-from convlens.geometry.constants import Constants
-from convlens.geometry.effects.calls import Call
+from convlens.geometry.constant_tensors import Constants
+from convlens.geometry.operator_effects.calls import Call
 from convlens.geometry.operators import effect_of
 from convlens.geometry.spans import Known, Unknown, input_field
 from convlens.geometry.tensor_fields import TensorFields

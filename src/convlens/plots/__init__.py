@@ -16,8 +16,8 @@ from convlens.plots.convolutions import (
 from convlens.plots.curves import plot_loss, plot_sched
 from convlens.plots.grids import show_images, show_mosaics, show_tiles
 from convlens.plots.many_layers import color_dim_all, plot_layer_stats_all
-from convlens.plots.mixins import CurvePlots, LayerPlots, ValidationPlots
 from convlens.plots.one_layer import color_dim, plot_layer_stats
+from convlens.plots.plot_methods import CurvePlots, LayerPlots, ValidationPlots
 from convlens.plots.validation import plot_confusion, plot_top_losses
 
 __all__ = [

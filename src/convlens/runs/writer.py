@@ -23,7 +23,8 @@ from convlens.core.background import Background, Notices
 from convlens.core.buckets import BucketLayout
 from convlens.core.columns import CHUNK_BITS
 from convlens.core.histories import LayerInfo
-from convlens.core.records import Epoch, Picture, outcome_of
+from convlens.core.outcome import outcome_of
+from convlens.core.records import Epoch, Picture
 from convlens.core.snapshots import Snapshot, arrays_of, facts_of
 from convlens.core.steps import StepSeries
 from convlens.errors import ArgumentError, RunError

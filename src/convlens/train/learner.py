@@ -21,7 +21,7 @@ from convlens.core.argument_checks import check_whole
 from convlens.core.records import RecordSink
 from convlens.data import Batches, DataLoaders
 from convlens.data.batches import first_batch, images_and_labels
-from convlens.data.inputs import network_inputs
+from convlens.data.prediction_inputs import network_inputs
 from convlens.errors import ArgumentError, TrainingError
 from convlens.execution.devices import pick_device
 from convlens.geometry import Summary, summary
@@ -46,11 +46,11 @@ from convlens.train.mismatch_errors import (
     explain_forward,
     explain_loss,
 )
-from convlens.train.recording import model_facts, recording
+from convlens.train.run_setup import model_facts, recording
 from convlens.train.schedules import Constant, OneCycle, Schedule
 
 if TYPE_CHECKING:
-    from convlens.data.inputs import Images
+    from convlens.data.prediction_inputs import Images
 
 adamw = partial(AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01)
 """The default optimizer, the chapter's: AdamW with β₂ 0.99, eps 1e-5, weight decay 0.01."""

@@ -6,6 +6,6 @@ package attribute cannot be both that function and a module.
 
 from __future__ import annotations
 
-from convlens.watching.watch import ActivationWatch
+from convlens.watching.activation_watch import ActivationWatch
 
 __all__ = ["ActivationWatch"]

@@ -14,7 +14,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from convlens.watching.backends import cpu
+from convlens.watching.backends import numba_kernel
 from convlens.watching.layer_selection import BatchNorm
 
 Statistics = tuple[Tensor, Tensor]
@@ -69,7 +69,7 @@ def add(
         share = 1.0 / module.num_batches_tracked
     if cursor is None and mean.device.type == "cpu" and mean.dtype == torch.float32:
         a, b, c, d = (t.detach().numpy() for t in (*old, mean, var))
-        cpu.add_batch_norm(a, b, c, d, float(share), biased, sums.numpy()[row])
+        numba_kernel.add_batch_norm(a, b, c, d, float(share), biased, sums.numpy()[row])
         return
     batch_mean = (mean - (1 - share) * old[0]) / share
     batch_var = (var - (1 - share) * old[1]) / share * biased

@@ -16,7 +16,7 @@ from convlens.watching import ActivationWatch
 from convlens.watching.arguments import check_eps, check_every, check_sample
 from convlens.watching.cost import Cost
 from convlens.watching.layer_selection import Layers
-from convlens.watching.parameters import EPS, ParameterWatch
+from convlens.watching.parameter_watch import EPS, ParameterWatch
 
 if TYPE_CHECKING:
     from convlens.train.callbacks.recorder import Recorder

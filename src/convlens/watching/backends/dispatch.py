@@ -13,7 +13,7 @@ from numba.core import config
 from torch import Tensor
 
 from convlens.core.buckets import BucketLayout
-from convlens.watching.backends import cpu, plain
+from convlens.watching.backends import numba_kernel, plain_torch
 from convlens.watching.backends.buffers import Buffers
 
 TRITON_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -115,7 +115,7 @@ class Sketcher:
                 buffers.scratch,
             )  # fmt: skip
         else:
-            plain.sketch(x, channel_axis, self.eps, self._low, buffers, cursor)
+            plain_torch.sketch(x, channel_axis, self.eps, self._low, buffers, cursor)
 
     def _on_cpu(self, x: Tensor, channel_axis: int | None, buffers: Buffers, row: int) -> None:
         counts, exact, moments, flags = buffers.rows[row]
@@ -134,9 +134,9 @@ class Sketcher:
         target = self._low - 1, eps, counts, exact, moments, flags
         parts = min(self.threads, torch.get_num_threads())
         if parts > 1 and values.size >= PARALLEL_VALUES and os.getpid() == first_process():
-            cpu.sketch_parallel(values, inner, *target, parts)
+            numba_kernel.sketch_parallel(values, inner, *target, parts)
         else:
-            cpu.sketch_serial(values, inner, *target)
+            numba_kernel.sketch_serial(values, inner, *target)
 
 
 def flatten(x: Tensor, channel_axis: int | None) -> tuple[Tensor, int]:

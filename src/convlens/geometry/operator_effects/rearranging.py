@@ -6,8 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from convlens.geometry import index_maps, spans
-from convlens.geometry.effects.calls import Call, through
 from convlens.geometry.index_maps import IndexMap
+from convlens.geometry.operator_effects.calls import Call, through
 from convlens.geometry.spans import Field, Known
 
 

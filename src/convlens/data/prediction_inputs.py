@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convlens.data.arrays import as_tensor
-from convlens.data.files import from_pillow, load_image, scaled
+from convlens.data.image_files import from_pillow, load_image, scaled
 from convlens.data.loaders import DataLoaders
 from convlens.data.pixels import PixelScale
 from convlens.errors import ArgumentError

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from convlens.geometry import index_maps, spans
-from convlens.geometry.effects.calls import Call, pointwise
+from convlens.geometry.operator_effects.calls import Call, pointwise
 from convlens.geometry.spans import Field, Ints, Known, Shape
 
 

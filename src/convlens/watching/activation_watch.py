@@ -18,7 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from convlens.core.histories import FORWARD, LayerHistory, LayerInfo
 from convlens.core.layer_histories import UpdateHistories
-from convlens.core.records import RecordSink, outcome_of
+from convlens.core.outcome import outcome_of
+from convlens.core.records import RecordSink
 from convlens.errors import ArgumentError
 from convlens.watching import normalization
 from convlens.watching.aggregator import Aggregator, Slot
@@ -37,7 +38,7 @@ from convlens.watching.forward_lock import ForwardLock
 from convlens.watching.layer_selection import Layers, channel_rule, choose_layers, known_channels
 from convlens.watching.notes import CannotSketchError, Notes, named
 from convlens.watching.outputs import are_fake, first_tensor, in_backward, is_transformed
-from convlens.watching.parameters import Gradients, ParameterWatch
+from convlens.watching.parameter_watch import Gradients, ParameterWatch
 from convlens.watching.relus import ReluSearch
 from convlens.watching.step_log import LoggingHistories, StepLog
 

@@ -15,10 +15,10 @@ from convlens.core.layers import find_layer
 from convlens.core.terminal import encodable, printable
 from convlens.execution import Given, read_inputs, shapes, trace, unwrapped
 from convlens.execution.modules import has_children
-from convlens.geometry.columns import COLUMNS, DROPPED_FIRST, Column, choose, n_bytes
 from convlens.geometry.costs import CostCounter
 from convlens.geometry.fields import ReceptiveFields, fields_of
-from convlens.geometry.rows import Fold, Row, fold_rows, make_rows
+from convlens.geometry.summary_columns import COLUMNS, DROPPED_FIRST, Column, choose, n_bytes
+from convlens.geometry.summary_rows import Fold, Row, fold_rows, make_rows
 from convlens.geometry.tracker import FieldTracker
 from convlens.geometry.training_memory import Memory, measure_memory
 

@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from convlens.watching.backends.jit import njit
+from convlens.watching.backends.numba_jit import njit
 
 Scalar = float | np.floating[Any]
 Array = NDArray[Any]  # Numba compiles each kernel for the types that it meets

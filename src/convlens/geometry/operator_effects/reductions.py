@@ -6,8 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from convlens.geometry import spans
-from convlens.geometry.effects.calls import Call, over
-from convlens.geometry.effects.windows import mix_channels
+from convlens.geometry.operator_effects.calls import Call, over
+from convlens.geometry.operator_effects.convolution_and_pooling import mix_channels
 from convlens.geometry.spans import Field, Known, Shape
 
 Part = tuple[Field, Shape]

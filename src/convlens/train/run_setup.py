@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from convlens.core.records import outcome_of
+from convlens.core.outcome import outcome_of
 from convlens.errors import RunError, warn
 from convlens.runs import create_run
 from convlens.runs.checkpoints import check_state

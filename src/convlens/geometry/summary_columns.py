@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from convlens.errors import ArgumentError
 from convlens.execution.shapes import times
-from convlens.geometry.rows import Row
+from convlens.geometry.summary_rows import Row
 
 INDENT = "  "
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from convlens.geometry import index_maps, spans
-from convlens.geometry.effects.calls import Call, each, over, through
 from convlens.geometry.index_maps import IndexMap, Ints
+from convlens.geometry.operator_effects.calls import Call, each, over, through
 from convlens.geometry.periodic import Pattern, window
 from convlens.geometry.spans import Field, Known, Shape, Span
 
