@@ -325,3 +325,19 @@ def test_metrics_that_fail_are_named():
 def test_accuracy_of_labels_that_would_be_compared_each_with_each(output, y):
     with pytest.raises(cl.ArgumentError, match=r"accuracy needs outputs \(N, K\), K at least 2"):
         cl.accuracy(output, y)
+
+
+def test_an_error_of_the_device_stays_what_it_is() -> None:
+    """Loops catch it to try a smaller batch."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.LazyLinear(2))
+    model(torch.rand(1, 1, 6, 6))
+
+    def no_memory(*arguments: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    model[0]._conv_forward = no_memory
+    dls = cl.DataLoaders([(torch.rand(4, 1, 6, 6), torch.tensor([0, 1, 0, 1]))])
+    learn = cl.Learner(dls, model, run=None, progress=False)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        learn.fit(1)
+    assert "(4, 1, 6, 6)" in raised.value.__notes__[0]

@@ -78,6 +78,38 @@ def test_of_a_closure_that_is_evaluated_many_times_the_first_gradient_counts(eve
     assert stats["0"].first_step.tolist() == list(range(0, len(task.gradients), every))
 
 
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.LBFGS])
+def test_a_closure_that_raises_ends_its_step_only(make):
+    task = Regression()
+    optimizer = make(task.model.parameters(), lr=1e-3)
+
+    def fails():
+        task.model(task.x)
+        raise RuntimeError("skip this batch")
+
+    with cl.watch(task.model, gradients=True, updates=True) as stats:
+        for step in range(4):
+            if step == 1:
+                with pytest.raises(RuntimeError, match="skip this batch"):
+                    optimizer.step(fails)
+            else:
+                optimizer.step(task.closure)
+    steps = stats.gradients["0.weight"].first_step.tolist()
+    assert len(steps) == len(stats.updates["0.weight"]) == 3
+    assert stats.notes == ()
+
+
+def test_a_layer_that_is_replaced_while_watching_is_said():
+    model, x = small_net(), torch.randn(2, 1, 12, 12)
+    sentence = r"Of the watched layers 1 are no longer part of the model, .*: '6'\. Watch the model"
+    with pytest.warns(cl.ConvlensWarning, match=sentence), cl.watch(model) as stats:
+        model(x)
+        model[6] = torch.nn.Linear(model[6].in_features, 3)
+        model(x)
+    assert len(stats["0"]) == 2
+    assert len(stats["6"]) == 1
+
+
 def test_a_closure_does_not_change_the_training():
     plain, watched = Regression(), Regression()
     for task in (plain, watched):
@@ -243,9 +275,8 @@ def test_an_optimizer_that_is_not_torchs_is_said():
             model(torch.randn(2, 1, 12, 12)).sum().backward()
             optimizer.step()
             assert len(said) == (step >= 99)  # after a while, not only at the end
-    assert str(said[0].message).startswith("Gradients and updates are recorded in the step of a ")
     assert len(stats.notes) == 1
-    assert "none with a parameter of this model was seen in the first 110 steps" in stats.notes[0]
+    assert "in the first 110 steps no torch.optim.Optimizer with a parameter" in stats.notes[0]
     assert len(stats.gradients["0.weight"]) == 0
 
 
@@ -253,7 +284,9 @@ def test_parameters_that_no_optimizer_steps_are_said():
     model = small_net()
     optimizer = torch.optim.SGD(model[6].parameters(), lr=0.1)
     with (
-        pytest.warns(cl.ConvlensWarning, match="6 parameters need a gradient and had none in any"),
+        pytest.warns(
+            cl.ConvlensWarning, match="Of the parameters that need a gradient 6 had none in any"
+        ),
         cl.watch(model, gradients=True) as stats,
     ):
         model(torch.randn(2, 1, 12, 12)).sum().backward()

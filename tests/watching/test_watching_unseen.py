@@ -570,7 +570,9 @@ def test_each_watcher_of_a_learner_has_notes_of_its_own(tmp_path):
     meta = cl.open_run(tmp_path / "run").meta
     assert meta["notes"] == list(learn.activation_stats.watch.notes)
     assert meta["notes"][0].startswith("1 of 2 watched layers put out nothing in the forwards")
-    assert meta["gradient_notes"][0].startswith("2 parameters need a gradient and had none in any")
+    assert meta["gradient_notes"][0].startswith(
+        "Of the parameters that need a gradient 2 had none in any"
+    )
     assert "update_notes" not in meta  # an optimizer has had them all
     assert len(said) == 2
 

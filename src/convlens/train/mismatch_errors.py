@@ -49,12 +49,18 @@ def explain_forward(error: Exception, model: nn.Module, x: Tensor) -> None:
     why = None if layer is None or given is None else _why(layer, given)
     if why is None and given is not None and is_torchs:
         why = f"cannot take its input {_named(given)}: {_first_line(error)}"
-    if why is None or isinstance(error, ConvlensError):
+    if why is None or isinstance(error, ConvlensError) or _is_of_memory(error):
         error.add_note(batch)
         return
     names = unwrapped(model).named_modules()
     name = next((name for name, module in names if module is layer), "")
     raise TrainingError(f"Layer {name!r} ({type(layer).__name__}) {why} {batch}") from error
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether the device is at fault, not the shapes; loops catch these to try smaller batches."""
+    kinds = (torch.OutOfMemoryError, torch.AcceleratorError, MemoryError)
+    return isinstance(error, kinds) or "allocate memory" in str(error)
 
 
 def _failed_layer(error: Exception) -> tuple[nn.Module | None, Tensor | None, bool]:

@@ -296,6 +296,12 @@ class ActivationWatch(LoggingHistories):
 
     def _note_unseen(self) -> None:
         unseen = [s.info for s in self._slots if not s.seen and not self._notes.left_out(s.info)]
+        now = set(self.model.modules())
+        gone = [
+            s.info.name for s, (_, m) in zip(self._slots, self._chosen, strict=True) if m not in now
+        ]
+        if gone:
+            self._notes.say("replaced", replaced=len(gone), names=named(gone))
         n_taken, n_passed = self._lock.n_taken, self._lock.n_passed
         if n_taken and not self._next_step:
             self._notes.say("no step")

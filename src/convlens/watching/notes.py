@@ -31,11 +31,13 @@ FACTS = {
     "or say with stats.enter() and stats.leave() what its forward is.",
     "mode": "Nothing was recorded: the model was in {mode} mode in all of its {passed} forwards; "
     "call model.{call}() before, or watch with mode={mode!r} or 'both'.",
-    "optimizer": "Gradients and updates are recorded in the step of a torch.optim.Optimizer, and "
-    "none with a parameter of this model was seen in the first {begun} steps: optimizers of "
-    "another kind cannot be watched.",
-    "parameters": "{unseen} parameters need a gradient and had none in any optimizer step that was "
-    "seen: {names}.",
+    "optimizer": "No gradients or updates were recorded: in the first {begun} steps no "
+    "torch.optim.Optimizer with a parameter of this model made its step. Call optimizer.step() in "
+    "the loop; optimizers of another kind cannot be watched.",
+    "parameters": "Of the parameters that need a gradient {unseen} had none in any optimizer step: "
+    "{names}.",
+    "replaced": "Of the watched layers {replaced} are no longer part of the model, and nothing was "
+    "recorded of what took their place: {names}. Watch the model again after changing it.",
     "relus": "Which layers a ReLU follows could not be found ({why}), so no dead channels are "
     "counted.",
     "fork": "This process was forked while watching: it goes on recording in memory and writes no "

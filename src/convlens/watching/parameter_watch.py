@@ -271,6 +271,9 @@ class ParameterWatch:
             self._evaluation = evaluations
             try:
                 loss = closure(*args, **kwargs)
+            except BaseException:
+                self._stepping = None  # the step ends here, without `after_step`
+                raise
             finally:
                 self._evaluation = 0
             if evaluations == 1:
