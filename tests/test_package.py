@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import grimp
 import pytest
 
 import convlens as cl
@@ -68,3 +69,10 @@ def test_python_in_the_readme_runs(monkeypatch):
     for block in blocks:
         quick = re.sub(r"fit_one_cycle\(5", "fit_one_cycle(1", block)
         exec(compile(quick, "README.md", "exec"), {})
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    graph = grimp.build_graph("convlens", exclude_type_checking_imports=True)
+    for module in sorted(graph.modules):
+        for imported in graph.find_modules_directly_imported_by(module):
+            assert graph.find_shortest_chain(imported, module) is None, (module, imported)
