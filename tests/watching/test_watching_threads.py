@@ -149,7 +149,8 @@ def run(folder, script, *arguments, **settings):
 )
 def test_two_python_threads_and_a_fork_on_each_layer(tmp_path, layer, said):
     script = SEVERAL.replace("LINES", "")
-    assert run(tmp_path, script, NUMBA_THREADING_LAYER=layer) == said
+    # On a busy machine TBB also writes that it could not join its threads before the fork.
+    assert run(tmp_path, script, NUMBA_THREADING_LAYER=layer).splitlines()[0] == said
 
 
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
