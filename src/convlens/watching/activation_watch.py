@@ -27,6 +27,7 @@ from convlens.watching.arguments import (
     MODES,
     check_eps,
     check_every,
+    check_flag,
     check_mode,
     check_model,
     check_sample,
@@ -52,12 +53,13 @@ class ActivationWatch(LoggingHistories):
     A step is a forward of ``model`` in training mode, or with ``count_forwards=False`` what lies
     between two calls of `step`. Forwards in evaluation mode are counted if ``mode`` says so. Not
     counted are calls of a layer outside the model's forward, and what activation checkpointing
-    computes again in the backward pass. A loop that does not call the model itself says with
-    `enter` and `leave` what counts as its forward.
+    computes again in the backward pass. A loop that does not call the model itself calls `enter`
+    before and `leave` after its forward pass.
 
-    Watching never ends a training step. What cannot be recorded is left out, warned of once (a
-    `ConvlensWarning`) and counted in `notes`: values that have no sketch (sparse, nested, complex,
-    inside a transform of torch.func), layers that are never called, forwards of a second thread.
+    An error inside watching never stops the training. What cannot be recorded is left out, warned
+    of once (a `ConvlensWarning`) and counted in `notes`: values that have no sketch (sparse,
+    nested, complex, inside a transform of torch.func), layers that are never called, forwards of a
+    second thread.
 
     Memory is bounded: beyond 4,096 steps neighbours share a column. Of a layer with several outputs
     the first floating-point tensor is watched; with ``sample``, its first axis is that of the
@@ -68,7 +70,7 @@ class ActivationWatch(LoggingHistories):
             would not call new hooks.
         layers, eps, every, mode, sample, gradients, updates, count_forwards: see `convlens.watch`.
         sink: where finished columns are written to besides memory.
-        flush_sink: whether nobody else flushes the sink.
+        flush_sink: flush the sink after each write.
 
     Attributes:
         run_path: the directory of the run that it records to by itself (``run`` of
@@ -108,6 +110,10 @@ class ActivationWatch(LoggingHistories):
         check_mode(mode)
         check_sample(sample)
         check_model(model)
+        for name, value in (
+            ("gradients", gradients), ("updates", updates), ("count_forwards", count_forwards)
+        ):  # fmt: skip
+            check_flag(name, value)
         self.model, self.eps, self.every, self.sample = model, eps, every, sample
         self.count_forwards, self._modes = count_forwards, MODES[mode]
         self.close_sink: Callable[[str, str | None], None] | None = None  # of a sink of its own
@@ -245,6 +251,7 @@ class ActivationWatch(LoggingHistories):
         # Last, so that a model which is itself a watched layer is recorded before it is left.
         self._keep(self.model, self.model.register_forward_hook(self._leave, always_call=True))
         self._parameters.attach()
+        self._log.attach()
         self._compiled.attach(self.model)
 
     def _attach_layer(self, slot: Slot, module: nn.Module) -> None:
@@ -290,9 +297,16 @@ class ActivationWatch(LoggingHistories):
             self.aggregator.close()
             if attached and error is None:
                 self._note_unseen()
+                self._note_forwards()
             self._notes.write()
         finally:
             self._close_sink(error)
+
+    def _note_forwards(self) -> None:
+        """Say that columns are not iterations, as in the loop of a GAN."""
+        steps, training_only = self._log.optimizer_steps, self._modes == MODES["train"]
+        if self.count_forwards and training_only and 30 <= 3 * steps <= self._next_step:
+            self._notes.say("forwards", forwards=self._next_step, steps=steps)
 
     def _note_unseen(self) -> None:
         unseen = [s.info for s in self._slots if not s.seen and not self._notes.left_out(s.info)]
@@ -334,11 +348,14 @@ class ActivationWatch(LoggingHistories):
 
         Args:
             number: the step's number, the next one if None; the same again adds to that step.
+                Numbers that were logged before the first call belong to step 0; the first call is
+                step 1 then.
 
         Raises:
             ArgumentError: if the number is negative.
         """
-        step = self._next_step if number is None else number
+        first = 0 if self.count_forwards or not self._log.has_numbers else 1
+        step = (self._next_step or first) if number is None else number
         if step < 0:
             raise ArgumentError(f"number must be at least 0, got {step}; it is the step's number.")
         self._next_step = step + 1
@@ -355,11 +372,11 @@ class ActivationWatch(LoggingHistories):
             self._notes.failed(error)
 
     def _clock(self) -> tuple[int, float]:
-        """The number of the current step, and seconds since the first one."""
-        return max(self._next_step - 1, 0), self._watched_s()
+        """The number of the current step, -1 before the first, and seconds since the first one."""
+        return self._next_step - 1, self._watched_s()
 
     def enter(self) -> None:
-        """Count what runs until `leave` as one forward of the model, in whatever way it is called.
+        """Count what runs until `leave` as one forward of the model.
 
         For loops that call parts of the model and not the model, as Lightning's ``training_step``
         may. What a backward pass computes again (activation checkpointing) is not counted.

@@ -73,7 +73,7 @@ class Aggregator:
         eps: bound of near zero.
         sample: the fraction of each batch's images that is sketched.
         sink: where columns are written to besides memory.
-        flush_sink: whether nobody else flushes the sink.
+        flush_sink: flush the sink after each write.
         notes: where to say what could not be recorded.
 
     Attributes:

@@ -28,6 +28,12 @@ def check_every(every: object) -> None:
         raise ArgumentError(f"every must be at least 1, got {every!r}; 1 records all steps.")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Raise an `ArgumentError` unless the argument of this name is a bool."""
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{name} must be True or False, got {value!r}.")
+
+
 def check_model(model: object) -> None:
     """Raise an `ArgumentError` unless ``model`` is a module that takes hooks."""
     if not isinstance(model, nn.Module):
