@@ -13,7 +13,7 @@ from threading import get_ident
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from convlens.core.histories import FORWARD, LayerHistory, LayerInfo
@@ -27,7 +27,7 @@ from convlens.watching.arguments import (
     MODES,
     check_eps,
     check_every,
-    check_flag,
+    check_flags,
     check_mode,
     check_model,
     check_sample,
@@ -38,7 +38,13 @@ from convlens.watching.cost import Cost, hook_seconds
 from convlens.watching.forward_lock import ForwardLock
 from convlens.watching.layer_selection import Layers, channel_rule, choose_layers, known_channels
 from convlens.watching.notes import CannotSketchError, Notes, named
-from convlens.watching.outputs import are_fake, first_tensor, in_backward, is_transformed
+from convlens.watching.outputs import (
+    are_fake,
+    first_tensor,
+    in_backward,
+    is_transformed,
+    why_no_sketch,
+)
 from convlens.watching.parameter_watch import Gradients, ParameterWatch
 from convlens.watching.relus import ReluSearch
 from convlens.watching.step_log import LoggingHistories, StepLog
@@ -110,10 +116,7 @@ class ActivationWatch(LoggingHistories):
         check_mode(mode)
         check_sample(sample)
         check_model(model)
-        for name, value in (
-            ("gradients", gradients), ("updates", updates), ("count_forwards", count_forwards)
-        ):  # fmt: skip
-            check_flag(name, value)
+        check_flags(gradients=gradients, updates=updates, count_forwards=count_forwards)
         self.model, self.eps, self.every, self.sample = model, eps, every, sample
         self.count_forwards, self._modes = count_forwards, MODES[mode]
         self.close_sink: Callable[[str, str | None], None] | None = None  # of a sink of its own
@@ -467,7 +470,7 @@ class ActivationWatch(LoggingHistories):
         try:
             x = first_tensor(output)
             if x is None or is_transformed(x):
-                raise CannotSketchError(_why_no_sketch(output))
+                raise CannotSketchError(why_no_sketch(output))
             self.aggregator.sketch(slot, x)
             if slot.batch_norm and slot.buffers is not None:
                 old, slot.old = slot.old, None
@@ -512,10 +515,3 @@ class ActivationWatch(LoggingHistories):
             kind = type(module).__name__  # a lazy module has another one now
             info = replace(slot.info, kind=kind, feeds_relu=slot.info.name in before_relus)
             self.aggregator.describe(slot, info)
-
-
-def _why_no_sketch(output: object) -> str:
-    if first_tensor(output) is not None:
-        return "it is inside a transform of torch.func, such as vmap"
-    what = output.dtype if isinstance(output, Tensor) else type(output).__name__
-    return f"it has no floating-point values ({what})"

@@ -80,7 +80,7 @@ class Aggregator:
         row: the row of the current step in every buffer, -1 while nothing is to be counted.
         kernel: adds a tensor to a row of buffers.
         kernel_s: seconds spent in kernels so far.
-        handover_s: seconds spent on handing columns to the ledger.
+        handover_s: seconds spent on handing over columns.
         n_sketches: how many tensors were sketched.
         n_flushes: how often the buffers were emptied.
         counted: what its steps are, see `LayerHistory.counted`.
