@@ -74,7 +74,7 @@ def test_the_report_of_a_logged_run_shows_its_loss(tmp_path):
 
 
 def test_a_gan_whose_critic_is_called_three_times(tmp_path):
-    """Numbers belong to the forward that ran last; the other network's optimizer is not read."""
+    """Numbers belong to the last counted forward; the other network's optimizer is not read."""
     generator, critic = nn.Linear(2, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
     of_critic = torch.optim.Adam(critic.parameters(), lr=0.01, betas=(0.5, 0.99))
     of_generator = torch.optim.SGD(generator.parameters(), lr=0.1)
@@ -93,8 +93,8 @@ def test_a_gan_whose_critic_is_called_three_times(tmp_path):
     assert steps.step.tolist() == [2, 5, 8, 11]
     assert np.isfinite(steps.loss).all()
     assert np.isfinite(steps.hypers["generator"]).all()
-    assert set(steps.hypers["lr"][1:, 0]) == {0.01}
-    assert set(steps.hypers["momentum"][1:, 0]) == {0.5}
+    assert set(steps.hypers["lr"][:, 0]) == {0.01}
+    assert set(steps.hypers["momentum"][:, 0]) == {0.5}
 
 
 def test_accumulation_and_parameter_groups():
@@ -111,8 +111,80 @@ def test_accumulation_and_parameter_groups():
                 optimizer.zero_grad()
     steps = stats.recorder.steps
     assert steps.step.tolist() == list(range(6))
-    np.testing.assert_allclose(steps.hypers["lr"][1:], [[0.2, 0.1]] * 5)
-    assert np.isnan(steps.hypers["lr"][0]).all()  # no optimizer has stepped yet
+    np.testing.assert_allclose(steps.hypers["lr"], [[0.2, 0.1]] * 6)
+
+
+def test_several_optimizers_and_one_that_is_replaced():
+    """All groups, in the order of first steps, also of the first step; a new optimizer replaces."""
+    model = small_net()
+    parts = [torch.optim.SGD(p.parameters(), lr=lr) for p, lr in ((model[:3], 0.2), (model[3:], 3))]
+    with cl.watch(model) as stats:
+        for index, (x, _) in enumerate(batches(4)):
+            model(x).mean().backward()
+            for optimizer in parts:
+                optimizer.step()
+            stats.log(loss=1.0)
+            if index == 1:
+                parts = [torch.optim.Adam(model.parameters(), lr=0.01)]
+    lr = stats.recorder.steps.hypers["lr"]
+    np.testing.assert_array_equal(lr, [[0.2, 3], [0.2, 3], [0.01, np.nan], [0.01, np.nan]])
+
+
+def test_losses_that_are_logged_at_some_steps_only(tmp_path):
+    for name, every in (("none", 1000), ("some", 5)):
+        model = small_net()
+        with cl.watch(model, run=tmp_path / name) as stats:
+            for index, (x, _) in enumerate(batches(110)):
+                model(x)
+                stats.log(acc=0.5)
+                if index % every == 0 and name == "some":
+                    stats.log(loss=1 / (index + 1))
+            stats.log_epoch(accuracy=0.5)
+        run = cl.open_run(tmp_path / name)
+        assert run.meta["loss_at_every_step"] is False
+        assert len(run.steps) == len(stats.recorder.steps) == 110
+        found = cl.diagnose(run)
+        assert not any(finding.kind == "nonfinite-loss" for finding in found)
+        if name == "none":
+            assert found[0].text.startswith("No loss was recorded. In a loop of your own, call")
+            assert run.epochs[0].train_loss is stats.epochs[0].train_loss is None
+        else:
+            assert found[0].kind == "healthy"
+            assert 0 < run.epochs[0].train_loss < 1
+        assert "The loss was NaN" not in cl.report(run).read_text()
+
+
+def test_a_loop_that_logs_its_loss_late_in_each_step_logs_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("convlens.watching.step_log.HANDOVER_S", 0.0)
+    model = small_net()
+    with cl.watch(model, run=tmp_path / "run") as stats:
+        for x, _ in batches(3):
+            loss = model(x).mean()
+            stats.log(size=len(x))
+            stats.log(loss=loss)
+    run = cl.open_run(tmp_path / "run")
+    assert "loss_at_every_step" not in run.meta
+    assert np.isfinite(run.steps.loss).all()
+    assert set(run.steps.hypers["size"][:, 0]) == {6.0}
+
+
+def test_a_validation_before_training_is_an_epoch_without_steps(tmp_path):
+    model = small_net()
+    with cl.watch(model, run=tmp_path / "run") as stats:
+        stats.log_epoch(valid_loss=2.0)
+        cl.report(stats)  # nothing but this epoch is in the run
+        for _ in range(2):
+            for x, _ in batches(3):
+                stats.log(loss=model(x).mean())
+            stats.log_epoch(valid_loss=1.0)
+        stats.log_epoch(valid_loss=0.5)
+    run = cl.open_run(tmp_path / "run")
+    for epochs in (stats.epochs, run.epochs):
+        ranges = [(epoch.first_step, epoch.last_step) for epoch in epochs]
+        assert ranges == [(0, -1), (0, 2), (3, 5), (6, 5)]
+    assert run.steps.epoch.tolist() == [1, 1, 1, 2, 2, 2]
+    assert run.recorder.plot_loss()
+    assert cl.report(run).exists()
 
 
 def test_the_last_value_of_a_step_wins_and_others_stay():
@@ -162,9 +234,13 @@ def test_a_loop_that_ends_early_has_all_its_steps(tmp_path, error):
             raise error
     assert len(cl.open_run(tmp_path / "run").steps) == 70
     with pytest.warns(
-        cl.ConvlensWarning, match="1 logged numbers could not be recorded: .* closed"
+        cl.ConvlensWarning, match="1 calls of stats.log or stats.log_epoch were not written"
     ):
         stats.log(loss=1.0)
+    stats.log_epoch(valid_loss=1.0)
+    assert stats.notes[-1].startswith("2 calls of stats.log or stats.log_epoch were not written")
+    assert len(stats.recorder.steps) == 70
+    assert not stats.epochs
 
 
 def test_a_killed_loop_has_what_was_written(tmp_path):
@@ -206,11 +282,11 @@ def test_losses_that_are_not_finite_are_losses(tmp_path):
 )
 def test_what_is_no_number(value, got):
     stats = cl.watch(small_net())
-    for log in (stats.log, stats.log_epoch):
+    for log, name in ((stats.log, "loss"), (stats.log_epoch, "valid_loss")):
         with pytest.raises(
-            cl.ArgumentError, match=f"loss must be a number or a tensor of one element, {got}"
+            cl.ArgumentError, match=f"{name} must be a number or a tensor of one element, {got}"
         ):
-            log(loss=value)
+            log(**{name: value})
     assert len(stats.recorder.steps) == len(stats.epochs) == 0
 
 
@@ -222,6 +298,29 @@ def test_a_value_that_cannot_be_read_ends_no_step():
             stats.log(loss=torch.ones((), device="meta"))
         stats.log(loss=1.0)
     assert stats.recorder.steps.loss.tolist() == [1.0]
+
+
+def test_numbers_need_names_that_fit():
+    stats = cl.watch(small_net())
+    for log in (stats.log, stats.log_epoch):
+        with pytest.raises(cl.ArgumentError, match=r"every number needs a name, .*, got 1\.0"):
+            log(1.0)
+    with pytest.raises(cl.ArgumentError, match="no loss; use train_loss or valid_loss"):
+        stats.log_epoch(loss=1.0)
+    for name, value in (("gradients", "x"), ("updates", 3), ("count_forwards", "no")):
+        with pytest.raises(cl.ArgumentError, match=f"{name} must be True or False, got {value!r}"):
+            cl.watch(small_net(), **{name: value})
+
+
+def test_numbers_before_the_first_step_are_kept():
+    model = small_net()
+    with cl.watch(model, count_forwards=False) as stats:
+        for index, (x, _) in enumerate(batches(3)):
+            model(x)
+            stats.log(loss=float(index))
+            stats.step()
+    assert stats.recorder.steps.step.tolist() == [0, 1, 2]
+    assert stats.recorder.steps.loss.tolist() == [0.0, 1.0, 2.0]
 
 
 def test_steps_that_the_user_says_and_copies():

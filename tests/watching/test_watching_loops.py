@@ -1,7 +1,7 @@
 """Loops of other shapes: what is recorded belongs to the right step, what is not seen is said."""
 
 import copy
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import numpy as np
 import pytest
@@ -255,6 +255,22 @@ def test_a_discriminator_that_is_called_three_times_a_step(tmp_path):
         rows = histories.plot_layer_stats()
         assert rows[0][0].figure.get_supxlabel() == "forward of the model"
         assert histories.color_dim(0).get_xlabel() == "forward of the model"
+
+
+@pytest.mark.parametrize("count_forwards", [True, False])
+def test_a_loop_of_several_forwards_a_step_is_told_how_to_count_iterations(count_forwards):
+    model = small_net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    expected = pytest.warns(cl.ConvlensWarning) if count_forwards else nullcontext()
+    with expected, cl.watch(model, count_forwards=count_forwards) as stats:
+        for _ in range(10):
+            if not count_forwards:
+                stats.step()
+            for _ in range(3):
+                model(torch.randn(2, 1, 12, 12)).sum().backward()
+            optimizer.step()
+    said = "Each column is a forward, and there were 30 for 10 optimizer steps. For a column"
+    assert [note.startswith(said) for note in stats.notes] == [True] * count_forwards
 
 
 def test_an_optimizer_that_is_not_torchs_is_said():

@@ -17,7 +17,7 @@ from convlens.core.background import Background
 from convlens.core.buckets import BucketLayout
 from convlens.core.histories import LayerHistory, LayerInfo
 from convlens.core.snapshots import Snapshot
-from convlens.core.steps import StepSeries
+from convlens.core.steps import StepSeries, take_steps
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Epoch:
     Attributes:
         epoch: its number, from 0.
         first_step: its first optimizer step.
-        last_step: its last optimizer step.
-        train_loss: mean of the batch losses, weighted by batch size.
+        last_step: its last optimizer step, ``first_step - 1`` if it has none.
+        train_loss: mean of the batch losses, weighted by batch size; None if none was logged.
         valid_loss: mean loss over the validation items, None without validation.
         metrics: each metric of the validation by name.
         wall_s: seconds for training and validation of this epoch.
@@ -37,7 +37,7 @@ class Epoch:
     epoch: int
     first_step: int
     last_step: int
-    train_loss: float
+    train_loss: float | None
     valid_loss: float | None
     metrics: Mapping[str, float]
     wall_s: float
@@ -174,6 +174,10 @@ class RecordSink(Protocol):
         ...
 
 
+LOSS_AT_EVERY_STEP = "loss_at_every_step"
+"""The name of the fact of a run that is False if some of its steps have no loss, which is NaN."""
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """A whole run as plain numbers: what the doctor, the plots and the views are given.
@@ -189,3 +193,10 @@ class RunRecord:
     steps: StepSeries
     epochs: Sequence[Epoch]
     layers: Sequence[LayerHistory]
+
+    @property
+    def loss_steps(self) -> StepSeries:
+        """The steps that a loss was recorded of; NaN is one unless some steps have none."""
+        if self.meta.get(LOSS_AT_EVERY_STEP, True):
+            return self.steps
+        return take_steps(self.steps, np.flatnonzero(~np.isnan(self.steps.loss)))

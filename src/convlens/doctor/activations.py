@@ -27,6 +27,10 @@ PEAK = 0.1
 MIN_CYCLES = 2
 """Once up and down can be a warm-up; the second time it is a cycle."""
 
+MIN_PERIOD = 10
+"""Peaks that are fewer columns apart come from forwards that differ in turn, as on the true and
+generated images of a GAN."""
+
 
 def find_nonfinite_activations(record: RunRecord) -> Finding | None:
     """The first layer whose output held NaN or infinite values, and when."""
@@ -159,13 +163,15 @@ def _peaks(history: LayerHistory) -> list[int]:
     floor = std[usable].max() * 1e-6  # a collapse to nothing is a fall like any other
     level = np.log(np.maximum(std[usable], floor)).tolist()
     threshold, peak, peaks = math.log(SWING), max(level) + math.log(PEAK), list[int]()
-    rising, low, high, at = False, level[0], level[0], 0
+    rising, low, high, at, last = False, level[0], level[0], 0, -MIN_PERIOD
     for i, value in enumerate(level):
         if rising and value > high:
             high, at = value, i
         elif rising and value < high - threshold:
             if high >= peak:
-                peaks.append(int(usable[at]))
+                if at - last >= MIN_PERIOD:
+                    peaks.append(int(usable[at]))
+                last = at
             rising, low = False, value
         elif not rising:
             low = min(low, value)

@@ -46,7 +46,7 @@ def find_failure(record: RunRecord) -> Finding | None:
         "problem",
         f"Training ended with an error after {n} recorded steps: {words}.",
         first_step=int(record.steps.step[-1]) if n else None,
-        fix="Mend that first.",
+        fix="Fix this error first.",
         confidence="certain",
     )
 
@@ -59,12 +59,16 @@ def find_nonfinite_loss(record: RunRecord) -> Finding | None:
         return None
     first = int(bad[0])
     lr = steps.hypers.get("lr")
-    there = f" (it was {lr[first].max():.3g} there)" if lr is not None and lr.size else ""
+    known = lr is not None and lr.size and np.isfinite(lr[first]).all()
+    there = f" (it was {lr[first].max():.3g} there)" if lr is not None and known else ""
+    later = len(bad) - 1
+    more = f" and at {later} later step{'s' if later > 1 else ''}" if later else ""
+    loss = "NaN" if np.isnan(steps.loss[first]) else "infinite"
     return Finding(
         "nonfinite-loss",
         "problem",
-        f"The loss became {steps.loss[first]} at step {steps.step[first]} ({len(bad)} of "
-        f"{len(steps)} recorded steps are not finite), and weights updated with it are lost.",
+        f"The loss is {loss} at step {steps.step[first]}{more}; the weights cannot be trusted from "
+        "then on.",
         first_step=int(steps.step[first]),
         fix=f"Try a lower learning rate{there}, a warm-up, or batch normalization; look for wrong "
         "values in the data if it happens at the very start.",
@@ -140,7 +144,9 @@ def find_overfitting(record: RunRecord) -> Finding | None:
     now, last = epochs[-1]
     rise = now / least - 1.0 if least > 0 else 0.0
     since = last.epoch - best.epoch
-    if since < 2 or rise < VALID_RISE_WARNING or last.train_loss >= best.train_loss:
+    if since < 2 or rise < VALID_RISE_WARNING:
+        return None
+    if last.train_loss is None or best.train_loss is None or last.train_loss >= best.train_loss:
         return None
     sure = rise >= VALID_RISE_PROBLEM
     return Finding(

@@ -131,9 +131,8 @@ def _step_events(steps: StepSeries, clock: Clock) -> Events:
 
 def _epoch_events(epochs: Sequence[Epoch], clock: Clock) -> Events:
     for epoch in epochs:
-        values = {"loss/train": epoch.train_loss}
-        if epoch.valid_loss is not None:
-            values["loss/valid"] = epoch.valid_loss
+        losses = {"loss/train": epoch.train_loss, "loss/valid": epoch.valid_loss}
+        values = {name: value for name, value in losses.items() if value is not None}
         values |= {f"metric/{name}": value for name, value in epoch.metrics.items()}
         yield _event(values, epoch.last_step, clock)
 

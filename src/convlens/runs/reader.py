@@ -377,8 +377,8 @@ def epoch_of(number: int, text: str) -> Epoch:
     facts = parsed(text)
     if not isinstance(facts, dict) or not isinstance(facts.get("metrics"), dict):
         raise ValueError(f"epoch {number} is {text[:80]!r}")
-    numbers = [*facts["metrics"].values(), facts["train_loss"], facts["wall_s"]]
-    numbers += [facts["valid_loss"]] if facts["valid_loss"] is not None else []
+    losses = [facts[name] for name in ("train_loss", "valid_loss") if facts[name] is not None]
+    numbers = [*facts["metrics"].values(), facts["wall_s"], *losses]
     whole = [facts["first_step"], facts["last_step"]]
     fits = all(type(n) in (int, float) for n in numbers) and all(type(n) is int for n in whole)
     if not fits or facts["epoch"] != number:

@@ -72,7 +72,7 @@ def epochs_table(epochs: Sequence[Epoch], names: Sequence[str]) -> str:
     rows = [
         [
             str(epoch.epoch + 1),
-            loss(epoch.train_loss),
+            plain(None) if epoch.train_loss is None else loss(epoch.train_loss),
             plain(None) if epoch.valid_loss is None else loss(epoch.valid_loss),
             *(metric(n, epoch.metrics[n]) if n in epoch.metrics else plain(None) for n in names),
             f"{epoch.wall_s:,.1f}",

@@ -85,7 +85,7 @@ def state_notes(record: RunRecord, last_written: datetime) -> list[str]:
         notes.append(f"This record is incomplete; could not be written: {record.meta['lost']}.")
     if len(record.steps) == 1:
         notes.append(ONE_STEP)
-    return notes + loss_notes(record.steps)
+    return notes + loss_notes(record.loss_steps)
 
 
 def loss_notes(steps: StepSeries) -> list[str]:

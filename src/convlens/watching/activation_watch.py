@@ -13,7 +13,7 @@ from threading import get_ident
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from convlens.core.histories import FORWARD, LayerHistory, LayerInfo
@@ -27,6 +27,7 @@ from convlens.watching.arguments import (
     MODES,
     check_eps,
     check_every,
+    check_flags,
     check_mode,
     check_model,
     check_sample,
@@ -37,7 +38,13 @@ from convlens.watching.cost import Cost, hook_seconds
 from convlens.watching.forward_lock import ForwardLock
 from convlens.watching.layer_selection import Layers, channel_rule, choose_layers, known_channels
 from convlens.watching.notes import CannotSketchError, Notes, named
-from convlens.watching.outputs import are_fake, first_tensor, in_backward, is_transformed
+from convlens.watching.outputs import (
+    are_fake,
+    first_tensor,
+    in_backward,
+    is_transformed,
+    why_no_sketch,
+)
 from convlens.watching.parameter_watch import Gradients, ParameterWatch
 from convlens.watching.relus import ReluSearch
 from convlens.watching.step_log import LoggingHistories, StepLog
@@ -52,12 +59,13 @@ class ActivationWatch(LoggingHistories):
     A step is a forward of ``model`` in training mode, or with ``count_forwards=False`` what lies
     between two calls of `step`. Forwards in evaluation mode are counted if ``mode`` says so. Not
     counted are calls of a layer outside the model's forward, and what activation checkpointing
-    computes again in the backward pass. A loop that does not call the model itself says with
-    `enter` and `leave` what counts as its forward.
+    computes again in the backward pass. A loop that does not call the model itself calls `enter`
+    before and `leave` after its forward pass.
 
-    Watching never ends a training step. What cannot be recorded is left out, warned of once (a
-    `ConvlensWarning`) and counted in `notes`: values that have no sketch (sparse, nested, complex,
-    inside a transform of torch.func), layers that are never called, forwards of a second thread.
+    An error inside watching never stops the training. What cannot be recorded is left out, warned
+    of once (a `ConvlensWarning`) and counted in `notes`: values that have no sketch (sparse,
+    nested, complex, inside a transform of torch.func), layers that are never called, forwards of a
+    second thread.
 
     Memory is bounded: beyond 4,096 steps neighbours share a column. Of a layer with several outputs
     the first floating-point tensor is watched; with ``sample``, its first axis is that of the
@@ -68,7 +76,7 @@ class ActivationWatch(LoggingHistories):
             would not call new hooks.
         layers, eps, every, mode, sample, gradients, updates, count_forwards: see `convlens.watch`.
         sink: where finished columns are written to besides memory.
-        flush_sink: whether nobody else flushes the sink.
+        flush_sink: flush the sink after each write.
 
     Attributes:
         run_path: the directory of the run that it records to by itself (``run`` of
@@ -108,6 +116,7 @@ class ActivationWatch(LoggingHistories):
         check_mode(mode)
         check_sample(sample)
         check_model(model)
+        check_flags(gradients=gradients, updates=updates, count_forwards=count_forwards)
         self.model, self.eps, self.every, self.sample = model, eps, every, sample
         self.count_forwards, self._modes = count_forwards, MODES[mode]
         self.close_sink: Callable[[str, str | None], None] | None = None  # of a sink of its own
@@ -245,6 +254,7 @@ class ActivationWatch(LoggingHistories):
         # Last, so that a model which is itself a watched layer is recorded before it is left.
         self._keep(self.model, self.model.register_forward_hook(self._leave, always_call=True))
         self._parameters.attach()
+        self._log.attach()
         self._compiled.attach(self.model)
 
     def _attach_layer(self, slot: Slot, module: nn.Module) -> None:
@@ -290,9 +300,16 @@ class ActivationWatch(LoggingHistories):
             self.aggregator.close()
             if attached and error is None:
                 self._note_unseen()
+                self._note_forwards()
             self._notes.write()
         finally:
             self._close_sink(error)
+
+    def _note_forwards(self) -> None:
+        """Say that columns are not iterations, as in the loop of a GAN."""
+        steps, training_only = self._log.optimizer_steps, self._modes == MODES["train"]
+        if self.count_forwards and training_only and 30 <= 3 * steps <= self._next_step:
+            self._notes.say("forwards", forwards=self._next_step, steps=steps)
 
     def _note_unseen(self) -> None:
         unseen = [s.info for s in self._slots if not s.seen and not self._notes.left_out(s.info)]
@@ -334,11 +351,14 @@ class ActivationWatch(LoggingHistories):
 
         Args:
             number: the step's number, the next one if None; the same again adds to that step.
+                Numbers that were logged before the first call belong to step 0; the first call is
+                step 1 then.
 
         Raises:
             ArgumentError: if the number is negative.
         """
-        step = self._next_step if number is None else number
+        first = 0 if self.count_forwards or not self._log.has_numbers else 1
+        step = (self._next_step or first) if number is None else number
         if step < 0:
             raise ArgumentError(f"number must be at least 0, got {step}; it is the step's number.")
         self._next_step = step + 1
@@ -355,11 +375,11 @@ class ActivationWatch(LoggingHistories):
             self._notes.failed(error)
 
     def _clock(self) -> tuple[int, float]:
-        """The number of the current step, and seconds since the first one."""
-        return max(self._next_step - 1, 0), self._watched_s()
+        """The number of the current step, -1 before the first, and seconds since the first one."""
+        return self._next_step - 1, self._watched_s()
 
     def enter(self) -> None:
-        """Count what runs until `leave` as one forward of the model, in whatever way it is called.
+        """Count what runs until `leave` as one forward of the model.
 
         For loops that call parts of the model and not the model, as Lightning's ``training_step``
         may. What a backward pass computes again (activation checkpointing) is not counted.
@@ -450,7 +470,7 @@ class ActivationWatch(LoggingHistories):
         try:
             x = first_tensor(output)
             if x is None or is_transformed(x):
-                raise CannotSketchError(_why_no_sketch(output))
+                raise CannotSketchError(why_no_sketch(output))
             self.aggregator.sketch(slot, x)
             if slot.batch_norm and slot.buffers is not None:
                 old, slot.old = slot.old, None
@@ -495,10 +515,3 @@ class ActivationWatch(LoggingHistories):
             kind = type(module).__name__  # a lazy module has another one now
             info = replace(slot.info, kind=kind, feeds_relu=slot.info.name in before_relus)
             self.aggregator.describe(slot, info)
-
-
-def _why_no_sketch(output: object) -> str:
-    if first_tensor(output) is not None:
-        return "it is inside a transform of torch.func, such as vmap"
-    what = output.dtype if isinstance(output, Tensor) else type(output).__name__
-    return f"it has no floating-point values ({what})"

@@ -73,14 +73,14 @@ class Aggregator:
         eps: bound of near zero.
         sample: the fraction of each batch's images that is sketched.
         sink: where columns are written to besides memory.
-        flush_sink: whether nobody else flushes the sink.
+        flush_sink: flush the sink after each write.
         notes: where to say what could not be recorded.
 
     Attributes:
         row: the row of the current step in every buffer, -1 while nothing is to be counted.
         kernel: adds a tensor to a row of buffers.
         kernel_s: seconds spent in kernels so far.
-        handover_s: seconds spent on handing columns to the ledger.
+        handover_s: seconds spent on handing over columns.
         n_sketches: how many tensors were sketched.
         n_flushes: how often the buffers were emptied.
         counted: what its steps are, see `LayerHistory.counted`.

@@ -28,6 +28,13 @@ def check_every(every: object) -> None:
         raise ArgumentError(f"every must be at least 1, got {every!r}; 1 records all steps.")
 
 
+def check_flags(**flags: object) -> None:
+    """Raise an `ArgumentError` unless these arguments are bools."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ArgumentError(f"{name} must be True or False, got {value!r}.")
+
+
 def check_model(model: object) -> None:
     """Raise an `ArgumentError` unless ``model`` is a module that takes hooks."""
     if not isinstance(model, nn.Module):

@@ -18,7 +18,8 @@ class Cost:
 
     Attributes:
         kernel_s: in the kernels, measured around every call. On a GPU that is the time to launch
-            them: they run beside the host.
+            them: they run beside the host. The first call in a process also compiles them, or loads
+            them from Numba's cache.
         hooks_s: in Python around them: the number of calls times the measured cost of one.
         handover_s: handing finished columns to the thread that compresses and writes them.
         training_s: from the first step to now, or to the end of watching.

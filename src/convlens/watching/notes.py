@@ -28,7 +28,7 @@ FACTS = {
     "recorded: {names}.",
     "no step": "Nothing was recorded: stats.step() was never called.",
     "no forward": "Nothing was recorded: no forward of the model was seen; call the model itself, "
-    "or say with stats.enter() and stats.leave() what its forward is.",
+    "or call stats.enter() before and stats.leave() after your forward pass.",
     "mode": "Nothing was recorded: the model was in {mode} mode in all of its {passed} forwards; "
     "call model.{call}() before, or watch with mode={mode!r} or 'both'.",
     "optimizer": "No gradients or updates were recorded: in the first {begun} steps no "
@@ -47,6 +47,9 @@ FACTS = {
     "kept": "{n} chunks of columns could not be kept: {why}.",
     "hooks": "{n} forwards could not be recorded completely: {why}.",
     "parameter hooks": "{n} optimizer steps could not be recorded: {why}.",
+    "closed": "{n} calls of stats.log or stats.log_epoch were not written to the run: {why}.",
+    "forwards": "Each column is a forward, and there were {forwards} for {steps} optimizer steps. "
+    "For a column for each iteration use count_forwards=False and stats.step().",
     "log": "{n} logged numbers could not be recorded: {why}.",
 }
 """What is said, by what it is about; ``{n}`` is how often."""

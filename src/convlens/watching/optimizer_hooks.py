@@ -24,7 +24,7 @@ Closure = Callable[..., Any]
 
 
 class StepListener(Protocol):
-    """Who is told of optimizers' steps; its methods must not raise."""
+    """Receives a call before and after each optimizer step; its methods must not raise."""
 
     def before_step(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
         """A step with this closure begins; returns the closure to call instead, or the same."""
@@ -41,6 +41,7 @@ class StepHooks:
     def __init__(self) -> None:
         self._listeners: tuple[ref[StepListener], ...] = ()
         # In a step that is compiled they run between its graphs: torch breaks it there anyway.
+        # Imports torch._dynamo, as making an optimizer does: so it is called before the loop.
         outside: Any = torch.compiler.disable
         register_optimizer_step_pre_hook(outside(self._before))
         register_optimizer_step_post_hook(outside(self._after))

@@ -41,3 +41,11 @@ def in_backward() -> bool:
 def are_fake(inputs: Sequence[Any]) -> bool:
     """Whether a model is run without values, as a summary does it."""
     return _mode_of(_FAKE) is not None or any(isinstance(x, FakeTensor) for x in inputs)
+
+
+def why_no_sketch(output: object) -> str:
+    """What an output without a sketch is, for a note."""
+    if first_tensor(output) is not None:
+        return "it is inside a transform of torch.func, such as vmap"
+    what = output.dtype if isinstance(output, Tensor) else type(output).__name__
+    return f"it has no floating-point values ({what})"

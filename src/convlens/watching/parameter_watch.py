@@ -26,7 +26,7 @@ GRADIENT, PARAMETER, UPDATE = "gradient", "parameter", "update"
 EPS = 1e-7
 """A gradient, weight or update this near zero is lost in float32 beside a weight of size one."""
 
-PATIENCE = 100  # steps without an optimizer's, after which a note says so
+PATIENCE = 100  # Steps without an optimizer step before a note is made.
 
 NOT_WATCHED = (
     "{0} were not watched; ask for them with cl.watch(model, {0}=True), or with "
@@ -54,7 +54,7 @@ class ParameterWatch:
         updates: whether to sketch updates; this keeps a copy of every parameter.
         eps: bound of near zero.
         sink: where columns are written to besides memory.
-        flush_sink: whether nobody else flushes the sink.
+        flush_sink: flush the sink after each write.
         begun_by_forwards: whether forwards of the model call `begin` or `pause`, also those of a
             closure inside an optimizer's step.
         notes: where to say what could not be recorded; of its own if None.

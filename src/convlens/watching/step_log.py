@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from convlens.core.layer_histories import LayerHistories
-from convlens.core.records import HANDOVER_S, Epoch, RecordSink
+from convlens.core.records import HANDOVER_S, LOSS_AT_EVERY_STEP, Epoch, RecordSink
 from convlens.core.steps import StepSeries, join_steps
 from convlens.core.training_curves import TrainingCurves
 from convlens.errors import ArgumentError
 from convlens.plots import CurvePlots, LayerPlots
 from convlens.watching.notes import CannotSketchError, Notes, described
 from convlens.watching.optimizer_hooks import Closure, step_hooks
+
+Hypers = Mapping[str, list[float | Tensor]]
 
 BLOCK = 64  # steps whose tensors stay on their device before they are read together
 
@@ -33,24 +35,27 @@ class _Row:
 
     step: int
     epoch: int
-    hypers: Mapping[str, list[float | Tensor]]
+    hypers: Hypers
     wall_s: float = 0.0
     numbers: dict[str, float | Tensor] = field(default_factory=dict[str, float | Tensor])
 
 
 class StepLog(CurvePlots, TrainingCurves):
-    """Logged numbers, kept in memory and written to a sink; no step waits for a device.
+    """Logged numbers, kept in memory and written to a sink.
 
-    Each step that something was logged of also gets the learning rate and momentum of the newest
-    step of an optimizer with a parameter of the model.
+    Numbers on a GPU are read together, after `BLOCK` steps or about a second.
+
+    Each step that something was logged of also gets the newest learning rates and momentums of all
+    optimizers with a parameter of the model, in the order of their first steps.
 
     Args:
-        model: whose optimizer.
+        model: whose optimizers.
         notes: where to say what could not be recorded.
-        clock: returns the step that numbers belong to, and the seconds since the first one.
-        flush_sink: whether nobody else flushes the sink.
+        clock: returns the current step, -1 before the first, and the seconds since the first one.
+        flush_sink: flush the sink after each write.
 
     Attributes:
+        optimizer_steps: how many steps these optimizers have made.
         sink: where steps and epochs are written to besides memory.
         run_closed: whether there was a sink and nothing can be written to it any more.
     """
@@ -71,9 +76,20 @@ class StepLog(CurvePlots, TrainingCurves):
         self._parts: list[StepSeries] = []
         self._epochs: list[Epoch] = []
         self._losses: list[float] = []  # of the current epoch's rows that were read
-        self._hypers: Mapping[str, list[float | Tensor]] = {}
+        self._optimizers: dict[int, tuple[set[int], Hypers]] = {}  # by id; ids of parameters
+        self._hypers: Hypers = {}  # of all optimizers
+        self._loss_at_every_step = True
+        self.optimizer_steps = 0
         self._flushed_at, self._epoch_wall_s, self._first_step = time.monotonic(), 0.0, 0
-        self._listening = False
+
+    def attach(self) -> None:
+        """Listen to optimizers."""
+        step_hooks().add(self)
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether anything was logged of a step."""
+        return bool(self._rows or self._parts)
 
     @property
     def steps(self) -> StepSeries:
@@ -89,12 +105,11 @@ class StepLog(CurvePlots, TrainingCurves):
     def log(self, numbers: Mapping[str, object]) -> None:
         """Add numbers to the current step; see `LoggingHistories.log`."""
         with self._guarded():
-            self._note_if_closed()
             values = {name: _number(name, value) for name, value in numbers.items()}
-            if not self._listening and not self.run_closed:
-                step_hooks().add(self)
-                self._listening = True
+            if self._is_closed():
+                return
             step, wall_s = self._clock()
+            step = max(step, 0)
             if not self._rows or self._rows[-1].step != step:
                 self._rows.append(_Row(step, len(self._epochs), self._hypers))
             row = self._rows[-1]
@@ -106,15 +121,19 @@ class StepLog(CurvePlots, TrainingCurves):
     def log_epoch(self, numbers: Mapping[str, object]) -> None:
         """End an epoch; see `LoggingHistories.log_epoch`."""
         with self._guarded():
-            self._note_if_closed()
+            if "loss" in numbers:
+                raise ArgumentError("log_epoch takes no loss; use train_loss or valid_loss.")
             metrics = {name: float(_number(name, value)) for name, value in numbers.items()}
+            if self._is_closed():
+                return
             self._flush()
             last, wall_s = self._clock()
+            last = max([last, *(row.step for row in self._rows)])
             losses = [*self._losses, *(loss for row in self._rows for loss in self._loss_of(row))]
-            mean = float(np.mean(losses)) if losses else math.nan
+            mean = float(np.mean(losses)) if losses else None
             epoch = Epoch(
                 epoch=len(self._epochs),
-                first_step=min(self._first_step, last),
+                first_step=self._first_step,
                 last_step=last,
                 train_loss=metrics.pop("train_loss", mean),
                 valid_loss=metrics.pop("valid_loss", None),
@@ -127,28 +146,37 @@ class StepLog(CurvePlots, TrainingCurves):
                 self.sink.write_epoch(epoch)
                 self._flush_sink_too()
 
-    def _note_if_closed(self) -> None:
+    def _is_closed(self) -> bool:
         if self.run_closed:
-            self._notes.say("log", why="the run was closed when watching ended")
+            self._notes.say("closed", why="the run was closed when watching ended")
+        return self.run_closed
 
     def flush(self) -> None:
         """Read the logged tensors, and write the steps to the sink."""
         with self._guarded():
             self._flush()
 
-    def _flush(self) -> None:
+    def _flush(self, *, ended: bool = False) -> None:
+        """Write the steps; ``ended`` says that the newest one gets no more numbers."""
         self._flushed_at = time.monotonic()
         if not self._rows:
             return
-        series = _series(self._rows)
-        done, self._rows = self._rows[:-1], self._rows[-1:]
+        rows, done, self._rows = self._rows, self._rows[:-1], self._rows[-1:]
         if done:
             self._losses += [loss for row in done for loss in self._loss_of(row)]
             self._parts.append(_series(done))
         if self.sink is not None:
+            self._say_if_losses_lack(self.sink, rows if ended else done)
             # The newest step is written again if it gets more numbers: the sink replaces it.
-            self.sink.write_steps(series)
+            wait = self._loss_at_every_step and "loss" not in rows[-1].numbers
+            self.sink.write_steps(_series(done if wait else rows))
             self._flush_sink_too()
+
+    def _say_if_losses_lack(self, sink: RecordSink, rows: Sequence[_Row]) -> None:
+        """Say in the run, once, that a loss of NaN may be one that was not logged."""
+        if self._loss_at_every_step and any("loss" not in row.numbers for row in rows):
+            self._loss_at_every_step = False
+            sink.write_meta({LOSS_AT_EVERY_STEP: False})
 
     @contextmanager
     def _guarded(self) -> Generator[None]:
@@ -163,8 +191,8 @@ class StepLog(CurvePlots, TrainingCurves):
     def close(self) -> None:
         """Write everything, and stop listening to optimizers."""
         step_hooks().remove(self)
-        self._listening = False
-        self.flush()
+        with self._guarded():
+            self._flush(ended=True)
 
     def _flush_sink_too(self) -> None:
         if self.sink is not None and self._flush_sink:
@@ -182,20 +210,39 @@ class StepLog(CurvePlots, TrainingCurves):
         return closure
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """Read the learning rate and momentum of each parameter group; `StepListener`."""
+        """Read the learning rate and momentum of each parameter group; `StepListener`.
+
+        Steps that were logged of before the first optimizer step get those of that one.
+        """
         try:
             groups: list[dict[str, Any]] = optimizer.param_groups
             if not any(id(p) in self._parameters for group in groups for p in group["params"]):
                 return
+            self.optimizer_steps += 1
             found = {
                 "lr": [group.get("lr", math.nan) for group in groups],
                 "momentum": [g.get("momentum", g.get("betas", (math.nan,))[0]) for g in groups],
             }
-            self._hypers = {n: [_number(n, v) for v in values] for n, values in found.items()}
-            if self._rows and self._rows[-1].step == self._clock()[0]:
-                self._rows[-1].hypers = self._hypers
+            hypers = {n: [_number(n, v) for v in values] for n, values in found.items()}
+            parameters = self._parameters_of(optimizer)
+            self._optimizers[id(optimizer)] = parameters, hypers
+            every = [own for _, own in self._optimizers.values()]
+            self._hypers = {name: [v for own in every for v in own[name]] for name in found}
+            step = max(self._clock()[0], 0)
+            for row in self._rows:
+                if row.step == step or not row.hypers:
+                    row.hypers = self._hypers
         except Exception as error:
             self._notes.say("log", why=described(error))
+
+    def _parameters_of(self, optimizer: Optimizer) -> set[int]:
+        """The ids of an optimizer's parameters; forgets others that had any of them."""
+        if id(optimizer) in self._optimizers:
+            return self._optimizers[id(optimizer)][0]
+        groups: list[dict[str, Any]] = optimizer.param_groups
+        own = {id(parameter) for group in groups for parameter in group["params"]}
+        self._optimizers = {i: one for i, one in self._optimizers.items() if not own & one[0]}
+        return own
 
 
 class LoggingHistories(LayerPlots, LayerHistories):
@@ -213,18 +260,20 @@ class LoggingHistories(LayerPlots, LayerHistories):
         """What `log` and `log_epoch` were given, as ``learn.recorder`` of a Learner has it."""
         return self._log
 
-    def log(self, **numbers: float | Tensor) -> None:
-        """Record numbers of the current step: that of the forward that ran last.
+    def log(self, *unnamed: object, **numbers: float | Tensor) -> None:
+        """Record numbers of the current step: that of the last counted forward.
 
-        ``loss`` is the curve that plots, page and report show. Before any forward the step is 0.
-        Several calls in one step are merged; of one name the last value is kept. Nothing waits for
-        a device. The step also gets the learning rate and momentum of the optimizer of ``model``.
+        Forwards in another mode than ``mode`` do not count. ``loss`` is the curve that plots, page
+        and report show. Before any forward the step is 0. Several calls in one step are merged; of
+        one name the last value is kept. Tensors on a GPU are read together about once a second. The
+        step also gets the learning rates and momentums of the optimizers of ``model``.
 
         Args:
+            unnamed: none: every number needs a name.
             numbers: by name; numbers, or tensors of one element.
 
         Raises:
-            ArgumentError: if one is neither.
+            ArgumentError: if one is neither or has no name.
 
         Example:
             >>> import torch
@@ -237,17 +286,23 @@ class LoggingHistories(LayerPlots, LayerHistories):
             >>> stats.recorder.steps.step.tolist(), stats.recorder.steps.hypers["batch_size"].shape
             ([0, 1, 2], (3, 1))
         """
+        _check_named("log(loss=loss)", unnamed)
         self._log.log(numbers)
 
-    def log_epoch(self, **numbers: float | Tensor) -> None:
+    def log_epoch(self, *unnamed: object, **numbers: float | Tensor) -> None:
         """End an epoch at the current step; epochs are numbered from 0.
 
+        An epoch without a step, such as a validation before training, has a ``last_step`` that is
+        one less than its ``first_step``.
+
         Args:
+            unnamed: none: every number needs a name.
             numbers: by name: ``valid_loss``, ``train_loss`` (the mean of the epoch's logged losses
-                if it is not given), and metrics, such as ``accuracy``.
+                if it is not given, None if there are none), and metrics, such as ``accuracy``.
 
         Raises:
-            ArgumentError: if one is neither a number nor a tensor of one element.
+            ArgumentError: if one is neither a number nor a tensor of one element, has no name, or
+                is named ``loss``.
 
         Example:
             >>> import torch
@@ -260,7 +315,16 @@ class LoggingHistories(LayerPlots, LayerHistories):
             >>> [(e.epoch, e.last_step, e.valid_loss) for e in stats.epochs]
             [(0, 0, 0.5), (1, 1, 0.5)]
         """
+        _check_named("log_epoch(valid_loss=loss)", unnamed)
         self._log.log_epoch(numbers)
+
+
+def _check_named(call: str, unnamed: tuple[object, ...]) -> None:
+    """Raise an `ArgumentError` if there are numbers without a name."""
+    if unnamed:
+        raise ArgumentError(
+            f"every number needs a name, as in stats.{call}, got {unnamed[0]!r:.60}."
+        )
 
 
 def _number(name: str, value: object) -> float | Tensor:

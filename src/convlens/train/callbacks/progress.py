@@ -83,7 +83,9 @@ class Progress(Callback):
 
 def epoch_line(epoch: Epoch, n_epochs: int) -> str:
     """One finished epoch in one line of text."""
-    parts = [f"epoch {epoch.epoch + 1}/{n_epochs}", f"train loss {epoch.train_loss:.4f}"]
+    parts = [f"epoch {epoch.epoch + 1}/{n_epochs}"]
+    if epoch.train_loss is not None:
+        parts.append(f"train loss {epoch.train_loss:.4f}")
     if epoch.valid_loss is not None:
         parts.append(f"valid loss {epoch.valid_loss:.4f}")
     for name, value in epoch.metrics.items():
