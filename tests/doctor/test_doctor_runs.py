@@ -13,9 +13,7 @@ def test_runs_of_learners_watchers_and_paths_are_all_accepted(tmp_path):
     learn = cl.Learner(
         dls, cl.simple_cnn(1, 4, widths=(4, 8)), run=tmp_path / "fit", progress=False
     )
-    with pytest.raises(
-        cl.ArgumentError, match=r"run is a Learner, which has no run: it keeps ever"
-    ):
+    with pytest.raises(cl.ArgumentError, match=r"This Learner records no run. Call fit\("):
         cl.diagnose(learn)
     learn.fit(1)
     with cl.watch(learn.model, run=tmp_path / "loop") as stats:
@@ -26,15 +24,20 @@ def test_runs_of_learners_watchers_and_paths_are_all_accepted(tmp_path):
         assert cl.diagnose(thing) == right
         assert cl.report(thing) == tmp_path / "fit" / "report.html"
     assert cl.diagnose(stats) == cl.diagnose(looped)
+    assert str(cl.diagnose(looped)).startswith("note (")
     assert cl.report(stats).parent == tmp_path / "loop"
     for thing, sentence in (
-        (cl.watch(learn.model), r"run is a ActivationWatch, which has no run: it keeps everything"),
-        (3, r"run is a int, which records no run; give a run, its path, or a Learner"),
+        (
+            cl.watch(learn.model),
+            r"This ActivationWatch records no run\. Call cl\.watch\(model, run='auto'\)\.",
+        ),
+        (None, r"run must be a run, its path, a Learner or a watcher; got None"),
+        (3, r"run must be a run, its path, a Learner or a watcher; got int"),
     ):
         for function in (cl.diagnose, cl.report):
             with pytest.raises(cl.ArgumentError, match=sentence):
                 function(thing)
-    with pytest.raises(cl.ArgumentError, match=r"run is a RunRecord, which records no run"):
+    with pytest.raises(cl.ArgumentError, match="Learner or a watcher; got RunRecord"):
         cl.report(fitted.record())
     with pytest.raises(cl.RunError, match=r"does not exist; give the folder of a run"):
         cl.diagnose("nowhere")

@@ -511,8 +511,8 @@ def test_layers_and_curves_draw_themselves_with_their_epochs():
 
 def test_what_a_notebook_and_a_terminal_show():
     stats, curves = Layers([healthy(10)]), Curves()
-    assert repr(stats) == "<Layers with 1 histories: 1.0>"
-    assert repr(curves) == "<Curves of 20 steps, 2 epochs>"
+    assert repr(stats) == "<Layers, 1 series: 1.0>"
+    assert repr(curves) == "Recorder(20 steps, 2 epochs)"
     for thing in (stats, curves):
         assert thing._repr_html_().startswith('<img alt="')
         assert 'src="data:image/png;base64,iVBOR' in thing._repr_html_()

@@ -91,7 +91,7 @@ def read(folder: Path) -> dict[str, str]:
         "curves": lambda: [run.curves(50), run.curves(10_000)],
         "epochs": lambda: run.epochs,
         "record": run.record,
-        "gradients": lambda: [run.series("gradient"), run.history(0, "gradient")],
+        "gradients": lambda: [run.layers_of("gradient"), run.history(0, "gradient")],
         "pictures": run.pictures,
         "snapshots": lambda: [snapshots(kind) for kind in (type(s) for s in every_kind())],
         "followed": lambda: followed(run),

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from convlens.core.records import Epoch
+
 DATABASE = "run.db"
 
 
@@ -52,6 +54,24 @@ def parsed(text: str) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, dict | list) and _is_deep(value, MOST_DEPTH):
         raise ValueError(f"JSON of more than {MOST_DEPTH} levels")
     return value
+
+
+def epoch_of(number: int, text: str) -> Epoch:
+    """The epoch in a row.
+
+    Raises:
+        ValueError: if it is not one.
+    """
+    facts = parsed(text)
+    if not isinstance(facts, dict) or not isinstance(facts.get("metrics"), dict):
+        raise ValueError(f"epoch {number} is {text[:80]!r}")
+    numbers = [*facts["metrics"].values(), facts["train_loss"], facts["wall_s"]]
+    numbers += [facts["valid_loss"]] if facts["valid_loss"] is not None else []
+    whole = [facts["first_step"], facts["last_step"]]
+    fits = all(type(n) in (int, float) for n in numbers) and all(type(n) is int for n in whole)
+    if not fits or facts["epoch"] != number:
+        raise ValueError(f"epoch {number} is {text[:80]!r}")
+    return Epoch(**facts)
 
 
 def _is_deep(value: Any, levels: int) -> bool:  # noqa: ANN401

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from convlens.core.records import RecordSink
 from convlens.errors import ArgumentError, RunError
+from convlens.runs.folder import make_exact
 from convlens.runs.writer import RunWriter, create_run, join_run
 
 
@@ -63,7 +64,8 @@ def record_watch(stats: Watcher, run: str | Path) -> Path:
     said: list[str | None] = [None, None]  # by rank 0 to all: the path, or what went wrong
     if rank == 0:
         try:
-            writer = create_run("watch", directory=None if run == "auto" else run, ranks=ranks)
+            directory = None if run == "auto" else make_exact(Path(run), "run")
+            writer = create_run("watch", directory=directory, ranks=ranks)
             said[0] = str(writer.path)
         except RunError as error:
             said[1] = str(error)

@@ -30,8 +30,7 @@ from convlens.core.steps import StepSeries
 from convlens.errors import ArgumentError, RunError
 from convlens.runs.database_writer import DatabaseWriter, explain
 from convlens.runs.folder import make_exact, make_numbered
-from convlens.runs.reader import epoch_of
-from convlens.runs.schema import parsed, rank_database
+from convlens.runs.schema import epoch_of, parsed, rank_database
 from convlens.runs.write_buffer import WriteBuffer
 
 BUDGET = 64 << 20
