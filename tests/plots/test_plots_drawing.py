@@ -92,11 +92,13 @@ def test_loss_draws_only_what_there_is_on_the_axes_it_is_given():
     assert legend(ax) == ["training, each batch", "training, smoothed"]
     ax = plot_loss(empty_steps(), epochs_of(2, 10, valid=False))
     render(ax)
-    assert words(ax) == ["epoch 1", "2"]
+    assert words(ax)[1:] == ["epoch 1", "2"]
+    assert words(ax)[0].startswith("no finite loss was recorded;")
     assert legend(ax) == []
     ax = plot_loss(dataclasses.replace(training(5), loss=np.full(5, np.nan)))
     render(ax)
     assert legend(ax) == [NONFINITE_LABEL]
+    assert words(ax)[0].startswith("no finite loss was recorded;")
 
 
 def test_smoothing_weighs_finite_values_by_their_distance_to_both_sides():

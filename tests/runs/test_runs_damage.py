@@ -85,7 +85,7 @@ def read(folder: Path) -> dict[str, str]:
         return [layers, epochs, [run.snapshot(kind, layer) for layer in layers]]
 
     ways = {
-        "open": lambda: str(open_run(folder)),
+        "open": lambda: open_run(folder).name,
         "meta": lambda: run.meta,
         "steps": lambda: run.steps,
         "curves": lambda: [run.curves(50), run.curves(10_000)],

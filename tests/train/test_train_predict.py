@@ -69,6 +69,7 @@ def test_every_form_of_an_image_gives_the_answer_of_the_loader(files, kind, chan
     loaded = [cl.load_image(path) for path in paths]
     raw = np.moveaxis(images, -1, 1) if channels == 3 else images[:, None]
     forms = {
+        "without a channel axis": images if channels == 1 else raw,
         "paths": paths,
         "texts": tuple(map(str, paths)),
         "Pillow": [pillow(path) for path in paths],

@@ -29,8 +29,8 @@ def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
         learn.run_path = None
         yield
         return
-    directory = None if learn.run == "auto" else make_exact(check_path("run", learn.run), "run")
     check_state(learn.model)  # what cannot be saved after an epoch is said before it
+    directory = None if learn.run == "auto" else make_exact(check_path("run", learn.run), "run")
     writer = create_run(learn.dls.name, learn.base, directory)
     learn.sink, learn.run_path = writer, writer.path
     started, status, error = time.perf_counter(), "finished", None
