@@ -120,7 +120,7 @@ def view(arguments: argparse.Namespace) -> None:
 
 
 def _check_folder(folder: Path, give: str) -> None:
-    """Refuse what is no folder; only the default one need not exist yet."""
+    """Raise ArgumentError unless it is a folder; the default one need not exist yet."""
     if folder.exists() and not folder.is_dir():
         what = "a file, not a folder"
         if folder.name == RECORD:

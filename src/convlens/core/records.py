@@ -76,10 +76,10 @@ class Picture:
 
 
 SEVERITIES = ("problem", "warning", "note", "good")
-"""What a `Finding` can be, worst first."""
+"""Severities of a `Finding`, worst first."""
 
 CONFIDENCES = ("certain", "likely", "possible")
-"""How sure a `Finding` can be, surest first."""
+"""Confidences of a `Finding`, surest first."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ HANDOVER_S = 1.0
 class RecordSink(Protocol):
     """Where training and watching write to: a run's record implements it.
 
-    No disk, lock or folder makes any of this raise; what is no plain value may.
+    An error of the disk, a lock or the folder is never raised; a value that is not plain may be.
     """
 
     @property
@@ -166,7 +166,7 @@ class RecordSink(Protocol):
             layers: series of one or several quantities.
             layout: the buckets that all of the run's columns have.
             eps: bound of near zero for these quantities.
-            sample: the fraction of each batch's images that was looked at for them.
+            sample: the fraction of each batch's images that was watched for them.
         """
         ...
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Sizes = int | Sequence[int]
 
 MOST_ENTRIES = 100_000_000
-"""So many entries take 2.4 GB; a larger matrix is refused."""
+"""The most entries of a matrix (2.4 GB); a larger one is refused."""
 
 
 @dataclass(frozen=True, repr=False)

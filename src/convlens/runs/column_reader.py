@@ -34,7 +34,7 @@ class Watched:
         layers: in order of their index.
         layout: the buckets.
         eps: bound of near zero.
-        sample: the fraction of each batch's images that was looked at.
+        sample: the fraction of each batch's images that was watched.
         counted: what its steps are, see `LayerHistory.counted`.
     """
 

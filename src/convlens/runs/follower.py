@@ -137,7 +137,7 @@ class _Figures:
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """What was read in one transaction; replaced by the next, never changed."""
+    """Everything read in one transaction. It is replaced by the next one, never changed."""
 
     run: tuple[Any, ...] = ()  # which one: another may come to lie in the same folder
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -178,9 +178,9 @@ class Newest:
 class RunFollower:
     """A run that is read again and again, finished or growing: each time only what is new.
 
-    Everything that is asked for is of one moment, that of the last `refresh`, or of the last time
-    something was asked for that had not been asked for before, which reads the run again. What was
-    asked for once is kept up to date; of full histories the eight that were asked for last.
+    All answers are of one moment: that of the last `refresh`, or of the last first request for
+    something, which reads the run again. Whatever was requested once is kept up to date; of full
+    histories, only the eight requested last.
 
     No connection stays open between two calls. One thread may `refresh` while another asks.
 
@@ -188,16 +188,16 @@ class RunFollower:
         run: what to follow.
 
     Attributes:
-        version: grows whenever something new was read, so that several who look can tell.
+        version: grows whenever something new was read.
     """
 
     def __init__(self, run: Run) -> None:
         self.run, self.version = run, 0
         self._state = _State()
         self._reading = Lock()
-        self._stamp: object = None  # of the files when they were read, None if it proves nothing
-        self._newest: tuple[object, int, Newest] | None = None  # with its stamp, and since when
-        self._tables: dict[str, tuple[object, object]] = {}  # by name, of which total, what it held
+        self._stamp: object = None  # of the files when they were read; None if unknown
+        self._newest: tuple[object, int, Newest] | None = None  # stamp, since, value
+        self._tables: dict[str, tuple[object, object]] = {}  # name to (total, value)
         self._seen = -1  # the version at the last refresh
         self._quantities: dict[str, None] = {}
         self._figures: dict[str, None] = {}
@@ -210,7 +210,8 @@ class RunFollower:
         """Read what is new since the last time.
 
         Returns:
-            Whether anything is new, also what was read in between because it was asked for.
+            Whether anything is new since the last `refresh`, including data that other methods
+            have read since.
 
         Raises:
             RunError: if the run cannot be read; the state stays as it was.
@@ -381,7 +382,7 @@ class RunFollower:
         return with_end(self._known(record, "meta", partial(read_recorded, record)), record)
 
     def _known(self, record: Transaction, name: str, read: Callable[[], Value]) -> Value:
-        """What was read of a table of the run's own file, anew only if its rows have changed."""
+        """The value of ``read()``, called again only if the rows of the table ``name`` changed."""
         total = record.totals[name]
         known = self._tables.get(name)
         if known is None or known[0] != total:

@@ -36,10 +36,10 @@ ROW_LIMIT = 1 << 26
 """Bytes that a row may have: 64 MiB."""
 
 MOST_TEXT = 1 << 24
-"""Characters of JSON in a row."""
+"""Characters of JSON that a row may have."""
 
 MOST_DEPTH = 60
-"""How deeply its lists and objects may be nested."""
+"""Levels of nested lists and objects in a row's JSON."""
 
 
 def parsed(text: str) -> Any:  # noqa: ANN401 - any JSON value
@@ -101,7 +101,7 @@ class Table:
 
     @property
     def statements(self) -> tuple[str, str]:
-        """What makes the table, and the index that its keys and checksums are read from."""
+        """SQL that creates the table, and the index that its keys and checksums are read from."""
         types = {**self.key, "key_crc": int, "crc": int, **self.values}  # what is long comes last
         columns = ", ".join(f"{name} {SQL_TYPES[t]} NOT NULL" for name, t in types.items())
         return (
@@ -165,4 +165,4 @@ TABLES = {
 TOTALS = Table("totals", {"name": str}, {"n": int, "total": int})
 
 STATEMENTS = [line for table in (*TABLES.values(), TOTALS) for line in table.statements]
-"""What makes the tables of a new file; a file with any others is not read."""
+"""SQL that creates the tables of a new file; a file with any others is not read."""

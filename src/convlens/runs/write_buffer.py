@@ -117,7 +117,7 @@ class WriteBuffer:
         return lost
 
     def count(self) -> Counter[str]:
-        """How many rows of what there are."""
+        """The number of waiting rows by their plural name."""
         found = Counter(WORDS[table] for table, _ in self._rows if table in WORDS)
         return found + Counter({"steps": sum(map(len, self._steps))})
 

@@ -159,7 +159,7 @@ class ActivationStats(_WatchCallback[ActivationWatch], LayerPlots, LayerHistorie
 
 
 class _ParameterStats(_WatchCallback[ParameterWatch]):
-    """What `GradientStats` and `UpdateStats` share."""
+    """Base of `GradientStats` and `UpdateStats`."""
 
     _gradients = _updates = False
 
