@@ -1,4 +1,4 @@
-"""What several rooms' tests share."""
+"""Fixtures for all tests."""
 
 import os
 

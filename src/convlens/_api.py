@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from convlens.core.wording import type_name
 from convlens.errors import ArgumentError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from convlens.core.records import Finding, RunRecord
+    from convlens.core.records import Findings, RunRecord
     from convlens.runs import Run
     from convlens.watching import ActivationWatch
     from convlens.watching.layer_selection import Layers
@@ -120,21 +121,23 @@ def run_of(run: Run | HasRun | str | Path) -> Run:
 
     if isinstance(run, Run):
         return run
-    path = run if isinstance(run, str | os.PathLike) else getattr(run, "run_path", None)
-    if path is not None:
-        return open_run(path)
-    why = (
-        "which has no run: it keeps everything in memory (run=None), or has not begun"
-        if hasattr(run, "run_path")
-        else "which records no run"
-    )
-    raise ArgumentError(
-        f"run is a {type(run).__name__}, {why}; give a run, its path, or a Learner or a watcher "
-        "that records one (run='auto')."
-    )
+    if isinstance(run, str | os.PathLike):
+        return open_run(run)
+    if not hasattr(run, "run_path"):
+        raise ArgumentError(
+            f"run must be a run, its path, a Learner or a watcher; got {type_name(run)}."
+        )
+    if run.run_path is None:
+        hint = (
+            "cl.watch(model, run='auto')"
+            if hasattr(run, "log_epoch")
+            else "fit(…) first, with run='auto'"
+        )
+        raise ArgumentError(f"This {type_name(run)} records no run. Call {hint}.")
+    return open_run(run.run_path)
 
 
-def diagnose(run: Run | HasRun | str | Path | RunRecord) -> list[Finding]:
+def diagnose(run: Run | HasRun | str | Path | RunRecord) -> Findings:
     """Say what is wrong with a run, and what to try: findings in words, worst first.
 
     It is never empty: a run without steps, one that is too short to judge and one with nothing
@@ -146,6 +149,8 @@ def diagnose(run: Run | HasRun | str | Path | RunRecord) -> list[Finding]:
     >>> [(finding.severity, finding.kind) for finding in cl.diagnose(stats.run_path)]
     [('note', 'too-short')]
 
+    Printed, it is a line for each finding.
+
     Args:
         run: an opened run, the path of a run's directory, an object that records to one (a
             `Learner`, the result of `watch`), or a record.
@@ -155,9 +160,9 @@ def diagnose(run: Run | HasRun | str | Path | RunRecord) -> list[Finding]:
         RunError: if there is no readable run at its path.
     """
     from convlens import doctor
-    from convlens.core.records import RunRecord
+    from convlens.core.records import Findings, RunRecord
 
-    return doctor.diagnose(run if isinstance(run, RunRecord) else run_of(run).record())
+    return Findings(doctor.diagnose(run if isinstance(run, RunRecord) else run_of(run).record()))
 
 
 def report(run: Run | HasRun | str | Path, out: str | Path | None = None) -> Path:

@@ -317,15 +317,15 @@ def test_field(convlens, tmp_path):
     assert done.stdout.startswith("the model, unit 0 of 10 sees rows 0–27, columns 0–27: 28×28 of")
     for arguments, sentence in (
         (["--image", "dog.png"], "convlens: 'dog.png' does not exist; give an image file."),
-        (["--out", "field.doc"], "--out field.doc is no kind of picture; give a name that ends in"),
+        (["--out", "field.doc"], "--out must end in one of avif, eps, "),
         (
             ["--out", "no/field.png"],
             "--out no/field.png lies in a folder that does not exist; make",
         ),
-        (["--unit", "3,99"], "convlens: (3, 99) is no place on the grid of layer '1.0'"),
-        (["--unit", "a"], "argument --unit: 'a' is no place such as 3,3"),
+        (["--unit", "3,99"], "unit must be inside the 7×7 grid of layer '1.0', got (3, 99)"),
+        (["--unit", "a"], "argument --unit: must be indices such as 3,3, got 'a'"),
         (["--layer", "conv9"], "convlens: 'conv9' is not among the"),
-        (["--input", "2x28"], "--input 2x28 is no image, and a field is drawn on one; give CxHxW"),
+        (["--input", "2x28"], "--input must be an image CxHxW, got 2x28; for other inputs use"),
     ):
         given = {"--layer": "1.0", "--unit": "3,4", "--image": "cat.png", "--size": "28"}
         given |= {arguments[0]: arguments[1]}
@@ -392,25 +392,28 @@ def test_help(convlens):
         (["summary", "simple_cnn", "--size", "9" * 9], "--size: must be at most 1000000, got 9"),
         (["summary", "simple_cnn", "--depth", "-1"], "--depth: must be at least 0, got -1"),
         (["summary", "simple_cnn", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
-        (["summary", "simple_cnn", "--columns", "cost"], "columns has 'cost', which is no column;"),
+        (["summary", "simple_cnn", "--columns", "cost"], "columns has the unknown name 'cost'"),
         (["summary", "simple_cnn", "--fold", "conv9"], "convlens: 'conv9' is neither a layer nor"),
-        (["summary", "simple_cnn", "--input", "wide"], "argument --input: 'wide' is no shape such"),
+        (["summary", "simple_cnn", "--input", "wide"], "without the batch, got 'wide'"),
         (["summary", "simple_cnn", "--input", "3"], "convlens: the input does not fit the model:"),
         (
             ["summary", "simple_cnn", "--input", "1x8x8", "--size", "8"],
             "--input says what --size and --channels say",
         ),
-        (["summary", "simple_cnn", "--input", "1x0x28"], "argument --input: '1x0x28' is no shape"),
+        (["summary", "simple_cnn", "--input", "1x0x28"], "without the batch, got '1x0x28'"),
         (
             ["summary", "simple_cnn", "--input", "1x1x1x28x28"],
             "such as 3x224x224, without the batch",
         ),
-        (["summary", "simple_cnn", "--input", "3x9999999x9"], "--input: '3x9999999x9' is no shape"),
+        (
+            ["summary", "simple_cnn", "--input", "3x9999999x9"],
+            "batch, got '3x9999999x9'",
+        ),
         (["summary", "simple_cnn", "--classes", "0"], "--classes: must be at least 1, got 0"),
         (["summary", "simple_cnn", "--channels", "0"], "--channels: must be at least 1, got 0"),
         (["summary", "simple_cn"], "convlens: 'simple_cn' is not known; give simple_cnn, torchvis"),
-        (["summary", "timm:resnet19"], "is not among timm's models; closest: resnet1"),
-        (["summary", "torchvision:xyzzy"], "is not among torchvision's models; it has "),
+        (["summary", "timm:resnet19"], "timm has no model 'resnet19'; closest: resnet1"),
+        (["summary", "torchvision:xyzzy"], "torchvision has no model 'xyzzy' (it has "),
         (["nothing"], "argument COMMAND: invalid choice: 'nothing' (choose from"),
         (["train", "mnist", "--ep", "1"], "there is no option --ep (did you mean --epochs?); see"),
         (["train", "mnist", "--epoch=3"], "no option --epoch (did you mean --epochs?); see convle"),
@@ -454,21 +457,31 @@ def test_what_comes_after_two_dashes_is_no_option(convlens, tmp_path):
 
 
 def test_a_failure_exits_1_with_one_sentence(convlens, tmp_path):
+    (tmp_path / "run.db").write_text("damaged")
     done = convlens("report", ".")
     assert done.code == 1
     assert done.stderr.startswith("convlens: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_wrong_folders_and_files_exit_2(convlens, tmp_path):
+    create_run("mine", tmp_path / "runs").close()
     (tmp_path / "file").touch()
-    done = convlens("train", "mnist", "--out", "file")
-    assert (done.code, done.stderr) == (
-        1, "convlens: 'file' cannot hold a new run (File exists); give a folder that you may write "
-        "to.\n",
-    )  # fmt: skip
+    for arguments, sentence in (
+        (["report", "nope"], "'nope' does not exist; give the folder of one run."),
+        (["report", "runs"], "it holds the runs 'mine-0001': give one of those."),
+        (["report", "runs/mine-0001", "--out", "no/a.html"], "--out no/a.html lies in a folder"),
+        (["report", "runs/mine-0001", "--out", "runs"], "--out runs is a folder; give"),
+        (["train", "mnist", "--out", "file"], "--out must be a folder, got the file 'file'."),
+    ):
+        done = convlens(*arguments)
+        assert (done.code, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+        assert sentence in done.stderr
 
 
 def test_debug_adds_the_traceback(convlens):
     done = convlens("report", ".", "--debug")
-    assert done.code == 1
+    assert done.code == 2
     assert "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("convlens: ")
 

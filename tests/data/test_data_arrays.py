@@ -153,7 +153,7 @@ WRONG = [
     ({"x": [1, 2]}, r"x has shape \(2,\), which is 1 axes"),
     ({"x": []}, r"x has shape \(0,\), which is 1 axes"),
     ({"x": COLOUR.astype(object)}, r"x has dtype object, which torch does not know; convert it"),
-    ({"x": {}}, r"x must be a NumPy array or a torch tensor, got a dict"),
+    ({"x": {}}, r"x must be a NumPy array or a torch tensor, got dict"),
     ({"y": LABELS[:9]}, r"x has 30 images and y 9 labels; give one label for each image"),
     ({"y": LABELS * 1.0}, r"y must be integer labels from 0, got float64"),
     ({"y": LABELS > 1}, r"y must be integer labels from 0, got bool"),
@@ -179,8 +179,8 @@ WRONG = [
     ({"valid": 1.0}, r"valid must be a share between 0 and 1 that leaves .* of 30 .* got 1\.0"),
     ({"valid": 0.01}, r"valid must be a share .* of 30 images on both sides, got 0\.01"),
     ({"valid": float("nan")}, r"valid must be a share .* of 30 images on both sides, got nan"),
-    ({"valid": [1]}, r"valid must be a tuple \(x_valid, y_valid\), the share .* got a list"),
-    ({"valid": COLOUR[:5]}, r"valid must be a tuple \(x_valid, y_valid\), .* got a ndarray"),
+    ({"valid": [1]}, r"valid must be a tuple \(x_valid, y_valid\), the share .* got list"),
+    ({"valid": COLOUR[:5]}, r"valid must be a tuple \(x_valid, y_valid\), .* got ndarray"),
     ({"valid": (COLOUR[:5],)}, r"valid must be two things, \(x_valid, y_valid\), got 1"),
     ({"valid": (COLOUR[:5], LABELS[:4])}, r"valid\[0\] has 5 images and valid\[1\] 4 labels; give"),
     (
@@ -201,8 +201,8 @@ WRONG = [
         r"of different shape or dtype, such as \(3, 4, 3\), uint8 and \(5, 4, 3\), uint8; give",
     ),
     ({"x": [COLOUR[0], torch.zeros(5, 4, 3)]}, r"such as \(5, 4, 3\), float32 and \(5, 4, 3\), u"),
-    ({"x": [COLOUR[0], "cat.png"]}, r"x\[1\] is a str; .*cl.load_image reads an image file"),
-    ({"y": ["cat", "dog"]}, r"y\[0\] is a str; give arrays or tensors of numbers"),
+    ({"x": [COLOUR[0], "cat.png"]}, r"x\[1\] is of type str; .*cl.load_image reads an image file"),
+    ({"y": ["cat", "dog"]}, r"y\[0\] is of type str; give arrays or tensors of numbers"),
     ({"x": [[[1.0, 2.0], [3.0]]]}, r"x is a list .* \(setting an array element with a sequ"),
 ]
 

@@ -137,9 +137,9 @@ def test_one_index_operation_per_batch_and_tensor_and_nothing_else():
         ),
         (
             lambda: DataLoaders(batch for batch in loader()),
-            r"train must be batches \(x, y\) that can be iterated in every epoch.* got a generator",
+            r"train must be batches \(x, y\) that can be iterated in every epoch.* got generator",
         ),
-        (lambda: DataLoaders(loader(), 3), r"valid must be batches \(x, y\) that .* got a int"),
+        (lambda: DataLoaders(loader(), 3), r"valid must be batches \(x, y\) that .* got int"),
         (lambda: DataLoaders([]).show_batch(), "train has no batches; give it at least one"),
         (lambda: DataLoaders([items(5)]).show_batch(0), "n must be a whole number of at least 1"),
         (

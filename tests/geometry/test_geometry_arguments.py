@@ -14,7 +14,7 @@ from convlens.geometry import grid_positions, kernels, output_size
 SHAPE = (1, 1, 12, 12)
 IMAGES = torch.ones(1, 1, 12, 12)
 CONV = nn.Sequential(nn.Conv2d(1, 2, 3))
-NO_PLACE = " is no place on the grid of layer '0', which is 10×10; give 2 indices from 0."
+INSIDE = "unit must be inside the 10×10 grid of layer '0', got "
 
 
 def fields():
@@ -22,33 +22,33 @@ def fields():
 
 
 CASES = {
-    "no model": (lambda: cl.summary(None, SHAPE), "model=None is no module; give a torch"),
-    "a class": (lambda: cl.receptive_field(nn.ReLU, SHAPE), "is no module; call it first: ReLU(…)"),
-    "kernels of none": (lambda: cl.show_kernels("x"), "model='x' is no module; give a torch.nn"),
-    "features of none": (lambda: cl.show_features(3, IMAGES[0], "0"), "model=3 is no module;"),
+    "no model": (lambda: cl.summary(None, SHAPE), "model must be a torch.nn.Module, got None."),
+    "a class": (lambda: cl.receptive_field(nn.ReLU, SHAPE), "; call the class first: ReLU(…)"),
+    "kernels of none": (lambda: cl.show_kernels("x"), "model must be a torch.nn.Module, got 'x'"),
+    "features of none": (lambda: cl.show_features(3, IMAGES[0], "0"), "torch.nn.Module, got 3."),
     "an array's shape": (
         lambda: cl.summary(CONV, np.zeros((1, 1, 90, 90))),
-        "input_shape=<ndarray of shape (1, 1, 90, 90)> is no shape; give a tensor or a tuple",
+        "(1, 3, 224, 224), got <ndarray of shape (1, 1, 90, 90)>.",
     ),
     "columns": (lambda: cl.summary(CONV, SHAPE, columns=3), "columns=3 must be a name or several;"),
     "fold": (lambda: cl.summary(CONV, SHAPE, fold=3), "fold=3 must be a layer's name, a kind of"),
-    "half a unit": (lambda: fields().rectangle("0", 1.5, 3), "unit=(1.5, 3)" + NO_PLACE),
-    "a unit of letters": (lambda: fields().rectangle("0", "a", "b"), "unit=('a', 'b')" + NO_PLACE),
-    "half a pixel": (lambda: fields().units_seeing("0", 2.5, 3), "pixel=(2.5, 3) is no place on"),
-    "one number": (lambda: cl.effective_receptive_field(CONV, IMAGES, "0", 3), "unit=3" + NO_PLACE),
+    "half a unit": (lambda: fields().rectangle("0", 1.5, 3), INSIDE + "(1.5, 3)."),
+    "a unit of letters": (lambda: fields().rectangle("0", "a", "b"), INSIDE + "('a', 'b')."),
+    "half a pixel": (lambda: fields().units_seeing("0", 2.5, 3), "must be inside the 12×12 input"),
+    "one number": (lambda: cl.effective_receptive_field(CONV, IMAGES, "0", 3), INSIDE + "3."),
     "half": (
         lambda: cl.effective_receptive_field(CONV, IMAGES, "0", (1.5, 2)),
-        "unit=(1.5, 2)" + NO_PLACE,
+        INSIDE + "(1.5, 2).",
     ),
-    "drawn unit": (lambda: cl.show_field(CONV, IMAGES[0], "0", 3), "unit=(3,)" + NO_PLACE),
+    "drawn unit": (lambda: cl.show_field(CONV, IMAGES[0], "0", 3), INSIDE + "(3,)."),
     "images": (
         lambda: cl.effective_receptive_field(CONV, IMAGES.byte(), "0"),
-        "images=(1, 1, 12, 12) of torch.uint8 is no floating tensor (N, C, H, W);",
+        "must be a floating tensor (N, C, H, W), as the model gets it, got (1, 1, 12, 12) of torch",
     ),
     "no path": (lambda: cl.load_image(3), "path must be the name of an image file, got 3."),
     "an array": (
         lambda: kernels.apply(IMAGES[0].numpy(), kernels.blur()),
-        "image=<ndarray of shape (1, 12, 12)> is no tensor; torch.from_numpy makes one of an array",
+        "got <ndarray of shape (1, 12, 12)>; convert it with torch.from_numpy.",
     ),
     "row": (
         lambda: kernels.apply_at(IMAGES[0], kernels.blur(), 1.5, 2),
@@ -56,7 +56,7 @@ CASES = {
     ),
     "a layer": (
         lambda: cl.conv_matrix(nn.Conv2d(1, 2, 3), (1, 5, 5)),
-        "is no tensor; give a torch.Tensor.",
+        "weight must be a torch.Tensor, got ",
     ),
     "no padding": (lambda: output_size(5, 3, padding=None), "padding=None must be a whole number"),
     "one size": (lambda: grid_positions(4, 3), "sizes=4 must be one number for each axis"),

@@ -154,7 +154,7 @@ class Away(nn.Module):
         (
             lambda m, x: effective_receptive_field(m, x, "0", (6, 2)),
             ArgumentError,
-            "unit=(6, 2) is no place on the grid of layer '0', which is 6×6; give 2 indices from 0",
+            "unit must be inside the 6×6 grid of layer '0', got (6, 2).",
         ),
         (
             lambda m, x: effective_receptive_field(m, x, "1"),
@@ -164,12 +164,12 @@ class Away(nn.Module):
         (
             lambda m, x: effective_receptive_field(m, x.long(), "0"),
             ArgumentError,
-            "images=(2, 1, 8, 8) of torch.int64 is no floating tensor (N, C, H, W)",
+            "must be a floating tensor (N, C, H, W), as the model gets it, got (2, 1, 8, 8)",
         ),
         (
             lambda m, x: effective_receptive_field(m, [x], "0"),
             ArgumentError,
-            "is no floating tensor",
+            "images must be a floating tensor",
         ),
         (
             lambda m, x: effective_receptive_field(Away(), x, ""),

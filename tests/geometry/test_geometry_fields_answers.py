@@ -43,9 +43,9 @@ def test_units_seeing_is_the_reverse_of_rectangle(name: str):
 def test_units_seeing_of_a_strided_convolution():
     fields = receptive_field(nn.Conv2d(1, 1, 3, 2, 1), (1, 1, 9, 11))
     assert np.argwhere(fields.units_seeing("", 3, 4)).tolist() == [[1, 2], [2, 2]]
-    with pytest.raises(ArgumentError, match=r"pixel=\(9, 0\) is no place on the input, .* 9×11"):
+    with pytest.raises(ArgumentError, match=r"pixel must be inside the 9×11 input, got \(9, 0\)"):
         fields.units_seeing("", 9, 0)
-    with pytest.raises(ArgumentError, match=r"pixel=\(1,\) .* give 2 indices from 0"):
+    with pytest.raises(ArgumentError, match=r"inside the 9×11 input, got \(1,\)"):
         fields.units_seeing("", 1)
     assert repr(fields) == "ReceptiveFields(1 layers, input (N, C, H, W) = (1, 1, 9, 11))"
     assert repr(fields[""]) == "LayerField('', output 1×1×5×6, size 3×3, jump 2×2)"

@@ -132,8 +132,8 @@ W = torch.zeros(4, 2, 3, 3)
     ("arguments", "words"),
     [
         ((torch.zeros(3, 3), (1, 5, 5)), "weight has shape (3, 3); expected (C_out, C_in / groups"),
-        ((W, (2, 5)), "input_shape=(2, 5) is no (C, H, W) for a weight of shape (4, 2, 3, 3)"),
-        ((W, (2, 0, 5)), "input_shape=(2, 0, 5) is no (C, H, W)"),
+        ((W, (2, 5)), "input_shape must be (C, H, W) in whole numbers of at least 1, for a weight"),
+        ((W, (2, 0, 5)), "(4, 2, 3, 3), got (2, 0, 5)."),
         (
             (W, (3, 5, 5)),
             "input_shape (C, H, W) = (3, 5, 5) does not fit: weight (C_out, C_in / groups, …) = "

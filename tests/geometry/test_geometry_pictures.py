@@ -167,7 +167,7 @@ def test_tiles_have_one_scale_or_say_that_there_are_none():
         (
             lambda: show_kernels(torch.zeros(2, 2, 3)),
             ArgumentError,
-            "model=(2, 2, 3) is no weight (C_out, C_in / groups, kH, kW)",
+            "model must be a module, or the weight (C_out, C_in / groups, kH, kW)",
         ),
         (
             lambda: show_kernels(simple_cnn(1, 10), "0.1"),
@@ -187,7 +187,7 @@ def test_tiles_have_one_scale_or_say_that_there_are_none():
         (
             lambda: show_features(simple_cnn(1, 10), torch.zeros(1, 28, 28), "5"),
             ArgumentError,
-            "layer='5' gives (N, F) = (1, 10), which are no feature maps (N, C, H, W)",
+            "layer='5' must give feature maps (N, C, H, W), but gives (N, F) = (1, 10)",
         ),
         (
             lambda: show_planes(torch.zeros(2, 4, 4)),
@@ -197,7 +197,7 @@ def test_tiles_have_one_scale_or_say_that_there_are_none():
         (
             lambda: show_field(simple_cnn(1, 10), torch.zeros(1, 28, 28), "1.0", (7, 0)),
             ArgumentError,
-            "unit=(7, 0) is no place on the grid of layer '1.0', which is 7×7",
+            "unit must be inside the 7×7 grid of layer '1.0', got (7, 0)",
         ),
         (
             lambda: show_field(simple_cnn(1, 10), torch.zeros(1, 28, 28), "conv", (0, 0)),

@@ -258,8 +258,8 @@ def test_inside_inference_mode_and_for_other_types():
         ((1, -3, 28, 28), "has C = -3"),
         ((1, 1, 28.0, 28), r"has H = 28\.0"),
         ((True, 1, 28, 28), "has N = True"),
-        (28, "input_shape=28 is no shape; give a tensor or a tuple"),
-        ("1x28x28", "input_shape='1x28x28' is no shape"),
+        (28, "input_shape must be a tensor or a tuple such as .* got 28"),
+        ("1x28x28", "input_shape must be a tensor or a tuple .* got '1x28x28'"),
         (torch.zeros(0, 1, 28, 28), "has N = 0"),
         (
             (1, 28, 28),
@@ -442,17 +442,17 @@ def test_columns_are_chosen_by_name():
     [
         (
             {"columns": ["kind", "paramters"]},
-            r"columns has 'paramters', which is no column; did you mean 'parameters'\? there are: "
+            r"columns has the unknown name 'paramters'; did you mean 'parameters'\? there are: "
             "layer, kind, channels, output, kernel,",
         ),
-        ({"columns": "xyzzy"}, "columns has 'xyzzy', which is no column; there are: layer"),
+        ({"columns": "xyzzy"}, "columns has the unknown name 'xyzzy'; there are: layer"),
         (
             {"fold": "Conv2D"},
             "fold='Conv2D' is neither a layer nor a kind of layer of this model; closest: 'Conv2d'",
         ),
         ({"fold": [nn.LSTM]}, "fold='LSTM' is neither a layer nor"),
-        ({"depth": -1}, r"depth=-1 is no depth; give a whole number from 0 \(one row"),
-        ({"depth": True}, "depth=True is no depth"),
+        ({"depth": -1}, r"depth must be a whole number from 0 \(one row .* got -1"),
+        ({"depth": True}, "depth must be .* got True"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"batch_size": 2.0}, r"batch_size must be .*, got 2\.0"),
     ],

@@ -92,11 +92,13 @@ def test_loss_draws_only_what_there_is_on_the_axes_it_is_given():
     assert legend(ax) == ["training, each batch", "training, smoothed"]
     ax = plot_loss(empty_steps(), epochs_of(2, 10, valid=False))
     render(ax)
-    assert words(ax) == ["epoch 1", "2"]
+    assert words(ax)[1:] == ["epoch 1", "2"]
+    assert words(ax)[0].startswith("no finite loss was recorded;")
     assert legend(ax) == []
     ax = plot_loss(dataclasses.replace(training(5), loss=np.full(5, np.nan)))
     render(ax)
     assert legend(ax) == [NONFINITE_LABEL]
+    assert words(ax)[0].startswith("no finite loss was recorded;")
 
 
 def test_smoothing_weighs_finite_values_by_their_distance_to_both_sides():
@@ -511,8 +513,8 @@ def test_layers_and_curves_draw_themselves_with_their_epochs():
 
 def test_what_a_notebook_and_a_terminal_show():
     stats, curves = Layers([healthy(10)]), Curves()
-    assert repr(stats) == "<Layers with 1 histories: 1.0>"
-    assert repr(curves) == "<Curves of 20 steps, 2 epochs>"
+    assert repr(stats) == "<Layers, 1 series: 1.0>"
+    assert repr(curves) == "Recorder(20 steps, 2 epochs)"
     for thing in (stats, curves):
         assert thing._repr_html_().startswith('<img alt="')
         assert 'src="data:image/png;base64,iVBOR' in thing._repr_html_()

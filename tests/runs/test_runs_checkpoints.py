@@ -411,7 +411,7 @@ def test_what_cannot_be_written_without_pickle(tmp_path: Path) -> None:
         def set_extra_state(self, state: object) -> None:
             pass
 
-    with pytest.raises(ArgumentError, match="'_extra_state' is a dict, not a tensor"):
+    with pytest.raises(ArgumentError, match="'_extra_state' is of type dict, not a tensor"):
         save_checkpoint(tmp_path, Odd(2, 2))
     with pytest.raises(ArgumentError, match=r"manifest=\{'a': \{1\}\} or the optimizer's settings"):
         save_checkpoint(tmp_path, build(), None, {"a": {1}})

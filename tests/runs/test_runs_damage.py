@@ -85,13 +85,13 @@ def read(folder: Path) -> dict[str, str]:
         return [layers, epochs, [run.snapshot(kind, layer) for layer in layers]]
 
     ways = {
-        "open": lambda: str(open_run(folder)),
+        "open": lambda: open_run(folder).name,
         "meta": lambda: run.meta,
         "steps": lambda: run.steps,
         "curves": lambda: [run.curves(50), run.curves(10_000)],
         "epochs": lambda: run.epochs,
         "record": run.record,
-        "gradients": lambda: [run.series("gradient"), run.history(0, "gradient")],
+        "gradients": lambda: [run.layers_of("gradient"), run.history(0, "gradient")],
         "pictures": run.pictures,
         "snapshots": lambda: [snapshots(kind) for kind in (type(s) for s in every_kind())],
         "followed": lambda: followed(run),

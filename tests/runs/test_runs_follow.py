@@ -61,7 +61,7 @@ def expected_figures(history: LayerHistory) -> dict[str, np.ndarray]:
 def assert_figures(follower: RunFollower, run: Run, quantity: str = "activation") -> None:
     """Each series' figures stand where its columns are, and nothing stands anywhere else."""
     found = follower.figures(quantity)
-    assert list(found.layers) == run.series(quantity)
+    assert list(found.layers) == run.layers_of(quantity)
     assert set(found.values) == set(FIGURES)
     histories = [run.history(info.index, quantity) for info in found.layers]
     assert np.all(found.first_step <= found.last_step)
@@ -425,7 +425,11 @@ def test_a_run_without_anything_has_nothing(tmp_path: Path) -> None:
     with create_run("empty", tmp_path) as writer:
         follower = RunFollower(open_run(writer.path))
         assert follower.refresh()
-        assert (len(follower.epochs), len(follower.layers()), len(follower.curves(5))) == (0, 0, 0)
+        assert (len(follower.epochs), len(follower.layers_of()), len(follower.curves(5))) == (
+            0,
+            0,
+            0,
+        )
         figures = follower.figures()
         assert (len(figures), len(figures.layers)) == (0, 0)
         assert {values.shape for values in figures.values.values()} == {(0, 0)}

@@ -428,7 +428,8 @@ def test_a_killed_run_in_a_read_only_folder_is_a_sentence(tmp_path: Path) -> Non
 
 def test_a_closed_reader_says_so(writer: RunWriter) -> None:
     with open_run(writer.path) as run:
-        assert repr(run) == f"Run({str(writer.path)!r})"
+        assert repr(run) == f"Run({str(writer.path)!r}, running, 0 steps, 0 epochs)"
+    assert repr(run) == f"Run({str(writer.path)!r}, closed)"
     with pytest.raises(RunError, match="was closed; open it again with open_run"):
         _ = run.meta
 
@@ -566,7 +567,7 @@ def test_a_base_that_cannot_hold_runs(tmp_path: Path) -> None:
 def test_an_exact_directory(tmp_path: Path) -> None:
     with create_run(directory=tmp_path / "a" / "b") as writer:
         assert writer.path == tmp_path / "a" / "b"
-    with pytest.raises(RunError, match=r"is not empty \(it holds 'run.db'\), and a run is never"):
+    with pytest.raises(RunError, match="already exists and is not empty; give a new folder"):
         create_run(directory=writer.path)
     (tmp_path / "empty").mkdir()
     create_run(directory=tmp_path / "empty").close()

@@ -54,8 +54,8 @@ def test_pairs_of_any_kind(batch):
         ((X, Y, Y), r"are a tuple of length 3; expected pairs \(x, y\) of tensors, images \(N, C"),
         ([X], r"are a list of length 1; expected pairs"),
         (X, r"are a Tensor; expected pairs"),
-        ((X.numpy(), Y), r"batches \(x, y\) whose x is a ndarray; expected tensors"),
-        ((X, ["a"] * 20), r"batches \(x, y\) whose y is a list; expected tensors"),
+        ((X.numpy(), Y), r"batches \(x, y\) whose x is of type ndarray; expected tensors"),
+        ((X, ["a"] * 20), r"batches \(x, y\) whose y is of type list; expected tensors"),
     ],
 )
 def test_a_batch_that_is_no_pair(batch, sentence):
@@ -253,7 +253,9 @@ def test_an_output_that_is_no_tensor():
             return {"scores": self.net(x)}
 
     refused(
-        learner([(X, Y)], Answers()), cl.TrainingError, r"output is a dict, and the loss cross_"
+        learner([(X, Y)], Answers()),
+        cl.TrainingError,
+        r"output is of type dict, and the loss",
     )
 
 

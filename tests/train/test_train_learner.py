@@ -240,14 +240,14 @@ accuracy_again.__name__ = "accuracy"
         ({"callbacks": [cl.Pictures]}, r"callbacks must be a list of callbacks, .* got \[<class"),
         ({"callbacks": cl.Pictures()}, r"callbacks must be a list of callbacks, .* got Pictures"),
         ({"device": "nonsense"}, r"device='nonsense' cannot be used here"),
-        ({"dls": [1]}, r"dls must be DataLoaders, from cl.mnist, .* got a list"),
-        ({"model": 3}, r"model must be a torch.nn.Module, got a int"),
+        ({"dls": [1]}, r"dls must be DataLoaders, from cl.mnist, .* got list"),
+        ({"model": 3}, r"model must be a torch.nn.Module, got int"),
         ({"loss": nn.CrossEntropyLoss}, r"loss=CrossEntropyLoss is a class; give an object, Cross"),
         ({"loss": "mse"}, r"loss must be a function of \(output, y\), got 'mse'"),
         ({"optimizer": "adam"}, r"optimizer must be a function of \(parameters, lr\), .*'adam'"),
         (
             {"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)},
-            r"optimizer is a SGD object; give its class, torch.optim.SGD, or a function",
+            r"optimizer is an object of class SGD; give the class, torch.optim.SGD, or a function",
         ),
     ],
 )
@@ -494,8 +494,8 @@ def test_loaders_without_a_length_or_a_batch_are_refused_before_training():
 
     batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))]
     for train, valid, sentence in (
-        (Endless(), None, r"dls.train is a Endless without a length"),
-        (DataLoader(Stream()), None, r"dls.train is a DataLoader without a length"),
+        (Endless(), None, r"dls.train \(Endless\) has no length"),
+        (DataLoader(Stream()), None, r"dls.train \(DataLoader\) has no length"),
         ([], batches, r"dls.train has no batches"),
         (batches, [], r"dls.valid has no batches"),
     ):

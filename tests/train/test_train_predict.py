@@ -69,6 +69,7 @@ def test_every_form_of_an_image_gives_the_answer_of_the_loader(files, kind, chan
     loaded = [cl.load_image(path) for path in paths]
     raw = np.moveaxis(images, -1, 1) if channels == 3 else images[:, None]
     forms = {
+        "without a channel axis": images if channels == 1 else raw,
         "paths": paths,
         "texts": tuple(map(str, paths)),
         "Pillow": [pillow(path) for path in paths],
@@ -174,7 +175,7 @@ def test_files_for_a_model_of_other_channels_than_grey_and_colour(files):
 @pytest.mark.parametrize(
     ("x", "sentence"),
     [
-        (3, r"x must be image files, Pillow images, or a tensor or array of shape .*got a int"),
+        (3, r"x must be image files, Pillow images, or a tensor or array of shape .*got int"),
         ([1, 2], r"x must be image files, .* got shape \(2,\)"),
         ([], r"x must be image files, .* got shape \(0,\)"),
         (torch.zeros(12, 12), r"x must be image files, .* got shape \(12, 12\)"),
@@ -191,7 +192,7 @@ def test_files_for_a_model_of_other_channels_than_grey_and_colour(files):
             [np.zeros((1, 12, 12), np.uint8), torch.zeros(1, 12, 12)],
             r"different shape or dtype, such as \(1, 12, 12\), float32 and \(1, 12, 12\), uint8",
         ),
-        ([torch.zeros(1, 12, 12), "a.png"], r"x must be image files, .* x\[1\] is a str"),
+        ([torch.zeros(1, 12, 12), "a.png"], r"x must be image files, .* x\[1\] is of type str"),
         ("no-such.png", r"path='no-such.png' does not exist"),
     ],
 )

@@ -51,7 +51,7 @@ def reader(request: pytest.FixtureRequest) -> Iterator[Reader]:
 
 def last_of(run: Run, quantity: str) -> list[int]:
     """The newest step of each series of a quantity; -1 where there is none yet."""
-    histories = [run.history(info.index, quantity) for info in run.series(quantity)]
+    histories = [run.history(info.index, quantity) for info in run.layers_of(quantity)]
     return [int(h.last_step[-1]) if len(h.last_step) else -1 for h in histories] or [-1]
 
 

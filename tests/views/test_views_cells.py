@@ -10,7 +10,7 @@ from views_data import LAYOUT, layer_infos, normal_columns, write_columns
 
 from convlens.core.columns import Columns
 from convlens.runs import create_run, open_run
-from convlens.runs.follower import RunFollower, Series
+from convlens.runs.follower import BlockSeries, RunFollower
 from convlens.views import layer_view
 from convlens.views.canvas import StepAxis
 from convlens.views.cells import LayerCells
@@ -24,11 +24,11 @@ def columns(n: int = 900, outlier: int = 880) -> Columns:
     return normal_columns(np.full(n, 0.1), std, 10_000, 8, nan=nan)
 
 
-def growing(path: Path, stops: list[int]) -> list[Series]:
+def growing(path: Path, stops: list[int]) -> list[BlockSeries]:
     """The layer as a follower has it after each of these steps."""
     writer, whole = create_run(directory=path), columns()
     writer.write_layers(layer_infos()[:1], LAYOUT, 0.05)
-    found: list[Series] = []
+    found: list[BlockSeries] = []
     follower: RunFollower | None = None
     for first, stop in zip([0, *stops], stops, strict=False):
         write_columns(writer, 0, whole[(first >> 6) << 6 : stop])

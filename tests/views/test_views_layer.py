@@ -22,7 +22,7 @@ from convlens.views.layer_view import (
     HeatFigure,
     LayerView,
 )
-from convlens.views.lines import Series
+from convlens.views.lines import Curve
 from convlens.views.timeline import EMPTY, MAX_CELLS, Grid
 
 
@@ -152,8 +152,8 @@ def test_gradients_and_updates_or_a_sentence(view):
     assert view.gradients.message.text == view.updates.message.text == NO_PARAMETERS
 
     x, ones = np.arange(100), np.ones(100)
-    gradients = [Series("weight", x, 2.0 * ones), Series("bias", x, 0.1 * ones)]
-    view.update(history(), gradients, [Series("weight", x, 0.005 * ones)])
+    gradients = [Curve("weight", x, 2.0 * ones), Curve("bias", x, 0.1 * ones)]
+    view.update(history(), gradients, [Curve("weight", x, 0.005 * ones)])
     assert view.gradients.message.text == view.updates.message.text == ""
     sizes = lines_of(view.gradients)
     assert list(sizes) == ["weight", "bias"]
@@ -164,7 +164,7 @@ def test_gradients_and_updates_or_a_sentence(view):
 
 def test_another_layer_changes_data_and_no_models(view):
     view.update(history(name="before"), None)
-    view.update(history(name="first", channels=4), [Series("weight", np.arange(3), np.ones(3))])
+    view.update(history(name="first", channels=4), [Curve("weight", np.arange(3), np.ones(3))])
     doc, events = Document(), []
     doc.add_root(view.root)
     doc.on_change(events.append)

@@ -9,7 +9,7 @@ from bokeh.plotting import figure
 
 from convlens.plots.canvas import BLUE
 from convlens.views.canvas import DARK, StepAxis, darken
-from convlens.views.lines import Lines, LossScales, Series
+from convlens.views.lines import Curve, Lines, LossScales
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def kinds(plot: figure) -> list[type]:
     return [type(renderer.glyph) for renderer in plot.renderers]
 
 
-def line(n: int = 100) -> list[Series]:
-    return [Series("loss", np.arange(n), np.linspace(1.0, 2.0, n))]
+def line(n: int = 100) -> list[Curve]:
+    return [Curve("loss", np.arange(n), np.linspace(1.0, 2.0, n))]
 
 
 def test_nothing_is_added_before_something_is_drawn(plots):

@@ -125,7 +125,7 @@ def image_shape(text: str) -> tuple[int, ...]:
         sizes = ()
     if not 1 <= len(sizes) <= 4 or min(sizes) < 1 or max(sizes) > LARGEST_SIDE:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no shape such as 3x224x224, without the batch"
+            f"must be a shape such as 3x224x224, without the batch, got {text!r}"
         )
     return sizes
 
@@ -135,4 +135,4 @@ def indices(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(index) for index in text.split(","))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no place such as 3,3") from None
+        raise argparse.ArgumentTypeError(f"must be indices such as 3,3, got {text!r}") from None

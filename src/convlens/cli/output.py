@@ -6,15 +6,27 @@ import signal
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TextIO
 
 from convlens.core.terminal import printable
+from convlens.errors import ArgumentError
 
 
 def print_line(line: str, stream: TextIO | None = None) -> None:
     """Print one line; control characters in names are escaped."""
     print(printable(line), file=stream or sys.stdout, flush=True)
+
+
+def check_out(path: Path) -> None:
+    """Raise ArgumentError if no file can be made at ``path``."""
+    if path.is_dir():
+        raise ArgumentError(f"--out {path} is a folder; give the name of a file.")
+    if not path.parent.is_dir():
+        raise ArgumentError(
+            f"--out {path} lies in a folder that does not exist; make it, or give another name."
+        )
 
 
 @contextmanager

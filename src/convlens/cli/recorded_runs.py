@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convlens.cli.options import RUNS, Commands, add_command, whole_number
-from convlens.cli.output import interruptible, print_line
+from convlens.cli.output import check_out, interruptible, print_line
 from convlens.core.terminal import printable
-from convlens.errors import ArgumentError
+from convlens.core.wording import plural
+from convlens.errors import ArgumentError, RunError
 
 if TYPE_CHECKING:
     from convlens.views.live import Address
@@ -27,13 +28,13 @@ def add_commands(commands: Commands) -> None:
     """Add the commands of this module to the parser."""
     add = add_command(commands, "report", make_report).add_argument
     add("run", type=Path, help="the run's directory")
-    add("--out", type=Path, metavar="FILE", help="instead of RUN/report.html")
+    add("--out", type=Path, metavar="FILE", help="output file (default: RUN/report.html)")
 
     add = add_command(commands, "view", view).add_argument
     add("runs", type=Path, nargs="*", default=[RUNS], help="folders of runs, or of one run each")
     add("--port", type=whole_number(0, 65535), default=5006, help="0 for a free one")
-    add("--address", default="127.0.0.1", help="another one can be reached by other machines")
-    add("--token", help="what a browser must know; 'auto' makes one")
+    add("--address", default="127.0.0.1", help="address to listen on")
+    add("--token", help="secret that the browser's URL must contain; 'auto' generates one")
     add("--host-name", action="append", default=[], metavar="NAME",
         help="a name by which others reach this machine")  # fmt: skip
     add("--browser", action=argparse.BooleanOptionalAction, default=True, help="open the browser")
@@ -46,8 +47,17 @@ def add_commands(commands: Commands) -> None:
 def make_report(arguments: argparse.Namespace) -> None:
     """Make a run's report anew, from its directory alone."""
     from convlens._api import report
+    from convlens.runs import open_run
 
-    _check_folder(arguments.run, "the folder of one run")
+    folder: Path = arguments.run
+    _check_folder(folder, "the folder of one run")
+    if not os.path.isfile(folder / RECORD):  # noqa: PTH113 - Path.is_file raises where one may not look
+        try:
+            open_run(folder)
+        except RunError as error:  # of the wrong argument, unlike a damaged run
+            raise ArgumentError(str(error)) from error
+    if arguments.out is not None:
+        check_out(arguments.out)
     with interruptible():
         print_line(str(report(arguments.run, arguments.out)))
 
@@ -81,7 +91,7 @@ def list_all(arguments: argparse.Namespace) -> None:
         )
         name, when = printable(info.name), info.created[:16].replace("T", " ")
         print_line(
-            f"{name:<20}  {info.status:<10}  {when:<16}  {info.n_epochs:>3} epochs  "
+            f"{name:<20}  {info.status:<10}  {when:<16}  {plural(info.n_epochs, 'epoch'):>10}  "
             f"{info.problem or metrics}"
         )
 
@@ -110,7 +120,7 @@ def view(arguments: argparse.Namespace) -> None:
 
 
 def _check_folder(folder: Path, give: str) -> None:
-    """Refuse what is no folder; only the default one need not exist yet."""
+    """Raise ArgumentError unless it is a folder; the default one need not exist yet."""
     if folder.exists() and not folder.is_dir():
         what = "a file, not a folder"
         if folder.name == RECORD:

@@ -17,7 +17,7 @@ from convlens.cli.options import (
     whole_number,
     word_list,
 )
-from convlens.cli.output import print_line
+from convlens.cli.output import check_out, print_line
 from convlens.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def add_commands(commands: Commands) -> None:
     add = command.add_argument
     add("--columns", type=word_list, metavar="A,B",
         help="columns to show, such as kind,output,parameters")  # fmt: skip
-    add("--depth", type=whole_number(0), help="fold what lies deeper in the model")
+    add("--depth", type=whole_number(0), help="show modules down to this depth")
     add("--fold", type=word_list, default=(), metavar="A,B",
         help="layers or kinds of layers to fold")  # fmt: skip
     add("--batch-size", type=whole_number(1), default=1,
@@ -44,10 +44,16 @@ def add_commands(commands: Commands) -> None:
     _add_model(command)
     add = command.add_argument
     add("--layer", required=True, help="the layer's name, or its index among those that run")
-    add("--unit", required=True, type=indices, metavar="ROW,COLUMN", help="its place on the grid")
+    add(
+        "--unit",
+        required=True,
+        type=indices,
+        metavar="ROW,COLUMN",
+        help="the unit's row and column on the layer's grid",
+    )
     add("--image", required=True, type=Path,
         help="an image file, scaled to the input if that is given")  # fmt: skip
-    add("--out", type=Path, default=Path("field.png"), metavar="FILE", help="the picture")
+    add("--out", type=Path, default=Path("field.png"), metavar="FILE", help="output file")
 
 
 def _add_model(command: Parser) -> None:
@@ -95,8 +101,8 @@ def show_field(arguments: argparse.Namespace) -> None:
     model, shape = _model(arguments)
     if len(shape) != 3:
         raise ArgumentError(
-            f"--input {'x'.join(map(str, shape))} is no image, and a field is drawn on one; give "
-            "CxHxW, or ask convlens.receptive_field."
+            f"--input must be an image CxHxW, got {'x'.join(map(str, shape))}; for other inputs "
+            "use convlens.receptive_field."
         )
     asked = arguments.input is not None or arguments.size is not None
     image = load_image(arguments.image, (shape[1], shape[2]) if asked else None)
@@ -107,15 +113,8 @@ def show_field(arguments: argparse.Namespace) -> None:
     ax = draw(model, image, int(layer) if is_index else layer, arguments.unit, figure.subplots())
     kinds = sorted(figure.canvas.get_supported_filetypes())
     if arguments.out.suffix[1:].lower() not in kinds:
-        raise ArgumentError(
-            f"--out {arguments.out} is no kind of picture; give a name that ends in one of "
-            f"{', '.join(kinds)}."
-        )
-    if not arguments.out.parent.is_dir():
-        raise ArgumentError(
-            f"--out {arguments.out} lies in a folder that does not exist; make it, or give another "
-            "name."
-        )
+        raise ArgumentError(f"--out must end in one of {', '.join(kinds)}, got {arguments.out}.")
+    check_out(arguments.out)
     figure.savefig(arguments.out, dpi=150)
     print_line(f"{' '.join(ax.get_title().split())}: {arguments.out}")
 

@@ -32,13 +32,15 @@ def add_commands(commands: Commands) -> None:
     add("--out", type=Path, default=RUNS, metavar="DIR", help="folder that keeps the runs")
     add("--watch", action=argparse.BooleanOptionalAction, default=True,
         help="watch every layer at every batch")  # fmt: skip
-    add("--gradients", action="store_true", help="watch every parameter's gradient too")
-    add("--updates", action="store_true", help="and what each step adds to it")
+    add("--gradients", action="store_true", help="also record each parameter's gradient")
+    add("--updates", action="store_true", help="also record each parameter's update")
     add("--json", action="store_true", help="end with one line of JSON")
 
 
 def train(arguments: argparse.Namespace) -> None:
     """Train the chapter's network, watch it, and write a report."""
+    if arguments.out.exists() and not arguments.out.is_dir():
+        raise ArgumentError(f"--out must be a folder, got the file {str(arguments.out)!r}.")
     learn = _learner(arguments)
     with interruptible():
         try:
@@ -99,7 +101,7 @@ def _finish(learn: Learner, as_json: bool) -> None:
     run = open_run(learn.run_path)
     page = report(run)
     for finding in diagnose(run):
-        print_line(f"{finding.severity}: {finding.text}")
+        print_line(str(finding))
     epochs = learn.recorder.epochs
     accuracy = epochs[-1].metrics["accuracy"]
     print_line(f"accuracy  {accuracy:.2%}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import os
+from pathlib import Path
 
 from convlens.errors import ArgumentError
 
@@ -20,3 +22,14 @@ def check_whole(argument: str, value: object, least: int) -> None:
         raise ArgumentError(
             f"{argument} must be a whole number of at least {least}, got {value!r}."
         )
+
+
+def check_path(argument: str, value: object) -> Path:
+    """The value as a path; raises ArgumentError if it is none.
+
+    >>> check_path("out", "report.html").suffix
+    '.html'
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise ArgumentError(f"{argument} must be a path, got {value!r}.")
+    return Path(value)

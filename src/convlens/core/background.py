@@ -1,7 +1,4 @@
-"""A thread beside a training: it runs tasks in order, and none of their errors ends a step.
-
-Whatever goes wrong in it is said by `convlens.errors.warn`, once, and once more when it is over.
-"""
+"""A background thread that runs tasks in order; an error in a task becomes a warning."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ from collections.abc import Callable
 from convlens.errors import warn
 
 START_S = 1.0
-"""A thread that has not begun to run within this time died of a lack of memory."""
+"""Seconds within which a thread begins to run, unless it died of a lack of memory."""
 
 LIMIT = 1 << 26
-"""Bytes that may wait for the thread: 64 MiB. Beyond it whoever adds a task does the work."""
+"""Bytes that may wait for the thread: 64 MiB. Beyond it `Background.add` runs tasks itself."""
 
 
 class Notices:
-    """Problems, each of which is said once until all are over."""
+    """Warns of each kind of problem once, until `over` is called."""
 
     def __init__(self) -> None:
         self._said: set[str] = set()
@@ -35,7 +32,7 @@ class Notices:
             warn(sentence)
 
     def over(self, sentence: str) -> None:
-        """Say that it is over, if anything was said."""
+        """Warn once that the problem has ended, if one was reported."""
         if self._said:
             self._said.clear()
             warn(sentence)
@@ -82,7 +79,7 @@ class Background:
 
     @property
     def alive(self) -> bool:
-        """Whether there is a thread now."""
+        """Whether the thread runs."""
         return self._started_at is not None
 
     @property
@@ -93,15 +90,11 @@ class Background:
         """
         return os.getpid() != self._process
 
-    def __len__(self) -> int:
-        """Tasks that wait."""
-        return len(self._tasks)
-
     def add(self, task: Callable[[], None], n_bytes: int = 0) -> None:
-        """Have a task run.
+        """Add a task to the queue.
 
         Args:
-            task: an error in it is said, and nothing else.
+            task: an error in it becomes a warning.
             n_bytes: memory that it holds while it waits.
         """
         while self._n_bytes + n_bytes > LIMIT and self._run_task():

@@ -51,11 +51,6 @@ class BucketLayout:
         """Number of buckets B."""
         return 2 * self.zero + 1
 
-    @property
-    def relative_error(self) -> float:
-        """Largest relative error of a value read from its bucket's middle (within the range)."""
-        return 2.0 ** -(self.mantissa_bits + 1)
-
     @cached_property
     def edges(self) -> Floats:
         """Ascending edges, shape (B + 1,): bucket i lies between ``edges[i]`` and ``edges[i + 1]``.

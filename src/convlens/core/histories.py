@@ -69,7 +69,7 @@ class LayerHistory:
         columns: the sketches.
         layout: the buckets of ``columns.counts``.
         eps: bound of near zero.
-        sample: the fraction of each batch's images that was looked at; 1 is all of them.
+        sample: the fraction of each batch's images that was watched; 1 is all of them.
         counted: what its steps are: ``"optimizer step"``, or ``"forward"`` where a watcher counted
             the forwards of the model.
     """

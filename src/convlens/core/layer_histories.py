@@ -35,6 +35,11 @@ class _Histories(ABC, Generic[History]):
         """The finished epochs, for marking them in plots; may be empty."""
 
     @property
+    def _label(self) -> str:
+        """What `repr` calls it."""
+        return type(self).__name__
+
+    @property
     def names(self) -> list[str]:
         """The names, in order of the index."""
         return [layer.name for layer in self.layers]
@@ -59,9 +64,9 @@ class _Histories(ABC, Generic[History]):
         try:
             names = self.names
         except ConvlensError:  # such as a callback before its first fit
-            return f"<{type(self).__name__}: nothing recorded yet>"
+            return f"<{self._label}: nothing recorded yet>"
         shown = names if len(names) <= 6 else [*names[:3], "…", *names[-2:]]
-        return f"<{type(self).__name__} with {len(names)} histories: {', '.join(shown)}>"
+        return f"<{self._label}, {len(names)} series: {', '.join(shown)}>"
 
 
 class LayerHistories(_Histories[LayerHistory]):

@@ -1,4 +1,4 @@
-"""Frozen records of plain numbers and NumPy arrays that the rooms hand each other.
+"""Frozen records of plain numbers and NumPy arrays that the packages exchange.
 
 What is shown was measured: training writes these to a `RecordSink`; the report, the page and the
 doctor read them back, from memory or from a run's record, and cannot tell the difference.
@@ -18,9 +18,10 @@ from convlens.core.buckets import BucketLayout
 from convlens.core.histories import LayerHistory, LayerInfo
 from convlens.core.snapshots import Snapshot
 from convlens.core.steps import StepSeries, take_steps
+from convlens.core.wording import plural
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Epoch:
     """One finished epoch.
 
@@ -42,8 +43,16 @@ class Epoch:
     metrics: Mapping[str, float]
     wall_s: float
 
+    def __repr__(self) -> str:
+        metrics = "".join(f", {name}={_rounded(value)}" for name, value in self.metrics.items())
+        return (
+            f"Epoch({self.epoch}, steps {self.first_step} to {self.last_step}, "
+            f"train_loss={_rounded(self.train_loss)}, valid_loss={_rounded(self.valid_loss)}{metrics}, "
+            f"wall_s={_rounded(self.wall_s)})"
+        )
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Picture:
     """Images that a run keeps, with a word for each.
 
@@ -59,12 +68,17 @@ class Picture:
     images: NDArray[np.uint8]
     captions: Sequence[str]
 
+    def __repr__(self) -> str:
+        size = "×".join(map(str, self.images.shape[1:3]))
+        count = plural(len(self.images), "image")
+        return f"Picture({self.name!r}, epoch {self.epoch}, {count} of {size} pixels)"
+
 
 SEVERITIES = ("problem", "warning", "note", "good")
-"""What a `Finding` can be, worst first."""
+"""Severities of a `Finding`, worst first."""
 
 CONFIDENCES = ("certain", "likely", "possible")
-"""How sure a `Finding` can be, surest first."""
+"""Confidences of a `Finding`, surest first."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +114,28 @@ class Finding:
         """
         return f"{self.evidence} {self.fix}".strip()
 
+    def __str__(self) -> str:
+        return f"{self.severity} ({self.confidence}): {self.text}"
+
+
+class Findings(list[Finding]):
+    """A list of findings that prints as text, a line for each.
+
+    >>> from convlens.core.records import Finding, Findings
+    >>> Findings([Finding("dead-channels", "note", "3 of 8 channels are dead.")])
+    note (likely): 3 of 8 channels are dead.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+    __repr__ = __str__
+
+
+def _rounded(value: object) -> str:
+    """A number with four digits; anything else as it is, in an error message."""
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
+
 
 HANDOVER_S = 1.0
 """Seconds after which a training hands over to its sink what it has recorded since."""
@@ -108,7 +144,7 @@ HANDOVER_S = 1.0
 class RecordSink(Protocol):
     """Where training and watching write to: a run's record implements it.
 
-    No disk, lock or folder makes any of this raise; what is no plain value may.
+    An error of the disk, a lock or the folder is never raised; a value that is not plain may be.
     """
 
     @property
@@ -129,7 +165,7 @@ class RecordSink(Protocol):
             layers: series of one or several quantities.
             layout: the buckets that all of the run's columns have.
             eps: bound of near zero for these quantities.
-            sample: the fraction of each batch's images that was looked at for them.
+            sample: the fraction of each batch's images that was watched for them.
         """
         ...
 

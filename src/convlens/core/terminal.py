@@ -21,7 +21,7 @@ PLAIN = {
     "Δ": "delta ",
     "β": "beta",
 }
-"""What is written for signs of ours that an encoding does not have."""
+"""Replacements of non-ASCII characters for encodings that lack them."""
 
 
 def printable(text: str) -> str:

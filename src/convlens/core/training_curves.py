@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from convlens.core.records import Epoch
 from convlens.core.steps import StepCurves, StepSeries, cut_steps, sum_up
+from convlens.core.wording import plural
 
 POINTS = 4096
 """Curves of more steps are drawn downsampled: no screen shows more."""
@@ -41,5 +42,5 @@ class TrainingCurves(ABC):
         return sum_up(cut_steps(self.steps, first, last), points)
 
     def __repr__(self) -> str:
-        n_steps, n_epochs = len(self.steps), len(self.epochs)
-        return f"<{type(self).__name__} of {n_steps:,} steps, {n_epochs} epochs>"
+        n_steps, n_epochs = plural(len(self.steps), "step"), plural(len(self.epochs), "epoch")
+        return f"Recorder({n_steps}, {n_epochs})"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convlens.core.argument_checks import check_whole
+from convlens.core.wording import type_name
 from convlens.data.loaders import DataLoaders, TensorLoader, check_seed, class_names, shuffled
 from convlens.data.pixels import measure_scale, plain_scale
 from convlens.errors import ArgumentError
@@ -110,7 +111,7 @@ def as_tensor(argument: str, value: Any) -> Tensor:  # noqa: ANN401
         return value.detach()
     if not isinstance(value, np.ndarray):
         raise ArgumentError(
-            f"{argument} must be a NumPy array or a torch tensor, got a {type(value).__name__}."
+            f"{argument} must be a NumPy array or a torch tensor, got {type_name(value)}."
         )
     array: NDArray[Any] = value
     try:
@@ -128,7 +129,7 @@ def _stacked(argument: str, values: Sequence[Any]) -> Array:
     odd = next((i for i, one in enumerate(values) if not isinstance(one, kinds)), None)
     if odd is not None:
         raise ArgumentError(
-            f"{argument}[{odd}] is a {type(values[odd]).__name__}; give arrays or tensors of "
+            f"{argument}[{odd}] is of type {type_name(values[odd])}; give arrays or tensors of "
             "numbers (cl.load_image reads an image file)."
         )
     arrays = [one for one in values if isinstance(one, np.ndarray | Tensor)]
@@ -210,7 +211,7 @@ def _split(
     if not isinstance(valid, Real):
         raise ArgumentError(
             "valid must be a tuple (x_valid, y_valid), the share of the images to hold out, or "
-            f"None, got a {type(valid).__name__}."
+            f"None, got {type_name(valid)}."
         )
     n_valid = round(len(images) * valid) if 0.0 < valid < 1.0 else 0
     if not 0 < n_valid < len(images):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from convlens.core.wording import type_name
 from convlens.errors import ArgumentError
 from convlens.execution import same_random
 
@@ -28,7 +29,7 @@ def images_and_labels(batch: Any, argument: str) -> tuple[Tensor, Tensor]:  # no
             return x, y
         wrong, what = ("x", x) if not isinstance(x, Tensor) else ("y", y)
         raise ArgumentError(
-            f"{argument} gives batches (x, y) whose {wrong} is a {type(what).__name__}; expected "
+            f"{argument} gives batches (x, y) whose {wrong} is of type {type_name(what)}; expected "
             "tensors, images (N, C, H, W) and labels (N,)."
         )
     found = f"a {type(batch).__name__}"

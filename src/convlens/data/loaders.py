@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convlens.core.argument_checks import check_whole
+from convlens.core.wording import type_name
 from convlens.data.batches import first_batch
 from convlens.data.pixels import PixelScale, range_scale
 from convlens.errors import ArgumentError
@@ -274,7 +275,7 @@ def _check_batches(argument: str, batches: Any) -> None:  # noqa: ANN401
     if isinstance(batches, Iterator) or not hasattr(batches, "__iter__"):
         raise ArgumentError(
             f"{argument} must be batches (x, y) that can be iterated in every epoch, such as a "
-            f"torch DataLoader or a list of batches, got a {type(batches).__name__}."
+            f"torch DataLoader or a list of batches, got {type_name(batches)}."
         )
 
 

@@ -107,7 +107,7 @@ def _as_images(x: Any, dls: DataLoaders) -> Tensor:  # noqa: ANN401
     """Tensors or arrays as one tensor (N, C, H, W) with the channels of the training images."""
     expected = (
         "x must be image files, Pillow images, or a tensor or array of shape (N, C, H, W) or "
-        "(C, H, W)"
+        "(C, H, W), or (N, H, W) for a network with one channel"
     )
     try:
         images = as_tensor("x", x)
@@ -117,8 +117,10 @@ def _as_images(x: Any, dls: DataLoaders) -> Tensor:  # noqa: ANN401
         raise ArgumentError(f"{expected}, got shape {tuple(images.shape)}.")
     if 0 in images.shape:
         raise ArgumentError(f"x has shape {tuple(images.shape)}: it is empty; give one image.")
-    images = images if images.ndim == 4 else images[None]
     known = dls.facts()["input_shape"]
+    if images.ndim == 3:  # (N, H, W) of grey images, or (C, H, W), but not (H, W, 1)
+        is_grey = known is not None and known[0] == 1 and images.shape[-1] != 1
+        images = images[:, None] if is_grey else images[None]
     if known is not None and images.shape[1] != known[0]:
         last = images.shape[-1] == known[0]
         hint = " If channels are its last axis, give x.movedim(-1, -3)." if last else ""

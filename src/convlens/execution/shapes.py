@@ -32,8 +32,8 @@ def check_input(value: object, name: str = "input_shape") -> tuple[int, ...]:
     """
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | Tensor | torch.Size):
         raise ArgumentError(
-            f"{name}={brief(value)} is no shape; give a tensor or a tuple such as "
-            "(N, C, H, W) = (1, 3, 224, 224)."
+            f"{name} must be a tensor or a tuple such as (N, C, H, W) = (1, 3, 224, 224), got "
+            f"{brief(value)}."
         )
     shape: tuple[Any, ...] = tuple(value.shape) if isinstance(value, Tensor) else tuple(value)
     if len(shape) not in LETTERS:
@@ -53,18 +53,17 @@ def check_input(value: object, name: str = "input_shape") -> tuple[int, ...]:
 def check_model(model: object) -> None:
     """Raise ArgumentError for anything but a module."""
     if not isinstance(model, nn.Module):
-        hint = "give a torch.nn.Module"
+        hint = ""
         if isinstance(model, type) and issubclass(model, nn.Module):
-            hint = f"call it first: {model.__name__}(…)"
-        raise ArgumentError(f"model={brief(model)} is no module; {hint}.")
+            hint = f"; call the class first: {model.__name__}(…)"
+        raise ArgumentError(f"model must be a torch.nn.Module, got {brief(model)}{hint}.")
 
 
 def check_tensor(name: str, value: object) -> None:
     """Raise ArgumentError for anything but a tensor."""
     if not isinstance(value, Tensor):
-        hint = "torch.from_numpy makes one of an array" if hasattr(value, "__array__") else ""
-        hint = hint or "give a torch.Tensor"
-        raise ArgumentError(f"{name}={brief(value)} is no tensor; {hint}.")
+        hint = "; convert it with torch.from_numpy" if hasattr(value, "__array__") else ""
+        raise ArgumentError(f"{name} must be a torch.Tensor, got {brief(value)}{hint}.")
 
 
 def check_count(name: str, value: object, least: int) -> None:
@@ -73,17 +72,23 @@ def check_count(name: str, value: object, least: int) -> None:
         raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}.")
 
 
-def within(place: object, sizes: Sequence[int], what: str) -> tuple[int, ...]:
+def within(name: str, place: object, sizes: Sequence[int], grid: str) -> tuple[int, ...]:
     """The indices of a place on a grid.
 
+    Args:
+        name: the argument's name.
+        place: its value.
+        sizes: of the grid.
+        grid: what the grid is called in the error, such as ``"input"``.
+
     Raises:
-        ArgumentError: beginning with ``what``, if it is no place on the grid.
+        ArgumentError: if the place lies outside the grid.
     """
     at: tuple[Any, ...] = tuple(place) if isinstance(place, Iterable) else (place,)
     if len(at) != len(sizes) or not all(
         isinstance(i, Integral) and 0 <= int(i) < n for i, n in zip(at, sizes, strict=True)
     ):
-        raise ArgumentError(f"{what}, which is {times(sizes)}; give {len(sizes)} indices from 0.")
+        raise ArgumentError(f"{name} must be inside the {times(sizes)} {grid}, got {place!r}.")
     return tuple(int(i) for i in at)
 
 

@@ -101,7 +101,7 @@ def effective_receptive_field(
         kind = f" of {images.dtype}" if isinstance(images, Tensor) else ""  # pyright: ignore[reportUnnecessaryIsInstance]
         what = f"{tuple(images.shape)}{kind}" if kind else shapes.brief(images)
         raise ArgumentError(
-            f"images={what} is no floating tensor (N, C, H, W); give images as the model gets them."
+            f"images must be a floating tensor (N, C, H, W), as the model gets it, got {what}."
         )
     model = unwrapped(model)
     fields = receptive_field(model, images)
@@ -186,9 +186,7 @@ def _units(field: LayerField, images: Tensor, unit: Sequence[int] | None) -> Pla
     if unit is None:
         middle = [range(max(0, (n - BLOCK + 1) // 2), (n + BLOCK + 1) // 2)[:n] for n in grid]
         return tuple(product(*middle))
-    return (
-        shapes.within(unit, grid, f"unit={unit!r} is no place on the grid of layer {field.name!r}"),
-    )
+    return (shapes.within("unit", unit, grid, f"grid of layer {field.name!r}"),)
 
 
 def _center(field: LayerField, images: Tensor, unit: tuple[int, ...]) -> tuple[float, ...]:

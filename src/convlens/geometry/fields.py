@@ -137,9 +137,7 @@ class ReceptiveFields(Mapping[str, LayerField]):
             ArgumentError: if the field is unknown, or the unit lies outside the grid.
         """
         found = self._known(layer)
-        place = shapes.within(
-            unit, found.grid, f"unit={unit} is no place on the grid of layer {layer!r}"
-        )
+        place = shapes.within("unit", unit, found.grid, f"grid of layer {layer!r}")
         edges: list[tuple[int, int]] = []
         for axis, (first, last) in enumerate(zip(found.first, found.last, strict=True)):
             at = place if first.shape == found.grid else place[axis]
@@ -162,9 +160,7 @@ class ReceptiveFields(Mapping[str, LayerField]):
             ArgumentError: if the field is unknown, or the pixel lies outside the input.
         """
         found = self._known(layer)
-        place = shapes.within(
-            pixel, self.input_shape[2:], f"pixel={pixel} is no place on the input"
-        )
+        place = shapes.within("pixel", pixel, self.input_shape[2:], "input")
         seeing = np.ones(found.grid, dtype=np.bool_)
         for axis, (first, last) in enumerate(zip(found.first, found.last, strict=True)):
             line = (first <= place[axis]) & (place[axis] <= last)

@@ -20,7 +20,7 @@ from convlens.execution.shapes import check_tensor, times
 from convlens.geometry.arithmetic import output_size
 
 CHANNEL_NAMES = {1: ("grey",), 3: ("red", "green", "blue")}
-"""What the planes of an image are called, by their number."""
+"""Names of an image's planes by their number."""
 
 
 def top_edge() -> Tensor:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Sizes = int | Sequence[int]
 
 MOST_ENTRIES = 100_000_000
-"""So many entries take 2.4 GB; a larger matrix is refused."""
+"""The most entries of a matrix (2.4 GB); a larger one is refused."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -227,8 +227,8 @@ def _image_shape(weight: Tensor, input_shape: Sequence[int], groups: int) -> tup
     whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in image)  # pyright: ignore[reportUnnecessaryIsInstance]
     if len(image) != weight.dim() - 1 or not whole:
         raise ArgumentError(
-            f"input_shape={shape} is no ({letters}) for a weight of shape {tuple(weight.shape)}; "
-            "give whole numbers of at least 1."
+            f"input_shape must be ({letters}) in whole numbers of at least 1, for a weight of "
+            f"shape {tuple(weight.shape)}, got {shape}."
         )
     check_count("groups", groups, 1)
     if weight.shape[0] % groups:

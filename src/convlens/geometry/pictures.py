@@ -80,8 +80,8 @@ def show_kernels(
         weight = weight[None, None]
     if weight.dim() != 4:
         raise ArgumentError(
-            f"model={tuple(weight.shape)} is no weight (C_out, C_in / groups, kH, kW) of a "
-            "two-dimensional convolution."
+            "model must be a module, or the weight (C_out, C_in / groups, kH, kW) of a "
+            f"two-dimensional convolution, got shape {tuple(weight.shape)}."
         )
     values = weight.float().cpu().numpy()
     n_out, n_in = values.shape[:2]
@@ -146,8 +146,8 @@ def show_features(
     maps = outputs[name]
     if maps.dim() != 4:
         raise ArgumentError(
-            f"layer={name!r} gives {shapes.named(maps.shape)}, which are no feature maps "
-            "(N, C, H, W); take a layer before it."
+            f"layer={name!r} must give feature maps (N, C, H, W), but gives "
+            f"{shapes.named(maps.shape)}; take a layer before it."
         )
     values = maps[0, :most].float().cpu().numpy()
     return show_tiles(

@@ -75,12 +75,6 @@ def input_field(shape: Sequence[int]) -> Field:
     return tuple(own(dim) for dim in range(2, rank))
 
 
-def blank(rank: int, n_axes: int) -> Field:
-    """The field of a tensor with ``rank`` axes that sees nothing."""
-    first, last = (np.full((1,) * rank, nothing) for nothing in (NOTHING_FIRST, NOTHING_LAST))
-    return (Span(first, last, None, None),) * n_axes
-
-
 def read(span: Span, dim: int, n_in: int, index_map: IndexMap) -> Span:
     """What an operation sees that reads an index map along axis ``dim`` of ``n_in`` positions."""
     rule = span.rule

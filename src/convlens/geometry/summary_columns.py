@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from convlens.core.wording import n_bytes
 from convlens.errors import ArgumentError
 from convlens.execution.shapes import times
 from convlens.geometry.summary_rows import Row
@@ -37,18 +38,6 @@ class Column:
             return ""
         value = totals[self.total]
         return n_bytes(value) if self.total in {"kept", "parameter_bytes"} else f"{value:,}"
-
-
-def n_bytes(count: int) -> str:
-    """Bytes with three digits: 1.57 kB, 102 MB."""
-    if count < 1000:
-        return f"{count} B"
-    size, unit = float(count), ""
-    for unit in ("kB", "MB", "GB", "TB", "PB"):  # noqa: B007 — the unit that was reached
-        size /= 1000
-        if size < 999.5:
-            break
-    return f"{size:.{max(0, 3 - len(str(int(size))))}f} {unit}"
 
 
 def _layer(row: Row) -> str:
@@ -166,6 +155,6 @@ def choose(names: Sequence[str] | str | None, rows: Sequence[Row]) -> tuple[Colu
             close = difflib.get_close_matches(name, by_name, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise ArgumentError(
-                f"columns has {name!r}, which is no column; {hint}there are: {', '.join(by_name)}."
+                f"columns has the unknown name {name!r}; {hint}there are: {', '.join(by_name)}."
             )
     return tuple(by_name[name] for name in asked)

@@ -258,8 +258,8 @@ def fold_rows(
     """
     if depth is not None and (not isinstance(depth, int) or isinstance(depth, bool) or depth < 0):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ArgumentError(
-            f"depth={depth!r} is no depth; give a whole number from 0 (one row for the model), or "
-            "None for all of it."
+            f"depth must be a whole number from 0 (one row for the model), or None for all of it, "
+            f"got {depth!r}."
         )
     words = _fold_words(rows, fold)
     made: list[Row] = []
@@ -292,7 +292,7 @@ def _fold_words(rows: Sequence[Row], fold: Sequence[Fold] | Fold) -> list[str]:
         )
     chosen = [fold] if isinstance(fold, str | type) else list(fold)
     words = [f if isinstance(f, str) else f.__name__ for f in chosen]
-    known = {row.name for row in rows} | {row.kind for row in rows}
+    known = {row.name for row in rows if row.name} | {row.kind for row in rows}
     for word in words:
         if word not in known:
             close = difflib.get_close_matches(word, known, n=3, cutoff=0.4) or sorted(known)[:3]

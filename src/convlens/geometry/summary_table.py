@@ -13,11 +13,12 @@ from torch import nn
 
 from convlens.core.layers import find_layer
 from convlens.core.terminal import encodable, printable
+from convlens.core.wording import n_bytes
 from convlens.execution import Given, read_inputs, shapes, trace, unwrapped
 from convlens.execution.modules import has_children
 from convlens.geometry.costs import CostCounter
 from convlens.geometry.fields import ReceptiveFields, fields_of
-from convlens.geometry.summary_columns import COLUMNS, DROPPED_FIRST, Column, choose, n_bytes
+from convlens.geometry.summary_columns import COLUMNS, DROPPED_FIRST, Column, choose
 from convlens.geometry.summary_rows import Fold, Row, fold_rows, make_rows
 from convlens.geometry.tracker import FieldTracker
 from convlens.geometry.training_memory import Memory, measure_memory
@@ -326,10 +327,11 @@ def _memory_notes(memory: Memory, batch_size: int) -> Iterator[str]:
         return
     yield "kept: what training keeps of one image for backward, at the layer that does so first."
     kept = batch_size * memory.kept + memory.kept_fixed
+    fixed = f" ({n_bytes(memory.kept_fixed)} of it for any batch size)" if memory.kept_fixed else ""
     yield (
         f"training with a batch of {batch_size}: parameters {n_bytes(memory.parameters)}, "
         f"gradients {n_bytes(memory.gradients)}, momentum {n_bytes(memory.gradients)}, "
-        f"activations kept {n_bytes(kept)}; at its peak about {n_bytes(peak)}."
+        f"activations kept {n_bytes(kept)}{fixed}; at its peak about {n_bytes(peak)}."
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from convlens.core.wording import n_bytes
 from convlens.errors import ArgumentError
 from convlens.execution import (
     Inputs,
@@ -51,7 +52,7 @@ class LayerMemory:
     passing: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Memory:
     """Memory that training holds, in bytes; `peak` estimates the most at a time.
 
@@ -81,6 +82,13 @@ class Memory:
     layers: tuple[LayerMemory, ...] = field(repr=False)
     problem: str = ""
     unit: int = 1
+
+    def __repr__(self) -> str:
+        kept = self.problem or f"{n_bytes(self.kept or 0)} an image + {n_bytes(self.kept_fixed)}"
+        return (
+            f"Memory(parameters {n_bytes(self.parameters)}, gradients {n_bytes(self.gradients)}, "
+            f"buffers {n_bytes(self.buffers)}, input {n_bytes(self.input)} an image, kept {kept})"
+        )
 
     def peak(self, batch_size: int, optimizer_copies: int = 1) -> int | None:
         """An estimate of the most that a training step holds, in bytes.
@@ -205,12 +213,12 @@ class _SavedTensors(Observer):
     def _sum_up(self) -> None:
         """Add up what is still saved, each memory once."""
         met = set(self._own)
-        for name, memory, n_bytes, saved in self._saved:
+        for name, memory, size, saved in self._saved:
             if saved() is not None and memory not in met:
                 met.add(memory)
-                per_image, rest = divmod(n_bytes, PROBE_BATCH)
+                per_image, rest = divmod(size, PROBE_BATCH)
                 sums = self._kept.setdefault(name, [0, 0])
-                sums[bool(rest)] += n_bytes if rest else per_image
+                sums[bool(rest)] += size if rest else per_image
         self._saved.clear()
 
     def layers(self, model: nn.Module) -> Generator[LayerMemory]:

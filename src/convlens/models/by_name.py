@@ -116,8 +116,8 @@ def _from_library(
     known = _names(library)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"closest: {', '.join(close)}" if close else f"it has {len(known)} others"
-        raise ArgumentError(f"model={spec!r} is not among {library}'s models; {hint}.")
+        hint = f"; closest: {', '.join(close)}" if close else f" (it has {len(known)})"
+        raise ArgumentError(f"{library} has no model {name!r}{hint}.")
     options: dict[str, Any] = {} if n_classes is None else {"num_classes": n_classes}
     if library == "torchvision":
         return _from_torchvision(name, options)
@@ -186,7 +186,7 @@ def _from_file(path: Path, name: str, spec: str) -> nn.Module:
 def _run_file(path: Path, spec: str) -> ModuleType:
     found = util.spec_from_file_location(path.stem, path)
     if found is None or found.loader is None:
-        raise ArgumentError(f"model={spec!r}: {str(path)!r} is no Python file; give {FORMS}.")
+        raise ArgumentError(f"model={spec!r}: {str(path)!r} is not a Python file; give {FORMS}.")
     module, loader = util.module_from_spec(found), found.loader
     sys.modules.setdefault(path.stem, module)
     _call(lambda: loader.exec_module(module), f"model={spec!r}: running {str(path)!r}")

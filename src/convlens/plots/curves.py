@@ -55,6 +55,12 @@ def plot_loss(
     measured = [(e.last_step, e.valid_loss) for e in epochs if e.valid_loss is not None]
     x, y = np.array(measured, np.float64).reshape(-1, 2).T
     scale_values(ax, np.concatenate([curves.loss.low, curves.loss.high, y]))
+    if not measured and not np.isfinite(curves.loss.mean).any():
+        say(
+            ax,
+            "no finite loss was recorded;\nin your own loop, stats.log(loss=loss) records it",
+            keep_steps=True,
+        )
     _draw_training_loss(ax, curves)
     if measured:
         ax.plot(x, y, "o-", color=ORANGE, lw=1.2, zorder=3.5, label="validation, each epoch")

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.collections import QuadMesh
 
 MOST_COLUMNS = 512
-"""A small panel is no wider than so many pixels; more columns are merged before drawing."""
+"""Width of a small panel in pixels; more columns are merged before drawing."""
 
 STEEPNESS = 100.0
 """Colour is log(1 + 100 · percentage), so that 0.01 % differs visibly from 0 %."""

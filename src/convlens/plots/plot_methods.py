@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FEW_LAYERS = 8
-"""So many layers a notebook shows of an object that is a cell's last line."""
+"""Number of layers in an object's HTML representation in a notebook."""
 
 
 class HasLayers(Protocol):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FEW_CLASSES = 20
-"""With more classes there is no room for numbers in the cells."""
+"""Most classes for which the cells show numbers."""
 
 MOST_NAMES = 40
 """With more classes only some are named along the axes."""

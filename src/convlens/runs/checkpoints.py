@@ -25,6 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from convlens.core.argument_checks import check_path
+from convlens.core.wording import type_name
 from convlens.errors import ArgumentError, CheckpointError
 from convlens.runs.lock import is_abandoned, lock_folder
 
@@ -118,10 +120,11 @@ def load_checkpoint(
         The manifest that was given to `save_checkpoint`.
 
     Raises:
+        ArgumentError: if ``path`` is not a path.
         CheckpointError: if it is missing, damaged, or of another model.
     """
     try:
-        path = _resolve(Path(path))
+        path = _resolve(check_path("path", path))
     except OSError as error:
         raise CheckpointError(
             f"path={str(path)!r} cannot be read ({error.strerror}); check that you may read it."
@@ -215,9 +218,9 @@ def check_state(model: nn.Module) -> dict[str, torch.Tensor]:
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise ArgumentError(
-                f"The model's state {name!r} is a {type(value).__name__}, not a tensor, and cannot "
-                "be saved without pickle; have get_extra_state return a tensor, or give run=None "
-                "to train without a record."
+                f"The model's state {name!r} is of type {type_name(value)}, not a tensor, and "
+                "cannot be saved without pickle; have get_extra_state return a tensor, or give "
+                "run=None to train without a record."
             )
     return state
 

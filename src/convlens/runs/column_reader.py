@@ -21,7 +21,7 @@ from convlens.runs.database_reader import Transaction, cannot_open, explained
 from convlens.runs.schema import DATABASE, parsed, rank_database
 
 MOST_LAYERS, MOST_LEVEL = 1 << 24, 56
-"""What no run reaches: indices of layers, and the level of columns of 2^56 steps."""
+"""Bounds for validation: the number of layers, and the level of a column (2^56 steps)."""
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Watched:
         layers: in order of their index.
         layout: the buckets.
         eps: bound of near zero.
-        sample: the fraction of each batch's images that was looked at.
+        sample: the fraction of each batch's images that was watched.
         counted: what its steps are, see `LayerHistory.counted`.
     """
 
@@ -57,7 +57,7 @@ def read_layers(record: Transaction, quantity: str) -> list[LayerInfo]:
         if series == quantity
     ]
     if not all(0 <= info.index < MOST_LAYERS for info in found):
-        raise ValueError(f"a layer of {quantity!r} has an index that cannot be")
+        raise ValueError(f"a layer of {quantity!r} has an invalid index")
     return sorted(found, key=lambda info: info.index)
 
 
@@ -69,10 +69,10 @@ def read_watched(record: Transaction, quantity: str, counted: str = OPTIMIZER_ST
     text, eps, sample = dict(record.rows("watch"))[(quantity,)]
     layout = parsed(text)
     if not isinstance(layout, dict) or not all(type(n) is int for n in layout.values()):
-        raise ValueError(f"the buckets {text!r} cannot be")
+        raise ValueError(f"the bucket layout {text!r} is invalid")
     bits, low, high = layout["mantissa_bits"], layout["min_exponent"], layout["max_exponent"]
     if not (0 <= bits <= 10 and -1100 <= low < high <= 1100):
-        raise ValueError(f"the buckets {text!r} cannot be")
+        raise ValueError(f"the bucket layout {text!r} is invalid")
     return Watched(layers, BucketLayout(**layout), eps, sample, counted)
 
 
@@ -115,7 +115,7 @@ class ColumnReader:
     def _add(self, rank: int, record: Transaction) -> None:
         for (quantity, layer, start, level), (_, _, crc) in record.keys("columns").items():
             if not (0 <= level <= MOST_LEVEL and start >= 0):
-                raise ValueError(f"columns of level {level} from step {start} on cannot be")
+                raise ValueError(f"columns have an invalid level {level} or first step {start}")
             found = self._chunks.setdefault((quantity, layer), [])
             found.append(Chunk(start, level, crc, rank))
 

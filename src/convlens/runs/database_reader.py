@@ -196,7 +196,7 @@ def _log(file: Path) -> Path:
 
 
 def _has_something(log: Path) -> bool:
-    """Whether a write-ahead log holds anything; a ValueError if it is a pipe or the like."""
+    """Whether a write-ahead log is not empty; a ValueError if it is not a regular file."""
     if not log.exists():
         return False
     if not log.is_file():
@@ -242,7 +242,7 @@ def _check_mark(file: Path, mark: int, version: int) -> None:
 
 
 def is_record(path: Path) -> bool:
-    """Whether a folder has a record; False also where one may not look."""
+    """Whether a folder has a record; False if it may not be read."""
     try:
         return (path / DATABASE).is_file()
     except (OSError, ValueError):

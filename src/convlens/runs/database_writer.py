@@ -23,7 +23,7 @@ CHECKPOINT_S = 2.0
 """Seconds that a WAL checkpoint waits for readers."""
 
 LOG_LIMIT = 32 << 20
-"""Bytes of the write-ahead log beyond which it is emptied, also while readers come and go."""
+"""Size of the write-ahead log in bytes above which it is truncated."""
 
 _NO_MEMORY = frozenset(
     [sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_IOERR_NOMEM, sqlite3.SQLITE_IOERR_SHMMAP]

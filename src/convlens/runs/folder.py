@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from convlens.core.argument_checks import check_path
+from convlens.core.wording import plural
 from convlens.errors import ArgumentError, RunError
 from convlens.runs.database_reader import is_record
 from convlens.runs.reader import Run
@@ -37,7 +39,7 @@ class RunInfo:
     problem: str | None = None
 
     def __repr__(self) -> str:
-        return f"RunInfo({self.name!r}, {self.status}, {self.n_epochs} epochs)"
+        return f"RunInfo({self.name!r}, {self.status}, {plural(self.n_epochs, 'epoch')})"
 
 
 def make_numbered(base: Path, name: str) -> Path:
@@ -68,24 +70,29 @@ def make_numbered(base: Path, name: str) -> Path:
         ) from error
 
 
-def make_exact(directory: Path) -> Path:
+def make_exact(directory: Path, argument: str = "directory") -> Path:
     """Make ``directory``, or take it if it exists and is empty.
+
+    Args:
+        directory: the run's directory.
+        argument: the name of the caller's argument, for messages.
 
     Raises:
         RunError: if it holds anything, is a file, or cannot be made.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        occupied = next((entry.name for entry in directory.iterdir()), None)
+        is_empty = next(directory.iterdir(), None) is None
     except OSError as error:
         raise RunError(
-            f"directory={str(directory)!r} cannot be made ({error.strerror}); "
+            f"{argument}={str(directory)!r} cannot be made ({error.strerror}); "
             "give a folder that does not exist yet in a place that you may write to."
         ) from error
-    if occupied is not None:
+    if not is_empty:
+        hint = ", or run='auto'" if argument == "run" else ""
         raise RunError(
-            f"directory={str(directory)!r} is not empty (it holds {occupied!r}), and a run is "
-            "never overwritten; give a folder that does not exist or is empty."
+            f"{argument}={str(directory)!r} already exists and is not empty; give a new folder"
+            f"{hint}."
         )
     return directory
 
@@ -103,9 +110,10 @@ def list_runs(base: str | Path = "runs") -> list[RunInfo]:
     [RunInfo('mnist-0001', finished, 0 epochs)]
 
     Raises:
+        ArgumentError: if ``base`` is not a path.
         RunError: if ``base`` may not be read.
     """
-    base = Path(base)
+    base = check_path("base", base)
     try:
         entries = list(base.iterdir()) if base.is_dir() else []
     except OSError as error:

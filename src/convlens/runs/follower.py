@@ -43,7 +43,7 @@ from convlens.runs.schema import DATABASE
 from convlens.runs.step_chunks import KnownChunks, read_step_chunks, read_steps
 
 SERIES = 8
-"""Series that are kept with their bucket counts: those asked for last."""
+"""Size of the cache of full histories (most recently used)."""
 
 TICK_NS = 50_000_000
 """Two changes of a file within this time may have the same time stamp."""
@@ -53,7 +53,7 @@ SeriesKey = tuple[str, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Series:
+class BlockSeries:
     """A series with its bucket counts, in blocks. It is replaced, never changed.
 
     Attributes:
@@ -80,7 +80,7 @@ class Series:
         none = np.zeros(0, np.int64)
         return np.concatenate([none, *(block.value.last_step for block in self.blocks.values())])
 
-    def changed_since(self, older: Series) -> int | None:
+    def changed_since(self, older: BlockSeries) -> int | None:
         """The first step that may differ from an older state, None if all may."""
         if (older.watched, older.info, older.level) != (self.watched, self.info, self.level):
             return None
@@ -137,7 +137,7 @@ class _Figures:
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """What was read in one transaction; replaced by the next, never changed."""
+    """Everything read in one transaction. It is replaced by the next one, never changed."""
 
     run: tuple[Any, ...] = ()  # which one: another may come to lie in the same folder
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -147,7 +147,7 @@ class _State:
     level: int = 0
     steps: KnownChunks = field(default_factory=dict[int, tuple[int, StepSeries]])
     figures: Mapping[str, _Figures] = field(default_factory=dict[str, _Figures])
-    series: Mapping[SeriesKey, Series] = field(default_factory=dict[SeriesKey, Series])
+    series: Mapping[SeriesKey, BlockSeries] = field(default_factory=dict[SeriesKey, BlockSeries])
 
     def looks_like(self, other: _State) -> bool:
         """Whether a reader would see no difference."""
@@ -178,9 +178,9 @@ class Newest:
 class RunFollower:
     """A run that is read again and again, finished or growing: each time only what is new.
 
-    Everything that is asked for is of one moment, that of the last `refresh`, or of the last time
-    something was asked for that had not been asked for before, which reads the run again. What was
-    asked for once is kept up to date; of full histories the eight that were asked for last.
+    All answers are of one moment: that of the last `refresh`, or of the last first request for
+    something, which reads the run again. Whatever was requested once is kept up to date; of full
+    histories, only the eight requested last.
 
     No connection stays open between two calls. One thread may `refresh` while another asks.
 
@@ -188,29 +188,30 @@ class RunFollower:
         run: what to follow.
 
     Attributes:
-        version: grows whenever something new was read, so that several who look can tell.
+        version: grows whenever something new was read.
     """
 
     def __init__(self, run: Run) -> None:
         self.run, self.version = run, 0
         self._state = _State()
         self._reading = Lock()
-        self._stamp: object = None  # of the files when they were read, None if it proves nothing
-        self._newest: tuple[object, int, Newest] | None = None  # with its stamp, and since when
-        self._tables: dict[str, tuple[object, object]] = {}  # by name, of which total, what it held
+        self._stamp: object = None  # of the files when they were read; None if unknown
+        self._newest: tuple[object, int, Newest] | None = None  # stamp, since, value
+        self._tables: dict[str, tuple[object, object]] = {}  # name to (total, value)
         self._seen = -1  # the version at the last refresh
         self._quantities: dict[str, None] = {}
         self._figures: dict[str, None] = {}
         self._series: dict[SeriesKey, LayerInfo] = {}
 
     def __repr__(self) -> str:
-        return f"RunFollower({self.run!r}, version {self.version})"
+        return f"RunFollower({str(self.run.path)!r}, version {self.version})"
 
     def refresh(self) -> bool:
         """Read what is new since the last time.
 
         Returns:
-            Whether anything is new, also what was read in between because it was asked for.
+            Whether anything is new since the last `refresh`, including data that other methods
+            have read since.
 
         Raises:
             RunError: if the run cannot be read; the state stays as it was.
@@ -222,7 +223,7 @@ class RunFollower:
         return seen != self.version
 
     def newest(self, since: int) -> Newest:
-        """The steps after ``since``, at a tenth of the cost of a `refresh`, which this is not.
+        """The steps after ``since``. Cheaper than `refresh`; does not update the follower's state.
 
         Raises:
             RunError: if the run cannot be read.
@@ -242,7 +243,7 @@ class RunFollower:
         """Every finished epoch."""
         return self._read_once().epochs
 
-    def layers(self, quantity: str = "activation") -> Sequence[LayerInfo]:
+    def layers_of(self, quantity: str = "activation") -> Sequence[LayerInfo]:
         """What was watched of a quantity (see `LayerInfo`), in order of its index."""
         self._quantities[quantity] = None
         return self._read_once(quantity in self._state.watched).watched[quantity].layers
@@ -274,7 +275,7 @@ class RunFollower:
         """
         return self.series(index, quantity).history()
 
-    def series(self, index: int, quantity: str = "activation") -> Series:
+    def series(self, index: int, quantity: str = "activation") -> BlockSeries:
         """The blocks of `history`, which tell what has changed since an older state.
 
         Raises:
@@ -294,10 +295,10 @@ class RunFollower:
         return aligned(update.history(), parameter.history())
 
     def _info(self, index: int, quantity: str) -> LayerInfo:
-        layers = self.layers(quantity)
+        layers = self.layers_of(quantity)
         return layers[find_layer(index, [layer.name for layer in layers])]
 
-    def _kept(self, *infos: LayerInfo) -> list[Series]:
+    def _kept(self, *infos: LayerInfo) -> list[BlockSeries]:
         keys = [(info.quantity, info.index) for info in infos]
         for key, info in zip(keys, infos, strict=True):
             self._quantities[info.quantity] = None
@@ -355,7 +356,7 @@ class RunFollower:
             watched = new.watched[quantity]
             known = old.figures.get(quantity) if is_same(quantity) else None
             figures[quantity] = _read_figures(reader, watched, known)
-        series: dict[SeriesKey, Series] = {}
+        series: dict[SeriesKey, BlockSeries] = {}
         for key, asked in list(self._series.items()):
             watched = new.watched[asked.quantity]
             info = next((layer for layer in watched.layers if layer.index == asked.index), asked)
@@ -381,7 +382,7 @@ class RunFollower:
         return with_end(self._known(record, "meta", partial(read_recorded, record)), record)
 
     def _known(self, record: Transaction, name: str, read: Callable[[], Value]) -> Value:
-        """What was read of a table of the run's own file, anew only if its rows have changed."""
+        """The value of ``read()``, called again only if the rows of the table ``name`` changed."""
         total = record.totals[name]
         known = self._tables.get(name)
         if known is None or known[0] != total:
@@ -403,8 +404,8 @@ def _read_figures(reader: ColumnReader, watched: Watched, known: _Figures | None
 
 
 def _read_series(
-    reader: ColumnReader, watched: Watched, info: LayerInfo, known: Series | None
-) -> Series:
+    reader: ColumnReader, watched: Watched, info: LayerInfo, known: BlockSeries | None
+) -> BlockSeries:
     def make(columns: Columns) -> Columns:
         return replace(columns, counts=narrow(columns.counts))
 
@@ -412,7 +413,7 @@ def _read_series(
     blocks = reader.blocks(info, watched.layout, old, make)
     if known is not None and list(blocks.values()) == list(old.values()):
         return known
-    return Series(watched, info, reader.level, blocks)
+    return BlockSeries(watched, info, reader.level, blocks)
 
 
 def _inode(file: Path) -> int:

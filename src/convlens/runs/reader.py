@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from convlens.core.argument_checks import check_path
 from convlens.core.encoding import unpack
 from convlens.core.histories import FORWARD, OPTIMIZER_STEP, LayerHistory, LayerInfo, UpdateHistory
 from convlens.core.layer_histories import LayerHistories, UpdateHistories
@@ -24,6 +25,7 @@ from convlens.core.records import Epoch, Picture, RunRecord
 from convlens.core.snapshots import S, Snapshot, decode
 from convlens.core.steps import StepCurves, StepSeries, check_points, cut_steps, sum_up
 from convlens.core.training_curves import POINTS, TrainingCurves
+from convlens.core.wording import plural
 from convlens.errors import RunError
 from convlens.plots import CurvePlots, LayerPlots, ValidationPlots
 from convlens.runs.column_reader import (
@@ -35,8 +37,14 @@ from convlens.runs.column_reader import (
 )
 from convlens.runs.database_reader import Transaction, cannot_open, is_record, reading
 from convlens.runs.lock import how_it_ended
-from convlens.runs.schema import DATABASE, parsed
+from convlens.runs.schema import DATABASE, epoch_of, parsed
 from convlens.runs.step_chunks import read_steps
+
+GROWING = ("running", "crashed")
+"""Statuses of runs that may be incomplete."""
+
+META = dict.fromkeys(("created", "status", "error", "lost"), (str,)) | {"ranks": (int,)}
+"""The types of the facts that reading relies on; all others may be any JSON."""
 
 
 def open_run(path: str | Path) -> Run:
@@ -50,9 +58,10 @@ def open_run(path: str | Path) -> Run:
     'finished'
 
     Raises:
+        ArgumentError: if ``path`` is not a path.
         RunError: if there is nothing, no run, a damaged one, or one of a newer convlens.
     """
-    path = Path(path)
+    path = check_path("path", path)
     folder = path.parent if path.name == DATABASE else path
     try:
         if not folder.exists():
@@ -85,7 +94,13 @@ class Run(ValidationPlots):
         self._closed = False
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
+        path = repr(str(self.path))
+        try:
+            (meta, epochs), steps = self.facts(), self.steps
+        except RunError:
+            return f"Run({path}, {'closed' if self._closed else 'unreadable'})"
+        n_steps, n_epochs = plural(len(steps), "step"), plural(len(epochs), "epoch")
+        return f"Run({path}, {meta.get('status')}, {n_steps}, {n_epochs})"
 
     def __enter__(self) -> Self:
         return self
@@ -170,9 +185,9 @@ class Run(ValidationPlots):
     @property
     def layers(self) -> list[LayerInfo]:
         """The layers whose activations were watched, in order of their index."""
-        return self.series("activation")
+        return self.layers_of("activation")
 
-    def series(self, quantity: str) -> list[LayerInfo]:
+    def layers_of(self, quantity: str) -> list[LayerInfo]:
         """What was watched of a quantity (see `LayerInfo`), in order of its index."""
         with self._reading() as record:
             return read_layers(record, quantity)
@@ -309,8 +324,12 @@ class _RunLayers(LayerPlots, LayerHistories):
         self._run, self._quantity = run, quantity
 
     @property
+    def _label(self) -> str:
+        return f"{self._quantity}_stats"
+
+    @property
     def layers(self) -> Sequence[LayerInfo]:
-        return self._run.series(self._quantity)
+        return self._run.layers_of(self._quantity)
 
     def history(self, index: int) -> LayerHistory:
         return self._run.history(index, self._quantity)
@@ -325,8 +344,12 @@ class _RunUpdates(UpdateHistories):
         self._run = run
 
     @property
+    def _label(self) -> str:
+        return "update_stats"
+
+    @property
     def layers(self) -> Sequence[LayerInfo]:
-        return self._run.series("update")
+        return self._run.layers_of("update")
 
     def history(self, index: int) -> UpdateHistory:
         return self._run.update_history(index)
@@ -334,10 +357,6 @@ class _RunUpdates(UpdateHistories):
     @property
     def epochs(self) -> Sequence[Epoch]:
         return self._run.epochs
-
-
-GROWING = ("running", "crashed")
-"""How a run has not ended: there may be less of it than was to be."""
 
 
 def read_meta(record: Transaction) -> dict[str, Any]:
@@ -359,31 +378,9 @@ def read_recorded(record: Transaction) -> dict[str, Any]:
     return meta
 
 
-META = dict.fromkeys(("created", "status", "error", "lost"), (str,)) | {"ranks": (int,)}
-"""The types of the facts that reading relies on; all others may be any JSON."""
-
-
 def read_epochs(record: Transaction) -> list[Epoch]:
     """Every finished epoch."""
     return [epoch_of(number, text) for (number,), (text,) in sorted(record.rows("epochs"))]
-
-
-def epoch_of(number: int, text: str) -> Epoch:
-    """The epoch in a row.
-
-    Raises:
-        ValueError: if it is not one.
-    """
-    facts = parsed(text)
-    if not isinstance(facts, dict) or not isinstance(facts.get("metrics"), dict):
-        raise ValueError(f"epoch {number} is {text[:80]!r}")
-    losses = [facts[name] for name in ("train_loss", "valid_loss") if facts[name] is not None]
-    numbers = [*facts["metrics"].values(), facts["wall_s"], *losses]
-    whole = [facts["first_step"], facts["last_step"]]
-    fits = all(type(n) in (int, float) for n in numbers) and all(type(n) is int for n in whole)
-    if not fits or facts["epoch"] != number:
-        raise ValueError(f"epoch {number} is {text[:80]!r}")
-    return Epoch(**facts)
 
 
 def counted_in(meta: Mapping[str, Any]) -> str:

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from convlens.core.records import Epoch
+
 DATABASE = "run.db"
 
 
@@ -34,10 +36,10 @@ ROW_LIMIT = 1 << 26
 """Bytes that a row may have: 64 MiB."""
 
 MOST_TEXT = 1 << 24
-"""Characters of JSON in a row."""
+"""Characters of JSON that a row may have."""
 
 MOST_DEPTH = 60
-"""How deeply its lists and objects may be nested."""
+"""Levels of nested lists and objects in a row's JSON."""
 
 
 def parsed(text: str) -> Any:  # noqa: ANN401 - any JSON value
@@ -52,6 +54,24 @@ def parsed(text: str) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, dict | list) and _is_deep(value, MOST_DEPTH):
         raise ValueError(f"JSON of more than {MOST_DEPTH} levels")
     return value
+
+
+def epoch_of(number: int, text: str) -> Epoch:
+    """The epoch in a row.
+
+    Raises:
+        ValueError: if it is not one.
+    """
+    facts = parsed(text)
+    if not isinstance(facts, dict) or not isinstance(facts.get("metrics"), dict):
+        raise ValueError(f"epoch {number} is {text[:80]!r}")
+    losses = [facts[name] for name in ("train_loss", "valid_loss") if facts[name] is not None]
+    numbers = [*facts["metrics"].values(), facts["wall_s"], *losses]
+    whole = [facts["first_step"], facts["last_step"]]
+    fits = all(type(n) in (int, float) for n in numbers) and all(type(n) is int for n in whole)
+    if not fits or facts["epoch"] != number:
+        raise ValueError(f"epoch {number} is {text[:80]!r}")
+    return Epoch(**facts)
 
 
 def _is_deep(value: Any, levels: int) -> bool:  # noqa: ANN401
@@ -81,7 +101,7 @@ class Table:
 
     @property
     def statements(self) -> tuple[str, str]:
-        """What makes the table, and the index that its keys and checksums are read from."""
+        """SQL that creates the table, and the index that its keys and checksums are read from."""
         types = {**self.key, "key_crc": int, "crc": int, **self.values}  # what is long comes last
         columns = ", ".join(f"{name} {SQL_TYPES[t]} NOT NULL" for name, t in types.items())
         return (
@@ -145,4 +165,4 @@ TABLES = {
 TOTALS = Table("totals", {"name": str}, {"n": int, "total": int})
 
 STATEMENTS = [line for table in (*TABLES.values(), TOTALS) for line in table.statements]
-"""What makes the tables of a new file; a file with any others is not read."""
+"""SQL that creates the tables of a new file; a file with any others is not read."""

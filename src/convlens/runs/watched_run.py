@@ -1,4 +1,4 @@
-"""The run of a watched training loop, and what a run says of machine, versions and model."""
+"""The run of a watched training loop; facts of machine, versions and model."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from torch.nn.parameter import is_lazy
 
 from convlens.core.records import RecordSink
 from convlens.errors import ArgumentError, RunError
+from convlens.runs.folder import make_exact
 from convlens.runs.writer import RunWriter, create_run, join_run
 
 
 class Watcher(Protocol):
-    """What watches a model and can write to a sink."""
+    """An object that watches a model and can write to a sink."""
 
     model: nn.Module
     close_sink: Callable[[str, str | None], None] | None
@@ -31,7 +32,7 @@ class Watcher(Protocol):
 
     @property
     def sink(self) -> RecordSink | None:
-        """Where it writes to."""
+        """The sink that it writes to."""
         ...
 
     @sink.setter
@@ -63,7 +64,8 @@ def record_watch(stats: Watcher, run: str | Path) -> Path:
     said: list[str | None] = [None, None]  # by rank 0 to all: the path, or what went wrong
     if rank == 0:
         try:
-            writer = create_run("watch", directory=None if run == "auto" else run, ranks=ranks)
+            directory = None if run == "auto" else make_exact(Path(run), "run")
+            writer = create_run("watch", directory=directory, ranks=ranks)
             said[0] = str(writer.path)
         except RunError as error:
             said[1] = str(error)
@@ -82,7 +84,7 @@ def record_watch(stats: Watcher, run: str | Path) -> Path:
 
 
 def model_facts(model: nn.Module) -> dict[str, Any]:
-    """What a run says of its model; that of a lazy one has no number of parameters yet."""
+    """The facts of a model in a run's meta; a lazy model has no number of parameters yet."""
     parameters = list(model.parameters())
     known = not any(is_lazy(p) for p in parameters)
     return {
@@ -93,7 +95,7 @@ def model_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What a run says of the machine and the versions."""
+    """The facts of machine and versions in a run's meta."""
     return {
         "convlens": version("convlens"),
         "python": platform.python_version(),

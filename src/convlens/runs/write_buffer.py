@@ -31,7 +31,7 @@ BAD_ROW = (
 
 WORDS = {name: name for name in TABLES if name not in ("meta", "watch", "steps")}
 WORDS["columns"] = "chunks of columns"
-"""What the rows of a table are called in a sentence; meta and watch are not counted there."""
+"""Plural names of tables for messages."""
 
 MOST_PARTS = 64
 """Series of steps that wait; more are joined."""
@@ -117,7 +117,7 @@ class WriteBuffer:
         return lost
 
     def count(self) -> Counter[str]:
-        """How many rows of what there are."""
+        """The number of waiting rows by their plural name."""
         found = Counter(WORDS[table] for table, _ in self._rows if table in WORDS)
         return found + Counter({"steps": sum(map(len, self._steps))})
 

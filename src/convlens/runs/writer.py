@@ -30,8 +30,7 @@ from convlens.core.steps import StepSeries
 from convlens.errors import ArgumentError, RunError
 from convlens.runs.database_writer import DatabaseWriter, explain
 from convlens.runs.folder import make_exact, make_numbered
-from convlens.runs.reader import epoch_of
-from convlens.runs.schema import parsed, rank_database
+from convlens.runs.schema import epoch_of, parsed, rank_database
 from convlens.runs.write_buffer import WriteBuffer
 
 BUDGET = 64 << 20
@@ -288,7 +287,7 @@ class RunWriter:
 
     @contextmanager
     def _open_buffer(self) -> Generator[WriteBuffer]:
-        """What waits for the next flush, to be added to."""
+        """The buffer of rows that the next flush hands over, locked."""
         # Before any lock: a thread that a forked child lacks may have held it.
         if os.getpid() != self._process:
             raise RunError(
@@ -396,7 +395,7 @@ class RunWriter:
         return lost
 
     def _end_of(self, ended: Mapping[str, str]) -> Mapping[str, str]:
-        """How a run ended that is incomplete; empty if the record could still take that."""
+        """``ended`` if it cannot be written to the record; empty if it can."""
         buffer = WriteBuffer()
         for key, value in ended.items():
             buffer.add("meta", (key,), json.dumps(value))

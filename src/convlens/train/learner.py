@@ -235,7 +235,8 @@ class Learner:
 
         Args:
             x: an image file, a Pillow image, a tensor or array of one image (C, H, W) or of several
-                (N, C, H, W); or a list of files, of Pillow images, or of images (C, H, W).
+                (N, C, H, W), or (N, H, W) where the network takes one channel; or a list of files,
+                of Pillow images, or of images (C, H, W).
             batch_size: images at a time.
             normalized: True for floats as the loaders give them; False for floats in the units of
                 those given to `from_arrays`, where these were no pixels from 0 to 1 or to 255.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import nn
 from torch.optim import Optimizer
 
+from convlens.core.wording import type_name
 from convlens.errors import ArgumentError
 from convlens.train.callbacks.base import Callback
 from convlens.train.metrics import function_name
@@ -25,10 +26,10 @@ def check_arguments(
     if not hasattr(dls, "train") or not hasattr(dls, "valid"):
         raise ArgumentError(
             "dls must be DataLoaders, from cl.mnist, cl.from_arrays or cl.DataLoaders(train, "
-            f"valid), got a {type(dls).__name__}."
+            f"valid), got {type_name(dls)}."
         )
     if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model must be a torch.nn.Module, got a {type(model).__name__}.")
+        raise ArgumentError(f"model must be a torch.nn.Module, got {type_name(model)}.")
     _check_functions(loss, optimizer)
     for name, values, wanted in (
         ("metrics", metrics, "functions of (output, y), such as cl.accuracy"),
@@ -54,8 +55,8 @@ def _check_functions(loss: object, optimizer: object) -> None:
     if isinstance(optimizer, Optimizer):
         kind = type(optimizer).__name__
         raise ArgumentError(
-            f"optimizer is a {kind} object; give its class, torch.optim.{kind}, or a function of "
-            "(parameters, lr): the Learner calls it at the first fit."
+            f"optimizer is an object of class {kind}; give the class, torch.optim.{kind}, or "
+            "a function of (parameters, lr): the Learner calls it at the first fit."
         )
     if not callable(optimizer):
         raise ArgumentError(
@@ -109,8 +110,8 @@ def count_batches(batches: object, argument: str) -> int:
         n = len(batches)  # pyright: ignore[reportArgumentType]
     except TypeError as error:
         raise ArgumentError(
-            f"{argument} is a {type(batches).__name__} without a length; the schedule needs the "
-            "number of batches, so give the loader, or its IterableDataset, a __len__."
+            f"{argument} ({type_name(batches)}) has no length; the schedule needs the number of "
+            "batches, so give the loader, or its IterableDataset, a __len__."
         ) from error
     if n == 0:
         raise ArgumentError(f"{argument} has no batches; give it at least one.")

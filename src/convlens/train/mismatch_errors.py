@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convlens.core.wording import type_name
 from convlens.errors import ConvlensError, TrainingError, warn
 from convlens.execution import shapes, unwrapped
 from convlens.train.metrics import function_name
@@ -160,8 +161,8 @@ def _unfit(loss: Loss, output: object, y: Tensor, classes: Sequence[str]) -> str
         return None
     if not isinstance(output, Tensor):
         return (
-            f"The model's output is a {type(output).__name__}, and the loss {name} takes a tensor; "
-            "give a loss function that takes the part that it needs."
+            f"The model's output is of type {type_name(output)}, and the loss {name} takes a "
+            "tensor; give a loss function that takes the part that it needs."
         )
     if name in _VALUE_LOSSES:
         return _unfit_values(name, output, y)

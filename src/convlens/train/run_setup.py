@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from convlens.core.argument_checks import check_path
 from convlens.core.outcome import outcome_of
 from convlens.errors import RunError, warn
 from convlens.runs import create_run
 from convlens.runs.checkpoints import check_state
+from convlens.runs.folder import make_exact
 from convlens.runs.watched_run import environment, model_facts
 from convlens.train.metrics import function_name
 from convlens.train.schedules import Schedule, read_hypers
@@ -27,8 +29,8 @@ def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
         learn.run_path = None
         yield
         return
-    directory = None if learn.run == "auto" else learn.run
     check_state(learn.model)  # what cannot be saved after an epoch is said before it
+    directory = None if learn.run == "auto" else make_exact(check_path("run", learn.run), "run")
     writer = create_run(learn.dls.name, learn.base, directory)
     learn.sink, learn.run_path = writer, writer.path
     started, status, error = time.perf_counter(), "finished", None

@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 from convlens.core.snapshots import EffectiveFieldMap, FeatureMaps, FieldIntervals, Kernels, Probes
+from convlens.core.wording import plural
 from convlens.runs import Run
 from convlens.views import panels
-from convlens.views.markup import plural, text
+from convlens.views.markup import text
 
 MAP_BYTES = 2_400_000
 """Feature maps and kernels of all layers, as they lie in the file."""

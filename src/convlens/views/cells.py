@@ -17,7 +17,7 @@ from convlens.core.buckets import Floats, finite_edges, quantile_bounds
 from convlens.core.columns import concatenate
 from convlens.core.histories import LayerHistory
 from convlens.plots.one_layer import TAIL
-from convlens.runs.follower import Series
+from convlens.runs.follower import BlockSeries
 from convlens.views.matrices import round_up
 from convlens.views.timeline import (
     EMPTY,
@@ -56,11 +56,11 @@ class LayerCells:
     """
 
     def __init__(
-        self, source: LayerHistory | Series, between: Callable[[], None] = at_once
+        self, source: LayerHistory | BlockSeries, between: Callable[[], None] = at_once
     ) -> None:
-        self._series = source if isinstance(source, Series) else None
+        self._series = source if isinstance(source, BlockSeries) else None
         self.grid = _grid(source)
-        whole = source.history() if isinstance(source, Series) else source
+        whole = source.history() if isinstance(source, BlockSeries) else source
         between()
         self.history = condense(whole, self.grid)
         between()
@@ -74,7 +74,7 @@ class LayerCells:
         self._work_out(0)
 
     def grown(
-        self, series: Series, between: Callable[[], None] = at_once
+        self, series: BlockSeries, between: Callable[[], None] = at_once
     ) -> tuple[LayerCells, int] | None:
         """The same layer with what is new of it.
 
@@ -142,24 +142,24 @@ class Prepared:
         since: the first of them that may be another.
     """
 
-    layer: LayerHistory | Series
+    layer: LayerHistory | BlockSeries
     shown: LayerCells | None
     cells: LayerCells
     since: int
 
-    def fits(self, layer: LayerHistory | Series, shown: LayerCells | None) -> bool:
+    def fits(self, layer: LayerHistory | BlockSeries, shown: LayerCells | None) -> bool:
         """Whether it is of this layer, and for where these cells are shown."""
         return layer is self.layer and shown is self.shown
 
 
 def prepare(
-    layer: LayerHistory | Series,
+    layer: LayerHistory | BlockSeries,
     shown: LayerCells | None,
     between: Callable[[], None] = at_once,
 ) -> Prepared:
     """Work out a layer's cells, from those that are shown if they are of the same layer."""
     grown = None
-    if shown is not None and isinstance(layer, Series):
+    if shown is not None and isinstance(layer, BlockSeries):
         grown = shown.grown(layer, between)
     cells, since = grown or (LayerCells(layer, between), 0)
     return Prepared(layer, shown, cells, since)
@@ -177,7 +177,7 @@ def steady_range(history: LayerHistory) -> tuple[float, float]:
     return (low, high) if high > low else (-1.0, 1.0)
 
 
-def _grid(source: LayerHistory | Series) -> Grid:
+def _grid(source: LayerHistory | BlockSeries) -> Grid:
     """Cells that stay as they are until twice as many steps are there."""
     grid = grid_of([source], MAX_CELLS)
     if grid is None:

@@ -21,7 +21,7 @@ from convlens.plots.curves import SMOOTH, smoothed_loss
 from convlens.views.canvas import StepAxis, retitle, short
 from convlens.views.distances import Comparison
 from convlens.views.layer_view import CHOOSE, NO_COLUMNS, HeatFigure
-from convlens.views.lines import Lines, LossScales, Series, legend_beside
+from convlens.views.lines import Curve, Lines, LossScales, legend_beside
 from convlens.views.matrix import MatrixFigure
 from convlens.views.overview import align
 from convlens.views.timeline import MAX_CELLS, Grid, condense, grid_of
@@ -169,16 +169,16 @@ class CompareView:
     def _draw_loss(self, side: Side, lines: _LossLines) -> None:
         curves, name = side.curves, short(side.name, 20)
         known = bool((curves.loss.finite > 0).any())
-        raw = [Series(name, curves.middle_step, curves.loss.mean)] if known else []
+        raw = [Curve(name, curves.middle_step, curves.loss.mean)] if known else []
         lines.raw.draw(raw if len(curves) > 2 else [])
         if known:
             smooth = SMOOTH if len(curves) > 2 else 0.0
             mean = smoothed_loss(curves, smooth, log=False)
-            raw = [Series(name, curves.middle_step, mean)]
+            raw = [Curve(name, curves.middle_step, mean)]
         lines.smooth.draw(raw)
         measured = [(e.last_step, e.valid_loss) for e in side.epochs if e.valid_loss is not None]
         x, y = np.array(measured, np.float64).reshape(-1, 2).T
-        lines.valid.draw([Series(f"{name}, validation", x, y)] if measured else [])
+        lines.valid.draw([Curve(f"{name}, validation", x, y)] if measured else [])
 
 
 def _loss_lines(color: str) -> _LossLines:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from convlens.core.buckets import Flags, Floats, Ints
 from convlens.core.columns import Columns, coarsen
 from convlens.core.histories import LayerHistory
+from convlens.core.wording import plural
 from convlens.errors import ArgumentError
-from convlens.views.markup import plural
 from convlens.views.matrices import Matrix
 
 THRESHOLD = 0.1
@@ -88,13 +88,11 @@ class Parting:
         sentence: all of it in words.
         first_step: of the first column with any difference, None if there is none.
         layer: the first layer that differs there.
-        threshold_step: of the first column whose distance exceeds the threshold, None if none does.
     """
 
     sentence: str
     first_step: int | None = None
     layer: str | None = None
-    threshold_step: int | None = None
 
 
 def total_variation(a: Columns, b: Columns) -> Floats:
@@ -187,9 +185,7 @@ def first_parting(distances: Sequence[Distance], threshold: float = THRESHOLD) -
         ArgumentError: if ``threshold`` is not between 0 and 1.
     """
     if not 0 <= threshold < 1:
-        raise ArgumentError(
-            f"threshold={threshold} is no distance to exceed; give at least 0 and less than 1."
-        )
+        raise ArgumentError(f"threshold must be at least 0 and less than 1, got {threshold}.")
     compared = [distance for distance in distances if len(distance.first_step)]
     if not compared:
         return Parting("The runs share no layer and step, so nothing can be said of their parting.")
@@ -210,16 +206,11 @@ def first_parting(distances: Sequence[Distance], threshold: float = THRESHOLD) -
     rule = f"a distance above {threshold:g}"
     if far is None:
         words += f" No layer ever has {rule}."
-        return Parting(words, step, distance.name, None)
+        return Parting(words, step, distance.name)
     there = f"{_when(*far)}, in layer {far[0].name or far[0].kind}"
     at_once = (far[0].name, far[1]) == (distance.name, column)
     further = f"It is {rule} at once." if at_once else f"The first with {rule} is {there}."
-    return Parting(
-        f"{words} {further}",
-        step,
-        distance.name,
-        int(far[0].first_step[far[1]]),
-    )
+    return Parting(f"{words} {further}", step, distance.name)
 
 
 def _counts(columns: Columns) -> NDArray[np.int64]:

@@ -33,10 +33,10 @@ from convlens.core.buckets import Floats
 from convlens.core.histories import LayerHistory, UpdateHistory
 from convlens.core.records import Epoch
 from convlens.plots.canvas import BLUE, GREEN, NONFINITE_LABEL, ORANGE, short_count
-from convlens.runs.follower import Series as Recorded
+from convlens.runs.follower import BlockSeries
 from convlens.views.canvas import MIN_WIDTH, PALE, StepAxis, relabel, retitle, short
 from convlens.views.cells import QUANTILES, LayerCells, Prepared, prepare
-from convlens.views.lines import MARGIN, Drawn, Lines, Message, Series, ValueRange
+from convlens.views.lines import MARGIN, Curve, Drawn, Lines, Message, ValueRange
 from convlens.views.matrices import name_in_module
 from convlens.views.timeline import EMPTY, Grid, Heat, heat_of
 
@@ -50,8 +50,10 @@ SIDES = ("left", "right", "top", "bottom")
 CHOOSE = "Choose a layer: click a row of the matrix."
 NO_COLUMNS = "Nothing of this layer was recorded: it took part in no batch yet."
 NO_CHANNELS = "This layer has no channels."
-NO_GRADIENTS = "Gradients were not recorded:\nadd cl.GradientStats()."
-NO_UPDATES = "Updates were not recorded:\nadd cl.UpdateStats()."
+NO_GRADIENTS = (
+    "Gradients were not recorded: use\ncl.GradientStats() or\ncl.watch(…, gradients=True)."
+)
+NO_UPDATES = "Updates were not recorded: use\ncl.UpdateStats() or\ncl.watch(…, updates=True)."
 NO_PARAMETERS = "This layer has no parameters\nof its own."
 ALL_BAD = "Every value is NaN or infinite."
 
@@ -186,7 +188,7 @@ class HeatFigure:
 
     def _draw_quantiles(self, x: Floats, values: Sequence[Floats] | Floats) -> None:
         pairs = zip(QUANTILES, values, strict=False)
-        lines = [Series(f"{q:.0%}", x, y) for q, y in pairs if np.isfinite(y).any()]
+        lines = [Curve(f"{q:.0%}", x, y) for q, y in pairs if np.isfinite(y).any()]
         median, quarters, tails = self.quantiles
         median.draw(lines[2:3])
         quarters.draw([*lines[1:2], *lines[3:4]])
@@ -260,9 +262,9 @@ class LayerView:
 
     def update(
         self,
-        layer: LayerHistory | Recorded,
-        gradients: Sequence[Series] | None = None,
-        updates: Sequence[Series] | None = None,
+        layer: LayerHistory | BlockSeries,
+        gradients: Sequence[Curve] | None = None,
+        updates: Sequence[Curve] | None = None,
         epochs: Sequence[Epoch] = (),
     ) -> None:
         """Show a layer as it is now, the same as before or another.
@@ -289,7 +291,7 @@ class LayerView:
         self._draw_stats(history)
         self._draw_parameters(gradients, updates)
 
-    def prepare(self, layer: Recorded, between: Callable[[], None]) -> None:
+    def prepare(self, layer: BlockSeries, between: Callable[[], None]) -> None:
         """Work out what takes longest of an `update` by this layer, in whichever thread.
 
         The figures stay as they are, and may be changed meanwhile: what does not fit then is worked
@@ -310,7 +312,7 @@ class LayerView:
         self.gradients.draw([], "")
         self.updates.draw([], "")
 
-    def _span(self, layer: LayerHistory | Recorded) -> tuple[int, int]:
+    def _span(self, layer: LayerHistory | BlockSeries) -> tuple[int, int]:
         low, high = self.axis.whole
         first, last = layer.first_step, layer.last_step
         if not len(first):
@@ -323,7 +325,7 @@ class LayerView:
         draw_channels(self.channels, history)
 
     def _draw_parameters(
-        self, gradients: Sequence[Series] | None, updates: Sequence[Series] | None
+        self, gradients: Sequence[Curve] | None, updates: Sequence[Curve] | None
     ) -> None:
         missing = NO_GRADIENTS if gradients is None else NO_PARAMETERS
         self.gradients.draw(_by_slot(gradients or ()), missing)
@@ -378,7 +380,7 @@ class StatFigure:
 
     def draw(
         self,
-        groups: Sequence[Sequence[Series]],
+        groups: Sequence[Sequence[Curve]],
         nothing: str,
         title: str | None = None,
         reach: tuple[float, float] | None = None,
@@ -400,7 +402,7 @@ class StatFigure:
         retitle(self.plot, title or self._title)
         self.message.say("" if seen else nothing)
 
-    def _explain(self, groups: Sequence[Sequence[Series]]) -> None:
+    def _explain(self, groups: Sequence[Sequence[Curve]]) -> None:
         """The legend, where there are several lines."""
         several = sum(map(len, groups)) > 1
         for item, lines in zip(self._items, groups, strict=True):
@@ -440,7 +442,7 @@ def draw_channels(stat: StatFigure, history: LayerHistory) -> None:
 def draw_gradients(stat: StatFigure, gradients: Sequence[LayerHistory] | None) -> None:
     """The sizes of the gradients of a layer's parameters; None if the run has none of any layer."""
     sizes = [
-        Series(short(name_in_module(g.layer.name), 20), g.middle_step, g.norm)
+        Curve(short(name_in_module(g.layer.name), 20), g.middle_step, g.norm)
         for g in gradients or ()
     ]
     stat.draw(_by_slot(sizes), NO_GRADIENTS if gradients is None else NO_PARAMETERS)
@@ -449,14 +451,14 @@ def draw_gradients(stat: StatFigure, gradients: Sequence[LayerHistory] | None) -
 def draw_updates(stat: StatFigure, updates: Sequence[UpdateHistory] | None) -> None:
     """The update ratios of a layer's parameters; None if the run has none of any layer."""
     ratios = [
-        Series(short(name_in_module(u.update.layer.name), 20), u.update.middle_step, u.ratio)
+        Curve(short(name_in_module(u.update.layer.name), 20), u.update.middle_step, u.ratio)
         for u in updates or ()
     ]
     stat.draw(_by_slot(ratios), NO_UPDATES if updates is None else NO_PARAMETERS)
 
 
-def _series(history: LayerHistory, word: str, values: Floats | NDArray[np.int64]) -> list[Series]:
-    return [Series(word, history.middle_step, values.astype(np.float64))]
+def _series(history: LayerHistory, word: str, values: Floats | NDArray[np.int64]) -> list[Curve]:
+    return [Curve(word, history.middle_step, values.astype(np.float64))]
 
 
 def _heat_title(history: LayerHistory) -> str:
@@ -489,6 +491,6 @@ def _filled(part: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.gen
     return np.ascontiguousarray(np.broadcast_to(part, shape))
 
 
-def _by_slot(series: Sequence[Series]) -> list[list[Series]]:
+def _by_slot(series: Sequence[Curve]) -> list[list[Curve]]:
     """The first line in the first colour, the second in the next, and all others in the last."""
     return [list(series[:1]), list(series[1:2]), list(series[2:])]

@@ -38,7 +38,7 @@ ROOM = 0.06
 
 
 @dataclass(frozen=True)
-class Series:
+class Curve:
     """One line.
 
     Attributes:
@@ -189,7 +189,7 @@ class Lines:
         """What draws the lines in one of the figures, for its legend."""
         return self._lines.renderer(plot)
 
-    def draw(self, series: Sequence[Series]) -> None:
+    def draw(self, series: Sequence[Curve]) -> None:
         """Show these instead of whatever was shown."""
         xs = [one.x.astype(np.float32) for one in series]
         with np.errstate(over="ignore"):  # what float32 cannot hold is drawn as a gap

@@ -64,11 +64,6 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def plural(count: int, word: str) -> str:
-    """A count and its noun."""
-    return f"{count:,} {word}" + ("" if count == 1 else "s")
-
-
 def label(key: str) -> str:
     """A key of the record as words, such as ``n_parameters`` and ``wall_s``."""
     words = key.removeprefix("n_").replace("_", " ")

@@ -28,11 +28,11 @@ from convlens.views.canvas import StepAxis, retitle, short, with_room
 from convlens.views.curves import band_outline, spreads
 from convlens.views.lines import (
     MARGIN,
+    Curve,
     Drawn,
     Lines,
     LossScales,
     Message,
-    Series,
     Strips,
     ValueRange,
     legend_beside,
@@ -212,7 +212,7 @@ class LossFigures:
         wide = curves.width > 1
         band = (curves.loss.low, curves.loss.high) if wide and known.any() else None
         self._band.put(band_outline(curves, *band) if band else {"x": [], "y": []})
-        raw = Series("training loss", curves.first_step, curves.loss.mean)
+        raw = Curve("training loss", curves.first_step, curves.loss.mean)
         self._raw.draw([raw] if known.any() and not wide and len(curves) > 2 else [])
         self._strips.draw(curves.first_step, curves.last_step, curves.loss.finite < curves.n)
         few = len(curves) <= 2
@@ -235,7 +235,7 @@ class LossFigures:
         before = slice(None) if curves.width == 1 else slice(len(curves) - 1, None)
         x = np.concatenate([curves.last_step[before], steps.step])
         y = np.concatenate([curves.loss.mean[before], steps.loss])
-        self._raw.draw([Series("training loss", x, y)])
+        self._raw.draw([Curve("training loss", x, y)])
         finite = np.isfinite(steps.loss)
         self._strips.draw(
             np.concatenate([curves.first_step, steps.step]),
@@ -256,7 +256,7 @@ class LossFigures:
         """Show the validation losses up to now."""
         measured = [(e.last_step, e.valid_loss) for e in epochs if e.valid_loss is not None]
         x, y = np.array(measured, np.float64).reshape(-1, 2).T
-        self._valid.draw([Series("validation loss", x, y)] if measured else [])
+        self._valid.draw([Curve("validation loss", x, y)] if measured else [])
         self._explain(self._explained | ({"validation"} if measured else set[str]()))
         self.scales.extend(y)
 
@@ -282,7 +282,7 @@ class LossFigures:
         positive = bool((curves.loss.mean[curves.loss.finite > 0] > 0).all())
         smooth = self._weight if len(curves) > 2 or curves.width > 1 else 0.0
         mean = smoothed_loss(curves, smooth, log=log and positive)
-        self._smooth.draw([Series("training loss", curves.middle_step, mean)])
+        self._smooth.draw([Curve("training loss", curves.middle_step, mean)])
 
     def _explain(self, seen: frozenset[str]) -> None:
         if seen != self._explained:
@@ -326,7 +326,7 @@ class MetricFigure:
         name = self._wanted if self._wanted in names else next(iter(names), None)
         x = np.array([epoch.last_step for epoch in epochs], np.int64)
         y = np.array([epoch.metrics.get(name or "", np.nan) for epoch in epochs], np.float64)
-        self._lines.draw([Series(name, x, y)] if name is not None else [])
+        self._lines.draw([Curve(name, x, y)] if name is not None else [])
         retitle(self.plot, short(name).capitalize() if name is not None else "Metric")
         seen = y[np.isfinite(y)]
         is_share = bool(((seen >= 0) & (seen <= 1)).all())  # as an accuracy is
@@ -391,7 +391,7 @@ class ScheduleFigure:
         groups = distinct_groups(band) if band.mean.shape[1] > 1 else [0]
         lines.draw(
             [
-                Series(
+                Curve(
                     word if len(groups) == 1 else f"{word}, parameter group {group}",
                     curves.middle_step,
                     band.mean[:, group],

@@ -9,14 +9,14 @@ import numpy as np
 from convlens.core.histories import SeriesFigures
 from convlens.runs.follower import RunFollower
 from convlens.views.canvas import short
-from convlens.views.lines import Series
+from convlens.views.lines import Curve
 from convlens.views.matrices import module_of, name_in_module
 from convlens.views.timeline import Grid, root_mean_square
 
 
 def parameter_lines(
     follower: RunFollower, layer: str, grid: Grid
-) -> tuple[list[Series] | None, list[Series] | None]:
+) -> tuple[list[Curve] | None, list[Curve] | None]:
     """The sizes of a layer's gradients, and the ratios of its updates to what they change.
 
     Args:
@@ -40,15 +40,15 @@ def parameter_lines(
     )
 
 
-def _sizes(figures: SeriesFigures, rows: Sequence[int], grid: Grid) -> list[Series]:
+def _sizes(figures: SeriesFigures, rows: Sequence[int], grid: Grid) -> list[Curve]:
     x, sizes = root_mean_square(figures, figures.values["norm"][rows], grid)
     names = [short(name_in_module(figures.layers[row].name), 20) for row in rows]
-    return [Series(name, x, size) for name, size in zip(names, sizes, strict=True)]
+    return [Curve(name, x, size) for name, size in zip(names, sizes, strict=True)]
 
 
 def _ratios(
     updates: SeriesFigures, parameters: SeriesFigures, rows: Sequence[int], grid: Grid
-) -> list[Series]:
+) -> list[Curve]:
     """How large the steps are, measured by what they change, on the cells that both have."""
     whose = {info.name: row for row, info in enumerate(parameters.layers)}
     rows = [row for row in rows if updates.layers[row].name in whose]
@@ -59,4 +59,4 @@ def _ratios(
     steps, sizes = steps[:, mine], sizes[:, its]
     ratios = np.divide(steps, sizes, out=np.full(steps.shape, np.nan), where=sizes > 0)
     names = [short(name_in_module(updates.layers[row].name), 20) for row in rows]
-    return [Series(name, x[mine], ratio) for name, ratio in zip(names, ratios, strict=True)]
+    return [Curve(name, x[mine], ratio) for name, ratio in zip(names, ratios, strict=True)]

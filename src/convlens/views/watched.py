@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 
 from convlens.core.histories import LayerHistory, UpdateHistory
 from convlens.core.records import RunRecord
+from convlens.core.wording import plural
 from convlens.runs import Run
 from convlens.views import layers as layer_figures
 from convlens.views import words
 from convlens.views.album import Album, inside, spread
 from convlens.views.canvas import embed
 from convlens.views.layers import Parameters
-from convlens.views.markup import plural, say, text
+from convlens.views.markup import say, text
 from convlens.views.matrices import QUANTITIES, Matrix, joined_figures, make_matrix, module_of
 from convlens.views.page import place
 from convlens.views.timeline import MAX_CELLS, Grid, condense, grid_of
@@ -86,7 +87,7 @@ def read_watched(run: Run, record: RunRecord) -> Watched:
     grid = grid_of(record.layers, min(MAX_CELLS, max(ALL_CELLS // n, FEWEST_CELLS)))
     if grid is None:
         return Watched(None, (), None, None)
-    n_gradients, n_updates = (len(run.series(quantity)) for quantity in ("gradient", "update"))
+    n_gradients, n_updates = (len(run.layers_of(quantity)) for quantity in ("gradient", "update"))
     gradients = [_brief(run.history(i, "gradient"), grid) for i in range(n_gradients)]
     updates = [run.update_history(i) for i in range(n_updates)]
     return Watched(

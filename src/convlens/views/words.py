@@ -12,7 +12,8 @@ from convlens.core.buckets import Flags, Ints
 from convlens.core.histories import LayerHistory
 from convlens.core.records import Epoch, Finding, RunRecord
 from convlens.core.steps import StepSeries
-from convlens.views.markup import NONE, duration, loss, metric, number, percent, plural, text
+from convlens.core.wording import plural
+from convlens.views.markup import NONE, duration, loss, metric, number, percent, text
 from convlens.views.timeline import Grid
 
 STATUS = {

@@ -12,6 +12,7 @@ import torch
 from convlens.core.records import HANDOVER_S, Epoch
 from convlens.core.steps import StepSeries, join_steps
 from convlens.core.training_curves import TrainingCurves
+from convlens.core.wording import plural
 from convlens.plots import CurvePlots
 from convlens.train.callbacks.base import Callback
 from convlens.train.schedules import read_hypers
@@ -47,8 +48,8 @@ class Recorder(Callback, CurvePlots, TrainingCurves):
         self._sizes: list[int] = []
 
     def __repr__(self) -> str:
-        steps = sum(map(len, self._blocks)) + len(self._rows)
-        return f"Recorder({steps:,} steps, {len(self._epochs)} epochs)"
+        steps = plural(sum(map(len, self._blocks)) + len(self._rows), "step")
+        return f"Recorder({steps}, {plural(len(self._epochs), 'epoch')})"
 
     @property
     def steps(self) -> StepSeries:

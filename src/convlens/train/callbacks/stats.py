@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from convlens.core.histories import LayerHistory, LayerInfo, UpdateHistory
 from convlens.core.layer_histories import LayerHistories, UpdateHistories
 from convlens.core.records import Epoch
+from convlens.core.wording import plural
 from convlens.errors import ArgumentError
 from convlens.plots import LayerPlots
 from convlens.train.callbacks.base import Callback
@@ -38,7 +39,8 @@ class _WatchCallback(Callback, Generic[W]):
         name = type(self).__name__
         if self._watch is None:
             return f"{name}(nothing fitted yet)"
-        return f"{name}({len(self.layers)} layers, {len(self.epochs)} epochs)"
+        n_layers, n_epochs = len(self.layers), len(self.epochs)
+        return f"{name}({plural(n_layers, 'layer')}, {plural(n_epochs, 'epoch')})"
 
     @property
     @abstractmethod
@@ -66,8 +68,8 @@ class _WatchCallback(Callback, Generic[W]):
     @abstractmethod
     def _make_watch(self, learn: Learner) -> W: ...
 
-    @abstractmethod
-    def _flush(self) -> None: ...
+    def _flush(self) -> None:
+        self.watch.flush()
 
     def before_fit(self, learn: Learner) -> None:
         """Attach the hooks."""
@@ -155,12 +157,9 @@ class ActivationStats(_WatchCallback[ActivationWatch], LayerPlots, LayerHistorie
             flush_sink=True,
         )
 
-    def _flush(self) -> None:
-        self.watch.flush()
-
 
 class _ParameterStats(_WatchCallback[ParameterWatch]):
-    """What `GradientStats` and `UpdateStats` share."""
+    """Base of `GradientStats` and `UpdateStats`."""
 
     _gradients = _updates = False
 
@@ -188,9 +187,6 @@ class _ParameterStats(_WatchCallback[ParameterWatch]):
             sink=learn.sink,
             flush_sink=True,
         )
-
-    def _flush(self) -> None:
-        self.watch.flush()
 
 
 class GradientStats(_ParameterStats, LayerPlots, LayerHistories):

@@ -92,7 +92,7 @@ def make_address(
             token is short.
     """
     if not 0 <= port <= 65535:
-        raise ArgumentError(f"port={port} is no port; give a number from 0 to 65535.")
+        raise ArgumentError(f"port must be a number from 0 to 65535, got {port}.")
     if token == "auto":
         token = secrets.token_urlsafe(24)
     if token is not None and not _is_plain(token):

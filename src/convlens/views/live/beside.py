@@ -65,7 +65,9 @@ class Beside:
         if self.side == "findings":
             if findings is None:
                 return say(LOOKING)
-            return shown.findings(findings, [info.name for info in follower.layers("activation")])
+            return shown.findings(
+                findings, [info.name for info in follower.layers_of("activation")]
+            )
         if self.side == "summary":
             return tables.summary(follower.meta.get("summary"))
         return tables.meta(follower.meta)

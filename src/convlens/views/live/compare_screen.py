@@ -144,7 +144,7 @@ class CompareScreen:
         self._figures.show_layer((first, second))
 
     def _history(self, look: Look) -> LayerHistory | None:
-        names = [info.name for info in look.follower.layers("activation")]
+        names = [info.name for info in look.follower.layers_of("activation")]
         if self._layer not in names:
             return None
         return look.follower.history(names.index(self._layer), "activation")

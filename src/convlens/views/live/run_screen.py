@@ -18,8 +18,7 @@ from convlens.core.records import Epoch
 from convlens.core.steps import StepSeries
 from convlens.errors import ConvlensError
 from convlens.plots.curves import SMOOTH
-from convlens.runs.follower import Newest
-from convlens.runs.follower import Series as Recorded
+from convlens.runs.follower import BlockSeries, Newest
 from convlens.views import panels as shown
 from convlens.views import words
 from convlens.views.cells import at_once
@@ -85,7 +84,7 @@ class RunScreen:
         self._playing = False
         self._shown: object = None
         self._told, self._epochs_drawn = 0.0, -math.inf
-        n_layers = len(self._look.follower.layers())
+        n_layers = len(self._look.follower.layers_of())
         matrix = min(max(250, 110 + 9 * n_layers), 560)
         self._figures = RunView(heights=Heights(loss=165, metric=85, schedule=95, matrix=matrix))
         self._figures.set_smooth(SMOOTH)
@@ -322,7 +321,7 @@ class RunScreen:
     def _landmarks(self) -> object:
         """What changes seldom; as long as it does not, no snapshot can be new."""
         follower = self._look.follower
-        return list(follower.epochs), list(follower.layers("activation")), dict(follower.meta)
+        return list(follower.epochs), list(follower.layers_of("activation")), dict(follower.meta)
 
     def _show_news(self, look: Look) -> None:
         if look != self._look:
@@ -387,7 +386,7 @@ class RunScreen:
 
     def _prepare(self, look: Look) -> None:
         """What takes longest of showing a look, for the thread that has read it."""
-        names = [info.name for info in look.follower.layers("activation")]
+        names = [info.name for info in look.follower.layers_of("activation")]
         if look != self._look and self._looking.layer in names:
             series = look.follower.series(names.index(self._looking.layer))
             self._layer_view.prepare(series, at_once)
@@ -413,7 +412,7 @@ class RunScreen:
         line = f'<p class="line">{self._layer_line(series)}</p>' if len(series.first_step) else ""
         self._panels.put("layer", head + line + fold)
 
-    def _layer_line(self, series: Recorded) -> str:
+    def _layer_line(self, series: BlockSeries) -> str:
         figures = self._look.follower.figures()
         row = [info.index for info in figures.layers].index(series.info.index)
         known = np.isfinite(figures.values["nonfinite"][row])
@@ -460,7 +459,7 @@ class RunScreen:
         return self._looking.choice.probe
 
     def _names(self) -> list[str]:
-        return [info.name for info in self._look.follower.layers("activation")]
+        return [info.name for info in self._look.follower.layers_of("activation")]
 
     def _index(self) -> int | None:
         names = self._names()

@@ -85,7 +85,7 @@ class RunStore:
             self._folders.append(place)
         else:
             raise RunError(
-                f"path={str(place)!r} is no folder; give the folder that keeps the runs, such as "
+                f"path={str(place)!r} is a file; give the folder that keeps the runs, such as "
                 "runs, or the folder of one run."
             )
 
@@ -212,7 +212,7 @@ class _Followed:
         for quantity in ("activation", "gradient", "update", "parameter"):
             follower.figures(quantity)
         follower.curves(POINTS)
-        if follower.layers():
+        if follower.layers_of():
             follower.series(0)
         self.asked = time.monotonic()
 

@@ -22,8 +22,8 @@ from convlens.views.panels.elements import (
 )
 
 NO_CONFUSION = (
-    "No confusion matrix was kept: the run has no finished validation of single classes yet, or "
-    "was trained without the Pictures callback."
+    "No confusion matrix was kept. A Learner with the Pictures callback keeps one after each "
+    "validation of single classes."
 )
 EMPTY = "This validation held no image."
 

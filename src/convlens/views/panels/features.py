@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from convlens.core.snapshots import Bytes, FeatureMaps, Probes
-from convlens.views.markup import number, plural
+from convlens.core.wording import plural
+from convlens.views.markup import number
 from convlens.views.panels.choice import Choice, limits, on_scale, settle, units_of_cell, values
 from convlens.views.panels.elements import (
     after,
@@ -30,8 +31,8 @@ from convlens.views.panels.elements import (
 from convlens.views.panels.sheet import rows_of, strips
 
 NO_MAPS = (
-    "No feature maps of this layer were kept: its output is no grid of channels, or the run was "
-    "trained without the Pictures callback. Train with it to see them here."
+    "No feature maps of this layer were kept. A Learner with the Pictures callback keeps them of "
+    "layers whose output is (N, C, H, W)."
 )
 ALL_NAN = "Every value that was kept of this layer is NaN: the network had diverged by then."
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from convlens.core.snapshots import Bytes, Kernels
-from convlens.views.markup import number, plural
+from convlens.core.wording import plural
+from convlens.views.markup import number
 from convlens.views.panels.elements import (
     epoch_slider,
     legend,

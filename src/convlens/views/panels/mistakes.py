@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from convlens.core.snapshots import Confusion, Mistakes
+from convlens.core.wording import plural
 from convlens.views.gallery import data_uri
-from convlens.views.markup import percent, plural, text
+from convlens.views.markup import percent, text
 from convlens.views.panels.elements import after, note, nothing, panel, tile, tiles
 
 NO_MISTAKES = (
-    "No mistakes were kept: the run has no finished validation of single classes yet, or was "
-    "trained without the Pictures callback."
+    "No mistakes were kept. A Learner with the Pictures callback keeps them after each validation "
+    "of single classes."
 )
 NONE_AT_ALL = "No image with a large loss was kept of this validation."
 

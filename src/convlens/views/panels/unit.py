@@ -39,8 +39,8 @@ from convlens.views.panels.elements import (
 )
 
 NO_UNIT = (
-    "No feature maps and probe images of this layer were kept, so there is no unit to look at; "
-    "train with the Pictures callback to have them."
+    "No feature maps and probe images of this layer were kept. A Learner with the Pictures "
+    "callback keeps them."
 )
 NO_FIELDS = "The receptive fields of this layer were not kept, or are not known."
 NO_EFFECTIVE = "No effective receptive field of this layer was kept."

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.core.snapshots import FeatureMaps, Kernels, Probes
-from convlens.views.markup import number, plural, text
+from convlens.core.wording import plural
+from convlens.views.markup import number, text
 from convlens.views.panels.choice import Choice, Place, half_level, settle, values, within
 from convlens.views.panels.elements import (
     after,
