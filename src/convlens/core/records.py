@@ -44,12 +44,10 @@ class Epoch:
     wall_s: float
 
     def __repr__(self) -> str:
-        metrics = "".join(f", {name}={_rounded(value)}" for name, value in self.metrics.items())
-        return (
-            f"Epoch({self.epoch}, steps {self.first_step} to {self.last_step}, "
-            f"train_loss={_rounded(self.train_loss)}, valid_loss={_rounded(self.valid_loss)}{metrics}, "
-            f"wall_s={_rounded(self.wall_s)})"
-        )
+        shown = {"train_loss": self.train_loss, "valid_loss": self.valid_loss, **self.metrics}
+        numbers = [f"{name}={_rounded(value)}" for name, value in shown.items()]
+        steps = f"steps {self.first_step} to {self.last_step}"
+        return f"Epoch({self.epoch}, {steps}, {', '.join(numbers)}, wall_s={_rounded(self.wall_s)})"
 
 
 @dataclass(frozen=True, repr=False)
