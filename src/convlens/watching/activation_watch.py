@@ -63,9 +63,8 @@ class ActivationWatch(LoggingHistories):
     before and `leave` after its forward pass.
 
     An error inside watching never stops the training. What cannot be recorded is left out, warned
-    of once (a `ConvlensWarning`) and counted in `notes`: values that have no sketch (sparse,
-    nested, complex, inside a transform of torch.func), layers that are never called, forwards of a
-    second thread.
+    of once and counted in `notes`: values without a sketch (sparse, nested, complex, inside a
+    transform of torch.func), layers that are never called, forwards of a second thread.
 
     Memory is bounded: beyond 4,096 steps neighbours share a column. Of a layer with several outputs
     the first floating-point tensor is watched; with ``sample``, its first axis is that of the
@@ -84,16 +83,6 @@ class ActivationWatch(LoggingHistories):
 
     Raises:
         ArgumentError: if an argument has a value that cannot work.
-
-    Example:
-        >>> import torch
-        >>> import convlens as cl
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU())
-        >>> with cl.watch(model) as stats:
-        ...     for _ in range(3):
-        ...         out = model(torch.randn(16, 4))
-        >>> stats["0"].n.tolist(), stats["0"].near_zero.shape
-        ([128, 128, 128], (3,))
     """
 
     def __init__(
