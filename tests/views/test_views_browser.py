@@ -181,6 +181,7 @@ def test_the_matrix_shows_what_is_chosen(browser, trained_report):
     visit.close()
 
 
+@pytest.mark.slow
 def test_on_paper_nothing_is_cut_or_left_out(browser, trained_report, tmp_path):
     visit = Visit(browser, trained_report, width=1280)
     page = visit.wait()
@@ -334,6 +335,7 @@ def test_a_run_that_has_hardly_begun_is_no_blank(browser, tmp_path, n_steps):
     writer.close()
 
 
+@pytest.mark.slow
 def test_many_layers_are_drawn_only_where_one_looks(browser, tmp_path):
     n_layers, n_steps = 27, PER_EPOCH
     one = normal_columns(np.zeros(n_steps), np.ones(n_steps), 10_000, 8)
