@@ -23,7 +23,7 @@ slow: $(VENV)/.installed-test
 LOWEST := .venv-lowest
 lowest:
 	$(PYTHON) -m venv --clear $(LOWEST)
-	sed -nE '/^test = /,/^\]/d; s/.*"([a-z]+)>=([0-9.]+).*".*/\1==\2/p' pyproject.toml > $(LOWEST)/lowest.txt
+	sed -nE '/^test = /,/^\]/d; s/.*"([a-z-]+)>=([0-9.]+).*".*/\1==\2/p' pyproject.toml > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --editable '.[lightning,tensorboard,timm,torchvision]' hypothesis playwright pytest
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -p no:cacheprovider -W ignore tests/cli/test_cli.py tests/data/test_data_files.py \
 		tests/runs/test_runs_checkpoints.py tests/geometry/test_geometry_pictures.py tests/watching/test_watching_compiled.py \
