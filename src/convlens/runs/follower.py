@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import time
@@ -36,13 +37,13 @@ from convlens.core.records import Epoch
 from convlens.core.steps import StepCurves, StepSeries, check_points, join_steps, sum_up
 from convlens.core.training_curves import POINTS
 from convlens.runs.column_reader import Block, ColumnReader, Watched, read_watched
-from convlens.runs.database_reader import Transaction, cannot_open, explained, reading
+from convlens.runs.database_reader import Transaction, cannot_open, explained
 from convlens.runs.lock import writer_of
 from convlens.runs.reader import Run, aligned, counted_in, read_epochs, read_recorded, with_end
 from convlens.runs.schema import DATABASE
-from convlens.runs.step_chunks import KnownChunks, read_step_chunks, read_steps
+from convlens.runs.step_chunks import KnownChunks, read_step_chunks
 
-SERIES = 8
+SERIES = 4
 """Size of the cache of full histories (most recently used)."""
 
 TICK_NS = 50_000_000
@@ -156,31 +157,12 @@ class _State:
         return facts[0] == facts[1] and all(self.watched[q] == other.watched[q] for q in both)
 
 
-@dataclass(frozen=True)
-class Newest:
-    """The newest steps of a run, and its state.
-
-    Attributes:
-        created: the fact of this name in the run's meta.
-        status: likewise.
-        n_layers: how many layers' activations were watched.
-        epochs: every finished epoch; the same object until there are more.
-        steps: the steps asked for.
-    """
-
-    created: object
-    status: object
-    n_layers: int
-    epochs: Sequence[Epoch]
-    steps: StepSeries
-
-
 class RunFollower:
     """A run that is read again and again, finished or growing: each time only what is new.
 
     All answers are of one moment: that of the last `refresh`, or of the last first request for
     something, which reads the run again. Whatever was requested once is kept up to date; of full
-    histories, only the eight requested last.
+    histories, only the four requested last.
 
     No connection stays open between two calls. One thread may `refresh` while another asks.
 
@@ -196,7 +178,6 @@ class RunFollower:
         self._state = _State()
         self._reading = Lock()
         self._stamp: object = None  # of the files when they were read; None if unknown
-        self._newest: tuple[object, int, Newest] | None = None  # stamp, since, value
         self._tables: dict[str, tuple[object, object]] = {}  # name to (total, value)
         self._seen = -1  # the version at the last refresh
         self._quantities: dict[str, None] = {}
@@ -222,16 +203,18 @@ class RunFollower:
         seen, self._seen = self._seen, self.version
         return seen != self.version
 
-    def newest(self, since: int) -> Newest:
-        """The steps after ``since``. Cheaper than `refresh`; does not update the follower's state.
+    @property
+    def mark(self) -> str:
+        """A short text that differs between any two states that a reader can tell apart."""
+        state = self._read_once()
+        facts = (state.run, state.meta.get("status"), [sorted(t.items()) for t in state.totals])
+        return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
-        Raises:
-            RunError: if the run cannot be read.
-        """
-        known, stamp = self._newest, _stamp(self.run.path)
-        if known is None or stamp is None or known[:2] != (stamp, since):
-            known = self._newest = stamp, since, self._read_newest(since)
-        return known[2]
+    @property
+    def snapshot_mark(self) -> str:
+        """The same for the run's snapshots and pictures alone."""
+        totals = self._read_once().totals[0]
+        return f"{totals.get('snapshots')}{totals.get('pictures')}"
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -255,8 +238,12 @@ class RunFollower:
             ArgumentError: if ``points`` is not positive.
         """
         check_points(points)
-        steps = [part for _, part in self._read_once().steps.values()]
-        return sum_up(join_steps(steps), points)
+        return sum_up(self.steps, points)
+
+    @property
+    def steps(self) -> StepSeries:
+        """Every recorded step."""
+        return join_steps([part for _, part in self._read_once().steps.values()])
 
     def figures(self, quantity: str = "activation") -> SeriesFigures:
         """The figures of all series of a quantity, without their histograms."""
@@ -363,20 +350,6 @@ class RunFollower:
             known = old.series.get(key) if is_same(asked.quantity) else None
             series[key] = _read_series(reader, watched, info, known)
         return replace(new, level=reader.level, figures=figures, series=series)
-
-    def _read_newest(self, since: int) -> Newest:
-        with reading(self.run.path / DATABASE) as record:
-            meta = self._meta(record)
-            layers = self._known(
-                record, "layers", lambda: read_watched(record, "activation").layers
-            )
-            return Newest(
-                meta.get("created"),
-                meta.get("status"),
-                len(layers),
-                self._known(record, "epochs", partial(read_epochs, record)),
-                read_steps(record, since + 1),
-            )
 
     def _meta(self, record: Transaction) -> Mapping[str, Any]:
         return with_end(self._known(record, "meta", partial(read_recorded, record)), record)

@@ -266,12 +266,16 @@ class Run(ValidationPlots):
             names = [layer for _, (name, layer, _) in found if name == kind.KIND]
             return list(dict.fromkeys(names))
 
-    def record(self) -> RunRecord:
-        """The whole run as plain numbers, all of one moment."""
+    def record(self, *, counts: bool = True) -> RunRecord:
+        """The whole run as plain numbers, all of one moment.
+
+        Args:
+            counts: False leaves out the histories' bucket counts, most of what they take in memory.
+        """
         with self.transactions() as records:
             main, meta = records[0], read_meta(records[0])
             watched = read_watched(main, "activation", counted_in(meta))
-            histories = _histories(records, watched, watched.layers)
+            histories = _histories(records, watched, watched.layers, counts=counts)
             return RunRecord(meta, read_steps(main), read_epochs(main), histories)
 
     def _read_histories(self, index: int, *quantities: str) -> list[LayerHistory]:
@@ -389,10 +393,16 @@ def counted_in(meta: Mapping[str, Any]) -> str:
 
 
 def _histories(
-    records: Sequence[Transaction], watched: Watched, layers: Sequence[LayerInfo]
+    records: Sequence[Transaction],
+    watched: Watched,
+    layers: Sequence[LayerInfo],
+    *,
+    counts: bool = True,
 ) -> list[LayerHistory]:
     reader = ColumnReader(records)
-    return [watched.history(info, reader.read(info, watched.layout)) for info in layers]
+    columns = (reader.read(info, watched.layout) for info in layers)
+    kept = (part if counts else part.without_counts() for part in columns)
+    return [watched.history(info, part) for info, part in zip(layers, kept, strict=True)]
 
 
 def aligned(update: LayerHistory, parameter: LayerHistory) -> UpdateHistory:

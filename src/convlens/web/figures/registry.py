@@ -1,0 +1,18 @@
+"""Every figure by its name in addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from bokeh.models import UIElement
+
+from convlens.web.figures.curves import curves
+
+if TYPE_CHECKING:
+    from convlens.web.pages import Page
+
+FIGURES: Mapping[str, Callable[[Page], UIElement]] = {
+    "curves": curves,
+}
+"""Every figure of one run, by its name in addresses."""
