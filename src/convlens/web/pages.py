@@ -73,7 +73,7 @@ class Page:
                     **PANELS[name](page),
                 )
             )
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             return Markup('<p class="note">{}</p>').format(cannot_show(error))
 
     @staticmethod

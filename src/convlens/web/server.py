@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hashlib
 import os
 import socket
 from collections import OrderedDict
@@ -25,8 +24,8 @@ from convlens.errors import ArgumentError, ConvlensError
 from convlens.web.address import Address
 from convlens.web.guard import HEADERS, Guard
 from convlens.web.pages import cannot_show, render
-from convlens.web.static import bokeh_js, site_css, site_js
 from convlens.web.site import Answer, NoSuchPageError, Site, html
+from convlens.web.static import bokeh_js, site_css, site_js
 from convlens.web.store import RunStore, lower_priority
 
 DRAWING_THREADS = 2
@@ -231,7 +230,7 @@ class _Pages(_Handler):
             answer = Answer(404, html(render("message.html", sentence=str(error))))
         except ConvlensError as error:
             answer = Answer(410, html(render("message.html", sentence=str(error))))
-        except Exception as error:  # noqa: BLE001 — a record may hold any value
+        except Exception as error:
             answer = Answer(422, html(render("message.html", sentence=cannot_show(error))))
         await self.send(answer)
 

@@ -14,7 +14,7 @@ from convlens.core.buckets import Floats
 from convlens.core.steps import StepCurves
 from convlens.plots.canvas import BLUE, GREEN, ORANGE
 from convlens.plots.curves import SMOOTH, distinct_groups, smoothed_loss
-from convlens.web.figures.style import StepAxis, add_hover, line, say, spreads, stacked
+from convlens.web.figures.style import StepAxis, line, say, spreads, stacked
 from convlens.web.formatting import short
 
 if TYPE_CHECKING:
