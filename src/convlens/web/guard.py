@@ -20,7 +20,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-"""Of every answer: no script but the server's own files, no inline script, no eval, nothing else."""
+"""Of every answer: no script but the server's own files, no inline script, no eval."""
 
 
 class Guard:

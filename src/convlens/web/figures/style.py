@@ -293,7 +293,7 @@ def add_hover(
 
 
 def say(plot: figure, sentence: str) -> None:
-    """Write a sentence in the middle of a figure, which has nothing else to show; empty for none."""
+    """Write a sentence in the middle of a figure that has nothing else to show; empty for none."""
     label = Label(
         x=0.5, y=0.5, x_units="screen", y_units="screen", text=harmless(sentence),
         visible=bool(sentence), text_color=SOFT, text_font=FONT, text_font_size="13px",
@@ -301,7 +301,7 @@ def say(plot: figure, sentence: str) -> None:
     )  # fmt: skip
     from bokeh.models import Node
 
-    label.x, label.y = Node.frame.center.clone(), Node.frame.center.clone()  # pyright: ignore
+    label.x, label.y = Node.frame.center.clone(), Node.frame.center.clone()  # pyright: ignore[reportAttributeAccessIssue]
     plot.add_layout(label)
 
 
