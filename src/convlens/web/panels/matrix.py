@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from convlens.web.pages import Page
 
 HOW_TO_RECORD = {
-    "gradient": "Gradients were not recorded. Record them with gradients=True in "
-    "cl.ActivationStats() or cl.watch().",
-    "update": "Updates were not recorded. Record them with updates=True in cl.ActivationStats() or "
-    "cl.watch().",
+    "gradient": "Gradients were not recorded. Give a Learner the callback cl.GradientStats(), or "
+    "call cl.watch() with gradients=True.",
+    "update": "Updates were not recorded. Give a Learner the callback cl.UpdateStats(), or call "
+    "cl.watch() with updates=True.",
 }
 
 
