@@ -17,7 +17,7 @@ from convlens.doctor import diagnose
 from convlens.runs import open_run
 from convlens.runs.follower import RunFollower
 from convlens.web.figures.layer_rows import family, rows_of, short_kind
-from convlens.web.figures.matrix import BAD, EXACTLY_0, NO_DATA, limits_of, matrix
+from convlens.web.figures.matrix import ABOVE, BAD, EXACTLY_0, NO_DATA, limits_of, matrix
 from convlens.web.figures.quantities import Cells, condense, layer_health
 from convlens.web.pages import Page, draw
 from convlens.web.run_data import RunData
@@ -37,9 +37,7 @@ def levels_of(page: Page) -> dict[str, Any]:
     """The level of each cell that was recorded, by the row's name."""
     source = matrix(page).select_one({"name": "links"})
     n = len(page.run.figures())
-    return dict(
-        zip(source.data["name"], (row[0, :n] for row in source.data["image"]), strict=True)
-    )
+    return dict(zip(source.data["name"], (row[0, :n] for row in source.data["image"]), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -143,17 +141,25 @@ def test_in_the_browser_the_sick_layer_is_seen_at_once(page, recorded: Recorded)
     path = recorded("resnet50")
     with serving([path.parent]) as address:
         page.goto(f"{address.url}run/{key_of(address, path.name)}")
-        page.locator("html[data-drawn=all]").wait_for()
+        drawn = page.locator("html[data-drawn=all]")
+        drawn.wait_for()
         worst = page.locator(".worst a").first
         assert worst.inner_text() == "layer3.2.bn2"
         box = worst.bounding_box()
         assert box["y"] + box["height"] < 768
         worst.click()
         page.wait_for_url("**layer=layer3.2.bn2**")
+        drawn.wait_for()
         page.locator("select[data-set=sort]").select_option("severity")
         page.wait_for_url("**sort=severity**")
-        page.locator("html[data-drawn=all]").wait_for()
+        drawn.wait_for()
         figure = page.locator("#figure-matrix")
         figure.scroll_into_view_if_needed()
-        figure.click(position={"x": 60, "y": 34 + 3.5 * 18})  # the first folded or healthy row
-        page.wait_for_url(lambda url: "layer3.2.bn2" not in url or "block=" in url)
+        figure.click(position={"x": 60, "y": ABOVE + 5.5 * 18})  # the third row under the sick ones
+        page.wait_for_url("**block=**")
+        drawn.wait_for()
+        assert page.locator("#matrix h2").inner_text() == "All layers › layer1.0"
+        figure.click(position={"x": 400, "y": ABOVE + 1.5 * 24})
+        page.wait_for_url("**layer=layer1.0.bn1**")
+        drawn.wait_for()
+        page.goto("about:blank")  # asks nothing of a server that is being closed

@@ -184,7 +184,7 @@ def _columns(
         "dw": np.full(n, float(capacity * width)),
         "bottom": np.arange(n) - 0.46,
         "name": [one.name for one in rows],
-        "kind": [_kind(page, one) for one in rows],
+        "kind": [one.kind for one in rows],
         "health": [_words(one) for one in rows],
         "href": [_href(page, one) for one in rows],
     }
@@ -194,12 +194,6 @@ def _href(page: Page, one: Row) -> str:
     if len(one.layers) == 1 or not page.live:
         return page.layer_url(one.worst.layer)
     return page.url(block=one.block)
-
-
-def _kind(page: Page, one: Row) -> str:
-    if len(one.layers) > 1:
-        return f"{len(one.layers)} layers"
-    return page.run.layers[one.layers[0]].kind
 
 
 def _words(one: Row) -> str:
