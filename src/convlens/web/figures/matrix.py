@@ -51,8 +51,8 @@ NO_DATA, EXACTLY_0, LOW, HIGH, BAD = 0, 1, 2, 254, 255
 DECADES = 6
 """A logarithmic scale spans so many at most: one tiny number must not make all others alike."""
 
-ABOVE, BELOW, NAMES = 34, 46, 186
-"""Pixels above and under the rows, and of the names beside them."""
+ABOVE, BELOW = 34, 46
+"""Pixels above and under the rows."""
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,12 @@ def _hover(plot: figure, image: Any, quantity: Quantity, width: int, folded: boo
 
 def _names(rows: list[Row], y: Range1d) -> figure:
     """Mark, name and kind of each row, beside the matrix and as high as it."""
+    labels = [("▸ " if len(one.layers) > 1 else "") + harmless(one.label) for one in rows]
+    # About 7 pixels for each letter of a name, 6 for one of its kind.
+    letters = max((7 * len(label) for label in labels), default=0)
+    width = 38 + letters + 6 * max((len(one.kind) for one in rows), default=0)
     plot = figure(
-        width=NAMES, height=height(len(rows)), x_range=Range1d(start=0, end=NAMES), y_range=y,
+        width=width, height=height(len(rows)), x_range=Range1d(start=0, end=width), y_range=y,
         tools="", toolbar_location=None, name="linked-names", outline_line_color=None, min_border=0,
         min_border_top=ABOVE, min_border_bottom=BELOW,
     )  # fmt: skip
@@ -226,7 +230,7 @@ def _names(rows: list[Row], y: Range1d) -> figure:
     colors = {"problem": PROBLEM, "warning": WARNING}
     source = ColumnDataSource({
         "y": np.arange(len(rows)),
-        "name": [("▸ " if len(one.layers) > 1 else "") + harmless(one.label) for one in rows],
+        "name": labels,
         "full": [one.name for one in rows],
         "kind": [harmless(one.kind) for one in rows],
         "health": [_words(one) for one in rows],
@@ -238,7 +242,7 @@ def _names(rows: list[Row], y: Range1d) -> figure:
     marks = plot.scatter(8, "y", source=source, size=9, marker="square", color="mark")
     plot.text(18, "y", "name", text_font_size="11.5px", text_color="ink", text_font_style="style",
               **text)  # fmt: skip
-    plot.text(NAMES - 4, "y", "kind", text_font_size="11px", text_color=SOFT, text_align="right",
+    plot.text(width - 4, "y", "kind", text_font_size="11px", text_color=SOFT, text_align="right",
               **text)  # fmt: skip
     tips = [("layer", "@full"), ("health", "@health")]
     plot.add_tools(HoverTool(renderers=[marks], tooltips=tips, mode="hline"))

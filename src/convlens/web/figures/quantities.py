@@ -120,9 +120,11 @@ def measured(run: RunData, name: str) -> Cells:
     else:
         figures = run.figures()
         values = figures.values[name]
-        if name == "near_zero" and run.layers:
-            relu = np.array([info.feeds_relu for info in run.layers])[:, None]
+        relu = np.array([info.feeds_relu for info in run.layers], np.bool_)[:, None]
+        if name == "near_zero":
             values = np.where(relu, figures.values["near_zero_after_relu"], values)
+        elif name == "dead":
+            values = np.where(relu, values, np.nan)
     bad = figures.values["nonfinite"]
     if series != "activation":
         bad = _by_layer(run.layers, figures.layers, bad)
