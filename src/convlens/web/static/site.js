@@ -309,19 +309,21 @@
 
   // The figures that are drawn, of the newest state; those in the window first.
   async function redraw() {
+    const mine = asked;
     const top = (element) => Math.abs(element.getBoundingClientRect().top);
     for (const element of [...drawn.keys()].sort((a, b) => top(a) - top(b))) {
       if (element.isConnected) draw(element);
       else erase(element);
     }
     await queue;
-    root.dataset.drawn = "all";
+    if (mine === asked) root.dataset.drawn = "all";
   }
 
   function samePage(url) {
     return root.dataset.server !== undefined && url.origin === location.origin && url.pathname === location.pathname;
   }
 
+  let following = 0;
   async function follow(href) {
     const url = new URL(href, location.href);
     if (!samePage(url)) {
@@ -333,7 +335,8 @@
     const at = url.hash;
     url.hash = "";
     history.pushState(null, "", url);
-    await show(url);
+    following += 1; // meanwhile nothing is polled: "nothing new" would take the place of the answer
+    await show(url).finally(() => { following -= 1; });
     if (at) document.getElementById(at.slice(1))?.scrollIntoView({ block: "nearest", behavior: "smooth" });
   }
 
@@ -355,7 +358,7 @@
   async function poll() {
     for (;;) {
       await wait(POLL_MS);
-      if (document.hidden || !root.dataset.mark) continue;
+      if (document.hidden || !root.dataset.mark || following) continue;
       const url = new URL(location.href);
       url.searchParams.set("after", root.dataset.mark);
       try {
