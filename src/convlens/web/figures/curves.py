@@ -12,6 +12,7 @@ from bokeh.models import (
     BasicTicker,
     ColumnDataSource,
     DataRange1d,
+    DataRenderer,
     HoverTool,
     Legend,
     LegendItem,
@@ -30,6 +31,7 @@ from convlens.plots.canvas import BLUE, GREEN, ORANGE, STEP_LABEL
 from convlens.plots.curves import SMOOTH, distinct_groups, smoothed_loss
 from convlens.web import formatting
 from convlens.web.figures.style import (
+    CARD,
     RUNS,
     StepAxis,
     add_tips,
@@ -42,6 +44,7 @@ from convlens.web.figures.style import (
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
+    from convlens.web.run_data import RunData
 
 LOSS, SMALL, STEPS = 250, 105, 45
 """Heights in pixels: of the loss, which grows with the window (``curves.css``), of another figure,
@@ -57,6 +60,15 @@ HYPERS = frozenset(
 LOG = 30.0
 """The axis is logarithmic where the highest loss is so many times the median: what is linear would
 show little but the first steps."""
+
+ROOM = 0.06
+"""Share of the height that the axis of losses reaches beyond them, above and below."""
+
+LEGEND_ROW, METRIC = 26, 150
+"""Pixels of two runs in a legend, and of a metric of several runs."""
+
+NAME = 20
+"""Characters of a run's name in a legend."""
 
 EPOCH_MARKS = 60
 """More epochs are not marked on the lines of several runs."""
@@ -104,6 +116,7 @@ def loss(page: Page, axis: StepAxis) -> figure:
     """Training loss by step, raw and smoothed, and validation loss by epoch."""
     curves, log = page.run.curves, is_log([page])
     plot = _loss_figure(axis, "loss", log)
+    plot.sizing_mode = "stretch_both"
     axis.mark_epochs(plot)
     low, high = _positive(curves.loss.low, log), _positive(curves.loss.high, log)
     wide, few = curves.width > 1, len(curves) <= 2 and curves.width == 1
@@ -128,9 +141,8 @@ def loss(page: Page, axis: StepAxis) -> figure:
         "NaN or ∞": (strips, bool(bad.any())),
     }  # fmt: skip
     _explain(plot, [(word, drawn) for word, (drawn, there) in shown.items() if there])
-    seen = np.isfinite(mean).any() or np.isfinite(y).any()
-    _fit(plot, [band, raw, smooth, valid], known=bool(seen))
-    say(plot, "" if seen else "Every loss was NaN or infinite.")
+    known = _fit(plot, [], np.concatenate([curves.loss.low, curves.loss.high, y]), log=log)
+    say(plot, "" if known else "Every loss was NaN or infinite.")
     return plot
 
 
@@ -201,74 +213,103 @@ def overlaid(pages: Sequence[Page]) -> UIElement:
     """Losses and a metric of up to eight runs over one time axis, a colour for each run.
 
     Args:
-        pages: one for each run; what the first one's view says of logarithmic axes, smoothing and
-            metric holds for all.
+        pages: one for each run; what the first one's view says of the logarithmic axis, smoothing
+            and metric holds for all.
     """
-    spans = [page.run.span for page in pages]
-    axis = StepAxis((min(low for low, _ in spans), max(high for _, high in spans)))
-    first, log = pages[0], is_log(pages)
-    name = _chosen(first.view.metric, metric_names([e for page in pages for e in page.run.epochs]))
-    words = ("training loss, smoothed", "validation loss", formatting.short(name, 40))
-    training = _loss_figure(axis, words[0], log)
-    others = [
-        axis.figure("", words[1], 180, log=log, say_steps=False),
-        *([axis.figure("", words[2], 140, say_steps=False)] if name else []),
-    ]
-    drawn: list[list[Any]] = [[], [], []]
-    values: list[list[Floats]] = [[], [], []]
-    for page, color in zip(pages, RUNS, strict=False):
-        shown = _smoothed(page.at(smooth=first.view.smooth), log)
-        drawn[0].append(_training(training, page, color, shown, log=log, bands=len(pages) == 2))
-        values[0].append(shown)
-        for i, (x, y) in enumerate([_validation(page.run.epochs), _metric(page.run.epochs, name)]):
-            if i < len(others):
-                values[i + 1].append(_positive(y, log and i == 0))
-                drawn[i + 1].append(line(others[i], x, values[i + 1][-1], color, points=True))
-    names = [formatting.short(page.run.name, 18) for page in pages]
-    _explain(training, list(zip(names, drawn[0], strict=False)), 2)
-    plots = [training, *others]
-    for plot, lines, seen, word in zip(plots, drawn, values, words, strict=False):
-        for one, run in zip(lines, names, strict=False):
-            one.name = formatting.harmless(run)
-        tips = [("run", "$name"), ("batch", "@x{0,0}"), (formatting.harmless(word), "@y{0.0000}")]
-        plot.add_tools(HoverTool(renderers=lines, tooltips=tips, mode="mouse", line_policy="next"))
-        known = np.concatenate(seen)
-        _fit(plot, lines, None if log and plot is not plots[-1] else known,
-             known=bool(np.isfinite(known).any()))  # fmt: skip
-        say(plot, "" if np.isfinite(known).any() else "Not recorded.")
-    return _above_one_another(plots)
+    runs, view, log = [page.run for page in pages], pages[0].view, is_log(pages)
+    axis = StepAxis((min(run.span[0] for run in runs), max(run.span[1] for run in runs)))
+    names = short_names([run.name for run in runs])
+    training, validation = (
+        _loss_figure(axis, "training loss", log),
+        _loss_figure(axis, "validation loss", log),
+    )
+    smooth = [_smoothed(page.at(smooth=view.smooth), log) for page in pages]
+    for run, mean, color in zip(runs, smooth, RUNS, strict=False):
+        _mark_ends(training, run, mean, color, log=log, band=len(runs) == 2)
+    means = [(run.curves.middle_step, mean) for run, mean in zip(runs, smooth, strict=True)]
+    lines = _overlay(training, means, names, log=log)
+    _explain(training, list(zip(names, lines, strict=True)), 2)
+    training.height = LOSS + LEGEND_ROW * (len(runs) // 2)
+    measured = [_validation(run.epochs) for run in runs]
+    _overlay(validation, [(x, _positive(y, log)) for x, y in measured], names, log=log)
+    plots = [training, validation]
+    metrics = metric_names([epoch for run in runs for epoch in run.epochs])
+    if metrics:
+        name = _chosen(view.metric, metrics)
+        plots.append(axis.figure("", formatting.short(name), METRIC, say_steps=False))
+        _overlay(plots[-1], [_metric(run.epochs, name) for run in runs], names)
+    return _above_one_another(plots, grows=False)
 
 
-def _training(plot: figure, page: Page, color: str, mean: Floats, *, log: bool, bands: bool) -> Any:  # noqa: ANN401 — a renderer
-    """A run's smoothed loss, with a dot where each of its epochs ends."""
-    curves, loss = page.run.curves, page.run.curves.loss
-    if bands:
-        outline = band_outline(curves, _positive(loss.low, log), _positive(loss.high, log))
+def overlaid_height(pages: Sequence[Page]) -> int:
+    """Pixels of what `overlaid` draws."""
+    metrics = any(epoch.metrics for page in pages for epoch in page.run.epochs)
+    return 2 * LOSS + LEGEND_ROW * (len(pages) // 2) + (METRIC if metrics else 0) + STEPS
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names of runs without their long common beginning, for a legend."""
+    same = next((i for i, signs in enumerate(zip(*names, strict=False)) if len({*signs}) > 1), 0)
+    if max(map(len, names)) <= NAME or same < 8:
+        return [formatting.short(name, NAME) for name in names]
+    return ["…" + formatting.short(name[same - 2 :], NAME - 1) for name in names]
+
+
+def _mark_ends(
+    plot: figure, run: RunData, mean: Floats, color: str, *, log: bool, band: bool
+) -> None:
+    """A dot on a run's loss where each of its epochs ends, and the band around it."""
+    curves = run.curves
+    low, high = _positive(curves.loss.low, log), _positive(curves.loss.high, log)
+    if band and curves.width == 1:
+        line(plot, curves.first_step, low, color, 0.8, alpha=0.4, points=False)
+    elif band:
+        outline = band_outline(curves, low, high)
         plot.patch("x", "y", source=ColumnDataSource(outline), color=color, alpha=0.18)
-    drawn = line(plot, curves.middle_step, mean, color, 2.2)
     known = np.isfinite(mean)
-    ends = np.array([epoch.last_step for epoch in page.run.epochs[:EPOCH_MARKS]], np.float64)
+    ends = np.array([epoch.last_step for epoch in run.epochs[:EPOCH_MARKS]], np.float64)
     if known.any():
         height = np.interp(ends, curves.middle_step[known], mean[known])
-        plot.scatter(ends, height, size=8, fill_color=color, line_color=color)
+        source = ColumnDataSource({"x": float32(ends), "y": float32(height)})
+        plot.scatter(
+            "x", "y", source=source, size=8, fill_color=CARD, line_color=color, line_width=2
+        )
+
+
+def _overlay(
+    plot: figure,
+    series: Sequence[tuple[Floats, Floats]],
+    names: Sequence[str],
+    *,
+    log: bool = False,
+) -> list[Any]:
+    """A line for each run, and one tooltip for the line under the pointer."""
+    drawn = [line(plot, x, y, color, 2.0) for (x, y), color in zip(series, RUNS, strict=False)]
+    for one, name in zip(drawn, names, strict=False):
+        one.name = formatting.harmless(name)
+    tips = [("run", "$name"), ("batch", "@x{0,0}"), ("value", "@y{0.[000000]}")]
+    plot.add_tools(
+        HoverTool(renderers=list[DataRenderer](drawn), tooltips=tips, line_policy="nearest")
+    )
+    known = _fit(plot, drawn, np.concatenate([y for _, y in series]), log=log)
+    say(plot, "" if known else "Not recorded.")
     return drawn
 
 
-def _above_one_another(plots: Sequence[figure]) -> UIElement:
+def _above_one_another(plots: Sequence[figure], *, grows: bool = True) -> UIElement:
     """Figures with one time axis, whose labels stand under the lowest."""
     for plot in plots[:-1]:
         plot.below[0].update(visible=False)
     last = plots[-1]
     last.below[0].axis_label = STEP_LABEL  # pyright: ignore[reportAttributeAccessIssue]
-    if last.height is not None:
-        last.height += STEPS
-    return column(*map(stacked, plots), sizing_mode="stretch_both")
+    last.height = (last.height or 0) + STEPS
+    return column(*map(stacked, plots), sizing_mode="stretch_both" if grows else "stretch_width")
 
 
 def _loss_figure(axis: StepAxis, label: str, log: bool) -> figure:
     label += " (log scale)" if log else ""
     plot = axis.figure("", label, LOSS, log=log, epoch_names=bool(axis.epochs), say_steps=False)
-    plot.sizing_mode = "stretch_both"
+    plot.tags = ["fit"]
     return plot
 
 
@@ -330,34 +371,33 @@ def _explain(plot: figure, entries: Sequence[tuple[str, Any]], columns: int = 0)
     """A legend above the frame, where it covers nothing."""
     items = [LegendItem(label=value(word), renderers=[drawn]) for word, drawn in entries]
     legend = Legend(items=list(items), orientation="horizontal", location="top_left", spacing=10)
-    legend.update(margin=0, padding=2, glyph_width=16, label_standoff=4)
+    legend.update(
+        margin=0, padding=2, glyph_width=16, glyph_height=14, label_height=14, label_standoff=4
+    )
     if columns:
         legend.update(ncols=columns)
     plot.add_layout(legend, "above")
 
 
 def _fit(
-    plot: figure,
-    lines: Sequence[Any],
-    values: Floats | None = None,
-    name: str = "default",
-    *,
-    known: bool = True,
-) -> None:
-    """Fit a y range to these lines: around a constant, such as a rate of 0.06, not by ±1."""
-    if not known or (values is not None and not np.isfinite(values).any()):
-        if name == "default":  # Bokeh complains of a range without data
-            plot.y_range = Range1d(start=0.1, end=1.0)
-        return
-    span = plot.y_range if name == "default" else plot.extra_y_ranges[name]
-    span.update(renderers=list(lines))
-    size = (
-        0.0
-        if values is None
-        else float(np.nanmax(np.abs(values), where=np.isfinite(values), initial=0.0))
-    )
-    if 0 < size < 1e30:
-        span.update(default_span=0.4 * size)
+    plot: figure, lines: Sequence[Any], values: Floats, name: str = "default", *, log: bool = False
+) -> bool:
+    """Fit a y range to values, and to those zoomed into; returns whether there are any.
+
+    Bokeh does not fit a logarithmic axis to what is zoomed, and complains of a range without data:
+    that of losses (``"fit"``) is fitted here, and by ``site.js``.
+    """
+    seen = values[np.isfinite(values) & ((values > 0) | (not log))].astype(np.float64)
+    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.1, 1.0)
+    if "fit" in plot.tags or not len(seen):
+        a, b = np.log10([low, high]) if log else (low, high)
+        room = ROOM * (b - a) or (0.1 if log else 0.1 * abs(a)) or 1.0
+        a, b = (10 ** (a - room), 10 ** (b + room)) if log else (a - room, b + room)
+        plot.y_range = Range1d(start=float(a), end=float(b))
+    else:  # around a constant, such as a rate of 0.06, not by 1
+        span = plot.y_range if name == "default" else plot.extra_y_ranges[name]
+        span.update(renderers=list(lines), default_span=0.4 * max(abs(low), abs(high)) or 1.0)
+    return bool(len(seen))
 
 
 def band_outline(steps: StepCurves, low: Floats, high: Floats) -> Mapping[str, NDArray[np.float32]]:

@@ -43,15 +43,13 @@ def badge(findings: Sequence[Finding] | None) -> tuple[str, str]:
         findings: of the doctor, None if it has not looked yet.
     """
     if findings is None:
-        return "not looked at yet", ""
+        return "no verdict yet", ""
     for severity in ("problem", "warning"):
         found = [one for one in findings if one.severity == severity]
         if found:
             return plural(len(found), severity), severity
-    kinds = {one.kind for one in findings}
-    if "healthy" in kinds:
-        return "looks healthy", "good"
-    return ("too short to judge" if "too-short" in kinds else "no verdict"), ""
+    healthy = any(one.kind == "healthy" for one in findings)
+    return ("looks healthy", "good") if healthy else ("not judged", "")
 
 
 def verdict(page: Page) -> dict[str, Any]:
@@ -74,8 +72,9 @@ def headline(findings: Sequence[Finding] | None, *, running: bool = False) -> st
     wrong = [one for one in findings if one.severity in ("problem", "warning")]
     if not wrong:
         healthy = any(one.kind == "healthy" for one in findings)
-        so_far = " so far" if running else ""
-        return f"Nothing looks wrong{so_far}" if healthy else f"No verdict{so_far}"
+        if not healthy:
+            return "Nothing to judge yet" if running else "Not judged"
+        return "Nothing looks wrong" + " so far" * running
     counts = [(s, sum(one.severity == s for one in wrong)) for s in ("problem", "warning")]
     count = " and ".join(plural(n, severity) for severity, n in counts if n)
     words = dict.fromkeys(WORDS.get(one.kind, one.kind.replace("-", " ")) for one in wrong)
