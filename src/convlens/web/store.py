@@ -97,8 +97,8 @@ class RunStore:
     def listed(self) -> Sequence[tuple[RunSummary, Sequence[Finding] | None]]:
         """The runs of `list`, each with its findings or None until they are known."""
         runs = list(self.list().values())
-        others: list[tuple[RunSummary, None]] = [(one, None) for one in runs[:-MAX_FINDINGS]]
-        return [*others, *((one, self._findings_of(one)) for one in runs[-MAX_FINDINGS:])]
+        asked = {one.key for one in runs[-MAX_FINDINGS:] if one.problem is None}
+        return [(one, self._findings_of(one) if one.key in asked else None) for one in runs]
 
     @property
     def places(self) -> Sequence[str]:
@@ -106,8 +106,6 @@ class RunStore:
         return list(map(str, self._folders))
 
     def _findings_of(self, run: RunSummary) -> Sequence[Finding] | None:
-        if run.problem is not None:
-            return None
         return self.findings(run.key, run.path, run.mark, growing=run.status == "running")
 
     def _paths(self) -> dict[str, tuple[str, Path]]:
@@ -165,15 +163,22 @@ class RunStore:
             known.opened = known.running and (opened or known.opened)
             return known.found
 
+    def findings_now(self, key: str, path: Path, mark: str) -> Sequence[Finding]:
+        """What the doctor found in a run; unlike `findings` it waits for the doctor."""
+        found = self.findings(key, path, mark, growing=True)
+        if found is None:
+            found = _look(path)
+            with self._lock:
+                known = self._findings.setdefault(key, _Diagnosis(mark))
+                known.found, known.running = found, False
+        return found
+
     def _diagnose(self) -> None:
         lower_priority()
         while True:
             diagnosis, path = self._asked.get()
             if diagnosis.running:  # else it was asked for twice, and is done
-                try:
-                    diagnosis.found = diagnose(open_run(path).record(counts=False))
-                except Exception as error:
-                    diagnosis.found = [_unreadable(error)]
+                diagnosis.found = _look(path)
                 diagnosis.running = diagnosis.opened = False
 
 
@@ -198,13 +203,18 @@ class OpenRun:
             return f"{self._follower.mark}-{told}"
 
     def ask(self, question: Callable[[RunData], T], *, wait: bool = False) -> T:
-        """Answer a question about the run as it is now; ``wait`` for its findings if need be."""
+        """Answer a question about the run as it is now.
+
+        Args:
+            question: what is asked.
+            wait: whether the findings must be known.
+        """
         with self._lock:
             self._follower.refresh()
             found = self._findings()
-            while wait and found is None:  # the doctor's thread looks at the run asked for last
-                time.sleep(0.05)
-                found = self._findings()
+            if found is None and wait:
+                path, mark = self._follower.run.path, self._follower.mark
+                found = self._store.findings_now(self._key, path, mark)
             return question(RunData(self._key, self._follower, found))
 
     def _findings(self) -> Sequence[Finding] | None:
@@ -222,6 +232,13 @@ class _Diagnosis:
     running: bool = False
     opened: bool = False
     found: Sequence[Finding] | None = None
+
+
+def _look(path: Path) -> Sequence[Finding]:
+    try:
+        return diagnose(open_run(path).record(counts=False))
+    except Exception as error:
+        return [_unreadable(error)]
 
 
 def _unreadable(error: Exception) -> Finding:

@@ -34,7 +34,7 @@ MOST_ACROSS = 50
 RIGHT, WRONG = (0, 114, 178), (213, 94, 0)
 """Those of ``--right`` and ``--wrong`` in ``base.css``."""
 
-Pair = tuple[int | None, int | None]
+Pair = tuple[int, int]
 
 
 def confusion(page: Page) -> dict[str, Any]:
@@ -47,8 +47,10 @@ def confusion(page: Page) -> dict[str, Any]:
     at = past[-1] if past else epochs[0]
     kept, wrong = run.snapshot(Confusion, epoch=at), run.snapshot(Mistakes, epoch=at)
     classes = kept.classes if kept is not None else wrong.classes if wrong is not None else ()
-    pair, n = (page.view.true, page.view.predicted), len(classes)
-    chosen = pair if pair[0] in range(n) and pair[1] in range(n) else None
+    true, predicted, known = page.view.true, page.view.predicted, range(len(classes))
+    chosen = None
+    if true is not None and predicted is not None and true in known and predicted in known:
+        chosen = true, predicted
     has_counts = kept is not None and (kept.counts > 0).any()
     return {
         "missing": "" if has_counts or kept is None else "This validation held no image.",

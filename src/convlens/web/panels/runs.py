@@ -11,6 +11,7 @@ from typing import Any
 from convlens.core.records import Finding
 from convlens.core.wording import plural
 from convlens.web import formatting
+from convlens.web.panels.verdict import badge
 from convlens.web.run_summary import RunSummary
 from convlens.web.view import View
 
@@ -66,17 +67,6 @@ def runs(listed: Sequence[Listed], places: Sequence[str], view: View) -> dict[st
 def count(findings: Sequence[Finding] | None) -> Mapping[str, int] | None:
     """How many findings there are of each severity; None if they are not known yet."""
     return None if findings is None else Counter(one.severity for one in findings)
-
-
-def badge(findings: Sequence[Finding] | None) -> tuple[str, str]:
-    """Severity and words of a run's verdict; to be replaced by `panels.verdict.badge`."""
-    found = count(findings)
-    if found is None:
-        return "", "…"
-    for severity in ("problem", "warning"):
-        if n := found.get(severity):
-            return severity, plural(n, severity)
-    return "", "nothing found"
 
 
 def spark(losses: Sequence[tuple[float, float]]) -> str:
@@ -151,7 +141,7 @@ def _known(value: float | None) -> float | None:
 
 def _words(one: Listed) -> str:
     run, findings = one
-    texts = (run.path.name, run.model, run.status, run.folder, badge(findings)[1])
+    texts = (run.path.name, run.model, run.status, run.folder, badge(findings)[0])
     return " ".join(texts).casefold()
 
 
