@@ -12,7 +12,7 @@ from PIL import Image
 from convlens.core.snapshots import BEFORE, Confusion, Ints, Mistakes, recall_of
 from convlens.web import formatting
 from convlens.web.panels.mistakes import class_name, mistakes
-from convlens.web.run_data import RunData
+from convlens.web.run_data import RunData, is_own_loop
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
@@ -75,11 +75,6 @@ def missing(run: RunData) -> str:
         "No confusion matrix was kept. A Learner with the Pictures callback keeps one after each "
         "validation of single classes."
     )
-
-
-def is_own_loop(run: RunData) -> bool:
-    """Whether no Learner recorded it; to be replaced by `run_data.is_own_loop`."""
-    return "optimizer" not in run.meta
 
 
 def frequent_mistakes(counts: Ints) -> list[tuple[int, int, int]]:
