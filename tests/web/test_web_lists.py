@@ -214,10 +214,10 @@ def line(name: str, created: str = "", status: str = "finished", **more: object)
 
 PROBLEM, WARNING = Finding("a", "problem", "dead"), Finding("b", "warning", "slow")
 LISTED = [
-    (line("b", "2026-11-24T10:00:00+00:00", metrics={"accuracy": 0.9}, metric="accuracy", best=0.95,
+    (line("b", "2026-11-24T10:00:00+00:00", metric="accuracy", last=0.9, best=0.95,
           valid_loss=2.0, rate=0.1, model="ResNet", parameters=5, wall_s=3.0), [PROBLEM, WARNING]),
-    (line("a", "2026-11-25T10:00:00+02:00", "running", metrics={"accuracy": 0.7}, metric="accuracy",
-          valid_loss=float("nan"), rate=0.01, model="simple", wall_s=9.0), None),
+    (line("a", "2026-11-25T10:00:00+02:00", "running", metric="accuracy", last=0.7,
+          rate=0.01, model="simple", wall_s=9.0), None),
     (line("c", "2026-11-23T10:00:00", "failed"), [WARNING]),
     (line("d", problem="d cannot be read & that is why."), None),
 ]  # fmt: skip
@@ -234,7 +234,7 @@ LISTED = [
 )  # fmt: skip
 def test_runs_are_sorted_and_those_without_a_value_come_last(order, names):
     shown = runs(LISTED, ["runs"], View(order=order))
-    assert "".join(row["name"] for row in shown["groups"][0][1]) == names
+    assert "".join(row["run"].path.name for row in shown["groups"][0][1]) == names
     assert [head["sort"] for head in shown["heads"]].count("none") == len(COLUMNS) - 1
 
 
@@ -244,17 +244,16 @@ def test_runs_are_sorted_and_those_without_a_value_come_last(order, names):
 )
 def test_runs_are_filtered(words, names):
     shown = runs(LISTED, ["runs"], View(filter=words))
-    assert "".join(row["name"] for _, rows in shown["groups"] for row in rows) == names
+    assert "".join(row["run"].path.name for _, rows in shown["groups"] for row in rows) == names
 
 
 def test_a_row_says_best_and_last_and_when_in_utc():
-    rows = {row["name"]: row for _, rows in runs(LISTED, [], View())["groups"] for row in rows}
+    rows = {
+        row["run"].path.name: row for _, rows in runs(LISTED, [], View())["groups"] for row in rows
+    }
     assert (rows["b"]["accuracy"], rows["b"]["last"]) == ("95.00 %", "90.00 %")
     assert rows["b"]["badge"] == ("1 problem", "problem")
-    assert (rows["a"]["status"], rows["a"]["badge"]) == (
-        ("busy", "running"),
-        ("not looked at yet", ""),
-    )
+    assert (rows["a"]["kind"], rows["a"]["badge"]) == ("busy", ("not looked at yet", ""))
     assert rows["a"]["started"] == "2026-11-25 08:00"
     many = [(line(f"{i}"), None) for i in range(MOST_SHOWN + 7)]
     assert runs(many, [], View())["counts"] == (MOST_SHOWN, MOST_SHOWN + 7, MOST_SHOWN + 7)

@@ -26,7 +26,7 @@ def runs(listed: Sequence[tuple[RunSummary, Sequence[Finding] | None]]) -> dict[
                 "key": run.key, "name": run.path.name, "folder": run.folder,
                 "created": run.created, "status": run.status, "problem": run.problem,
                 "epochs": run.n_epochs, "metrics": finite(dict(run.metrics)),
-                "best_accuracy": run.best, "valid_loss": finite(run.valid_loss),
+                "best_accuracy": run.best, "valid_loss": run.valid_loss,
                 "learning_rate": run.rate, "model": run.model, "parameters": run.parameters,
                 "seconds": run.wall_s, "findings": count(findings),
             }

@@ -27,8 +27,8 @@ class RunSummary:
         folder: the folder in which it was found, as it was given.
         mark: differs whenever something was recorded, see `RunFollower.mark`.
         metric: the first accuracy, else the first metric; empty if there is none.
+        last: its last value, None if that is not finite, as of all numbers here.
         best: the highest value of an accuracy, None of another metric.
-        valid_loss: that of the last epoch that has one.
         rate: the largest learning rate.
         model: the model's class.
         wall_s: seconds that the training took.
@@ -45,6 +45,7 @@ class RunSummary:
     n_epochs: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     metric: str = ""
+    last: float | None = None
     best: float | None = None
     valid_loss: float | None = None
     rate: float | None = None
@@ -106,8 +107,9 @@ def _summary(key: str, folder: str, path: Path, follower: RunFollower) -> RunSum
         n_epochs=len(epochs),
         metrics=dict(last),
         metric=metric,
+        last=_number(last.get(metric)),
         best=_best(epochs, metric),
-        valid_loss=next((e.valid_loss for e in reversed(epochs) if e.valid_loss is not None), None),
+        valid_loss=_number(epochs[-1].valid_loss) if epochs else None,
         rate=_number(max(rates[np.isfinite(rates)].tolist(), default=None)),
         model=str(facts.get("class") or ""),
         parameters=parameters if type(parameters) is int else None,
