@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convlens.errors import RunError
+from convlens.errors import ConvlensError, RunError
+from convlens.runs import Run
 from convlens.web import data
-from convlens.web.figures.registry import FIGURES
-from convlens.web.pages import Page, draw, render
+from convlens.web.distances import Distances
+from convlens.web.figures.registry import COMPARED, FIGURES
+from convlens.web.pages import ComparePage, Page, draw, render
 from convlens.web.run_data import RunData
 from convlens.web.store import RunStore
 from convlens.web.view import View
@@ -53,11 +55,14 @@ class Site:
     """
 
     def __init__(self, store: RunStore) -> None:
-        self.store = store
+        self.store, self._distances = store, Distances()
 
     def mark(self, path: str, query: Query) -> str:
         """The version of what is under an address, decided before anything of it is drawn."""
         keys = self._keys(path, query)
+        if _of_several(path):
+            mark, runs, _ = self._look_at(keys)
+            return f"{mark}.{self._distances.of(list(runs.values()))[0]}"
         if keys:
             return ".".join(self.store.open(key).mark for key in keys)
         return ""
@@ -75,9 +80,13 @@ class Site:
         if path == "/":
             return self._list(view)
         if first == "run" and keys:
-            return self._ask(keys[0], lambda run: _run_page(Page(run, view), mark))
+            return self._ask(keys[0], lambda run: _page(Page(run, view), "run.html", mark))
         if first == "figure" and rest in FIGURES and len(keys) == 1:
             return self._ask(keys[0], lambda run: _figure(Page(run, view), rest))
+        if path == "/compare":
+            return self._compare(keys, view, lambda page: _page(page, "compare.html", mark))
+        if _of_several(path):
+            return self._compare(keys, view, lambda page: _figure(page, rest))
         if first == "api":
             return self._data(rest, keys, view)
         raise NoSuchPageError("There is nothing under this address; the list of runs is at /.")
@@ -87,10 +96,60 @@ class Site:
         for begin in ("/run/", "/api/run/"):
             if path.startswith(begin):
                 return [path[len(begin) :].partition("/")[0]]
-        return list(query.get("run", []))[:8]
+        return list(dict.fromkeys(query.get("run", [])))[:8]
 
     def _ask(self, key: str, question: Callable[[RunData], Answer]) -> Answer:
         return self.store.open(key).ask(question)
+
+    def _look_at(
+        self, keys: Sequence[str], *, whole: bool = False
+    ) -> tuple[str, dict[str, tuple[Run, str]], dict[str, str]]:
+        """The mark of several runs; those that can be read, each with its state; and why not.
+
+        Args:
+            keys: the runs.
+            whole: whether a run whose layers cannot be read counts as one that cannot.
+        """
+
+        def look(run: RunData) -> tuple[Run, str]:
+            if whole:
+                _ = run.span
+            return run.run, run.follower.mark
+
+        marks, runs, problems = list[str](), dict[str, tuple[Run, str]](), dict[str, str]()
+        for key in keys:
+            try:
+                opened = self.store.open(key)
+                marks.append(opened.mark)
+                runs[key] = opened.ask(look)
+            except ConvlensError as error:
+                problems[key] = str(error)
+        return ".".join([*marks, *problems]), runs, problems
+
+    def _compare(
+        self, keys: Sequence[str], view: View, question: Callable[[ComparePage], Answer]
+    ) -> Answer:
+        if len(keys) < 2:
+            raise NoSuchPageError("Choose at least two runs to compare in the list of runs.")
+        _, readable, problems = self._look_at(keys, whole=True)
+        if not readable:
+            raise RunError(" ".join(problems.values()))
+        comparison = self._distances.of(list(readable.values()))[1]
+        runs: dict[str, RunData] = {}
+
+        def ask(rest: Sequence[str]) -> Answer:
+            """Ask one run within the other, always in the same order: two pages cannot block."""
+            if not rest:
+                asked = [runs[key] for key in readable]
+                return question(ComparePage(asked, view, comparison, problems))
+
+            def within(run: RunData) -> Answer:
+                runs[rest[0]] = run
+                return ask(rest[1:])
+
+            return self._ask(rest[0], within)
+
+        return ask(sorted(readable))
 
     def _list(self, view: View) -> Answer:
         return Answer(body=html(render("list.html", runs=self.store.list(), view=view)))
@@ -104,8 +163,12 @@ class Site:
         raise NoSuchPageError("There is no such data; see docs/page.md for what there is.")
 
 
-def _run_page(page: Page, mark: str) -> Answer:
-    return Answer(body=html(render("run.html", page=page, run=page.run, view=page.view, mark=mark)))
+def _of_several(path: str) -> bool:
+    return path == "/compare" or path.removeprefix("/figure/") in COMPARED
+
+
+def _page(page: Page, template: str, mark: str) -> Answer:
+    return Answer(body=html(render(template, page=page, run=page.run, view=page.view, mark=mark)))
 
 
 def _figure(page: Page, name: str) -> Answer:
