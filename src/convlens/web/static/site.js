@@ -31,6 +31,7 @@
   }
 
   function recoloured(json) {
+    if (innerWidth < 640) json = json.replaceAll(/"min_border_(left|right)":\d+/g, '"min_border_$1":36'); // a phone
     if (root.dataset.theme !== "dark") return json;
     return dark.reduce((text, [light, other]) => text.replaceAll(light, other), json);
   }
@@ -353,8 +354,19 @@
     place.hidden = words === "";
   }
 
+  // "3 s ago" goes on counting while nothing new comes.
+  const since = new WeakMap();
+  function count() {
+    for (const element of all("[data-ago]")) {
+      if (!since.has(element)) since.set(element, performance.now() - 1000 * element.dataset.ago);
+      const s = Math.round((performance.now() - since.get(element)) / 1000);
+      element.textContent = s < 120 ? `${s} s` : `${Math.round(s / 60)} min`;
+    }
+  }
+
   async function poll() {
     for (;;) {
+      count();
       await wait(POLL_MS);
       if (document.hidden || !root.dataset.mark) continue;
       const url = new URL(location.href);
