@@ -17,7 +17,7 @@ from threading import Event, Lock, Thread
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.core.buckets import Floats, Ints
+from convlens.core.buckets import Flags, Floats, Ints
 from convlens.core.columns import Columns, coarsen
 from convlens.core.histories import LayerHistory, LayerInfo
 from convlens.core.wording import plural
@@ -34,11 +34,12 @@ THRESHOLD = 0.1
 MAX_KEPT = 8
 """Comparisons that are remembered."""
 
-WAIT_S = 1.0
-"""The request that begins a comparison waits for it this long."""
+WAIT_S, SHARE = 1.0, 20
+"""The first request waits so long for a comparison; one of growing runs is worked out anew after
+so many times what it took."""
 
-SHARE = 20
-"""A comparison of growing runs is worked out anew after so many times the time it took."""
+Steps = tuple[int, int]
+"""First and last step."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Distance:
         first_step: (K,) first step of each cell.
         last_step: (K,) last step of each cell.
         values: (K,) total variation, from 0 to 1; NaN where a run has no values.
-        parted: first and last step of the first column of time in which any single count differs.
+        parted: the first column of time in which any single count differs.
+        far: the first cell with a distance above `THRESHOLD`.
     """
 
     layer: LayerInfo
@@ -59,18 +61,13 @@ class Distance:
     first_step: Ints
     last_step: Ints
     values: Floats
-    parted: tuple[int, int] | None
+    parted: Steps | None
+    far: Steps | None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The distances of two runs.
-
-    Attributes:
-        distances: of the layers that both runs have, by name, in the first run's order.
-        parting: the first step at which they part, in words.
-        remarks: sentences on what could not be compared, and how the rest was.
-    """
+    """The distances of the layers that two runs share, where they part, and what to know of it."""
 
     distances: Sequence[Distance] = ()
     parting: str = ""
@@ -103,25 +100,32 @@ def layer_distance(a: LayerHistory, b: LayerHistory) -> Distance:
     )
     same = mine.last_step[rows] == its.last_step[others]
     mine, its = mine[rows[same]], its[others[same]]
-    differ = np.flatnonzero((mine.counts != its.counts).any(axis=1) | (_rest(mine) != _rest(its)).any(axis=1))  # fmt: skip
-    parted = (int(mine.first_step[differ[0]]), int(mine.last_step[differ[0]])) if len(differ) else None  # fmt: skip
-    if len(mine):
-        level = max(level, grid_level(int(mine.last_step[-1])))
+    parted = _first(mine, (_counts(mine) != _counts(its)).any(axis=1))
+    level = max(level, grid_level(int(mine.last_step.max(initial=0))))
     mine, its = coarsen(mine, level), coarsen(its, level)
-    apart = total_variation(mine, its)
-    return Distance(a.layer, level, mine.first_step, mine.last_step, apart, parted)
+    values = total_variation(mine, its)
+    far = _first(mine, values > THRESHOLD)
+    return Distance(a.layer, level, mine.first_step, mine.last_step, values, parted, far)
 
 
 def total_variation(a: Columns, b: Columns) -> Floats:
-    """(K,) distance of two sketches of the same buckets column by column, NaN where one is empty."""
-    p, q = (np.concatenate([one.counts, _rest(one)], axis=1) for one in (a, b))
+    """(K,) distance of two sketches of the same buckets, NaN where either has no value."""
+    p, q = _counts(a), _counts(b)
     n, m = (counts.sum(axis=1, keepdims=True, dtype=np.float64) for counts in (p, q))
     apart = np.abs(p / np.maximum(n, 1) - q / np.maximum(m, 1)).sum(axis=1) / 2
     return np.where((n[:, 0] > 0) & (m[:, 0] > 0), np.clip(apart, 0.0, 1.0), np.nan)
 
 
-def _rest(columns: Columns) -> NDArray[np.int64]:
-    return np.stack([columns.nan, columns.neg_inf, columns.pos_inf], axis=1)
+def _counts(columns: Columns) -> NDArray[np.int64]:
+    """(K, B + 3) counts, those of NaN and the infinities last."""
+    rest = np.stack([columns.nan, columns.neg_inf, columns.pos_inf], axis=1)
+    return np.concatenate([columns.counts, rest], axis=1)
+
+
+def _first(columns: Columns, flags: Flags) -> Steps | None:
+    """First and last step of the first column that is marked."""
+    k = int(flags.argmax()) if len(flags) else 0
+    return (int(columns.first_step[k]), int(columns.last_step[k])) if flags.any() else None
 
 
 def _level(columns: Columns) -> int:
@@ -141,7 +145,9 @@ def names_of(runs: Sequence[Run]) -> list[str]:
     while len(set(names)) < len(set(paths)):
         depth += 1
         longer = ["/".join(path.parts[-depth:]) for path in paths]
-        names = [new if names.count(old) > 1 else old for old, new in zip(names, longer, strict=True)]
+        names = [
+            new if names.count(old) > 1 else old for old, new in zip(names, longer, strict=True)
+        ]
     return names
 
 
@@ -151,78 +157,80 @@ def compare(a: Run, b: Run) -> Comparison:
     Raises:
         RunError: if one of them cannot be read.
     """
-    names, layers = names_of((a, b)), a.layers
-    others = {info.name: i for i, info in enumerate(b.layers)}
-    distances, remarks, ends = list[Distance](), list[str](), (list[int](), list[int]())
-    for i, info in enumerate(layers):
-        if info.name not in others:
+    layers = a.layers, b.layers
+    names, places = names_of((a, b)), {info.name: i for i, info in enumerate(layers[1])}
+    distances, remarks, lasts = list[Distance](), list[str](), [0, 0]
+    for i, info in enumerate(layers[0]):
+        if info.name not in places:
             continue
-        pair = a.history(i), b.history(others[info.name])
-        for of, history in zip(ends, pair, strict=True):
-            of += history.last_step[-1:].tolist()
+        pair = a.history(i), b.history(places[info.name])
+        lasts = [max([last, *one.last_step[-1:]]) for last, one in zip(lasts, pair, strict=True)]
         try:
             distances.append(layer_distance(*pair))
         except ArgumentError as error:
             remarks.append(str(error))
-    for name, mine, its in ((names[0], layers, b.layers), (names[1], b.layers, layers)):
-        alone = [one.name or one.kind for one in mine if one.name not in {o.name for o in its}]
+    for name, mine, its in zip(names, layers, layers[::-1], strict=True):
+        common = {info.name for info in its}
+        alone = [info.name or info.kind for info in mine if info.name not in common]
         if alone:
             listed = ", ".join(alone[:5]) + (", …" if len(alone) > 5 else "")
             remarks.append(f"Only in {name}: {plural(len(alone), 'layer')} ({listed}).")
-    lasts = [max(of, default=0) for of in ends]
     if lasts[0] != lasts[1]:
         said = " and ".join(f"{n} to step {e:,}" for n, e in zip(names, lasts, strict=True))
         remarks.append(f"The runs are not equally long: {said}. They are compared where both are.")
-    return Comparison(distances, parting(distances), [*remarks, *_remarks_on_meta(a, b)])
+    return Comparison(distances, parting(distances), [*remarks, *_remarks_on_steps(a, b)])
 
 
-def _remarks_on_meta(a: Run, b: Run) -> Iterator[str]:
-    data = [run.meta.get("data") for run in (a, b)]
+def _remarks_on_steps(a: Run, b: Run) -> Iterator[str]:
+    """Why the same step may not be the same in both."""
+    metas = a.meta, b.meta
+    data = [meta.get("data") for meta in metas]
     sizes = [one.get("batch_size") if isinstance(one, dict) else None for one in data]
     if None not in sizes and sizes[0] != sizes[1]:
-        yield f"Their batches are not equally large ({sizes[0]} and {sizes[1]} items): the same step is not the same number of items."  # fmt: skip
-    if a.meta.get("counted") != b.meta.get("counted"):
+        yield (
+            f"Batches have {sizes[0]} items in one run and {sizes[1]} in the other, so that the "
+            "same step is not the same number of items."
+        )
+    if metas[0].get("counted") != metas[1].get("counted"):
         yield "One run counts the optimizer's steps, the other every forward of the model."
 
 
 def parting(distances: Sequence[Distance]) -> str:
     """The first step at which two runs part, and where they are first more than noise apart."""
-    compared = [distance for distance in distances if len(distance.first_step)]
+    compared = [one for one in distances if len(one.first_step)]
     if not compared:
         return "The runs have no layer and step in common, so their layers cannot be compared."
-    first = min(int(distance.first_step[0]) for distance in compared)
-    parted = [(one.parted, one.layer) for one in compared if one.parted is not None]
+    names = [f"layer {one.layer.name or one.layer.kind}" for one in compared]
+    first = min(int(one.first_step[0]) for one in compared)
+    parted = [(one.parted, i) for i, one in enumerate(compared) if one.parted]
     if not parted:
-        last = max(int(distance.last_step[-1]) for distance in compared)
-        layers = plural(len(compared), "common layer")
-        return f"The runs never part: all counts of {layers} are equal, steps {first:,} to {last:,}."
-    when, layer = min(parted, key=lambda pair: pair[0])
-    before = "every count before was the same" if when[0] > first else "they differ from the first step on"  # fmt: skip
-    words = f"The runs part {_when(*when)}, in layer {layer.name or layer.kind}: {before}."
-    far = [(int(np.argmax(one.values > THRESHOLD)), one) for one in compared]
-    spans = [
-        ((int(one.first_step[k]), int(one.last_step[k])), one.layer)
-        for k, one in far
-        if one.values[k] > THRESHOLD
-    ]
-    if not spans:
-        return f"{words} No layer ever has a distance above {100 * THRESHOLD:g} %."
-    there, layer = min(spans, key=lambda pair: pair[0])
-    return f"{words} The first with a distance above {100 * THRESHOLD:g} % is layer {layer.name or layer.kind}, {_when(*there)}."  # fmt: skip
+        last, n = max(int(one.last_step[-1]) for one in compared), plural(len(names), "layer")
+        return f"The runs never part: every count of {n} is equal from step {first:,} to {last:,}."
+    steps, i = min(parted)
+    begin = "they differ from the first step on"
+    before = begin if steps[0] == first else "every count before was the same"
+    words = f"The runs part {_when(steps)}, in {names[i]}: {before}."
+    far = [(one.far, i) for i, one in enumerate(compared) if one.far]
+    rule = f"a distance above {100 * THRESHOLD:g} %"
+    if not far:
+        return f"{words} No layer ever has {rule}."
+    steps, i = min(far)
+    return f"{words} The first with {rule} is {names[i]}, {_when(steps)}."
 
 
-def _when(first: int, last: int) -> str:
+def _when(steps: Steps) -> str:
+    first, last = steps
     return f"at step {first:,}" if first == last else f"within steps {first:,} to {last:,}"
 
 
 @dataclass
 class _Work:
-    """A comparison that is worked out, and what is known meanwhile."""
+    """A comparison, the state of the runs that it is of, and the one that was asked for."""
 
+    known: Comparison | None = None
     mark: str = ""
     asked: str = ""
-    known: Comparison | None = None
-    again: float = -float("inf")
+    again: float = 0.0
     done: Event = field(default_factory=Event)
 
 
@@ -232,9 +240,9 @@ class Distances:
     def __init__(self) -> None:
         self._lock = Lock()
         self._works: OrderedDict[tuple[str, str], _Work] = OrderedDict()
-        self._asked: SimpleQueue[tuple[_Work, Run, Run]] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[_Work, Run, Run]] = SimpleQueue()
         # A daemon: the distances of long runs take seconds, and Ctrl-C ends the server at once.
-        Thread(target=self._work, name="convlens distances", daemon=True).start()
+        Thread(target=self._run, name="convlens distances", daemon=True).start()
 
     def of(self, runs: Sequence[tuple[Run, str]]) -> tuple[str, Comparison | None]:
         """What is known of two runs; another comparison is begun where their state differs.
@@ -243,34 +251,34 @@ class Distances:
             runs: each with the mark of its state; nothing is known of other numbers than two.
 
         Returns:
-            The mark of the states that were compared, and the comparison, None for none yet.
+            The mark of the state that was compared, and the comparison, None for none yet.
         """
         if len(runs) != 2:
             return "", None
         (a, _), (b, _) = runs
-        mark = "-".join(mark for _, mark in runs)
+        mark, key = "-".join(mark for _, mark in runs), (str(a.path), str(b.path))
         with self._lock:
-            work = self._works.setdefault((str(a.path), str(b.path)), _Work())
-            self._works.move_to_end((str(a.path), str(b.path)))
-            while len(self._works) > MAX_KEPT:
+            work = self._works.setdefault(key, _Work())
+            self._works.move_to_end(key)
+            if len(self._works) > MAX_KEPT:
                 self._works.popitem(last=False)
             first = not work.asked
             if work.asked == work.mark != mark and time.monotonic() > work.again:
                 work.asked = mark
-                self._asked.put((work, a, b))
+                self._queue.put((work, a, b))
         if first:
             work.done.wait(WAIT_S)
         return work.mark, work.known
 
-    def _work(self) -> None:
+    def _run(self) -> None:
         lower_priority()
         while True:
-            work, a, b = self._asked.get()
-            mark, begun = work.asked, time.monotonic()
+            work, a, b = self._queue.get()
+            begun = time.monotonic()
             try:
-                found = compare(a, b)
+                work.known = compare(a, b)
             except Exception as error:
-                found = Comparison(parting=f"The layers cannot be compared: {error}")
+                work.known = Comparison(parting=f"The layers cannot be compared: {error}")
             work.again = time.monotonic() + SHARE * (time.monotonic() - begun)
-            work.known, work.mark = found, mark
+            work.mark = work.asked
             work.done.set()

@@ -136,7 +136,9 @@ class ComparePage(Page):
     def _query(self, **changes: Any) -> str:  # noqa: ANN401 — fields of View
         keys = [*(page.run.key for page in self.pages), *self.problems]
         given = self.view.but(**changes).query
-        return "&".join([*(f"run={quote(key, safe='')}" for key in keys), *([given] if given else [])])
+        return "&".join(
+            [*(f"run={quote(key, safe='')}" for key in keys), *([given] if given else [])]
+        )
 
 
 def figure_place(key: str, height: int, words: str, **data: str) -> Markup:

@@ -13,8 +13,10 @@ from bokeh.models import (
     ColumnDataSource,
     FixedTicker,
     HoverTool,
+    Image,
     LinearColorMapper,
     NoOverlap,
+    NumeralTickFormatter,
     Range1d,
     UIElement,
 )
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 from convlens.core.columns import coarsen
 from convlens.core.histories import LayerHistory
 from convlens.plots.one_layer import value_range
+from convlens.web.distances import CELL_BITS, Distance, grid_level
 from convlens.web.figures.curves import overlaid
 from convlens.web.figures.style import (
     CARD,
@@ -36,7 +39,6 @@ from convlens.web.figures.style import (
     say,
     stacked,
 )
-from convlens.web.distances import CELL_BITS, Distance, grid_level
 from convlens.web.formatting import harmless, short
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ WHITE = "#ffffff"
 
 def losses(page: ComparePage) -> UIElement:
     """Losses and a metric of all runs."""
-    return overlaid(page.pages)
+    return overlaid(page.pages, page.names)
 
 
 def matrix_height(n_layers: int) -> int:
@@ -79,11 +81,13 @@ def distances(page: ComparePage) -> UIElement:
         name="links",
     )
     mapper = LinearColorMapper(palette=list(cividis(250)), low=0, high=1, nan_color=CLEAR)
-    image = plot.image("image", x=-0.5, y="bottom", dw=width, dh=0.92, source=source,
-                       color_mapper=mapper, level="image")  # fmt: skip
+    glyph = Image(image="image", x=-0.5, y="bottom", dw=width, dh=0.92, color_mapper=mapper)
+    image = plot.add_glyph(source, glyph, level="image")
     tips = [("layer", "@layer"), ("batch", "$x{0,0}"), ("distance", "@image{0.0 %}")]
     plot.add_tools(HoverTool(renderers=[image], tooltips=tips))
-    shown = {i: harmless(short(one.layer.name or one.layer.kind, 14)) for i, one in enumerate(found)}
+    shown = {
+        i: harmless(short(one.layer.name or one.layer.kind, 14)) for i, one in enumerate(found)
+    }
     plot.yaxis.update(
         ticker=FixedTicker(ticks=list(shown)), major_label_overrides=shown,
         major_label_policy=NoOverlap(), major_tick_line_color=None,
@@ -94,9 +98,8 @@ def distances(page: ComparePage) -> UIElement:
             top=(chosen or 0) - 0.5, bottom=(chosen or 0) + 0.5, fill_color=None, line_color=color,
             line_width=size, line_alpha=1, visible=chosen is not None,
         ))  # fmt: skip
-    ticks = {0.0: "0 %", 0.5: "50 %", 1.0: "100 %"}
-    plot.add_layout(ColorBar(color_mapper=mapper, width=12, padding=6,
-                             ticker=FixedTicker(ticks=list(ticks)), major_label_overrides=ticks), "right")  # fmt: skip
+    percent = NumeralTickFormatter(format="0 %")
+    plot.add_layout(ColorBar(color_mapper=mapper, width=12, padding=6, formatter=percent), "right")
     say(plot, "" if n else "Nothing to compare yet.")
     return stacked(plot)
 
@@ -111,7 +114,12 @@ def _row(distance: Distance, level: int) -> NDArray[np.float32]:
 def layer_of_both(page: ComparePage) -> UIElement:
     """The histograms of one layer in both runs, on one scale of values and colours."""
     axis = StepAxis(_span(page))
+    if not page.layer:
+        plot = axis.figure("Activations", "", HEAT, y_range=Range1d(start=0, end=1))
+        say(plot, "The runs have no layer in common.")
+        return plot
     level = grid_level(_span(page)[1])
+    width = float((1 << CELL_BITS) << level)
     histories = [_condensed(one.run.history(page.layer), level) for one in page.pages]
     ranges = [value_range(history, None) for history in histories if len(history)]
     low = min((pair[0] for pair in ranges), default=-1.0)
@@ -127,13 +135,14 @@ def layer_of_both(page: ComparePage) -> UIElement:
         plot = axis.figure(title, "activation", HEAT, y_range=Range1d(start=low, end=high))
         plot.update(background_fill_color=PALE)
         plot.ygrid.visible = False
-        plot.title.offset = -LEFT / 2
+        plot.title.offset = -LEFT / 2  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
         cells = np.full((ROWS, 1 << CELL_BITS), np.nan, np.float32)
         seen = history.columns.n_finite > 0
         colours = np.log1p(binned[seen].T) / np.log1p(peak)
         cells[:, (history.first_step >> level)[seen]] = colours
-        image = plot.image([cells], x=-0.5, y=low, dw=float(cells.shape[1] << level), dh=high - low,
-                           color_mapper=mapper, level="image")  # fmt: skip
+        source = ColumnDataSource({"image": [cells], "y": [low], "dh": [high - low]})
+        glyph = Image(image="image", x=-0.5, y="y", dw=width, dh="dh", color_mapper=mapper)
+        image = plot.add_glyph(source, glyph, level="image")
         tips = [("batch", "$x{0,0}"), ("activation", "$y{0.000}")]
         plot.add_tools(HoverTool(renderers=[image], tooltips=tips))
         axis.mark_epochs(plot, WHITE)

@@ -197,12 +197,15 @@ _FIGURES = {"loss": loss, "metric": metric, "logged": logged, "schedule": schedu
 _WORDS = {"lr": "learning rate", "momentum": "momentum"}
 
 
-def overlaid(pages: Sequence[Page]) -> UIElement:
+def overlaid(pages: Sequence[Page], names: Sequence[str]) -> UIElement:
     """Losses and a metric of up to eight runs over one time axis, a colour for each run.
+
+    The page has the legend: it holds names of any length.
 
     Args:
         pages: one for each run; what the first one's view says of logarithmic axes, smoothing and
             metric holds for all.
+        names: what each run is called.
     """
     spans = [page.run.span for page in pages]
     axis = StepAxis((min(low for low, _ in spans), max(high for _, high in spans)))
@@ -224,12 +227,10 @@ def overlaid(pages: Sequence[Page]) -> UIElement:
             if i < len(others):
                 values[i + 1].append(_positive(y, log and i == 0))
                 drawn[i + 1].append(line(others[i], x, values[i + 1][-1], color, points=True))
-    names = [formatting.short(page.run.name, 18) for page in pages]
-    _explain(training, list(zip(names, drawn[0], strict=False)), 2)
     plots = [training, *others]
     for plot, lines, seen, word in zip(plots, drawn, values, words, strict=False):
         for one, run in zip(lines, names, strict=False):
-            one.name = formatting.harmless(run)
+            one.name = formatting.harmless(formatting.short(run, 40))
         tips = [("run", "$name"), ("batch", "@x{0,0}"), (formatting.harmless(word), "@y{0.0000}")]
         plot.add_tools(HoverTool(renderers=lines, tooltips=tips, mode="mouse", line_policy="next"))
         known = np.concatenate(seen)

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
 SETTINGS = ("model", "data", "loss", "optimizer", "schedule", "n_epochs", "device")
 """The facts of how a run was set up, in the order in which they are listed."""
 
-NOISE = ("seed", "created", "command", "threads", "convlens", "torch", "numpy", "python", "platform")
+NOISE = (
+    "seed",
+    "created",
+    "command",
+    "threads",
+    "convlens",
+    "torch",
+    "numpy",
+    "python",
+    "platform",
+)
 """Facts in which most runs differ, and which seldom matter."""
 
 WORDS: Mapping[str, str] = {
@@ -32,8 +42,7 @@ WORDS: Mapping[str, str] = {
     "optimizer class": "optimizer", "optimizer groups lr": "learning rate at the start",
     "optimizer groups momentum": "momentum (β₁ for Adam)", "optimizer groups beta2": "β₂",
     "optimizer groups eps": "ε of the optimizer", "optimizer groups weight_decay": "weight decay",
-    "schedule class": "schedule of the learning rate", "schedule lr": "constant learning rate",
-    "schedule lr_max": "highest learning rate",
+    "schedule class": "schedule of the learning rate", "schedule lr_max": "highest learning rate",
     "schedule div": "highest rate ÷ first rate", "schedule div_final": "highest rate ÷ last rate",
     "schedule pct_start": "share of steps until the highest rate",
     "schedule moms": "momentum at start, highest rate and end", "n_epochs": "epochs planned",
@@ -41,6 +50,9 @@ WORDS: Mapping[str, str] = {
     "numpy": "NumPy version", "python": "Python version",
 }  # fmt: skip
 """Settings in plain words, by their place in the record."""
+
+UNLISTED = ("model text", "schedule lr")
+"""Settings that are shown elsewhere: as a diff, and as the optimizer's learning rate."""
 
 MOST, LONGEST = 40, 160
 """Settings that are listed, and characters of one."""
@@ -120,7 +132,9 @@ def differences(page: ComparePage) -> dict[str, Any]:
             for name, text in zip(page.names[1:], texts[1:], strict=True)
             if text != texts[0] and text and texts[0]
         ],
-        "unknown": [n for n, meta in zip(page.names, metas, strict=True) if "optimizer" not in meta],
+        "unknown": [
+            name for name, meta in zip(page.names, metas, strict=True) if "optimizer" not in meta
+        ],
     }  # fmt: skip
 
 
@@ -154,7 +168,7 @@ def _flat(value: object, name: str = "") -> Iterator[tuple[str, Any]]:
     """Plain values by their place, such as ``optimizer groups 2 lr``; without models' texts."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            if (place := f"{name} {key}".strip()) != "model text":
+            if (place := f"{name} {key}".strip()) not in UNLISTED:
                 yield from _flat(inner, place)
     elif isinstance(value, list) and any(isinstance(inner, dict | list) for inner in value):
         for i, inner in enumerate(value):
