@@ -201,13 +201,13 @@ def losses(page: ComparePage) -> dict[str, Any]:
 
 def distances(page: ComparePage) -> dict[str, Any]:
     """The distances of two runs in words, and the neighbours of the chosen layer."""
-    found = page.comparison
-    rows = [one.layer.name for one in found.distances] if found else []
-    at = rows.index(page.layer) if page.layer in rows else 0
+    layers = page.layers
+    at = layers.index(page.layer) if layers else 0
+    n_rows = len(page.comparison.distances) if page.comparison else 0
     return {
-        "comparison": found,
-        "height": figures.matrix_height(len(rows)),
+        "comparison": page.comparison,
+        "height": figures.matrix_height(n_rows),
         "heats": 2 * figures.HEAT,
-        "previous": rows[at - 1] if at > 0 else None,
-        "next": rows[at + 1] if at + 1 < len(rows) else None,
+        "previous": layers[at - 1] if at > 0 else None,
+        "next": layers[at + 1] if at + 1 < len(layers) else None,
     }
