@@ -6,34 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import bokeh.models as bk
 import numpy as np
 from bokeh.core.properties import value
 from bokeh.layouts import column, row
-from bokeh.models import (
-    BasicTicker,
-    BasicTickFormatter,
-    ColorBar,
-    ColumnDataSource,
-    DataRange1d,
-    FixedTicker,
-    GlyphRenderer,
-    HoverTool,
-    Image,
-    Label,
-    Legend,
-    LegendItem,
-    Line,
-    LogColorMapper,
-    LogTicker,
-    NoOverlap,
-    NumeralTickFormatter,
-    Quad,
-    Range1d,
-    Scatter,
-    Span,
-    UIElement,
-    VBar,
-)
 from bokeh.palettes import viridis
 from bokeh.plotting import figure
 from numpy.typing import NDArray
@@ -61,7 +37,7 @@ if TYPE_CHECKING:
     from convlens.web.pages import Page
     from convlens.web.run_data import RunData
 
-Item = tuple[str, "list[GlyphRenderer[Any]]"]
+Item = tuple[str, "list[bk.GlyphRenderer[Any]]"]
 Items = Sequence[Item]
 """Words of a legend, and what they stand for."""
 
@@ -116,9 +92,9 @@ class Stat:
         lines: (K,) values of each line by its name.
         bad: (K,) whether anything was NaN or infinite there.
         number: how a value is written, in Bokeh's format.
-        log: whether the y axis is logarithmic.
         top: of a y axis that begins at 0; None for what is drawn.
-        zero: what an exact 0 on a logarithmic axis means.
+        log: whether the y axis is logarithmic.
+        zero: what an exact 0 means there.
     """
 
     title: str
@@ -126,18 +102,18 @@ class Stat:
     lines: Mapping[str, Floats]
     bad: Flags
     number: str = "0.0000"
-    log: bool = False
     top: float | None = None
+    log: bool = False
     zero: str = "exactly 0"
 
 
-def layer(page: Page) -> UIElement:
+def layer(page: Page) -> bk.UIElement:
     """The chosen layer's histograms and statistics over one time axis."""
     run, name = page.run, page.view.layer
     axis = StepAxis(run.span, run.epochs, marked_step(page))
     history = run.history(name) if name in run.names else None
     if not history:
-        plot = axis.figure("Activations", "", HEAT, y_range=Range1d(start=0, end=1))
+        plot = axis.figure("Activations", "", HEAT, y_range=bk.Range1d(start=0, end=1))
         say(plot, "Nothing of this layer was recorded.")
         return plot
     most = CELLS if page.live else REPORT_CELLS
@@ -171,13 +147,9 @@ def marked_step(page: Page) -> int | None:
 
 
 def heat(axis: StepAxis, history: LayerHistory, cells: Cells, *, exact: bool) -> figure:
-    """The histogram of each column as a column of colours, with quantiles as lines over it.
+    """The histogram of each cell as a column of colours, with quantiles as lines over it.
 
-    Args:
-        axis: the time axis.
-        history: a column for each cell, at least one.
-        cells: the cells of time.
-        exact: whether counts keep all their digits; three take half the bytes.
+    Counts that are not exact have three digits, which takes half the bytes.
     """
     low, high = value_range(history)
     image, outside = histograms(history, cells, low, high)
@@ -185,27 +157,24 @@ def heat(axis: StepAxis, history: LayerHistory, cells: Cells, *, exact: bool) ->
         image = (image.view(np.int32) & -(1 << 16)).view(np.float32)
     label = "activation" + (f" ({100 * outside:.1f} % lie outside)" if outside > 0.0005 else "")
     what = "batch" if cells.width == 1 else f"{cells.width:,} batches"
-    plot = axis.figure(
-        "Histogram of every " + what, label, HEAT,
-        y_range=Range1d(start=low, end=high), epoch_names=True,
-    )  # fmt: skip
+    span = bk.Range1d(start=low, end=high)
+    plot = axis.figure(f"Histogram of every {what}", label, HEAT, y_range=span, epoch_names=True)
     plot.update(min_border_left=58, min_border_right=10, background_fill_color=PALE)
     plot.ygrid.visible = False
-    peak = round_up(max(float(np.nanmax(image, initial=0.0)), 10.0))
-    mapper = LogColorMapper(palette=viridis(256), low=0.5, high=peak, nan_color=CLEAR)
-    source = ColumnDataSource({
-        "image": [image], "x": [cells.first - 0.5], "y": [low],
-        "dw": [float(cells.n * cells.width)], "dh": [high - low],
-    })  # fmt: skip
-    glyph = Image(image="image", x="x", y="y", dw="dw", dh="dh", color_mapper=mapper)
+    peak = 2.0 ** np.ceil(np.log2(np.nanmax(image, initial=10.0)))  # so it seldom changes
+    mapper = bk.LogColorMapper(palette=viridis(256), low=0.5, high=peak, nan_color=CLEAR)
+    place = {"x": cells.first - 0.5, "y": low, "dw": float(cells.n * cells.width), "dh": high - low}
+    source = bk.ColumnDataSource({"image": [image], **{k: [v] for k, v in place.items()}})
+    glyph = bk.Image(image="image", x="x", y="y", dw="dw", dh="dh", color_mapper=mapper)
     drawn = plot.add_glyph(source, glyph, level="image")
     each = "@image{0,0}" if cells.width == 1 else f"@image{{0,0.0}} (mean of {what})"
-    tips = [("batch", "$x{0,0}"), ("values in the bin", each),
-            ("activation", f"$y{{0.0000}} (bins of {(high - low) / ROWS:.2g})")]  # fmt: skip
-    plot.add_tools(HoverTool(renderers=[drawn], tooltips=tips))  # pyright: ignore[reportArgumentType]
-    ticks = [10**power for power in range(int(np.log10(peak)) + 1)]
-    bar = ColorBar(color_mapper=mapper, ticker=FixedTicker(ticks=ticks), width=12,
-                   formatter=NumeralTickFormatter(format="0a"), title="values per bin")  # fmt: skip
+    at = f"$y{{0.0000}} (bins of {(high - low) / ROWS:.2g})"
+    tips = [("batch", "$x{0,0}"), ("values in the bin", each), ("activation", at)]
+    plot.add_tools(bk.HoverTool(renderers=[drawn], tooltips=tips))  # pyright: ignore[reportArgumentType]
+    ticks = bk.FixedTicker(ticks=[10**power for power in range(int(np.log10(peak)) + 1)])
+    short_counts = bk.NumeralTickFormatter(format="0a")
+    bar = bk.ColorBar(color_mapper=mapper, ticker=ticks, formatter=short_counts)
+    bar.update(width=12, title="values per bin")
     plot.add_layout(bar, "right")
     axis.mark_epochs(plot, WHITE)
     items = [*_draw_quantiles(plot, history), *_draw_bad(plot, history, cells)]
@@ -217,8 +186,7 @@ def heat(axis: StepAxis, history: LayerHistory, cells: Cells, *, exact: bool) ->
 
 
 def value_range(history: LayerHistory) -> tuple[float, float]:
-    """All activations and 0, without a `TAIL` of each side; out to whole buckets, so that it
-    seldom changes while a run grows."""
+    """From which to which activation: 0 and all but a `TAIL` on either side, in whole buckets."""
     total = history.counts.sum(axis=0, keepdims=True)
     edges = finite_edges(history.bucket_edges)
     low = float(np.fmin(quantile_bounds(total, edges, TAIL)[0, 0], 0.0))
@@ -243,17 +211,20 @@ def histograms(
 
 def _draw_quantiles(plot: figure, history: LayerHistory) -> Items:
     """Each pair of quantiles as one line, parted by NaN: models are what takes time in Bokeh."""
-    values, x, gap = history.quantiles(QUANTILES), history.middle_step, np.array([np.nan])
+    values, x, gap = history.quantiles(QUANTILES), history.middle_step, [np.nan]
     items: list[Item] = []
-    for word, chosen, width, dash in (
-        ("median", [2], 2.2, []), ("25, 75 %", [1, 3], 1.3, []), ("1, 99 %", [0, 4], 1.2, [5, 4]),
-    ):  # fmt: skip
-        y = np.concatenate([part for i in chosen for part in (values[i], gap)])
+    looks = (
+        ("median", [2], 2.2, []),
+        ("25, 75 %", [1, 3], 1.3, []),
+        ("1, 99 %", [0, 4], 1.2, [5, 4]),
+    )
+    for word, chosen, width, dash in looks:
+        y = np.concatenate([np.append(values[i], gap) for i in chosen])
         source = _source(x=np.tile(np.append(x, gap), len(chosen)), y=y)
-        line = Line(x="x", y="y", line_color=WHITE, line_width=width, line_dash=dash)
+        line = bk.Line(x="x", y="y", line_color=WHITE, line_width=width, line_dash=dash)
         items.append((word, [plot.add_glyph(source, line)]))
         if len(history) <= FEW:
-            dots = Scatter(x="x", y="y", size=4, line_color=WHITE, fill_color=WHITE)
+            dots = bk.Scatter(x="x", y="y", size=4, line_color=WHITE, fill_color=WHITE)
             items[-1][1].append(plot.add_glyph(source, dots))
     return items
 
@@ -262,45 +233,37 @@ def _draw_bad(plot: figure, history: LayerHistory, cells: Cells) -> Items:
     """A band along the top where values are NaN or infinite."""
     left = cells.first - 0.5 + cells.starts(history.first_step)[0] * cells.width
     left = left[history.nonfinite > 0]
-    plot.extra_y_ranges = {"frame": Range1d(start=0, end=1)}
-    quad = Quad(left="left", right="right", top=1.0, bottom=0.955, fill_color=ORANGE,
-                line_color=None)  # fmt: skip
+    plot.extra_y_ranges = {"frame": bk.Range1d()}
+    quad = bk.Quad(left="left", right="right", top=1.0, bottom=0.955)
+    quad.update(fill_color=ORANGE, line_color=None)
     source = _source(left=left, right=left + cells.width)
     band = plot.add_glyph(source, quad, y_range_name="frame")
     return [(BAD, [band])] if len(left) else []
 
 
 def _draw_relu(plot: figure, low: float, high: float) -> None:
-    line = Span(location=0, dimension="width", line_color=ORANGE, line_width=1.5)
-    upper = -low > 0.85 * (high - low)
-    words = Label(
-        x=6, x_units="screen", y=0, text="ReLU cuts here", text_color=WHITE,
-        text_font_size="11px", text_baseline="top" if upper else "bottom", padding=3,
-        y_offset=-2 if upper else 2, background_fill_color=NIGHT, background_fill_alpha=0.75,
-    )  # fmt: skip
-    plot.add_layout(line)
+    plot.add_layout(bk.Span(location=0, dimension="width", line_color=ORANGE, line_width=1.5))
+    at_top = -low > 0.85 * (high - low)
+    words = bk.Label(x=6, x_units="screen", y=0, y_offset=-2 if at_top else 2)
+    words.padding = 3  # pyright: ignore[reportAttributeAccessIssue]
+    words.update(text="ReLU cuts here", text_color=WHITE, text_font_size="11px")
+    words.update(text_baseline="top" if at_top else "bottom")
+    words.update(background_fill_color=NIGHT, background_fill_alpha=0.75)
     plot.add_layout(words)
 
 
 def _explain(plot: figure, items: Items, **more: Any) -> None:  # noqa: ANN401 — properties
     """A legend above the frame, where it covers nothing."""
     if items:
-        legend = Legend(
-            items=[LegendItem(label=value(word), renderers=list(drawn)) for word, drawn in items],
-            orientation="horizontal", margin=2, spacing=10, padding=2, glyph_height=12,
-            glyph_width=18, label_text_font_size="11px", location="top_right", **more,
-        )  # fmt: skip
+        named = [bk.LegendItem(label=value(word), renderers=drawn) for word, drawn in items]
+        legend = bk.Legend(items=named, orientation="horizontal", location="top_right")
+        legend.update(margin=2, spacing=10, padding=2, label_text_font_size="11px", **more)
+        legend.update(glyph_height=12, glyph_width=18)
         plot.add_layout(legend, "above")
 
 
-def _source(**columns: Floats) -> ColumnDataSource:
-    return ColumnDataSource({name: float32(one) for name, one in columns.items()})
-
-
-def round_up(size: float) -> float:
-    """The next of … 1, 2, 5, 10 …, so that colours seldom change while a run grows."""
-    decade = 10.0 ** np.floor(np.log10(size))
-    return float(next(m * decade for m in (1, 2, 5, 10) if m * decade >= size * (1 - 1e-6)))
+def _source(**columns: NDArray[Any]) -> bk.ColumnDataSource:
+    return bk.ColumnDataSource({name: float32(one) for name, one in columns.items()})
 
 
 # ---- statistics ---------------------------------------------------------------------------------
@@ -309,29 +272,29 @@ def round_up(size: float) -> float:
 def output_stats(history: LayerHistory) -> list[Stat]:
     """What was measured of a layer's output."""
     x, bad, relu = history.middle_step, history.nonfinite > 0, history.layer.feeds_relu
-
-    def stat(title: str, lines: Mapping[str, Any], number: str = "0.0000", **more: Any) -> Stat:  # noqa: ANN401
-        return Stat(title, x, {k: v.astype(np.float64) for k, v in lines.items()}, bad, number, **more)
-
-    std, share = history.std, {"output": 100 * history.near_zero}
-    share |= {"after ReLU": 100 * history.near_zero_after_relu} if relu else {}
-    share |= {"exactly 0": 100 * history.zeros}
-    log = spreads(std, std, np.isfinite(std).astype(np.int64))
+    std, n = history.std, history.channels
+    share = {"output": history.near_zero}
+    share |= {"after ReLU": history.near_zero_after_relu} if relu else {}
+    share |= {"exactly 0": history.zeros}
     found = [
-        stat("Mean", {"mean": history.mean}),
-        stat("Standard deviation", {"standard deviation": std}, log=log),
-        stat(f"% near zero (|x| ≤ {history.eps:g})", share, "0.00", top=100.0),
-    ]
-    if history.channels:
-        lines = {"dead": history.dead_channels} if relu else {}
-        title = f"{'Dead and silent' if relu else 'Silent'} channels of {history.channels:,}"
-        lines |= {"silent": history.silent_channels}
-        found.append(stat(title, lines, "0", top=float(history.channels)))
+        Stat("Mean", x, {"mean": history.mean}, bad),
+        Stat("Standard deviation", x, {"standard deviation": std}, bad,
+             log=spreads(std, std, np.isfinite(std).astype(np.int64))),
+        Stat(f"% near zero (|x| ≤ {history.eps:g})", x, {k: 100 * v for k, v in share.items()}, bad,
+             "0.00", 100.0),
+    ]  # fmt: skip
+    if n:
+        dead = {"dead": history.dead_channels} if relu else {}
+        lines = {
+            k: v.astype(float) for k, v in (dead | {"silent": history.silent_channels}).items()
+        }
+        title = f"{'Dead and silent' if relu else 'Silent'} channels of {n:,}"
+        found.append(Stat(title, x, lines, bad, "0", float(n)))
     if history.columns.batch_norm.shape[1]:
         mean = {"batch": history.batch_mean, "running": history.running_mean}
         variance = {"batch": history.batch_var, "running": history.running_var}
-        found.append(stat("Mean that is normalized", mean))
-        found.append(stat("Variance that is normalized", variance))
+        found.append(Stat("Mean that is normalized", x, mean, bad))
+        found.append(Stat("Variance that is normalized", x, variance, bad))
     return found
 
 
@@ -350,34 +313,35 @@ def parameter_stats(run: RunData, layer: str, cells: Cells) -> list[Stat]:
     found: list[Stat] = []
     gradients = run.figures("gradient")
     rows = parameters_of(gradients.layers, layer)
+    names = [gradients.layers[i].name for i in rows]
     if rows:
-        at, sizes, bad = root_mean_square(gradients, rows, cells)
-        found.append(_by_parameter("Gradient size ‖g‖", gradients, rows, cells, at, sizes, bad,
-                                   "exactly 0: no gradient"))  # fmt: skip
+        sizes = root_mean_square(gradients, rows, cells)
+        found.append(_by_parameter("Gradient size ‖g‖", names, cells, *sizes, "no gradient"))
     updates, parameters = run.figures("update"), run.figures("parameter")
     whose = {info.name: i for i, info in enumerate(parameters.layers)}
     rows = [i for i in parameters_of(updates.layers, layer) if updates.layers[i].name in whose]
+    names = [updates.layers[i].name for i in rows]
     if rows:
         at, steps, bad = root_mean_square(updates, rows, cells)
-        of = [whose[updates.layers[i].name] for i in rows]
-        its_at, sizes, _ = root_mean_square(parameters, of, cells)
+        its_at, sizes, _ = root_mean_square(parameters, [whose[name] for name in names], cells)
         at, mine, its = np.intersect1d(at, its_at, assume_unique=True, return_indices=True)
         steps, sizes = steps[:, mine], sizes[:, its]
         ratios = np.divide(steps, sizes, out=np.full(steps.shape, np.nan), where=sizes > 0)
-        found.append(_by_parameter("Update ratio ‖Δw‖ / ‖w‖", updates, rows, cells, at, ratios,
-                                   bad[mine], "exactly 0: not changed"))  # fmt: skip
+        found.append(_by_parameter("Update ratio ‖Δw‖ / ‖w‖", names, cells, at, ratios, bad[mine],
+                                   "not changed"))  # fmt: skip
     return found
 
 
 def _by_parameter(
-    title: str, series: SeriesFigures, rows: Sequence[int], cells: Cells, at: Ints,
-    values: Floats, bad: Flags, zero: str,
-) -> Stat:  # fmt: skip
-    names = [series.layers[i].name.rpartition(".")[2] for i in rows[: len(COLORS)]]
-    if len(rows) > len(names):
-        title += f" ({len(names)} of {len(rows)} parameters)"
-    x = cells.first + at * cells.width + (cells.width - 1) / 2
-    return Stat(title, x, dict(zip(names, values, strict=False)), bad, "0.00e+0", True, zero=zero)
+    title: str, names: Sequence[str], cells: Cells, at: Ints, values: Floats, bad: Flags, zero: str
+) -> Stat:
+    if len(names) > len(COLORS):
+        title += f" ({len(COLORS)} of {len(names)} parameters)"
+    lines = {
+        n.rpartition(".")[2]: v for n, v in list(zip(names, values, strict=True))[: len(COLORS)]
+    }
+    x = (cells.first + at * cells.width + (cells.width - 1) / 2).astype(np.float64)
+    return Stat(title, x, lines, bad, "0.00e+0", log=True, zero=f"exactly 0: {zero}")
 
 
 def root_mean_square(
@@ -406,81 +370,76 @@ def stat_figure(axis: StepAxis, stat: Stat) -> figure:
     values = np.array([*stat.lines.values()])
     zero = (values == 0) & stat.log
     drawn = np.where(np.isfinite(values) & ~zero, values, np.nan)
-    plot = axis.figure(harmless(stat.title), "", STAT, log=stat.log, say_steps=False)
+    plot = axis.figure(stat.title, "", STAT, log=stat.log, say_steps=False)
     plot.update(min_border_left=58, min_border_right=10, min_width=MIN_WIDTH)
-    plot.yaxis.ticker = (
-        LogTicker(desired_num_ticks=4, mantissas=[1, 2, 5]) if stat.log else BasicTicker(desired_num_ticks=4)
-    )
+    plot.xaxis.major_label_policy = plot.yaxis.major_label_policy = bk.NoOverlap()
+    side: Any = plot.yaxis[0]
+    side.ticker.update(desired_num_ticks=4, mantissas=[1, 2, 5])
     if not stat.log:
-        plot.yaxis.formatter = BasicTickFormatter(power_limit_low=-5, power_limit_high=6)
-    for one in (plot.xaxis, plot.yaxis):
-        one.major_label_policy = NoOverlap()
+        side.formatter.update(power_limit_low=-5)
     axis.mark_epochs(plot)
-    source = _source(x=stat.x, **{f"y{i}": y for i, y in enumerate(drawn)})
-    items: list[Item] = []
-    tips = [("batch", "$x{0,0}")]
-    for i, (name, color) in enumerate(zip(stat.lines, COLORS, strict=False)):
-        said = harmless(short(name, 20))
-        tips.append((said, f"@y{i}{{{stat.number}}}"))
-        if zero[i].any():
-            source.data[f"said{i}"] = [stat.zero if v == 0 else f"{v:.3g}" for v in values[i]]
-            tips[-1] = said, f"@said{i}"
-        line = Line(x="x", y=f"y{i}", line_color=color, line_width=1.5,
-                    line_dash=[6, 4] if i == 1 else [])  # fmt: skip
-        items.append((said, [plot.add_glyph(source, line)]))
-        if len(stat.x) <= FEW:
-            dots = Scatter(x="x", y=f"y{i}", size=5, line_color=color, fill_color=color)
-            items[-1][1].append(plot.add_glyph(source, dots))
+    items = _draw_lines(plot, stat, drawn, zero)
     _set_range(plot, stat, drawn, [one for _, renderers in items for one in renderers])
     marks = _draw_marks(plot, stat, zero.any(axis=0))
     if len(items) > 3:  # more would not fit
         items[2:] = [(f"{items[2][0]} …", items[2][1])]
     said_by_title = [*stat.lines] == [stat.title.lower()]
     _explain(plot, [*([] if said_by_title else items), *marks])
-    _hover(plot, source, tips, stat)
     return plot
+
+
+def _draw_lines(plot: figure, stat: Stat, drawn: Floats, zero: Flags) -> list[Item]:
+    """The lines, and one tooltip for all of them, wherever in a column the pointer is."""
+    source = _source(x=stat.x, **{f"y{i}": y for i, y in enumerate(drawn)})
+    items: list[Item] = []
+    tips = [("batch", "$x{0,0}")]
+    for i, (name, color) in enumerate(zip(stat.lines, COLORS, strict=False)):
+        word = harmless(short(name, 20))
+        tips.append((word, f"@y{i}{{{stat.number}}}"))
+        if zero[i].any():
+            source.data[f"said{i}"] = [
+                stat.zero if v == 0 else f"{v:.3g}" for v in stat.lines[name]
+            ]
+            tips[-1] = word, f"@said{i}"
+        line = bk.Line(x="x", y=f"y{i}", line_color=color, line_width=1.5)
+        line.line_dash = [6, 4] if i == 1 else []
+        items.append((word, [plot.add_glyph(source, line)]))
+        if len(stat.x) <= FEW:
+            dots = bk.Scatter(x="x", y=f"y{i}", size=5, line_color=color, fill_color=color)
+            items[-1][1].append(plot.add_glyph(source, dots))
+    bar = bk.VBar(x="x", width=float(np.median(np.diff(stat.x))) if len(stat.x) > 1 else 1.0)
+    bar.update(bottom=1, top=10, fill_alpha=0, line_alpha=0)
+    bars = plot.add_glyph(source, bar, y_range_name="frame")
+    plot.add_tools(bk.HoverTool(renderers=[bars], tooltips=tips, point_policy="follow_mouse"))  # pyright: ignore[reportArgumentType]
+    return items
 
 
 def _set_range(plot: figure, stat: Stat, drawn: Floats, lines: Sequence[Any]) -> None:
     """The y axis: fixed for shares, else what the lines need of what is zoomed."""
+    # The frame itself, for what has no place on the y axis; positive, as that may be logarithmic.
+    plot.extra_y_ranges = {"frame": bk.Range1d(start=1, end=10)}
     if stat.top is not None:
-        plot.y_range = Range1d(start=-0.04 * stat.top, end=1.04 * stat.top)
+        plot.y_range = bk.Range1d(start=-0.04 * stat.top, end=1.04 * stat.top)
     elif np.isfinite(drawn).any():
-        size = float(np.nanmax(np.abs(drawn)))
         flat = not stat.log and np.nanmin(drawn) == np.nanmax(drawn)
-        span = 0.2 * size or 1.0
-        plot.y_range = DataRange1d(renderers=list(lines), default_span=span if flat else 2.0)
+        span = 0.2 * abs(float(np.nanmin(drawn))) or 1.0
+        plot.y_range = bk.DataRange1d(renderers=list(lines), default_span=span if flat else 2.0)
     else:
-        plot.y_range = Range1d(start=0.1, end=1.0)
+        plot.y_range = bk.Range1d(start=0.1, end=1.0)
         plot.yaxis.visible = plot.ygrid.visible = False
         bad = stat.bad.any() or not stat.log
         say(plot, "Every value is NaN or infinite." if bad else stat.zero.capitalize())
-    # The frame itself, for what has no place on the y axis.
-    plot.extra_y_ranges = {"frame": Range1d(start=1, end=10) if stat.log else Range1d()}
 
 
 def _draw_marks(plot: figure, stat: Stat, zero: Flags) -> Items:
     """Marks on the frame: at the bottom for a 0, at the top for NaN and infinity."""
     items: list[Item] = []
-    for where, marker, color, word, place in (
-        (zero, "inverted_triangle", ZERO, "exactly 0", 0.06),
-        (stat.bad, "square", ORANGE, BAD, 0.95),
+    for where, marker, color, word, y in (
+        (zero, "inverted_triangle", ZERO, "exactly 0", 1.15),
+        (stat.bad, "square", ORANGE, BAD, 8.9 if stat.log else 9.6),
     ):
-        y = 10.0**place if stat.log else place
-        mark = Scatter(x="x", y=y, marker=marker, size=7, line_color=color, fill_color=color)
+        mark = bk.Scatter(x="x", y=y, marker=marker, size=7, line_color=color, fill_color=color)
         if where.any():
             drawn = plot.add_glyph(_source(x=stat.x[where]), mark, y_range_name="frame")
             items.append((word, [drawn]))
     return items
-
-
-def _hover(
-    plot: figure, source: ColumnDataSource, tips: Sequence[tuple[str, str]], stat: Stat
-) -> None:
-    """One tooltip for all lines, wherever in a column the pointer is."""
-    gaps = np.diff(stat.x)
-    bar = VBar(x="x", width=float(np.median(gaps)) if len(gaps) else 1.0, bottom=1 if stat.log else 0,
-               top=10 if stat.log else 1, fill_alpha=0, line_alpha=0)  # fmt: skip
-    bars = plot.add_glyph(source, bar, y_range_name="frame")
-    tool = HoverTool(renderers=[bars], tooltips=list(tips), point_policy="follow_mouse")  # pyright: ignore[reportArgumentType]
-    plot.add_tools(tool)

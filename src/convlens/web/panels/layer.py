@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from convlens.core.histories import LayerHistory, LayerInfo
-from convlens.core.records import SEVERITIES
 from convlens.core.wording import plural
 from convlens.web.figures import layer as figures
 from convlens.web.formatting import label, number, percent, plain
@@ -21,6 +20,8 @@ FACTS = (
     "multiplications", "activations", "receptive_field", "jump", "inputs_per_output",
 )  # fmt: skip
 """What of the model's summary is said of a layer, in this order."""
+
+NOTHING: tuple[object, ...] = (None, "", [])
 
 WAITING = "Waiting for the first columns."
 CALL = "use the callback cl.ActivationStats(), or cl.watch(model) around a loop of your own."
@@ -49,9 +50,9 @@ def layer(page: Page) -> dict[str, Any]:
         "info": info,
         "at": at,
         "around": {k: run.names[i] for k, i in around.items() if 0 <= i < len(run.names)},
-        "findings": sorted(found, key=lambda one: _rank(one.severity)),
+        "findings": found,
         "sentence": "",
-        "facts": [(label(key), plain(row[key])) for key in FACTS if _is_told(row.get(key))],
+        "facts": [(label(key), plain(row[key])) for key in FACTS if row.get(key) not in NOTHING],
     }
     if not len(history):
         return values | {"sentence": WAITING if waiting else NO_COLUMNS}
@@ -78,9 +79,7 @@ def summary_row(run: RunData, layer: str) -> dict[str, Any]:
     return {}
 
 
-def parameters(
-    run: RunData, info: LayerInfo, row: dict[str, Any]
-) -> tuple[bool, bool, list[str]]:
+def parameters(run: RunData, info: LayerInfo, row: dict[str, Any]) -> tuple[bool, bool, list[str]]:
     """Whether gradients and updates of the layer's parameters were recorded; else why not."""
     recorded = [run.follower.layers_of(quantity) for quantity in ("gradient", "update")]
     gradients, updates = (bool(figures.parameters_of(one, info.name)) for one in recorded)
@@ -95,7 +94,10 @@ def parameters(
         missing.append(UNKNOWN)
     elif recorded[1] and not updates:
         missing.append("No updates of this layer's parameters were recorded.")
-    for what, stats, series in (("gradients", "Gradient", recorded[0]), ("updates", "Update", recorded[1])):
+    for what, stats, series in (
+        ("gradients", "Gradient", recorded[0]),
+        ("updates", "Update", recorded[1]),
+    ):
         if not series:
             missing.append(
                 f"{what.capitalize()} were not recorded in this run: use the callback "
@@ -107,26 +109,21 @@ def parameters(
 def newest(history: LayerHistory) -> str:
     """The state of a layer in its last column, which may be several batches."""
     first, last = int(history.first_step[-1]), int(history.last_step[-1])
-    one = first == last
-    when = (
-        f"At step {last:,}, in this batch"
-        if one
-        else f"At steps {first:,} to {last:,}, over these batches"
-    )
+    relu, n = history.layer.feeds_relu, history.channels
+    when, where = f"At step {last:,}, in this batch", "in this batch"
+    if first < last:
+        when = f"At steps {first:,} to {last:,}, over these batches"
+        where = "in all of these batches"
     parts = [
         f"mean {number(float(history.mean[-1]))}",
         f"standard deviation {number(float(history.std[-1]))}",
         f"{percent(float(history.near_zero[-1]))} near zero",
     ]
-    relu, n = history.layer.feeds_relu, history.channels
     if relu:
         parts[-1] += f" ({percent(float(history.near_zero_after_relu[-1]))} after its ReLU)"
     if n:
         many = int((history.dead_channels if relu else history.silent_channels)[-1])
-        where = "in this batch" if one else "in all of these batches"
-        parts.append(
-            f"{many:,} of {plural(n, 'channel')} {'dead' if relu else 'silent'} {where}"
-        )
+        parts.append(f"{many:,} of {plural(n, 'channel')} {'dead' if relu else 'silent'} {where}")
     return f"{when}: {' · '.join(parts)}."
 
 
@@ -138,11 +135,3 @@ def nonfinite(history: LayerHistory) -> str:
     of = f"{len(where):,} of {plural(len(history), 'column')} of this layer"
     first = int(history.first_step[where[0]])
     return f"NaN or infinite values in {of}, first at step {first:,}."
-
-
-def _rank(severity: str) -> int:
-    return SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)
-
-
-def _is_told(value: object) -> bool:
-    return value is not None and value != "" and value != []
