@@ -15,7 +15,7 @@ from convlens.core.steps import StepSeries
 from convlens.doctor import diagnose
 from convlens.runs import create_run, open_run
 from convlens.runs.follower import RunFollower
-from convlens.web.figures.curves import overlaid, overlaid_height, short_names
+from convlens.web.figures.curves import overlaid, overlaid_height
 from convlens.web.figures.style import embed
 from convlens.web.pages import Page, draw
 from convlens.web.panels.verdict import SHOWN, badge, headline
@@ -164,11 +164,11 @@ def test_up_to_eight_runs_lie_over_one_another(recorded, tmp_path):
     paths = [made(tmp_path / f"mnist-lr-{i}-batch-size-64", np.ones(20 + i), 2) for i in range(8)]
     for chosen in (paths[:2], paths, [recorded("own-loop"), recorded("names"), paths[0]]):
         pages = [page_of(path) for path in chosen]
-        figure = overlaid(pages)
-        assert len(models(None, "LegendItem", figure)) == len(chosen)
+        colours = {
+            one["line_color"]["value"] for one in models(None, "Line", overlaid(pages, "abcdefgh"))
+        }
+        assert len(colours) == len(chosen)
         assert overlaid_height(pages) > 400
-    assert short_names(["mnist-0001", "mnist-0002"]) == ["mnist-0001", "mnist-0002"]
-    assert short_names([path.name for path in paths[:2]])[0].startswith("…0-batch")
 
 
 def test_in_a_browser_the_loss_fits_what_is_zoomed_and_the_key_l_changes_its_axis(page, tmp_path):
@@ -191,6 +191,7 @@ def test_in_a_browser_the_loss_fits_what_is_zoomed_and_the_key_l_changes_its_axi
         assert 0.2 < low < high < 1.7
         page.locator("[data-show-all]").click()
         assert page.evaluate(ends)[2] > 3.0
+        page.goto("about:blank")  # asks nothing of a server that is being closed
 
 
 def test_in_a_browser_a_collapsed_run_is_understood_on_the_first_screen(page, recorded):
@@ -203,3 +204,4 @@ def test_in_a_browser_a_collapsed_run_is_understood_on_the_first_screen(page, re
         page.locator("#verdict").get_by_role("link", name="2.0", exact=True).click()
         page.locator("html[data-drawn=all]").wait_for()
         assert page.url.endswith("layer=2.0")
+        page.goto("about:blank")

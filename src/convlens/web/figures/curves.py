@@ -141,7 +141,7 @@ def loss(page: Page, axis: StepAxis) -> figure:
         "NaN or ∞": (strips, bool(bad.any())),
     }  # fmt: skip
     _explain(plot, [(word, drawn) for word, (drawn, there) in shown.items() if there])
-    known = _fit(plot, np.concatenate([curves.loss.low, curves.loss.high, y]), log=log)
+    known = _fit(plot, [], np.concatenate([curves.loss.low, curves.loss.high, y]), log=log)
     say(plot, "" if known else "Every loss was NaN or infinite.")
     return plot
 
@@ -154,7 +154,7 @@ def metric(page: Page, axis: StepAxis) -> figure:
     x, y = _metric(page.run.epochs, name)
     drawn = line(plot, x, y, ORANGE, points=True)
     add_tips(plot, drawn, {"value": y})
-    _fit(plot, y)
+    _fit(plot, [drawn], y)
     return plot
 
 
@@ -167,7 +167,7 @@ def logged(page: Page, axis: StepAxis) -> figure:
     known = np.isfinite(y)  # it may have been logged at some steps only
     drawn = line(plot, steps.middle_step[known], y[known])
     add_tips(plot, drawn, {"value": y[known]})
-    _fit(plot, y)
+    _fit(plot, [drawn], y)
     return plot
 
 
@@ -194,16 +194,12 @@ def schedule(page: Page, axis: StepAxis) -> figure:
         color, range_name = (BLUE, "default") if name == "lr" else (GREEN, "momentum")
         drawn = [
             line(plot, hypers.middle_step, band.mean[:, group], color, 2.0,
-                 points=len(hypers) <= 2, dashed=name == "momentum", y_range_name=range_name)
+                 dashed=name == "momentum", y_range_name=range_name)
             for group in groups
         ]  # fmt: skip
         of = "" if len(groups) == 1 else ", group {}"
         tips |= {_WORDS[name] + of.format(group): band.mean[:, group] for group in groups}
-        low, size = np.nanmin(band.low), float(np.nanmax(np.abs(band.high)))
-        span = plot.y_range if name == "lr" else plot.extra_y_ranges[range_name]
-        span.update(renderers=drawn, default_span=0.4 * size or 1.0)  # not ±1 around 0.06
-        if name == "momentum" and low == np.nanmax(band.high):  # not on top of a constant rate
-            plot.extra_y_ranges = {"momentum": Range1d(start=0, end=1.1 * size or 1.0)}
+        _fit(plot, drawn, band.mean[:, groups], range_name)
         lines += drawn
     add_tips(plot, lines[0], tips)
     return plot
@@ -213,16 +209,18 @@ _FIGURES = {"loss": loss, "metric": metric, "logged": logged, "schedule": schedu
 _WORDS = {"lr": "learning rate", "momentum": "momentum"}
 
 
-def overlaid(pages: Sequence[Page]) -> UIElement:
+def overlaid(pages: Sequence[Page], names: Sequence[str]) -> UIElement:
     """Losses and a metric of up to eight runs over one time axis, a colour for each run.
+
+    The page has the legend: it holds names of any length.
 
     Args:
         pages: one for each run; what the first one's view says of the logarithmic axis, smoothing
             and metric holds for all.
+        names: what each run is called.
     """
     runs, view, log = [page.run for page in pages], pages[0].view, is_log(pages)
     axis = StepAxis((min(run.span[0] for run in runs), max(run.span[1] for run in runs)))
-    names = short_names([run.name for run in runs])
     training, validation = (
         _loss_figure(axis, "training loss", log),
         _loss_figure(axis, "validation loss", log),
@@ -231,9 +229,7 @@ def overlaid(pages: Sequence[Page]) -> UIElement:
     for run, mean, color in zip(runs, smooth, RUNS, strict=False):
         _mark_ends(training, run, mean, color, log=log, band=len(runs) == 2)
     means = [(run.curves.middle_step, mean) for run, mean in zip(runs, smooth, strict=True)]
-    lines = _overlay(training, means, names, log=log)
-    _explain(training, list(zip(names, lines, strict=True)), 2)
-    training.height = LOSS + LEGEND_ROW * (len(runs) // 2)
+    _overlay(training, means, names, log=log)
     measured = [_validation(run.epochs) for run in runs]
     _overlay(validation, [(x, _positive(y, log)) for x, y in measured], names, log=log)
     plots = [training, validation]
@@ -248,16 +244,7 @@ def overlaid(pages: Sequence[Page]) -> UIElement:
 def overlaid_height(pages: Sequence[Page]) -> int:
     """Pixels of what `overlaid` draws."""
     metrics = any(epoch.metrics for page in pages for epoch in page.run.epochs)
-    return 2 * LOSS + LEGEND_ROW * (len(pages) // 2) + (METRIC if metrics else 0) + STEPS
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Names of runs without their long common beginning, for a legend."""
-    same = next((i for i, signs in enumerate(zip(*names, strict=False)) if len({*signs}) > 1), 0)
-    cut = max(names[0].rfind(sign, 0, same) for sign in "-_") + 1
-    if max(map(len, names)) <= NAME or cut < 4:
-        return [formatting.short(name, NAME) for name in names]
-    return ["…" + formatting.short(name[cut:], NAME - 1) for name in names]
+    return 2 * LOSS + (METRIC if metrics else 0) + STEPS
 
 
 def _mark_ends(
@@ -296,7 +283,7 @@ def _overlay(
     plot.add_tools(
         HoverTool(renderers=list[DataRenderer](drawn), tooltips=tips, line_policy="nearest")
     )
-    known = _fit(plot, np.concatenate([y for _, y in series]), log=log)
+    known = _fit(plot, drawn, np.concatenate([y for _, y in series]), log=log)
     say(plot, "" if known else "Not recorded.")
     return drawn
 
@@ -313,7 +300,9 @@ def _above_one_another(plots: Sequence[figure], *, grows: bool = True) -> UIElem
 
 def _loss_figure(axis: StepAxis, label: str, log: bool) -> figure:
     label += " (log scale)" if log else ""
-    return axis.figure("", label, LOSS, log=log, epoch_names=bool(axis.epochs), say_steps=False)
+    plot = axis.figure("", label, LOSS, log=log, epoch_names=bool(axis.epochs), say_steps=False)
+    plot.tags = ["fit"]
+    return plot
 
 
 def _smoothed(page: Page, log: bool) -> Floats:
@@ -382,17 +371,24 @@ def _explain(plot: figure, entries: Sequence[tuple[str, Any]], columns: int = 0)
     plot.add_layout(legend, "above")
 
 
-def _fit(plot: figure, values: Floats, *, log: bool = False) -> bool:
-    """Fit the y axis to values, and return whether there are any; ``site.js`` fits it to a zoom.
+def _fit(
+    plot: figure, lines: Sequence[Any], values: Floats, name: str = "default", *, log: bool = False
+) -> bool:
+    """Fit a y range to values, and to those zoomed into; returns whether there are any.
 
-    Bokeh does not fit a logarithmic axis to what is zoomed, and complains of a range without data.
+    Bokeh does not fit a logarithmic axis to what is zoomed, and complains of a range without data:
+    that of losses (``"fit"``) is fitted here, and by ``site.js``.
     """
     seen = values[np.isfinite(values) & ((values > 0) | (not log))].astype(np.float64)
     low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.1, 1.0)
-    a, b = np.log10([low, high]) if log else (low, high)
-    room = ROOM * (b - a) or (0.1 if log else 0.1 * abs(a)) or 1.0
-    a, b = (10 ** (a - room), 10 ** (b + room)) if log else (a - room, b + room)
-    plot.update(y_range=Range1d(start=float(a), end=float(b)), tags=["fit"])
+    if "fit" in plot.tags or not len(seen):
+        a, b = np.log10([low, high]) if log else (low, high)
+        room = ROOM * (b - a) or (0.1 if log else 0.1 * abs(a)) or 1.0
+        a, b = (10 ** (a - room), 10 ** (b + room)) if log else (a - room, b + room)
+        plot.y_range = Range1d(start=float(a), end=float(b))
+    else:  # around a constant, such as a rate of 0.06, not by 1
+        span = plot.y_range if name == "default" else plot.extra_y_ranges[name]
+        span.update(renderers=list(lines), default_span=0.4 * max(abs(low), abs(high)) or 1.0)
     return bool(len(seen))
 
 

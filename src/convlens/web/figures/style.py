@@ -57,6 +57,8 @@ PALE = "#eceff2"
 CLEAR = "rgba(0, 0, 0, 0)"
 ZERO = "#8a4fbf"
 """Marks a value that is exactly 0 where the axis is logarithmic."""
+PROBLEM, WARNING = "#b4281a", "#a86400"
+"""Marks sick layers."""
 
 RUNS = (BLUE, ORANGE, GREEN, ZERO, "#b5487f", "#8f6a00", "#2596b0", "#6d7780")
 """Colours of runs in one figure."""
@@ -72,6 +74,8 @@ DARK: Mapping[str, str] = {
     ORANGE: "#f08a4b",
     GREEN: "#34c79d",
     ZERO: "#c79af0",
+    PROBLEM: "#ff8a78",
+    WARNING: "#e0b050",
     RUNS[4]: "#ee90bd",
     RUNS[5]: "#dcb84a",
     RUNS[6]: "#62d2e8",

@@ -213,9 +213,8 @@
     }
     if (wanted) fit(doc);
     const links = doc.get_model_by_name("links");
-    const plot = doc.get_model_by_name("linked");
-    if (links && plot) {
-      plot.on_event("tap", ({ y }) => {
+    for (const plot of [doc.get_model_by_name("linked"), doc.get_model_by_name("linked-names")]) {
+      if (links && plot) plot.on_event("tap", ({ y }) => {
         const href = (links.data.get?.("href") ?? links.data.href)[Math.round(y)];
         if (href) follow(href);
       });
@@ -292,6 +291,7 @@
     if (sent.get(part) === html) return;
     const focused = part.contains(document.activeElement) ? document.activeElement.dataset.key ?? document.activeElement.id : null;
     const scrolled = all("[data-scroll]", part).map((e) => [e.dataset.scroll, e.scrollLeft, e.scrollTop]);
+    const ticked = all("input[name]:checked", part).map((element) => element.value); // to compare runs
     const old = new Map(all(".figure", part).map((element) => [element.id, element]));
     const fresh = document.createElement("div");
     fresh.innerHTML = html;
@@ -305,6 +305,7 @@
     for (const element of old.values()) if (drawn.has(element)) erase(element);
     part.replaceChildren(...fresh.childNodes);
     sent.set(part, html);
+    for (const element of all("input[name]", part)) element.checked ||= ticked.includes(element.value);
     for (const element of all(".figure", part)) near.observe(element);
     for (const fold of all("details[data-fold]", part)) {
       const kept = stored(`fold-${fold.dataset.fold}`);
@@ -344,19 +345,21 @@
 
   // The figures that are drawn, of the newest state; those in the window first.
   async function redraw() {
+    const mine = asked;
     const top = (element) => Math.abs(element.getBoundingClientRect().top);
     for (const element of [...drawn.keys()].sort((a, b) => top(a) - top(b))) {
       if (element.isConnected) draw(element);
       else erase(element);
     }
     await queue;
-    root.dataset.drawn = "all";
+    if (mine === asked) root.dataset.drawn = "all";
   }
 
   function samePage(url) {
     return root.dataset.server !== undefined && url.origin === location.origin && url.pathname === location.pathname;
   }
 
+  let following = 0;
   async function follow(href) {
     const url = new URL(href, location.href);
     if (!samePage(url)) {
@@ -368,7 +371,8 @@
     const at = url.hash;
     url.hash = "";
     history.pushState(null, "", url);
-    await show(url);
+    following += 1; // meanwhile nothing is polled: "nothing new" would take the place of the answer
+    await show(url).finally(() => { following -= 1; });
     if (at) document.getElementById(at.slice(1))?.scrollIntoView({ block: "nearest", behavior: "smooth" });
   }
 
@@ -401,7 +405,7 @@
     for (;;) {
       count();
       await wait(POLL_MS);
-      if (document.hidden || !root.dataset.mark) continue;
+      if (document.hidden || !root.dataset.mark || following) continue;
       const url = new URL(location.href);
       url.searchParams.set("after", root.dataset.mark);
       try {
