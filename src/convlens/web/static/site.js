@@ -311,6 +311,7 @@
       const kept = stored(`fold-${fold.dataset.fold}`);
       if (kept !== null) fold.open = kept === "open";
     }
+    for (const button of all("[data-show-all]", part)) button.hidden = wanted === null;
     for (const [key, left, top] of scrolled) part.querySelector(`[data-scroll="${CSS.escape(key)}"]`)?.scrollTo(left, top);
     if (focused) (part.querySelector(`[data-key="${CSS.escape(focused)}"]`) ?? document.getElementById(focused))?.focus();
   }
