@@ -112,6 +112,10 @@ class RunData:
         """The epochs of which there is a snapshot of a kind and layer."""
         return self.run.snapshot_epochs(kind, layer)
 
+    def snapshot_layers(self, kind: type[Snapshot]) -> list[str]:
+        """The layers of which there is a snapshot of a kind, in the model's order."""
+        return self.run.snapshot_layers(kind)
+
     def pictures(self, name: str) -> list[Picture]:
         """The images kept under a name, by epoch."""
         return self.run.pictures(name)
@@ -143,3 +147,8 @@ class RunData:
             if one.layer in self.names and one.severity in ("problem", "warning"):
                 return str(one.layer)
         return self.names[0] if self.names else ""
+
+
+def is_own_loop(run: RunData) -> bool:
+    """Whether a run is of a loop of one's own, watched: only a Learner knows its epochs before."""
+    return "n_epochs" not in run.meta

@@ -1,0 +1,98 @@
+"""A convolution's kernels: of three input channels in colour, others by sign and size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convlens.core.snapshots import Kernels
+from convlens.core.wording import plural
+from convlens.web.formatting import number
+from convlens.web.panels import selection
+from convlens.web.panels.maps import allowance
+from convlens.web.panels.pictures import picture, signed
+
+if TYPE_CHECKING:
+    from convlens.web.pages import Page
+
+NOT_FINITE = "These kernels hold NaN or infinite values: the network had diverged by then."
+
+MOST_TILES = 64
+
+IN_A_ROW = 8
+"""So many planes of an output channel are a row; of fewer, all of them."""
+
+
+def kernels(page: Page) -> dict[str, Any]:
+    """The kernels on one scale, which is symmetric around 0."""
+    kept = selection.kernels_of(page)
+    if kept is None:
+        return {"kept": None}
+    given = {"kept": kept, "when": selection.after(kept.epoch), "sentence": ""}
+    if not np.isfinite(kept.weight).all():
+        return {**given, "sentence": NOT_FINITE}
+    reach = float(np.abs(kept.weight).max())
+    coloured = kept.reads_input and kept.shape[1] == 3 == kept.weight.shape[1]
+    pointwise = kept.weight.shape[2:] == (1, 1)
+    most = MOST_TILES if page.live else min(MOST_TILES, max(allowance(page) // 2_500, 4))
+    if pointwise:
+        tiles, n, columns = [_matrix(kept, reach)], 1, 1
+    elif coloured:
+        tiles, n, columns = _colour(kept, reach, most), len(kept.weight), 0
+    else:
+        n, columns = kept.weight.shape[0] * kept.weight.shape[1], _columns(kept.weight.shape[1])
+        tiles = _planes(kept, reach, most)
+    rest = f" The first {len(tiles)} of {n:,} are shown." if len(tiles) < n else ""
+    return {
+        **given, "tiles": tiles, "columns": columns, "pointwise": pointwise,
+        "coloured": coloured and not pointwise, "channel": page.view.channel,
+        "ends": (number(-reach), "0", number(reach)), "words": _words(kept) + rest,
+    }  # fmt: skip
+
+
+def _colour(kept: Kernels, reach: float, most: int) -> list[dict[str, Any]]:
+    weight = kept.weight[:most].transpose(0, 2, 3, 1)
+    pixels = np.round(255 * (weight / (2 * (reach or 1.0)) + 0.5)).astype(np.uint8)
+    return [
+        {"shot": picture(one, f"kernel of channel {i}"), "out": i, "reads": None}
+        for i, one in enumerate(pixels)
+    ]
+
+
+def _planes(kept: Kernels, reach: float, most: int) -> list[dict[str, Any]]:
+    """A tile for each plane; those of one output channel follow each other."""
+    n_out, n_in = kept.weight.shape[:2]
+    per_group = max(kept.shape[0] // kept.groups, 1)
+    made: list[dict[str, Any]] = []
+    for out, plane in [(o, i) for o in range(n_out) for i in range(n_in)][:most]:
+        reads = out // per_group * kept.shape[1] + plane
+        alt = f"kernel from channel {reads} to channel {out}"
+        shot = picture(signed(kept.weight[out, plane], reach), alt)
+        made.append({"shot": shot, "out": out, "reads": reads})
+    return made
+
+
+def _columns(n_in: int) -> int:
+    """So many that rows end with an output channel; 0 for as many as there is room for."""
+    if n_in % IN_A_ROW == 0:
+        return IN_A_ROW
+    return n_in if 1 < n_in < IN_A_ROW else 0
+
+
+def _matrix(kept: Kernels, reach: float) -> dict[str, Any]:
+    """1 × 1 kernels: one picture, a row for each output channel."""
+    n_out, n_in = kept.weight.shape[:2]
+    alt = f"weights of {n_out} output channels (rows) and {n_in} input channels (columns)"
+    shot = picture(signed(kept.weight[:, :, 0, 0], reach), alt)
+    return {"shot": shot, "out": None, "reads": None}
+
+
+def _words(kept: Kernels) -> str:
+    n_out, n_in, height, width = kept.shape
+    most = kept.weight.shape
+    each = f"{plural(n_in, 'kernel')} of {height} × {width}"
+    said = f"{plural(n_out, 'output channel')}, each with {each}, counted from 0."
+    if most[0] < n_out or most[1] < n_in:
+        said += f" Recorded are the first {most[0]} × {most[1]} of {n_out} × {n_in}."
+    return said
