@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convlens.core.snapshots import FeatureMaps, Kernels, Probes
-from convlens.web.panels import selection
-from convlens.web.panels.selection import Place, Selection
+from convlens.web.panels.selection import Place, Selection, half_levels, values
 
 if TYPE_CHECKING:
     from convlens.web.run_data import RunData
@@ -33,11 +32,11 @@ OTHER_PADDING = "This unit reads padding that is not zeros; choose one further f
 
 @dataclass(frozen=True)
 class Source:
-    """What a convolution reads, for one probe image.
+    """What one channel of a convolution reads of one probe image.
 
     Attributes:
         name: the module whose output it is, empty for the network's input.
-        planes: (C, H, W) those that the channel reads, from ``first`` on.
+        planes: (C, H, W) the channels that are read.
         errors: (C,) how far a value of each may be from the measured one.
         first: number of the first of them.
     """
@@ -50,7 +49,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Window:
-    """One unit of a convolution. kH × kW places of C input channels.
+    """One unit of a convolution: kH × kW places of C input channels.
 
     Attributes:
         source: what it reads.
@@ -58,7 +57,8 @@ class Window:
         padding: (kH, kW) whether a place lies outside the input.
         weight: (C, kH, kW).
         bias: 0 without one.
-        corner: (row, column) of the input's place under the kernel's first entry.
+        rows: (kH,) of the input, outside of it in the padding.
+        columns: (kW,).
     """
 
     source: Source
@@ -66,17 +66,13 @@ class Window:
     padding: NDArray[np.bool_]
     weight: Reals
     bias: float
-    corner: Place
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
 
     @property
     def products(self) -> Reals:
         """(C, kH, kW)."""
         return self.patch * self.weight
-
-    @property
-    def sums(self) -> Reals:
-        """(C,) of each input channel's products."""
-        return self.products.sum(axis=(1, 2))
 
     @property
     def value(self) -> float:
@@ -86,52 +82,53 @@ class Window:
     @property
     def error(self) -> float:
         """How far ``value`` may be from the measured one."""
-        return _error(self.source, self.weight, self.bias)
+        sizes = np.abs(self.weight).sum(axis=(1, 2))
+        rounding = float(np.abs(self.products).sum()) + abs(self.bias)
+        return float((self.source.errors * sizes).sum()) + FLOAT32 * rounding
+
+    def agrees(self, chosen: Selection) -> bool:
+        """Whether the recorded value is this one, within the rounding of both."""
+        return abs(chosen.value - self.value) <= 1.001 * chosen.half + self.error
 
 
 def window_at(run: RunData, kernels: Kernels, chosen: Selection, probes: Probes) -> Window | str:
-    """The products at a unit, or why there are none.
-
-    Args:
-        run: where other modules' feature maps are read.
-        kernels: the convolution.
-        chosen: the unit in the convolution's own feature maps.
-        probes: the images as the network gets them.
-    """
-    channel = chosen.channel
-    if channel >= len(kernels.weight):
-        kept = len(kernels.weight)
-        return f"The kernels of channels 0 to {kept - 1} were recorded; that of {channel} was not."
-    n_in, kept_in = kernels.shape[1], kernels.weight.shape[1]
+    """The products at a unit of the convolution's feature maps, or why there are none."""
+    (n_kept, kept_in), n_in = kernels.weight.shape[:2], kernels.shape[1]
+    if chosen.channel >= n_kept:
+        return f"The kernels of the first {n_kept} channels were recorded, not {chosen.channel}."
     if kept_in < n_in:
-        return (
-            f"This layer reads {n_in} channels; the kernels of the first {kept_in} were recorded."
-        )
-    first = channel // max(kernels.shape[0] // kernels.groups, 1) * n_in
+        return f"Of the {n_in} channels that this layer reads, {kept_in} have recorded kernels."
+    first = chosen.channel // max(kernels.shape[0] // kernels.groups, 1) * n_in
     if kernels.reads_input:
         planes = probes.inputs[chosen.probe, first : first + n_in].astype(np.float64)
-        source = Source("", planes, np.zeros(len(planes)), first)
-    else:
-        source = _output_of_another(run, kernels, chosen, first)
-    return source if isinstance(source, str) else _window(kernels, source, channel, chosen.unit)
+        return slide(kernels, Source("", planes, np.zeros(n_in), first), chosen) or OTHER_PADDING
+    source = _source(run, kernels, chosen, first)
+    return source if isinstance(source, str) else slide(kernels, source, chosen) or OTHER_PADDING
 
 
-def _output_of_another(
-    run: RunData, kernels: Kernels, chosen: Selection, first: int
-) -> Source | str:
-    """What a deep layer reads, or why it is not known."""
+def _source(run: RunData, kernels: Kernels, chosen: Selection, first: int) -> Source | str:
+    """What a deep layer reads: the output of another, known by the numbers; or why it is not known.
+
+    A run does not record which module feeds which. It is the nearest one of which every unit of
+    the layer's map is the sum of its products, within the rounding.
+    """
     if kernels.epoch != chosen.maps.epoch or chosen.maps.maps.shape[2:] != chosen.maps.grid:
         return NOT_KEPT
-    n_in, most = kernels.shape[1], 0
+    read, most = slice(first, first + kernels.shape[1]), 0
     for maps in _before(run, kernels):
         most = max(most, len(maps.channels))
-        source = _source(maps, chosen.probe, first, n_in)
-        if source is not None and _feeds(source, kernels, chosen):
+        if len(maps.channels) < read.stop or maps.maps.shape[2:] != maps.grid:
+            continue
+        planes, errors = values(maps)[chosen.probe, read], half_levels(maps)[read]
+        source = Source(maps.layer, planes, errors, first)
+        units = (replace(chosen, unit=(row, col)) for row, col in np.ndindex(chosen.maps.grid))
+        pairs = ((unit, slide(kernels, source, unit)) for unit in units)
+        if all(window is None or window.agrees(unit) for unit, window in pairs):
             return source
-    if first + n_in > most > 0:
+    if read.stop > most > 0:
         return (
-            f"The products need all {n_in} channels that this layer reads; the feature maps of the "
-            f"first {most} channels of a layer are recorded."
+            f"The products need all {kernels.shape[1]} channels that this layer reads; a run keeps "
+            f"the feature maps of the first {most} of a layer."
         )
     return NOT_KEPT
 
@@ -147,74 +144,24 @@ def _before(run: RunData, kernels: Kernels) -> Iterator[FeatureMaps]:
             yield maps
 
 
-def _source(maps: FeatureMaps, probe: int, first: int, n_in: int) -> Source | None:
-    """The channels that are read, if each of their units was kept."""
-    part = slice(first, first + n_in)
-    if maps.maps.shape[2:] != maps.grid or maps.channels[part].tolist() != [
-        *range(first, first + n_in)
-    ]:
-        return None
-    planes = selection.values(maps)[probe, part]
-    return Source(maps.layer, planes, selection.half_levels(maps)[part], first)
-
-
-def _feeds(source: Source, kernels: Kernels, chosen: Selection) -> bool:
-    """Whether every unit of the channel's map is the sum of its products, within the rounding.
-
-    A run does not record which module feeds which; this decides it by the numbers.
-    """
+def slide(kernels: Kernels, source: Source, chosen: Selection) -> Window | None:
+    """The window at a unit; None if it reads padding that is not zeros."""
     weight = kernels.weight[chosen.channel].astype(np.float64)
-    rows, columns = _places(kernels, chosen.maps.grid, weight.shape[1:])
-    _, height, width = source.planes.shape
-    inside = [(r >= 0) & (r < n) for r, n in ((rows, height), (columns, width))]
-    found = np.full(chosen.maps.grid, _bias(kernels, chosen.channel))
-    known = np.ones(chosen.maps.grid, bool)
-    for i, j in np.ndindex(weight.shape[1:]):
-        there = inside[0][:, i, None] & inside[1][None, :, j]
-        read = source.planes[
-            :, rows[:, i].clip(0, height - 1)[:, None], columns[:, j].clip(0, width - 1)
-        ]
-        found += np.where(there, np.einsum("chw,c->hw", read, weight[:, i, j]), 0.0)
-        known &= there | kernels.zero_padding
-    kept = selection.values(chosen.maps)[chosen.probe, chosen.kept]
-    bound = 1.001 * chosen.half_level + _error(source, weight, _bias(kernels, chosen.channel))
-    return bool(known.any() and (np.abs(found - kept)[known] <= bound).all())
-
-
-def _window(kernels: Kernels, source: Source, channel: int, unit: Place) -> Window | str:
-    weight = kernels.weight[channel].astype(np.float64)
-    _, height, width = source.planes.shape
-    if len(source.planes) < len(weight):
-        return NOT_KEPT
-    by_row, by_column = _places(kernels, (unit[0] + 1, unit[1] + 1), weight.shape[1:])
-    rows, columns = by_row[-1], by_column[-1]
+    height, width = source.planes.shape[1:]
+    rows, columns = _places(kernels, chosen.unit, weight.shape[1:])
     inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
     if not (inside.all() or kernels.zero_padding):
-        return OTHER_PADDING
+        return None
     read = source.planes[:, rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)]
-    patch, corner = np.where(inside, read, 0.0), (int(rows[0]), int(columns[0]))
-    return Window(source, patch, ~inside, weight, _bias(kernels, channel), corner)
+    patch = np.where(inside, read, 0.0)
+    bias = float(kernels.bias[chosen.channel]) if len(kernels.bias) > chosen.channel else 0.0
+    return Window(source, patch, ~inside, weight, bias, rows, columns)
 
 
 def _places(
-    kernels: Kernels, grid: Place, size: tuple[int, ...]
+    kernels: Kernels, unit: Place, size: tuple[int, ...]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(H, kH) rows of the input that the units of each row read, and (W, kW) columns."""
-    rows, columns = (
-        np.arange(n)[:, None] * stride - pad + dilation * np.arange(k)
-        for n, stride, pad, dilation, k in zip(
-            grid, kernels.stride, kernels.padding, kernels.dilation, size, strict=True
-        )
-    )
+    """(kH,) rows of the input under the kernel, and (kW,) columns."""
+    geometry = zip(unit, kernels.stride, kernels.padding, kernels.dilation, size, strict=True)
+    rows, columns = (at * by - pad + wide * np.arange(n) for at, by, pad, wide, n in geometry)
     return rows, columns
-
-
-def _bias(kernels: Kernels, channel: int) -> float:
-    return float(kernels.bias[channel]) if len(kernels.bias) > channel else 0.0
-
-
-def _error(source: Source, weight: Reals, bias: float) -> float:
-    """How far a sum of products may be from the measured one."""
-    sizes = np.abs(weight).sum(axis=(1, 2))
-    most = np.abs(source.planes).max(axis=(1, 2), initial=0.0)
-    return float((source.errors * sizes).sum() + FLOAT32 * ((most * sizes).sum() + abs(bias)))

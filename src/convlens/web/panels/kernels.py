@@ -9,9 +9,9 @@ import numpy as np
 from convlens.core.snapshots import Kernels
 from convlens.core.wording import plural
 from convlens.web.formatting import number
-from convlens.web.panels import selection
 from convlens.web.panels.maps import allowance
 from convlens.web.panels.pictures import picture, signed
+from convlens.web.panels.selection import after, kept_at, module_of
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
@@ -23,35 +23,35 @@ MOST_TILES = 64
 IN_A_ROW = 8
 """So many planes of an output channel are a row; of fewer, all of them."""
 
+Tile = dict[str, Any]
+
 
 def kernels(page: Page) -> dict[str, Any]:
     """The kernels on one scale, which is symmetric around 0."""
-    kept = selection.kernels_of(page)
-    if kept is None:
+    kept = kept_at(page, Kernels, page.view.layer or module_of(page))
+    if kept is None or not kept.weight.size:
         return {"kept": None}
-    given = {"kept": kept, "when": selection.after(kept.epoch), "sentence": ""}
+    given: dict[str, Any] = {"kept": kept, "when": after(kept.epoch), "sentence": ""}
     if not np.isfinite(kept.weight).all():
         return {**given, "sentence": NOT_FINITE}
-    reach = float(np.abs(kept.weight).max())
-    coloured = kept.reads_input and kept.shape[1] == 3 == kept.weight.shape[1]
-    pointwise = kept.weight.shape[2:] == (1, 1)
-    most = MOST_TILES if page.live else min(MOST_TILES, max(allowance(page) // 2_500, 4))
-    if pointwise:
-        tiles, n, columns = [_matrix(kept, reach)], 1, 1
-    elif coloured:
-        tiles, n, columns = _colour(kept, reach, most), len(kept.weight), 0
+    reach, n_in = float(np.abs(kept.weight).max()), kept.weight.shape[1]
+    most = min(MOST_TILES, max(allowance(page) // 2_500, 4))
+    columns = IN_A_ROW if n_in % IN_A_ROW == 0 else n_in if 1 < n_in < IN_A_ROW else 0
+    kind, n = "planes", len(kept.weight) * n_in
+    if kept.weight.shape[2:] == (1, 1):
+        kind, n, columns, tiles = "pointwise", 1, 0, [_matrix(kept, reach)]
+    elif kept.reads_input and kept.shape[1] == n_in == 3:
+        kind, n, columns, tiles = "coloured", len(kept.weight), 0, _colour(kept, reach, most)
     else:
-        n, columns = kept.weight.shape[0] * kept.weight.shape[1], _columns(kept.weight.shape[1])
         tiles = _planes(kept, reach, most)
     rest = f" The first {len(tiles)} of {n:,} are shown." if len(tiles) < n else ""
     return {
-        **given, "tiles": tiles, "columns": columns, "pointwise": pointwise,
-        "coloured": coloured and not pointwise, "channel": page.view.channel,
+        **given, "tiles": tiles, "many": len(tiles) > 16, "columns": columns, "kind": kind, "channel": page.view.channel,
         "ends": (number(-reach), "0", number(reach)), "words": _words(kept) + rest,
     }  # fmt: skip
 
 
-def _colour(kept: Kernels, reach: float, most: int) -> list[dict[str, Any]]:
+def _colour(kept: Kernels, reach: float, most: int) -> list[Tile]:
     weight = kept.weight[:most].transpose(0, 2, 3, 1)
     pixels = np.round(255 * (weight / (2 * (reach or 1.0)) + 0.5)).astype(np.uint8)
     return [
@@ -60,12 +60,11 @@ def _colour(kept: Kernels, reach: float, most: int) -> list[dict[str, Any]]:
     ]
 
 
-def _planes(kept: Kernels, reach: float, most: int) -> list[dict[str, Any]]:
+def _planes(kept: Kernels, reach: float, most: int) -> list[Tile]:
     """A tile for each plane; those of one output channel follow each other."""
-    n_out, n_in = kept.weight.shape[:2]
     per_group = max(kept.shape[0] // kept.groups, 1)
-    made: list[dict[str, Any]] = []
-    for out, plane in [(o, i) for o in range(n_out) for i in range(n_in)][:most]:
+    made: list[Tile] = []
+    for out, plane in [*np.ndindex(kept.weight.shape[:2])][:most]:
         reads = out // per_group * kept.shape[1] + plane
         alt = f"kernel from channel {reads} to channel {out}"
         shot = picture(signed(kept.weight[out, plane], reach), alt)
@@ -73,14 +72,7 @@ def _planes(kept: Kernels, reach: float, most: int) -> list[dict[str, Any]]:
     return made
 
 
-def _columns(n_in: int) -> int:
-    """So many that rows end with an output channel; 0 for as many as there is room for."""
-    if n_in % IN_A_ROW == 0:
-        return IN_A_ROW
-    return n_in if 1 < n_in < IN_A_ROW else 0
-
-
-def _matrix(kept: Kernels, reach: float) -> dict[str, Any]:
+def _matrix(kept: Kernels, reach: float) -> Tile:
     """1 × 1 kernels: one picture, a row for each output channel."""
     n_out, n_in = kept.weight.shape[:2]
     alt = f"weights of {n_out} output channels (rows) and {n_in} input channels (columns)"
@@ -89,8 +81,7 @@ def _matrix(kept: Kernels, reach: float) -> dict[str, Any]:
 
 
 def _words(kept: Kernels) -> str:
-    n_out, n_in, height, width = kept.shape
-    most = kept.weight.shape
+    (n_out, n_in, height, width), most = kept.shape, kept.weight.shape
     each = f"{plural(n_in, 'kernel')} of {height} × {width}"
     said = f"{plural(n_out, 'output channel')}, each with {each}, counted from 0."
     if most[0] < n_out or most[1] < n_in:

@@ -6,7 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from bokeh.palettes import viridis
@@ -27,9 +27,8 @@ MAX_ASPECT = 6.0
 """A map of one row is drawn at least a sixth as high as it is wide, so that it can be clicked."""
 
 
-@dataclass(frozen=True)
-class Mark:
-    """An outlined rectangle on a picture, in the picture's own pixels; ``kind`` is its class."""
+class Mark(NamedTuple):
+    """An outlined rectangle, in the pixels of what a picture shows; ``kind`` is its class."""
 
     kind: str
     x: float
@@ -40,15 +39,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class MarkedImage:
-    """A picture with marks: what the macro ``shot`` draws.
-
-    Attributes:
-        src: data URI.
-        alt: what it shows.
-        height: pixels of what it shows, in which the marks are given.
-        width: the same.
-        marks: drawn on it, in this order.
-    """
+    """A picture of ``height`` × ``width`` pixels with marks: what the macro ``shot`` draws."""
 
     src: str
     alt: str
@@ -64,12 +55,12 @@ class MarkedImage:
 
 def picture(pixels: Bytes, alt: str, marks: Sequence[Mark] = ()) -> MarkedImage:
     """(H, W) grey, (H, W, 3) or (H, W, 4) with marks."""
-    return MarkedImage(png(pixels), alt, *pixels.shape[:2], marks)
+    return MarkedImage(png(pixels), alt, pixels.shape[0], pixels.shape[1], marks)
 
 
-def picture_of_levels(levels: Bytes, alt: str, marks: Sequence[Mark] = ()) -> MarkedImage:
+def map_picture(levels: Bytes, alt: str, marks: Sequence[Mark] = ()) -> MarkedImage:
     """(H, W) of 0 to 255 as viridis with marks."""
-    return MarkedImage(png_of_levels(levels), alt, *levels.shape, marks)
+    return MarkedImage(map_png(levels), alt, levels.shape[0], levels.shape[1], marks)
 
 
 def png(pixels: Bytes, side: int = MAX_SIDE) -> str:
@@ -79,7 +70,7 @@ def png(pixels: Bytes, side: int = MAX_SIDE) -> str:
     return _uri(image)
 
 
-def png_of_levels(levels: Bytes, **options: int) -> str:
+def map_png(levels: Bytes, **options: int) -> str:
     """(H, W) of 0 to 255 as viridis; with a palette it takes a third of the bytes of `png`."""
     image = Image.fromarray(np.ascontiguousarray(levels))
     image.putpalette(VIRIDIS)
@@ -94,10 +85,9 @@ def _uri(image: Image.Image, **options: int) -> str:
 
 def signed(values: NDArray[Any], reach: float) -> Bytes:
     """(h, w) as red where positive and blue where negative, (h, w, 4): 0 is transparent."""
-    finite = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=reach, neginf=-reach)
     pixels = np.zeros((*values.shape, 4), np.uint8)
-    pixels[..., :3] = np.where(finite[..., None] > 0, PLUS, MINUS)
-    pixels[..., 3] = np.round(255 * np.clip(np.abs(finite) / (reach or 1.0), 0, 1))
+    pixels[..., :3] = np.where(values[..., None] > 0, PLUS, MINUS)
+    pixels[..., 3] = np.round(255 * np.clip(np.abs(values) / (reach or 1.0), 0, 1))
     return pixels
 
 

@@ -1,4 +1,4 @@
-"""What is chosen of a layer: module, epoch, probe image, channel and unit."""
+"""What is chosen of a layer, and what the bytes of its feature maps mean."""
 
 from __future__ import annotations
 
@@ -9,34 +9,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.core.snapshots import (
-    BEFORE,
-    Bytes,
-    FeatureMaps,
-    FieldIntervals,
-    Kernels,
-    Probes,
-)
+from convlens.core.snapshots import BEFORE, FeatureMaps, FieldIntervals, Probes, S
 from convlens.web.formatting import number
 from convlens.web.view import View
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
-    from convlens.web.run_data import RunData
 
 Place = tuple[int, int]
+"""A row and a column, or the first and the last of one of them."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What is chosen in feature maps.
-
-    Attributes:
-        maps: the feature maps.
-        probe: which probe image.
-        kept: which of the kept channels.
-        unit: (row, column) on the module's own grid.
-    """
+    """A unit in feature maps: (row, column) on the module's grid, of a kept channel and a probe."""
 
     maps: FeatureMaps
     probe: int
@@ -51,20 +37,24 @@ class Selection:
     @property
     def cell(self) -> Place:
         """(row, column) of the cell of the map that covers the unit."""
-        row, column = (
-            min(i * cells // n, cells - 1)
-            for i, n, cells in zip(self.unit, self.maps.grid, self.maps.maps.shape[2:], strict=True)
-        )
+        sides = zip(self.unit, self.maps.grid, self.maps.maps.shape[2:], strict=True)
+        row, column = (min(i * cells // n, cells - 1) for i, n, cells in sides)
         return row, column
 
     @property
-    def value(self) -> float:
-        """The kept value of the cell, to half a level."""
-        return float(values(self.maps)[self.probe, self.kept, *self.cell])
+    def units(self) -> tuple[Place, Place]:
+        """First and last row of units, and of columns, whose mean the cell holds."""
+        return units_of_cell(self.maps, self.cell)
 
     @property
-    def half_level(self) -> float:
-        """How far it may be from the measured one."""
+    def value(self) -> float:
+        """The kept value of the cell."""
+        low, high = float(self.maps.low[self.kept]), float(self.maps.high[self.kept])
+        return low + int(self.maps.maps[self.probe, self.kept, *self.cell]) / 255 * (high - low)
+
+    @property
+    def half(self) -> float:
+        """How far it may be from the measured one: half a level."""
         return float(half_levels(self.maps)[self.kept])
 
 
@@ -79,41 +69,17 @@ def select(maps: FeatureMaps, view: View) -> Selection:
     return Selection(maps, probe, kept, within((view.row, view.col), maps.grid))
 
 
-def maps_of(page: Page, module: str) -> FeatureMaps | None:
-    """A module's feature maps at the chosen epoch, or the first one kept; None without any."""
-    epoch = page.view.epoch
-    kept = page.run.snapshot_epochs(FeatureMaps, module)
+def kept_at(page: Page, kind: type[S], layer: str) -> S | None:
+    """The newest snapshot up to the chosen epoch; if that is before the first, the first."""
+    kept, epoch = page.run.snapshot_epochs(kind, layer), page.view.epoch
     at = None if epoch is None or not kept else max(epoch, kept[0])
-    maps = page.run.snapshot(FeatureMaps, module, at)
-    return maps if maps is not None and maps.maps.size else None
-
-
-def kernels_of(page: Page) -> Kernels | None:
-    """The layer's kernels at the chosen epoch, or the first one kept; None without any."""
-    epoch, layer = page.view.epoch, layer_of(page)
-    kept = page.run.snapshot_epochs(Kernels, layer)
-    at = None if epoch is None or not kept else max(epoch, kept[0])
-    kernels = page.run.snapshot(Kernels, layer, at)
-    return kernels if kernels is not None and kernels.weight.size else None
-
-
-def layer_of(page: Page) -> str:
-    """The layer; where none was watched, the chosen or the first module that has maps."""
-    if page.view.layer:
-        return page.view.layer
-    kept = page.run.snapshot_layers(FeatureMaps)
-    return page.view.maps if page.view.maps in kept else next(iter(kept), "")
-
-
-def module_of(page: Page) -> str:
-    """The module whose maps are shown: the layer, or what takes its output."""
-    return page.view.maps if page.view.maps in stages(page) else layer_of(page)
+    return page.run.snapshot(kind, layer, at)
 
 
 def stages(page: Page) -> list[str]:
-    """The modules with maps from the layer to the next watched one: convolution, its ReLU."""
+    """The modules with maps from the layer to the next watched one, such as its ReLU."""
     kept, layer = page.run.snapshot_layers(FeatureMaps), page.view.layer
-    if not page.run.names:
+    if not layer:  # none was watched
         return kept
     if layer not in kept:
         return []
@@ -122,10 +88,17 @@ def stages(page: Page) -> list[str]:
     return [layer, *rest[: ends[0] if ends else None]]
 
 
-def probes_of(run: RunData) -> Probes | None:
+def module_of(page: Page) -> str:
+    """The module whose maps are shown: the layer, or what takes its output."""
+    among = stages(page)
+    if page.view.maps in among:
+        return page.view.maps
+    return page.view.layer or next(iter(among), "")
+
+
+def probes_of(page: Page) -> Probes | None:
     """The probe images, None if there are none."""
-    probes = run.snapshot(Probes)
-    return probes if probes is not None and probes.images.size else None
+    return page.run.snapshot(Probes)
 
 
 def caption_of(probes: Probes | None, i: int) -> str:
@@ -142,8 +115,8 @@ def within(place: Place, grid: Place) -> Place:
 
 def values(maps: FeatureMaps) -> NDArray[np.float64]:
     """(N, C', h, w) what the bytes mean, to half a level."""
-    low = maps.low.astype(np.float64)[:, None, None]
-    return low + maps.maps / 255 * (maps.high.astype(np.float64)[:, None, None] - low)
+    low, high = (end.astype(np.float64)[:, None, None] for end in (maps.low, maps.high))
+    return low + maps.maps / 255 * (high - low)
 
 
 def half_levels(maps: FeatureMaps) -> NDArray[np.float64]:
@@ -151,26 +124,10 @@ def half_levels(maps: FeatureMaps) -> NDArray[np.float64]:
     return (maps.high.astype(np.float64) - maps.low.astype(np.float64)) / 510
 
 
-def limits(maps: FeatureMaps) -> tuple[float, float]:
-    """The lowest and the highest value of all channels."""
-    return float(np.nanmin(maps.low)), float(np.nanmax(maps.high))
-
-
-def on_scale(maps: FeatureMaps, shared: bool) -> Bytes:
-    """(N, C', h, w) bytes to colour: as kept, or on one scale of all channels."""
-    if not shared:
-        return maps.maps
-    low, high = limits(maps)
-    shares = (values(maps) - low) / ((high - low) or 1.0)
-    return np.round(255 * np.clip(np.nan_to_num(shares), 0, 1)).astype(np.uint8)
-
-
 def units_of_cell(maps: FeatureMaps, cell: Place) -> tuple[Place, Place]:
     """First and last row of units, and of columns, whose mean a cell holds."""
-    rows, columns = (
-        (i * n // cells, -(-(i + 1) * n // cells) - 1)
-        for i, n, cells in zip(cell, maps.grid, maps.maps.shape[2:], strict=True)
-    )
+    sides = zip(cell, maps.grid, maps.maps.shape[2:], strict=True)
+    rows, columns = ((i * n // cells, -(-(i + 1) * n // cells) - 1) for i, n, cells in sides)
     return rows, columns
 
 
@@ -207,17 +164,20 @@ def after(epoch: int) -> str:
 
 
 def measured(value: float, half: float) -> str:
-    """A value that is known to half a level, and that half."""
-    if not np.isfinite(value) or not half:
-        return number(value)
-    digits = max(0, 1 - math.floor(math.log10(half)))
+    """A value with how far it may be from the true one."""
+    digits = max(0, 1 - math.floor(math.log10(half))) if half and math.isfinite(half) else 9
     if digits > 6:
-        return f"{number(value)} ± {number(half)}"
+        return f"{number(value)} ± {number(half)}" if half else number(value)
     return f"{value:.{digits}f} ± {half:.{digits}f}".replace("-", "−")
 
 
+def rough(value: float) -> str:
+    """A number with one or two digits."""
+    return number(float(f"{value:.2g}" if abs(value) >= 1 else f"{value:.1g}"))
+
+
 def value_range(low: float, high: float) -> str:
-    """A range of values with two or three digits, to fit below a small picture."""
+    """A range of values, to fit below a small picture."""
     if not low < high:
         return f"constant {number(low)}" if math.isfinite(low) else "not finite"
-    return " … ".join(number(float(f"{v:.2g}" if abs(v) >= 1 else f"{v:.1g}")) for v in (low, high))
+    return f"{rough(low)} … {rough(high)}"

@@ -7,12 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convlens.core.snapshots import Bytes, EffectiveFieldMap, FieldIntervals, Probes
+from convlens.core.snapshots import Bytes, EffectiveFieldMap, FeatureMaps, FieldIntervals, Probes
 from convlens.web.formatting import percent
-from convlens.web.panels import selection
 from convlens.web.panels.maps import allowance, unit_url
-from convlens.web.panels.pictures import Mark, MarkedImage, box, picture, picture_of_levels, spot
-from convlens.web.panels.selection import Place, Selection, caption_of
+from convlens.web.panels.pictures import Mark, box, map_picture, picture, spot
+from convlens.web.panels.selection import (
+    Place,
+    Selection,
+    after,
+    caption_of,
+    field_of_units,
+    kept_at,
+    measured,
+    module_of,
+    probes_of,
+    select,
+    units_that_see,
+    within,
+)
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
@@ -23,160 +35,132 @@ PADDING_ONLY = "This unit sees nothing but padding."
 
 HEAT = (240, 100, 20)
 
+Fields = FieldIntervals | None
+Seen = tuple[Place, Place] | None
+"""First and last row of pixels, and of columns."""
+
 
 def unit(page: Page) -> dict[str, Any]:
     """The receptive field of the chosen unit on a probe image, and the patch in it."""
-    module = selection.module_of(page)
-    found, probes = selection.maps_of(page, module), selection.probes_of(page.run)
+    module = module_of(page)
+    found, probes = kept_at(page, FeatureMaps, module), probes_of(page)
     if found is None or probes is None or not np.isfinite(found.low).any():
         return {"shots": []}
-    if not page.live and allowance(page) < 8_000 + 3 * min(probes.images[0].size, 250_000):
+    if allowance(page) < 8_000 + 3 * min(probes.images[0].size, 250_000):
         return {"shots": []}
-    chosen = selection.select(found, page.view)
+    chosen, view = select(found, page.view), page.view
     fields = page.run.snapshot(FieldIntervals, module)
     effective = page.run.snapshot(EffectiveFieldMap, module, found.epoch)
-    pixel = _pixel(page, probes)
-    rows, columns = selection.units_of_cell(found, chosen.cell)
-    seen = None if fields is None else selection.field_of_units(fields, rows, columns)
-    return {
-        "facts": _facts(chosen, probes, fields, pixel, seen),
-        "shots": [
-            _map(page, chosen, fields, pixel), _image(page, chosen, probes, pixel, seen),
-            _patch(chosen, probes, fields, seen), _moves(chosen, probes, fields, effective),
-        ],
-        "notes": _notes(chosen, fields),
-        "effective": _effective_words(effective),
-    }  # fmt: skip
+    pixel = None
+    if view.pixel_row is not None and view.pixel_col is not None:
+        height, width = probes.images.shape[1:3]
+        pixel = within((view.pixel_row, view.pixel_col), (height, width))
+    seen = None if fields is None else field_of_units(fields, *chosen.units)
+    shots = [
+        _map(page, chosen, fields, pixel), _image(page, chosen, probes, pixel, seen),
+        _patch(chosen, probes, fields, seen), _moves(chosen, probes, fields, effective),
+    ]  # fmt: skip
+    facts, notes = _facts(chosen, probes, fields, pixel, seen), _notes(chosen, fields)
+    return {"shots": shots, "facts": facts, "notes": notes, "effective": _share(effective)}
 
 
-def _pixel(page: Page, probes: Probes) -> Place | None:
-    row, column = page.view.pixel_row, page.view.pixel_col
-    if row is None or column is None:
-        return None
-    return selection.within((row, column), (probes.images.shape[1], probes.images.shape[2]))
-
-
-def _map(
-    page: Page, chosen: Selection, fields: FieldIntervals | None, pixel: Place | None
-) -> dict[str, Any]:
+def _map(page: Page, chosen: Selection, fields: Fields, pixel: Place | None) -> dict[str, Any]:
     """The channel's map with the chosen cell, and the units that see the pixel."""
     found = chosen.maps
-    marks = [] if pixel is None or fields is None else _seeing(chosen, fields, pixel)
+    marks = [] if pixel is None or fields is None else _seeing(found, fields, pixel)
     alt = f"channel {chosen.channel} for probe image {chosen.probe + 1}"
     levels = found.maps[chosen.probe, chosen.kept]
     return {
-        "shot": picture_of_levels(levels, alt, [*marks, spot(chosen.cell)]),
-        "caption": f"channel {chosen.channel}, {selection.after(found.epoch)}",
+        "shot": map_picture(levels, alt, [*marks, spot(chosen.cell)]),
+        "caption": f"channel {chosen.channel}, {after(found.epoch)}",
         "to": unit_url(page, chosen), "grid": found.grid, "place": chosen.unit, "key": "unit-map",
-        "label": f"Choose a unit of channel {chosen.channel}",
+        "label": "Choose a unit",
     }  # fmt: skip
 
 
-def _seeing(chosen: Selection, fields: FieldIntervals, pixel: Place) -> list[Mark]:
+def _seeing(found: FeatureMaps, fields: FieldIntervals, pixel: Place) -> list[Mark]:
     """Rectangles around the units that see a pixel, in cells."""
-    found, spans = chosen.maps, list[list[tuple[float, float]]]()
-    marked = selection.units_that_see(fields, pixel)
+    spans: list[list[tuple[float, float]]] = []
+    marked = units_that_see(fields, pixel)
     for seen, cells, n in zip(marked, found.maps.shape[2:], found.grid, strict=True):
         edges = np.flatnonzero(np.diff(np.concatenate([[False], seen, [False]])))
-        ends = edges.reshape(-1, 2).tolist()
-        spans.append([(a * cells / n, b * cells / n - 1) for a, b in ends])
+        spans.append([(a * cells / n, b * cells / n - 1) for a, b in edges.reshape(-1, 2).tolist()])
     return [box(rows, columns, "region") for rows in spans[0] for columns in spans[1]]
 
 
 def _image(
-    page: Page,
-    chosen: Selection,
-    probes: Probes,
-    pixel: Place | None,
-    seen: tuple[Place, Place] | None,
+    page: Page, chosen: Selection, probes: Probes, pixel: Place | None, seen: Seen
 ) -> dict[str, Any]:
-    image = probes.images[chosen.probe]
+    image, (row, column) = probes.images[chosen.probe], chosen.unit
     marks = [] if seen is None else [box(*seen)]
     marks += [] if pixel is None else [spot(pixel, "region")]
-    caption = caption_of(probes, chosen.probe)
-    alt = f"probe image {chosen.probe + 1}, {caption}, with the unit's receptive field"
-    to = unit_url(page, chosen, row=chosen.unit[0], col=chosen.unit[1], pixel_row="ROW",
-                  pixel_col="COL")  # fmt: skip
+    name = f"probe image {chosen.probe + 1}, {caption_of(probes, chosen.probe)}"
+    to = unit_url(page, chosen, row=row, col=column, pixel_row="ROW", pixel_col="COL")
     return {
-        "shot": picture(image, alt, marks), "caption": "where it looks", "to": to,
-        "grid": image.shape[:2], "place": pixel, "key": "unit-image",
+        "shot": picture(image, f"{name}, with the unit's receptive field", marks), "to": to,
+        "caption": "where it looks", "grid": image.shape[:2], "place": pixel, "key": "unit-image",
         "label": "Choose a pixel, to mark the units that see it",
     }  # fmt: skip
 
 
-def _patch(
-    chosen: Selection,
-    probes: Probes,
-    fields: FieldIntervals | None,
-    seen: tuple[Place, Place] | None,
-) -> dict[str, Any]:
-    shot: MarkedImage | None = None
-    if seen is not None:
-        (top, bottom), (left, right) = seen
-        patch = probes.images[chosen.probe][top : bottom + 1, left : right + 1]
-        alt = f"the {bottom - top + 1} × {right - left + 1} pixels that the unit sees"
-        shot = picture(patch, alt)
-    words = NO_FIELDS if fields is None else PADDING_ONLY
-    return {"shot": shot, "words": words, "caption": "what it sees", "to": ""}
+def _patch(chosen: Selection, probes: Probes, fields: Fields, seen: Seen) -> dict[str, Any]:
+    given: dict[str, Any] = {"shot": None, "to": "", "caption": "what it sees"}
+    if seen is None:
+        return {**given, "words": NO_FIELDS if fields is None else PADDING_ONLY}
+    (top, bottom), (left, right) = seen
+    patch = probes.images[chosen.probe][top : bottom + 1, left : right + 1]
+    alt = f"the {bottom - top + 1} × {right - left + 1} pixels that the unit sees"
+    return {**given, "shot": picture(patch, alt)}
 
 
 def _moves(
-    chosen: Selection,
-    probes: Probes,
-    fields: FieldIntervals | None,
-    effective: EffectiveFieldMap | None,
+    chosen: Selection, probes: Probes, fields: Fields, effective: EffectiveFieldMap | None
 ) -> dict[str, Any]:
     """The image, dim, under the effective field of the centre unit."""
-    caption = "what moves the centre unit"
-    if effective is None or not np.isfinite(effective.share).all() or not effective.share.size:
-        return {"shot": None, "words": NO_EFFECTIVE, "caption": caption, "to": ""}
+    given: dict[str, Any] = {"shot": None, "to": "", "caption": "what moves the centre unit"}
+    if effective is None or not effective.share.size or not np.isfinite(effective.share).all():
+        return {**given, "words": NO_EFFECTIVE}
     (row, column), marks = effective.unit, list[Mark]()
     if fields is not None:
-        theirs = selection.field_of_units(fields, (row, row), (column, column))
+        theirs = field_of_units(fields, (row, row), (column, column))
         marks += [] if theirs is None else [box(*theirs)]
-    for radius in effective.radius.values():
-        if math.isfinite(radius):
-            sides = ((c + 0.5 - radius, c - 0.5 + radius) for c in effective.center)
-            marks.append(box(*sides, kind="radius"))
+    for radius in filter(math.isfinite, effective.radius.values()):
+        sides = ((c + 0.5 - radius, c - 0.5 + radius) for c in effective.center)
+        marks.append(box(*sides, kind="radius"))
     alt = f"effective receptive field of the centre unit, row {row}, column {column}"
-    shot = picture(_heated(probes.images[chosen.probe], effective), alt, marks)
-    return {"shot": shot, "caption": caption, "to": ""}
+    shown = _heated(probes.images[chosen.probe], effective)
+    return {**given, "shot": picture(shown, alt, marks)}
 
 
 def _heated(image: Bytes, effective: EffectiveFieldMap) -> Bytes:
     """The image, dim and grey, under the field in orange: its opacity is the square root."""
     grey = image if image.ndim == 2 else image.mean(axis=2)
-    base = np.repeat(0.35 * grey.astype(np.float64)[..., None], 3, axis=2)
     weight = np.zeros(grey.shape)
     top, left = effective.corner
     part = weight[top : top + effective.share.shape[0], left : left + effective.share.shape[1]]
     part[:] = effective.share[: part.shape[0], : part.shape[1]]
     opacity = np.sqrt(weight / (float(weight.max()) or 1.0))[..., None]
-    return np.round(base * (1 - opacity) + np.array(HEAT) * opacity).astype(np.uint8)
+    dim = 0.35 * grey.astype(np.float64)[..., None]
+    return np.round(dim * (1 - opacity) + np.array(HEAT) * opacity).astype(np.uint8)
 
 
 def _facts(
-    chosen: Selection,
-    probes: Probes,
-    fields: FieldIntervals | None,
-    pixel: Place | None,
-    seen: tuple[Place, Place] | None,
+    chosen: Selection, probes: Probes, fields: Fields, pixel: Place | None, seen: Seen
 ) -> list[tuple[str, str]]:
-    rows, columns = selection.units_of_cell(chosen.maps, chosen.cell)
+    rows, columns = chosen.units
     one = rows[0] == rows[1] and columns[0] == columns[1]
-    value = selection.measured(chosen.value, chosen.half_level)
-    place = f"{_counted(*rows, 'row')}, {_counted(*columns, 'column')}"
+    mean, name = ("value", "unit") if one else ("mean value", "units (their mean)")
     facts = [
-        (f"{'value' if one else 'mean value'}, channel {chosen.channel}", value),
-        ("unit" if one else "units (their mean)", place),
+        (f"{mean}, channel {chosen.channel}", measured(chosen.value, chosen.half)),
+        (name, f"{_counted(*rows, 'row')}, {_counted(*columns, 'column')}"),
     ]
     if seen is not None:
         height, width = (last - first + 1 for first, last in seen)
-        share = height * width / (probes.images.shape[1] * probes.images.shape[2])
-        facts.append(("sees", f"{height} × {width} pixels, {percent(share)}"))
+        share = percent(height * width / math.prod(probes.images.shape[1:3]))
+        facts.append(("sees", f"{height} × {width} pixels, {share}"))
     if pixel is not None and fields is not None:
-        by_row, by_column = selection.units_that_see(fields, pixel)
-        count, total = int(by_row.sum() * by_column.sum()), math.prod(chosen.maps.grid)
+        count = math.prod(int(seeing.sum()) for seeing in units_that_see(fields, pixel))
+        total = math.prod(chosen.maps.grid)
         facts.append((f"units that see pixel {pixel[0]}, {pixel[1]}", f"{count:,} of {total:,}"))
     return facts
 
@@ -185,7 +169,7 @@ def _counted(first: int, last: int, one: str) -> str:
     return f"{one} {first}" if first == last else f"{one}s {first} to {last}"
 
 
-def _notes(chosen: Selection, fields: FieldIntervals | None) -> str:
+def _notes(chosen: Selection, fields: Fields) -> str:
     said: list[str] = []
     if chosen.maps.maps.shape[2:] != chosen.maps.grid:
         said.append("A cell of this map is the mean of several units; the field is that of all.")
@@ -195,8 +179,8 @@ def _notes(chosen: Selection, fields: FieldIntervals | None) -> str:
     return " ".join(said)
 
 
-def _effective_words(effective: EffectiveFieldMap | None) -> tuple[str, str] | None:
-    """The largest share, and what the picture shows."""
+def _share(effective: EffectiveFieldMap | None) -> tuple[str, str] | None:
+    """The largest share of a pixel, and what the picture of them shows."""
     if effective is None or not effective.share.size:
         return None
     radii = ", ".join(f"{key} % within {r:.1f}" for key, r in effective.radius.items())
