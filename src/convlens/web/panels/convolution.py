@@ -97,7 +97,9 @@ def window_at(run: RunData, kernels: Kernels, chosen: Selection, probes: Probes)
     if chosen.channel >= n_kept:
         return f"The kernels of the first {n_kept} channels were recorded, not {chosen.channel}."
     if kept_in < n_in:
-        return f"Of the {n_in} channels that this layer reads, {kept_in} have recorded kernels."
+        return (
+            f"The products need the kernels of all {n_in} input channels; {kept_in} were recorded."
+        )
     first = chosen.channel // max(kernels.shape[0] // kernels.groups, 1) * n_in
     if kernels.reads_input:
         planes = probes.inputs[chosen.probe, first : first + n_in].astype(np.float64)

@@ -20,9 +20,6 @@ NOT_FINITE = "These kernels hold NaN or infinite values: the network had diverge
 
 MOST_TILES = 64
 
-IN_A_ROW = 8
-"""So many planes of an output channel are a row; of fewer, all of them."""
-
 Tile = dict[str, Any]
 
 
@@ -36,17 +33,18 @@ def kernels(page: Page) -> dict[str, Any]:
         return {**given, "sentence": NOT_FINITE}
     reach, n_in = float(np.abs(kept.weight).max()), kept.weight.shape[1]
     most = min(MOST_TILES, max(allowance(page) // 2_500, 4))
-    columns = IN_A_ROW if n_in % IN_A_ROW == 0 else n_in if 1 < n_in < IN_A_ROW else 0
     kind, n = "planes", len(kept.weight) * n_in
     if kept.weight.shape[2:] == (1, 1):
-        kind, n, columns, tiles = "pointwise", 1, 0, [_matrix(kept, reach)]
+        kind, n, tiles = "pointwise", 1, [_matrix(kept, reach)]
     elif kept.reads_input and kept.shape[1] == n_in == 3:
-        kind, n, columns, tiles = "coloured", len(kept.weight), 0, _colour(kept, reach, most)
+        kind, n, tiles = "coloured", len(kept.weight), _colour(kept, reach, most)
     else:
         tiles = _planes(kept, reach, most)
     rest = f" The first {len(tiles)} of {n:,} are shown." if len(tiles) < n else ""
     return {
-        **given, "tiles": tiles, "many": len(tiles) > 16, "columns": columns, "kind": kind, "channel": page.view.channel,
+        **given, "tiles": tiles, "many": len(tiles) > 16, "kind": kind,
+        "grouped": kind == "planes" and n_in > 1,
+        "columns": 8 // n_in * n_in or -(-n_in // 2), "wide": max(16 // n_in, 1) * n_in,
         "ends": (number(-reach), "0", number(reach)), "words": _words(kept) + rest,
     }  # fmt: skip
 

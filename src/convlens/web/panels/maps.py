@@ -18,7 +18,6 @@ from convlens.web.panels.selection import (
     caption_of,
     kept_at,
     module_of,
-    probes_of,
     select,
     stages,
     value_range,
@@ -56,7 +55,7 @@ def maps(page: Page) -> dict[str, Any]:
         return {**given, "sentence": _nothing(page)}
     if not np.isfinite(found.low).any():
         return {**given, "sentence": ALL_NAN, "stages": stages(page)}
-    shared, probes = page.view.scale == "shared" and page.live, probes_of(page)
+    shared, probes = page.view.scale == "shared" and page.live, page.run.probes
     low, high = float(np.nanmin(found.low)), float(np.nanmax(found.high))
     given |= {"stages": stages(page), "words": _words(found), "shared": shared}
     given["ends"] = (number(low), number(high)) if shared else ("lowest", "highest")

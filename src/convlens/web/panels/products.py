@@ -20,7 +20,6 @@ from convlens.web.panels.selection import (
     kept_at,
     measured,
     module_of,
-    probes_of,
     rough,
     select,
     within,
@@ -43,7 +42,7 @@ ARROWS = (("↑", -1, 0, "up"), ("←", 0, -1, "left"), ("→", 0, 1, "right"), 
 
 def products(page: Page) -> dict[str, Any]:
     """The products under the layer's kernel at the chosen unit; nothing without all it needs."""
-    module, probes = module_of(page), probes_of(page)
+    module, probes = module_of(page), page.run.probes
     layer = page.view.layer or module
     kernels, found = kept_at(page, Kernels, layer), kept_at(page, FeatureMaps, layer)
     shown = kept_at(page, FeatureMaps, module)

@@ -96,11 +96,6 @@ def module_of(page: Page) -> str:
     return page.view.layer or next(iter(among), "")
 
 
-def probes_of(page: Page) -> Probes | None:
-    """The probe images, None if there are none."""
-    return page.run.snapshot(Probes)
-
-
 def caption_of(probes: Probes | None, i: int) -> str:
     """The class of a probe image, or its number where that is not known."""
     if probes is None or i >= len(probes.captions):

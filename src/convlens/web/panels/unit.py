@@ -20,7 +20,6 @@ from convlens.web.panels.selection import (
     kept_at,
     measured,
     module_of,
-    probes_of,
     select,
     units_that_see,
     within,
@@ -43,7 +42,7 @@ Seen = tuple[Place, Place] | None
 def unit(page: Page) -> dict[str, Any]:
     """The receptive field of the chosen unit on a probe image, and the patch in it."""
     module = module_of(page)
-    found, probes = kept_at(page, FeatureMaps, module), probes_of(page)
+    found, probes = kept_at(page, FeatureMaps, module), page.run.probes
     if found is None or probes is None or not np.isfinite(found.low).any():
         return {"shots": []}
     if allowance(page) < 8_000 + 3 * min(probes.images[0].size, 250_000):
