@@ -281,18 +281,7 @@
     if (focused) (part.querySelector(`[data-key="${CSS.escape(focused)}"]`) ?? document.getElementById(focused))?.focus();
   }
 
-  let showing = 0; // while something is on its way, nothing is asked for that would take its place
-
   async function show(url) {
-    showing += 1;
-    try {
-      return await take(url);
-    } finally {
-      showing -= 1;
-    }
-  }
-
-  async function take(url) {
     const mine = ++asked;
     root.dataset.drawn = "no";
     const response = await fetch(url);
@@ -367,7 +356,7 @@
   async function poll() {
     for (;;) {
       await wait(POLL_MS);
-      if (document.hidden || showing || !root.dataset.mark) continue;
+      if (document.hidden || !root.dataset.mark) continue;
       const url = new URL(location.href);
       url.searchParams.set("after", root.dataset.mark);
       try {
