@@ -140,9 +140,9 @@ def test_maps_unit_arrows_and_epochs_answer_to_clicks_and_keys(recorded, page):
         assert page.evaluate("document.activeElement.dataset.key") == "unit-map"
         page.go_back()
         page.locator("#inside .equation", has_text="row 0, column 1").wait_for()
-        page.locator("body").press("ArrowLeft")
-        page.locator(".track strong", has_text="before training").wait_for()
         page.evaluate("document.activeElement.blur()")
+        page.keyboard.press("ArrowLeft")
+        page.locator(".track strong", has_text="before training").wait_for()
         page.evaluate(SEEN)
         page.keyboard.press("Space")
         page.locator(".track strong", has_text="after epoch 3").wait_for()
@@ -151,6 +151,7 @@ def test_maps_unit_arrows_and_epochs_answer_to_clicks_and_keys(recorded, page):
             "before training", "after epoch 1", "after epoch 2", "after epoch 3"
         ]  # fmt: skip
         assert "epoch=" not in page.url
+        page.goto("about:blank")  # asks nothing of a server that is being closed
 
 
 def test_a_layer_named_like_a_placeholder_is_still_itself(recorded, page):
@@ -165,3 +166,4 @@ def test_a_layer_named_like_a_placeholder_is_still_itself(recorded, page):
         page.goto(f"{address.url}run/{key}?layer={quote(layer)}&probe=1")
         page.locator("html[data-drawn=all]").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.goto("about:blank")
