@@ -209,16 +209,18 @@ _FIGURES = {"loss": loss, "metric": metric, "logged": logged, "schedule": schedu
 _WORDS = {"lr": "learning rate", "momentum": "momentum"}
 
 
-def overlaid(pages: Sequence[Page]) -> UIElement:
+def overlaid(pages: Sequence[Page], names: Sequence[str]) -> UIElement:
     """Losses and a metric of up to eight runs over one time axis, a colour for each run.
+
+    The page has the legend: it holds names of any length.
 
     Args:
         pages: one for each run; what the first one's view says of the logarithmic axis, smoothing
             and metric holds for all.
+        names: what each run is called.
     """
     runs, view, log = [page.run for page in pages], pages[0].view, is_log(pages)
     axis = StepAxis((min(run.span[0] for run in runs), max(run.span[1] for run in runs)))
-    names = short_names([run.name for run in runs])
     training, validation = (
         _loss_figure(axis, "training loss", log),
         _loss_figure(axis, "validation loss", log),
@@ -227,9 +229,7 @@ def overlaid(pages: Sequence[Page]) -> UIElement:
     for run, mean, color in zip(runs, smooth, RUNS, strict=False):
         _mark_ends(training, run, mean, color, log=log, band=len(runs) == 2)
     means = [(run.curves.middle_step, mean) for run, mean in zip(runs, smooth, strict=True)]
-    lines = _overlay(training, means, names, log=log)
-    _explain(training, list(zip(names, lines, strict=True)), 2)
-    training.height = LOSS + LEGEND_ROW * (len(runs) // 2)
+    _overlay(training, means, names, log=log)
     measured = [_validation(run.epochs) for run in runs]
     _overlay(validation, [(x, _positive(y, log)) for x, y in measured], names, log=log)
     plots = [training, validation]
@@ -244,15 +244,7 @@ def overlaid(pages: Sequence[Page]) -> UIElement:
 def overlaid_height(pages: Sequence[Page]) -> int:
     """Pixels of what `overlaid` draws."""
     metrics = any(epoch.metrics for page in pages for epoch in page.run.epochs)
-    return 2 * LOSS + LEGEND_ROW * (len(pages) // 2) + (METRIC if metrics else 0) + STEPS
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Names of runs without their long common beginning, for a legend."""
-    same = next((i for i, signs in enumerate(zip(*names, strict=False)) if len({*signs}) > 1), 0)
-    if max(map(len, names)) <= NAME or same < 8:
-        return [formatting.short(name, NAME) for name in names]
-    return ["…" + formatting.short(name[same - 2 :], NAME - 1) for name in names]
+    return 2 * LOSS + (METRIC if metrics else 0) + STEPS
 
 
 def _mark_ends(
