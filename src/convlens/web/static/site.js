@@ -435,7 +435,7 @@
   }
 
   function toCell(element, { row, col }) {
-    follow(element.dataset.to.replace("ROW", row).replace("COL", col));
+    follow(element.dataset.to.replace(/ROW(?!.*ROW)/, row).replace(/COL(?!.*COL)/, col)); // the last: a layer may be named so
   }
 
   document.addEventListener("click", (event) => {
