@@ -10,6 +10,7 @@ from convlens.core.histories import LayerHistory, LayerInfo
 from convlens.core.wording import plural
 from convlens.web.figures import layer as figures
 from convlens.web.formatting import label, number, percent, plain
+from convlens.web.panels.verdict import in_words
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
@@ -51,6 +52,7 @@ def layer(page: Page) -> dict[str, Any]:
         "at": at,
         "around": {k: run.names[i] for k, i in around.items() if 0 <= i < len(run.names)},
         "findings": found,
+        "in_words": in_words,
         "sentence": "",
         "facts": [(label(key), plain(row[key])) for key in FACTS if row.get(key) not in NOTHING],
     }
