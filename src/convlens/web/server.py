@@ -176,7 +176,7 @@ class _Handler(RequestHandler):
     def set_default_headers(self) -> None:
         """Also of errors."""
         for name, value in HEADERS.items():
-            self.set_header(name, value.replace("{ancestors}", "'self'"))
+            self.set_header(name, value.replace("{ancestors}", self._guard.ancestors))
         self.set_header("Cache-Control", "no-store")
         self.clear_header("Server")
 

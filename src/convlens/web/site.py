@@ -10,6 +10,7 @@ from typing import Any
 from convlens.errors import RunError
 from convlens.web import data
 from convlens.web.figures.registry import FIGURES
+from convlens.web.gif import make_gif
 from convlens.web.pages import Page, draw, render
 from convlens.web.run_data import RunData
 from convlens.web.store import RunStore
@@ -74,6 +75,8 @@ class Site:
         first, _, rest = path[1:].partition("/")
         if path == "/":
             return self._list(view)
+        if first == "run" and path.endswith("/play.gif"):
+            return self._ask(keys[0], lambda run: Answer(body=_gif(run, query), kind="image/gif"))
         if first == "run" and keys:
             return self._ask(keys[0], lambda run: _run_page(Page(run, view), mark))
         if first == "figure" and rest in FIGURES and len(keys) == 1:
@@ -106,6 +109,10 @@ class Site:
 
 def _run_page(page: Page, mark: str) -> Answer:
     return Answer(body=html(render("run.html", page=page, run=page.run, view=page.view, mark=mark)))
+
+
+def _gif(run: RunData, query: Query) -> bytes:
+    return make_gif(run, query.get("layer", [None])[-1])
 
 
 def _figure(page: Page, name: str) -> Answer:
