@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from bokeh.models import UIElement
 
 from convlens.web.figures.curves import curves
+from convlens.web.figures.matrix import matrix
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
 
 FIGURES: Mapping[str, Callable[[Page], UIElement]] = {
     "curves": curves,
+    "matrix": matrix,
 }
 """Every figure of one run, by its name in addresses."""

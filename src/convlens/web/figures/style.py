@@ -55,6 +55,8 @@ PALE = "#eceff2"
 CLEAR = "rgba(0, 0, 0, 0)"
 ZERO = "#8a4fbf"
 """Marks a value that is exactly 0 where the axis is logarithmic."""
+PROBLEM, WARNING = "#b4281a", "#a86400"
+"""Marks sick layers."""
 
 DARK: Mapping[str, str] = {
     CARD: "#161b20",
@@ -67,6 +69,8 @@ DARK: Mapping[str, str] = {
     ORANGE: "#f08a4b",
     GREEN: "#34c79d",
     ZERO: "#c79af0",
+    PROBLEM: "#ff8a78",
+    WARNING: "#e0b050",
 }
 """What each colour of a figure becomes on a dark page; ``site.js`` replaces them.
 

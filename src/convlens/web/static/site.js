@@ -211,9 +211,8 @@
       range.properties.end.change.connect(follow);
     }
     const links = doc.get_model_by_name("links");
-    const plot = doc.get_model_by_name("linked");
-    if (links && plot) {
-      plot.on_event("tap", ({ y }) => {
+    for (const plot of [doc.get_model_by_name("linked"), doc.get_model_by_name("linked-names")]) {
+      if (links && plot) plot.on_event("tap", ({ y }) => {
         const href = (links.data.get?.("href") ?? links.data.href)[Math.round(y)];
         if (href) follow(href);
       });
