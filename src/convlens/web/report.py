@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from convlens.core.records import Finding
+from convlens.doctor import diagnose
 from convlens.errors import RunError
 from convlens.runs import Run
 from convlens.runs.follower import RunFollower
@@ -20,7 +22,6 @@ from convlens.web.figures.quantities import QUANTITIES, LayerHealth, layer_healt
 from convlens.web.pages import Page, cannot_show, draw, figure_place, render
 from convlens.web.run_data import RunData
 from convlens.web.static import bokeh_js, site_css, site_js
-from convlens.web.store import findings_of
 from convlens.web.view import View
 
 MOST_OPEN = 10
@@ -89,7 +90,12 @@ def write_report(run: Run, out: Path | None = None) -> Path:
         RunError: if the run cannot be read, or the file cannot be written.
     """
     out = run.path / "report.html" if out is None else Path(out)
-    data = RunData("", RunFollower(run), findings_of(run))
+    record = run.record(counts=False)
+    try:
+        findings = diagnose(record)
+    except Exception as error:  # a record may hold anything
+        findings = [Finding("unreadable", "note", cannot_show(error), confidence="certain")]
+    data = RunData("", RunFollower(run), findings)
     write_file(out, report_html(data).encode("utf-8", "replace"), "an HTML file")
     return out
 

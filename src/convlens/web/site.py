@@ -75,10 +75,9 @@ class Site:
         first, _, rest = path[1:].partition("/")
         if path == "/":
             return self._list(view)
-        if first == "run" and path.endswith("/play.gif"):
-            return self._ask(keys[0], lambda run: Answer(body=_gif(run, query), kind="image/gif"))
         if first == "run" and keys:
-            return self._ask(keys[0], lambda run: _run_page(Page(run, view), mark))
+            answer = _gif if path.endswith("/play.gif") else _run_page
+            return self._ask(keys[0], lambda run: answer(Page(run, view), mark))
         if first == "figure" and rest in FIGURES and len(keys) == 1:
             return self._ask(keys[0], lambda run: _figure(Page(run, view), rest))
         if first == "api":
@@ -111,8 +110,9 @@ def _run_page(page: Page, mark: str) -> Answer:
     return Answer(body=html(render("run.html", page=page, run=page.run, view=page.view, mark=mark)))
 
 
-def _gif(run: RunData, query: Query) -> bytes:
-    return make_gif(run, query.get("layer", [None])[-1])
+def _gif(page: Page, mark: str) -> Answer:
+    del mark
+    return Answer(body=make_gif(page.run, page.view.layer), kind="image/gif")
 
 
 def _figure(page: Page, name: str) -> Answer:

@@ -17,7 +17,7 @@ from typing import TypeVar
 from convlens.core.records import Finding
 from convlens.doctor import diagnose
 from convlens.errors import ConvlensError, RunError
-from convlens.runs import Run, RunInfo, list_runs, open_run
+from convlens.runs import RunInfo, list_runs, open_run
 from convlens.runs.follower import RunFollower
 from convlens.web.run_data import RunData
 
@@ -128,8 +128,8 @@ class RunStore:
         while True:
             diagnosis, path = self._asked.get()
             try:
-                diagnosis.found = findings_of(open_run(path))
-            except ConvlensError as error:
+                diagnosis.found = diagnose(open_run(path).record(counts=False))
+            except Exception as error:
                 diagnosis.found = [_unreadable(error)]
             diagnosis.running = False
 
@@ -174,19 +174,6 @@ class _Diagnosis:
     begun: float = -float("inf")
     running: bool = False
     found: Sequence[Finding] | None = None
-
-
-def findings_of(run: Run) -> Sequence[Finding]:
-    """What the doctor finds in a run, or that it cannot tell.
-
-    Raises:
-        RunError: if the run cannot be read.
-    """
-    record = run.record(counts=False)
-    try:
-        return diagnose(record)
-    except Exception as error:
-        return [_unreadable(error)]
 
 
 def _unreadable(error: Exception) -> Finding:
