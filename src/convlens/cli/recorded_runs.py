@@ -35,7 +35,7 @@ def add_commands(commands: Commands) -> None:
         metavar="FILE",
         help="instead, write how a layer's feature maps change from epoch to epoch",
     )
-    add("--layer", help="the layer of --gif (default: the first convolution)")
+    add("--layer", default="", help="the layer of --gif (default: the first convolution)")
 
     add = add_command(commands, "view", view).add_argument
     add("runs", type=Path, nargs="*", default=[RUNS], help="folders of runs, or of one run each")

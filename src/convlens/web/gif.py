@@ -70,13 +70,13 @@ class _Heat:
     high: float
 
 
-def write_gif(run: Run, out: Path, layer: str | None = None) -> Path:
+def write_gif(run: Run, out: Path, layer: str = "") -> Path:
     """Write how a layer's feature maps, kernels and histogram change from epoch to epoch.
 
     Args:
         run: an opened run.
         out: the file to write, replaced if it exists.
-        layer: the layer's name; None for the first convolution.
+        layer: the layer's name; empty for the first convolution.
 
     Returns:
         The file.
@@ -90,7 +90,7 @@ def write_gif(run: Run, out: Path, layer: str | None = None) -> Path:
     return Path(out)
 
 
-def make_gif(run: RunData, layer: str | None = None) -> bytes:
+def make_gif(run: RunData, layer: str = "") -> bytes:
     """The file's content; see `write_gif`."""
     name = _layer_of(run, layer)
     heat = _heat(run.history(name)) if name in run.names else None
@@ -106,14 +106,14 @@ def make_gif(run: RunData, layer: str | None = None) -> bytes:
     return file.getvalue()
 
 
-def _layer_of(run: RunData, layer: str | None) -> str:
+def _layer_of(run: RunData, layer: str) -> str:
     kept = run.run.snapshot_layers(FeatureMaps)
     if not kept:
         raise RunError(
             f"The run {run.name!r} has no pictures to play. Train with the callback cl.Pictures(): "
             "it keeps feature maps and kernels after each epoch."
         )
-    if layer is None:
+    if not layer:
         kernels = run.run.snapshot_layers(Kernels)
         return next((name for name in kept if name in kernels), kept[0])
     if layer not in kept:

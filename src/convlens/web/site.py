@@ -75,13 +75,14 @@ class Site:
         first, _, rest = path[1:].partition("/")
         if path == "/":
             return self._list(view)
-        if first == "run" and keys:
-            answer = _gif if path.endswith("/play.gif") else _run_page
-            return self._ask(keys[0], lambda run: answer(Page(run, view), mark))
+        if first == "run" and [rest] == keys:
+            return self._ask(keys[0], lambda run: _run_page(Page(run, view), mark))
         if first == "figure" and rest in FIGURES and len(keys) == 1:
             return self._ask(keys[0], lambda run: _figure(Page(run, view), rest))
         if first == "api":
             return self._data(rest, keys, view)
+        if first == "run" and rest.endswith("/play.gif"):
+            return self._ask(keys[0], lambda run: _gif(run, view))
         raise NoSuchPageError("There is nothing under this address; the list of runs is at /.")
 
     def _keys(self, path: str, query: Query) -> list[str]:
@@ -110,9 +111,8 @@ def _run_page(page: Page, mark: str) -> Answer:
     return Answer(body=html(render("run.html", page=page, run=page.run, view=page.view, mark=mark)))
 
 
-def _gif(page: Page, mark: str) -> Answer:
-    del mark
-    return Answer(body=make_gif(page.run, page.view.layer), kind="image/gif")
+def _gif(run: RunData, view: View) -> Answer:
+    return Answer(body=make_gif(run, view.layer), kind="image/gif")
 
 
 def _figure(page: Page, name: str) -> Answer:
