@@ -14,6 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from convlens.core.records import Finding
+from convlens.core.snapshots import FeatureMaps
 from convlens.doctor import diagnose
 from convlens.errors import RunError
 from convlens.runs import Run
@@ -113,6 +114,7 @@ def report_html(run: RunData) -> str:
         layers=layers,
         drawn=_drawn(layers),
         kinds={info.name: info.kind for info in run.layers},
+        pictured=run.run.snapshot_layers(FeatureMaps),
         most_open=MOST_OPEN,
         quantities=_recorded(run),
         scripts=[Markup(script) for script in scripts],

@@ -515,7 +515,7 @@
   // ---- on paper: figures as still pictures, folds open ----
 
   window.addEventListener("beforeprint", () => {
-    for (const fold of all("details:not([open], .layer)")) Object.assign(fold, { open: true }).dataset.wasFolded = "";
+    for (const fold of all("details:not([open], [data-unprinted])")) Object.assign(fold, { open: true }).dataset.wasFolded = "";
     for (const [element, { doc }] of drawn) {
       const still = Bokeh.index.find_one(doc.roots()[0]).export("auto").canvas;
       still.className = "still";
