@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,8 @@ def test_it_goes_where_it_is_told_or_says_why_not(recorded, tmp_path):
 def test_it_needs_no_torch(recorded, tmp_path):
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "from pathlib import Path\n"
+        "from itertools import pairwise
+from pathlib import Path\n"
         "from convlens.runs import open_run\n"
         "from convlens.web.report import write_report\n"
         "write_report(open_run(sys.argv[1]), Path(sys.argv[2]))\n"
@@ -224,7 +226,7 @@ def test_a_moving_picture_shows_every_kept_epoch(recorded, tmp_path, capsys, mon
         image.seek(i)
         times.append(image.info["duration"])
     assert times[-1] > 2 * times[0]
-    for before, after in zip(shown, shown[1:], strict=False):
+    for before, after in pairwise(shown):
         assert (before[300:] != after[300:]).any(axis=2).mean() > 0.02  # kernels and histograms
     other = write_gif(open_run(path), tmp_path / "other.gif", "2.0")
     assert (frames(other)[-1][:400] != shown[-1][:400]).any()
