@@ -28,6 +28,12 @@ PARTS = ["verdict", "curves", "matrix", "layers", "confusion", "images", "summar
 LAYERS = 10  # of the small runs
 
 
+@pytest.fixture(autouse=True)
+def few_figures(monkeypatch):
+    """They take most of the time."""
+    monkeypatch.setattr(report, "MOST_FIGURES", 2)
+
+
 @pytest.fixture(scope="module")
 def small(recorded, tmp_path_factory):
     """The report of a run of one epoch."""
@@ -86,8 +92,7 @@ def test_it_goes_where_it_is_told_or_says_why_not(recorded, tmp_path):
 def test_it_needs_no_torch(recorded, tmp_path):
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "from itertools import pairwise
-from pathlib import Path\n"
+        "from pathlib import Path\n"
         "from convlens.runs import open_run\n"
         "from convlens.web.report import write_report\n"
         "write_report(open_run(sys.argv[1]), Path(sys.argv[2]))\n"
@@ -190,7 +195,8 @@ def test_names_that_are_programs_do_not_run(offline, recorded, tmp_path):
 
 
 @pytest.mark.slow
-def test_150_layers_are_small_and_open_at_once(offline, recorded, tmp_path):
+def test_150_layers_are_small_and_open_at_once(offline, recorded, tmp_path, monkeypatch):
+    monkeypatch.undo()
     path = write_report(open_run(recorded("150-layers")), tmp_path / "r.html")
     assert path.stat().st_size < 6e6
     tab = opened(offline, path)
