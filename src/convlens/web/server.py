@@ -98,12 +98,11 @@ class Server:
             raise ArgumentError(_not_served(address, error)) from error
         self.address = replace(address, port=listening.getsockname()[1])
         self._drawing = _Drawing()
-        guard = Guard(self.address)
-        rest = {"guard": guard, "site": Site(store), "drawing": self._drawing}
+        rest = {"guard": Guard(self.address), "site": Site(store), "drawing": self._drawing}
         application = Application(
             [(r"/static/(.*)", _Static, rest), (r".*", _Pages, rest)],
             log_function=_silent,
-            ancestors=guard.ancestors,
+            ancestors=Guard(self.address).ancestors,
         )
         self._http = HTTPServer(
             application, idle_connection_timeout=120, body_timeout=10,
