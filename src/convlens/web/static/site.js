@@ -451,7 +451,7 @@
 
   // A link to a folded place unfolds it.
   function unfold() {
-    const place = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const place = document.querySelector(":target");
     if (place?.tagName === "DETAILS") place.open = true;
   }
   addEventListener("hashchange", unfold);
