@@ -107,6 +107,9 @@ class _BlockFigures:
     last: Ints
     values: NDArray[np.float32]
 
+    def __getitem__(self, rows: slice) -> _BlockFigures:
+        return _BlockFigures(self.first[rows], self.last[rows], self.values[:, rows])
+
 
 @dataclass(frozen=True, eq=False)
 class _Figures:
@@ -178,6 +181,7 @@ class RunFollower:
         self._state = _State()
         self._reading = Lock()
         self._stamp: object = None  # of the files when they were read; None if unknown
+        self._records: Sequence[Transaction] = ()  # of the last reading, over by now
         self._tables: dict[str, tuple[object, object]] = {}  # name to (total, value)
         self._seen = -1  # the version at the last refresh
         self._quantities: dict[str, None] = {}
@@ -318,7 +322,10 @@ class RunFollower:
         main, meta = records[0], self._meta(records[0])
         run = meta.get("created"), *((str(record.file), _inode(record.file)) for record in records)
         if run[: len(old.run)] != old.run:
-            old = _State()
+            old, self._records = _State(), ()
+        for record, older in zip(records, self._records, strict=False):
+            record.take_keys(older)
+        self._records = records
         epochs = self._known(main, "epochs", partial(read_epochs, main))
         with explained(main.file):
             watched = {q: read_watched(main, q, counted_in(meta)) for q in list(self._quantities)}
@@ -372,7 +379,7 @@ def _read_figures(reader: ColumnReader, watched: Watched, known: _Figures | None
             return _BlockFigures(columns.first_step, columns.last_step, values)
 
         old = {} if known is None else known.series[i]
-        found.append(reader.blocks(info, watched.layout, old, make))
+        found.append(reader.blocks(info, watched.layout, old, make, counts=False))
     return _Figures(watched, reader.level, found)
 
 
