@@ -201,7 +201,7 @@ class RunFollower:
         Raises:
             RunError: if the run cannot be read; the state stays as it was.
         """
-        stamp = _stamp(self.run.path)
+        stamp = files_stamp(self.run.path)
         if stamp is None or stamp != self._stamp:
             self._read(stamp)
         seen, self._seen = self._seen, self.version
@@ -305,7 +305,7 @@ class RunFollower:
     def _read_once(self, known: bool = True) -> _State:
         """The state, read if there is none yet or if what is asked for is not in it."""
         if not known or not self._state.run:
-            return self._read(_stamp(self.run.path))
+            return self._read(files_stamp(self.run.path))
         return self._state
 
     def _read(self, stamp: object) -> _State:
@@ -403,7 +403,7 @@ def _inode(file: Path) -> int:
         raise cannot_open(file, error.strerror) from error
 
 
-def _stamp(folder: Path) -> tuple[Any, ...] | None:
+def files_stamp(folder: Path) -> tuple[Any, ...] | None:
     """Names, sizes and times of a run's files; None if they are too young to prove anything.
 
     Whether their writer lives is part of it: where it was killed, nothing in them changes. They are

@@ -24,7 +24,7 @@ from convlens.errors import ArgumentError, ConvlensError
 from convlens.web.address import Address
 from convlens.web.guard import HEADERS, Guard
 from convlens.web.pages import cannot_show, render
-from convlens.web.site import Answer, NoSuchPageError, Site, html
+from convlens.web.site import Answer, NoSuchPageError, Site, html, refusal
 from convlens.web.static import bokeh_js, site_css, site_js
 from convlens.web.store import RunStore, lower_priority
 
@@ -224,14 +224,15 @@ class _Pages(_Handler):
         if "token" in query:
             self._keep_token(query)
             return
+        path = self.request.path
         try:
-            answer = await self._drawing.answer(self._site, self.request.path, query)
+            answer = await self._drawing.answer(self._site, path, query)
         except NoSuchPageError as error:
-            answer = Answer(404, html(render("message.html", sentence=str(error))))
+            answer = refusal(path, 404, str(error))
         except ConvlensError as error:
-            answer = Answer(410, html(render("message.html", sentence=str(error))))
+            answer = refusal(path, 410, str(error))
         except Exception as error:
-            answer = Answer(422, html(render("message.html", sentence=cannot_show(error))))
+            answer = refusal(path, 422, cannot_show(error))
         await self.send(answer)
 
     head = get

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,12 +12,15 @@ from convlens.errors import RunError
 from convlens.web import data
 from convlens.web.figures.registry import FIGURES
 from convlens.web.pages import Page, draw, render
+from convlens.web.panels.runs import count, runs
 from convlens.web.run_data import RunData
 from convlens.web.store import RunStore
 from convlens.web.view import View
 
 HTML = "text/html; charset=utf-8"
 JSON = "application/json; charset=utf-8"
+
+LISTS = ("/", "/api/runs")
 
 Query = Mapping[str, list[str]]
 
@@ -58,6 +62,8 @@ class Site:
     def mark(self, path: str, query: Query) -> str:
         """The version of what is under an address, decided before anything of it is drawn."""
         keys = self._keys(path, query)
+        if path in LISTS:
+            return self._list_mark()
         if keys:
             return ".".join(self.store.open(key).mark for key in keys)
         return ""
@@ -73,7 +79,8 @@ class Site:
         keys = self._keys(path, query)
         first, _, rest = path[1:].partition("/")
         if path == "/":
-            return self._list(view)
+            shown = runs(self.store.listed(), self.store.places, view)
+            return Answer(body=html(render("list.html", view=view, mark=mark, **shown)))
         if first == "run" and keys:
             return self._ask(keys[0], lambda run: _run_page(Page(run, view), mark))
         if first == "figure" and rest in FIGURES and len(keys) == 1:
@@ -92,16 +99,26 @@ class Site:
     def _ask(self, key: str, question: Callable[[RunData], Answer]) -> Answer:
         return self.store.open(key).ask(question)
 
-    def _list(self, view: View) -> Answer:
-        return Answer(body=html(render("list.html", runs=self.store.list(), view=view)))
+    def _list_mark(self) -> str:
+        listed = [(one.key, one.mark, one.problem, count(f)) for one, f in self.store.listed()]
+        return hashlib.blake2b(repr(listed).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
     def _data(self, rest: str, keys: list[str], view: View) -> Answer:
         if rest == "runs":
-            return _json(data.runs(self.store.list()))
+            return _json(data.runs(self.store.listed()))
         what = rest.partition("/")[2].partition("/")[2] or "facts"
-        if keys and what in data.OF_RUN:
-            return self._ask(keys[0], lambda run: _json(data.OF_RUN[what](run, view)))
-        raise NoSuchPageError("There is no such data; see docs/page.md for what there is.")
+        question = data.OF_RUN.get(what)
+        if not keys or question is None:
+            raise NoSuchPageError("There is no such data; see docs/page.md for what there is.")
+        opened = self.store.open(keys[0])
+        return opened.ask(lambda run: _json(question(run, view)), wait=what == "findings")
+
+
+def refusal(path: str, status: int, sentence: str) -> Answer:
+    """A sentence instead of what was asked for: a page, or JSON for programs."""
+    if path.startswith("/api/"):
+        return _json({"error": sentence}, status)
+    return Answer(status, html(render("message.html", sentence=sentence)))
 
 
 def _run_page(page: Page, mark: str) -> Answer:
@@ -112,5 +129,5 @@ def _figure(page: Page, name: str) -> Answer:
     return Answer(body=draw(page, name).encode(), kind=JSON)
 
 
-def _json(value: Mapping[str, Any]) -> Answer:
-    return Answer(body=json.dumps(value, ensure_ascii=True).encode(), kind=JSON)
+def _json(value: Mapping[str, Any], status: int = 200) -> Answer:
+    return Answer(status, json.dumps(value, ensure_ascii=True, allow_nan=False).encode(), JSON)

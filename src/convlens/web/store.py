@@ -7,25 +7,30 @@ import os
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import LifoQueue
 from threading import Lock, RLock, Thread
 from typing import TypeVar
 
 from convlens.core.records import Finding
 from convlens.doctor import diagnose
 from convlens.errors import ConvlensError, RunError
-from convlens.runs import RunInfo, list_runs, open_run
+from convlens.runs import open_run
+from convlens.runs.database_reader import is_record
 from convlens.runs.follower import RunFollower
 from convlens.web.run_data import RunData
+from convlens.web.run_summary import RunSummary, SummaryCache
 
 MAX_OPEN = 4
 """Runs that are kept open: one may hold tens of megabytes."""
 
-MAX_FINDINGS = 1_000
-"""Runs whose findings are remembered."""
+MAX_FINDINGS = 2_000
+"""Runs whose findings are remembered; of so many, the newest, the list asks for them."""
+
+LIST_S = 1.0
+"""The folders are looked through again after this many seconds."""
 
 AGAIN_S = 10.0
 """The findings of a growing run are worked out anew after this many seconds."""
@@ -57,7 +62,11 @@ class RunStore:
         self._lock = Lock()
         self._open: OrderedDict[str, OpenRun] = OrderedDict()
         self._findings: OrderedDict[str, _Diagnosis] = OrderedDict()
-        self._asked: SimpleQueue[tuple[_Diagnosis, Path]] = SimpleQueue()
+        self._listing, self._listed_at = Lock(), -float("inf")
+        self._listed: dict[str, RunSummary] = {}
+        self._summaries = SummaryCache()
+        # The run asked for last is looked at first: a list may have asked for hundreds before.
+        self._asked: LifoQueue[tuple[_Diagnosis, Path]] = LifoQueue()
         # A daemon: looking at a long run takes seconds, and Ctrl-C ends the server at once.
         Thread(target=self._diagnose, name="convlens doctor", daemon=True).start()
 
@@ -72,13 +81,40 @@ class RunStore:
                 "runs, or the folder of one run."
             )
 
-    def list(self) -> dict[str, RunInfo]:
-        """Every run by its key, oldest first."""
-        found = [info for folder in self._folders for info in _inside(folder)]
-        for path in self._single:
-            found += [info for info in list_runs(path.parent) if info.path.name == path.name]
-        found.sort(key=lambda info: (info.created, info.name))
-        return {key_of(info.path): info for info in found}
+    def list(self) -> dict[str, RunSummary]:
+        """Every run by its key, oldest first; of those that did not change nothing is read.
+
+        Raises:
+            RunError: if a folder may not be read.
+        """
+        with self._listing:
+            if time.monotonic() - self._listed_at > LIST_S:
+                found = self._summaries.read(self._paths())
+                self._listed = {one.key: one for one in found}
+                self._listed_at = time.monotonic()
+            return self._listed
+
+    def listed(self) -> Sequence[tuple[RunSummary, Sequence[Finding] | None]]:
+        """The runs of `list`, each with its findings or None until they are known."""
+        runs = list(self.list().values())
+        asked = {one.key for one in runs[-MAX_FINDINGS:] if one.problem is None}
+        return [(one, self._findings_of(one) if one.key in asked else None) for one in runs]
+
+    @property
+    def places(self) -> list[str]:
+        """The folders that are looked through."""
+        return list(map(str, self._folders))
+
+    def _findings_of(self, run: RunSummary) -> Sequence[Finding] | None:
+        return self.findings(run.key, run.path, run.mark, growing=run.status == "running")
+
+    def _paths(self) -> dict[str, tuple[str, Path]]:
+        """Folder and directory of every run by its key; the runs are not read."""
+        found = {key_of(path): (str(path.parent), path) for path in self._single}
+        for folder in self._folders:
+            for path, real in _inside(folder):
+                found[key_of(real)] = (str(folder), path)
+        return found
 
     def open(self, key: str) -> OpenRun:
         """The run of this key.
@@ -91,10 +127,10 @@ class RunStore:
             if found is not None:
                 self._open.move_to_end(key)
                 return found
-        info = self.list().get(key)
-        if info is None:
+        _, path = self._paths().get(key, ("", None))
+        if path is None:
             raise RunError("There is no such run here; go back to the list of runs.")
-        opened = OpenRun(key, RunFollower(open_run(info.path)), self)
+        opened = OpenRun(key, RunFollower(open_run(path)), self)
         with self._lock:
             found = self._open.setdefault(key, opened)
             while len(self._open) > MAX_OPEN:
@@ -102,7 +138,7 @@ class RunStore:
         return found
 
     def findings(
-        self, key: str, path: Path, mark: str, *, growing: bool
+        self, key: str, path: Path, mark: str, *, growing: bool, opened: bool = False
     ) -> Sequence[Finding] | None:
         """What the doctor found in a run, None until it has looked: it reads every column.
 
@@ -111,6 +147,7 @@ class RunStore:
             path: its directory.
             mark: of its state; another one has it looked at again.
             growing: whether it still grows; then older findings are returned meanwhile.
+            opened: whether somebody looks at this run, not at the list: then it comes first.
         """
         with self._lock:
             known = self._findings.setdefault(key, _Diagnosis())
@@ -121,17 +158,28 @@ class RunStore:
             if due and not known.running:
                 known.mark, known.begun, known.running = mark, time.monotonic(), True
                 self._asked.put((known, path))
+            elif known.running and opened and not known.opened:
+                self._asked.put((known, path))
+            known.opened = known.running and (opened or known.opened)
             return known.found
+
+    def findings_now(self, key: str, path: Path, mark: str) -> Sequence[Finding]:
+        """What the doctor found in a run; unlike `findings` it waits for the doctor."""
+        found = self.findings(key, path, mark, growing=True)
+        if found is None:
+            found = _look(path)
+            with self._lock:
+                known = self._findings.setdefault(key, _Diagnosis(mark))
+                known.found, known.running = found, False
+        return found
 
     def _diagnose(self) -> None:
         lower_priority()
         while True:
             diagnosis, path = self._asked.get()
-            try:
-                diagnosis.found = diagnose(open_run(path).record(counts=False))
-            except Exception as error:
-                diagnosis.found = [_unreadable(error)]
-            diagnosis.running = False
+            if diagnosis.running:  # else it was asked for twice, and is done
+                diagnosis.found = _look(path)
+                diagnosis.running = diagnosis.opened = False
 
 
 class OpenRun:
@@ -154,16 +202,25 @@ class OpenRun:
             )
             return f"{self._follower.mark}-{told}"
 
-    def ask(self, question: Callable[[RunData], T]) -> T:
-        """Answer a question about the run as it is now."""
+    def ask(self, question: Callable[[RunData], T], *, wait: bool = False) -> T:
+        """Answer a question about the run as it is now.
+
+        Args:
+            question: what is asked.
+            wait: whether the findings must be known.
+        """
         with self._lock:
             self._follower.refresh()
-            return question(RunData(self._key, self._follower, self._findings()))
+            found = self._findings()
+            if found is None and wait:
+                path, mark = self._follower.run.path, self._follower.mark
+                found = self._store.findings_now(self._key, path, mark)
+            return question(RunData(self._key, self._follower, found))
 
     def _findings(self) -> Sequence[Finding] | None:
         growing = self._follower.meta.get("status") == "running"
         path, mark = self._follower.run.path, self._follower.mark
-        return self._store.findings(self._key, path, mark, growing=growing)
+        return self._store.findings(self._key, path, mark, growing=growing, opened=True)
 
 
 @dataclass
@@ -173,7 +230,15 @@ class _Diagnosis:
     mark: str = ""
     begun: float = -float("inf")
     running: bool = False
+    opened: bool = False
     found: Sequence[Finding] | None = None
+
+
+def _look(path: Path) -> Sequence[Finding]:
+    try:
+        return diagnose(open_run(path).record(counts=False))
+    except Exception as error:
+        return [_unreadable(error)]
 
 
 def _unreadable(error: Exception) -> Finding:
@@ -193,7 +258,16 @@ def key_of(path: Path) -> str:
     return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
 
 
-def _inside(folder: Path) -> list[RunInfo]:
+def _inside(folder: Path) -> Iterator[tuple[Path, Path]]:
     """The runs that lie in the folder itself, not those that a link leads out to."""
     root = folder.resolve()
-    return [info for info in list_runs(folder) if info.path.resolve().parent == root]
+    try:
+        entries = list(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise RunError(
+            f"path={str(folder)!r} cannot be read ({error.strerror}); give a folder that you may "
+            "read."
+        ) from error
+    for path in entries:
+        if is_record(path) and (real := path.resolve()).parent == root:
+            yield path, real

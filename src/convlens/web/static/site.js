@@ -259,6 +259,7 @@
     if (sent.get(part) === html) return;
     const focused = part.contains(document.activeElement) ? document.activeElement.dataset.key ?? document.activeElement.id : null;
     const scrolled = all("[data-scroll]", part).map((e) => [e.dataset.scroll, e.scrollLeft, e.scrollTop]);
+    const ticked = all("input[name]:checked", part).map((element) => element.value); // to compare runs
     const old = new Map(all(".figure", part).map((element) => [element.id, element]));
     const fresh = document.createElement("div");
     fresh.innerHTML = html;
@@ -272,6 +273,7 @@
     for (const element of old.values()) if (drawn.has(element)) erase(element);
     part.replaceChildren(...fresh.childNodes);
     sent.set(part, html);
+    for (const element of all("input[name]", part)) element.checked ||= ticked.includes(element.value);
     for (const element of all(".figure", part)) near.observe(element);
     for (const fold of all("details[data-fold]", part)) {
       const kept = stored(`fold-${fold.dataset.fold}`);
