@@ -25,6 +25,7 @@ from convlens.runs.schema import DATABASE, parsed, rank_database
 MOST_LAYERS, MOST_LEVEL = 1 << 24, 56
 """Bounds for validation: the number of layers, and the level of a column (2^56 steps)."""
 
+
 class Sliceable(Protocol):
     """What is made of columns: slices of it are of the same columns."""
 

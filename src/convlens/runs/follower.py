@@ -36,6 +36,7 @@ from convlens.core.layers import find_layer
 from convlens.core.records import Epoch
 from convlens.core.steps import StepCurves, StepSeries, check_points, join_steps, sum_up
 from convlens.core.training_curves import POINTS
+from convlens.errors import RunError
 from convlens.runs.column_reader import Block, ColumnReader, Watched, read_watched
 from convlens.runs.database_reader import Transaction, cannot_open, explained
 from convlens.runs.lock import writer_of
@@ -187,6 +188,11 @@ class RunFollower:
         self._quantities: dict[str, None] = {}
         self._figures: dict[str, None] = {}
         self._series: dict[SeriesKey, LayerInfo] = {}
+        self._readable: tuple[dict[Any, Any], ...] = (
+            {},
+            {},
+            {},
+        )  # of these three, at the last reading
 
     def __repr__(self) -> str:
         return f"RunFollower({str(self.run.path)!r}, version {self.version})"
@@ -206,6 +212,16 @@ class RunFollower:
             self._read(stamp)
         seen, self._seen = self._seen, self.version
         return seen != self.version
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of nearly all that is kept."""
+        state = self._state
+        figures = [v for found in state.figures.values() for v in found.joined.values.values()]
+        blocks = [block.value for one in state.series.values() for block in one.blocks.values()]
+        kept = 2 * sum(values.nbytes for values in figures)  # as they were read, and joined
+        kept += sum(columns.counts.nbytes + 4 * columns.positive.nbytes for columns in blocks)
+        return kept + sum(64 * len(steps) for _, steps in state.steps.values())
 
     @property
     def mark(self) -> str:
@@ -311,8 +327,14 @@ class RunFollower:
     def _read(self, stamp: object) -> _State:
         with self._reading:
             self._stamp = None
-            with self.run.transactions() as records:
-                new = self._after(self._state, records)
+            try:
+                with self.run.transactions() as records:
+                    new = self._after(self._state, records)
+            except RunError:  # what cannot be read is not asked for again: the rest may be intact
+                kept = map(dict, self._readable)
+                self._quantities, self._figures, self._series = cast("Any", kept)
+                raise
+            self._readable = dict(self._quantities), dict(self._figures), dict(self._series)
             self.version += not new.looks_like(self._state)
             self._state, self._stamp = new, stamp
             return new

@@ -81,7 +81,7 @@ class Site:
         if path == "/":
             shown = runs(self.store.listed(), self.store.places, view)
             return Answer(body=html(render("list.html", view=view, mark=mark, **shown)))
-        if first == "run" and keys:
+        if first == "run" and [rest] == keys:
             return self._ask(keys[0], lambda run: _run_page(Page(run, view), mark))
         if first == "figure" and rest in FIGURES and len(keys) == 1:
             return self._ask(keys[0], lambda run: _figure(Page(run, view), rest))
@@ -94,7 +94,7 @@ class Site:
         for begin in ("/run/", "/api/run/"):
             if path.startswith(begin):
                 return [path[len(begin) :].partition("/")[0]]
-        return list(query.get("run", []))[:8]
+        return list(dict.fromkeys(query.get("run", [])))[:8]
 
     def _ask(self, key: str, question: Callable[[RunData], Answer]) -> Answer:
         return self.store.open(key).ask(question)
