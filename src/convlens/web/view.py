@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 from urllib.parse import urlencode
 
-MAX_TEXT = 6_000
+MAX_TEXT = 1_000
 """Characters of a value, such as a layer's name; it stands in every link of the page."""
 
 _WHOLE = re.compile(r"-?[0-9]{1,9}")
