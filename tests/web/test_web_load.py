@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from live_server import RUNS_OF_ALL_KINDS
+from live_server import Served, get, serving
+
+from convlens.web.server import MAX_CONNECTIONS
 
 PROGRAM = """
 import sys
@@ -75,16 +79,17 @@ class Process:
         """Status and body."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
-            request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nConnection: close\r\n\r\n"
-            writer.write(request.encode())
+            writer.write(request_for(self, path, close=True))
             answer = await reader.read()
         finally:
             writer.close()
         head, _, body = answer.partition(b"\r\n\r\n")
         return int(head.split()[1]), body.decode()
 
-    def get_now(self, path: str) -> tuple[int, str]:
-        return asyncio.run(self.get(path))
+
+def request_for(process: Process, path: str, *, close: bool = False) -> bytes:
+    more = "Connection: close\r\n" if close else ""
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{process.port}\r\n{more}\r\n".encode()
 
 
 @contextmanager
@@ -100,7 +105,7 @@ def started(places: Sequence[Path]) -> Iterator[Process]:
 
 def requests_of(process: Process, n: int) -> list[str]:
     """Pages and figures of all runs in many views, the same each time."""
-    runs = json.loads(process.get_now("/api/runs")[1])["runs"]
+    runs = json.loads(get(process, "/api/runs")[2])["runs"]
     draw = random.Random(0)
     found: list[str] = []
     for i in range(n):
@@ -108,9 +113,7 @@ def requests_of(process: Process, n: int) -> list[str]:
         view = f"quantity={draw.choice(QUANTITIES)}&epoch={draw.choice((-1, 0, 1, 99999))}"
         view += f"&channel={draw.choice((-5, 0, 3, 999999999))}&smooth=0.{draw.randrange(10)}"
         figure = draw.choice(FIGURES)
-        found.append(
-            f"/run/{key}?{view}" if i % 2 else f"/figure/{figure}?run={key}&{view}"
-        )
+        found.append(f"/run/{key}?{view}" if i % 2 else f"/figure/{figure}?run={key}&{view}")
     return found
 
 
@@ -146,15 +149,10 @@ def watched(process: Process, keys: Sequence[str], turns: int, n: int) -> None:
     asyncio.run(asyncio.wait_for(every(), 60))
 
 
-@pytest.fixture(scope="module")
-def places(recorded: Callable[[str], Path]) -> list[Path]:
-    return [recorded(name) for name in ("one-epoch", "wrong-values", "wrong-inner-values")]
-
-
 def rounds(process: Process, n: int, n_pages: int, seconds: float) -> list[float]:
     """Memory after each of three rounds of the same requests."""
     paths, found = requests_of(process, n), list[float]()
-    runs = json.loads(process.get_now("/api/runs")[1])["runs"]
+    runs = json.loads(get(process, "/api/runs")[2])["runs"]
     keys = [run["key"] for run in runs if not run["problem"]]
     for _ in range(3):
         together(process, paths, seconds)
@@ -172,19 +170,119 @@ def malformed(process: Process) -> None:
         with suppress(ConnectionError):
             there.sendall(text.replace(b"PORT", str(process.port).encode()))
         open_ones.append(there)
-    assert process.get_now("/")[0] == 200
+    assert get(process, "/")[0] == 200
     for there in open_ones:
         there.close()
 
 
 def slow_readers(process: Process, path: str, n: int) -> list[socket.socket]:
     """Connections that ask for an answer again and again, and take none."""
-    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{process.port}\r\n\r\n" * 50
     found: list[socket.socket] = []
     for _ in range(n):
         there = socket.socket()
         there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         there.connect(("127.0.0.1", process.port))
-        there.sendall(request.encode())
+        there.sendall(request_for(process, path) * 50)
         found.append(there)
     return found
+
+
+WRONG = ("one-epoch", "wrong-values", "wrong-inner-values")
+
+
+@pytest.fixture(scope="module")
+def places(recorded: Callable[[str], Path]) -> list[Path]:
+    return [recorded(name) for name in WRONG]
+
+
+@pytest.fixture(scope="module")
+def process(places: list[Path]) -> Iterator[Process]:
+    with started(places) as process:
+        yield process
+        assert process.interrupt() < 2
+
+
+def test_many_requests_leave_memory_as_it_was(process: Process) -> None:
+    memory = rounds(process, 60, 10, seconds=10)
+    assert memory[2] < min(1.1 * memory[1], 300)
+
+
+def test_slow_readers_keep_nobody_waiting(process: Process) -> None:
+    together(process, requests_of(process, 10), seconds=10)
+    before, readers = process.rss, slow_readers(process, "/static/bokeh.js", 40)
+    together(process, requests_of(process, 10), seconds=10)
+    assert process.rss < before + 40
+    for there in readers:
+        there.close()
+    together(process, requests_of(process, 10), seconds=10)
+
+
+def test_too_many_connections_are_closed_and_leave_room_again(process: Process) -> None:
+    def connect() -> socket.socket:
+        return socket.create_connection(("127.0.0.1", process.port), timeout=10)
+
+    there = [connect() for _ in range(MAX_CONNECTIONS)]
+    with connect() as last, suppress(ConnectionError):
+        assert last.recv(1) == b""
+    for one in there:
+        one.close()
+    wait_for(process, "/", 200)
+
+
+def test_it_ends_at_once_with_requests_in_hand(places: list[Path]) -> None:
+    with started(places) as process, ExitStack() as stack:
+        for path in requests_of(process, 30):
+            there = socket.create_connection(("127.0.0.1", process.port))
+            stack.enter_context(there).sendall(request_for(process, path))
+        assert process.interrupt() < 2
+
+
+def test_a_deleted_run_is_said_and_one_in_its_place_is_shown(
+    recorded: Callable[[str], Path], tmp_path: Path
+) -> None:
+    place = tmp_path / "it"
+    shutil.copytree(recorded("one-epoch"), place)
+    with serving([tmp_path]) as address:
+        (run,) = json.loads(get(address, "/api/runs")[2])["runs"]
+        page, figure = f"/run/{run['key']}", f"/figure/curves?run={run['key']}"
+        assert get(address, page)[0] == get(address, figure)[0] == 200
+        shutil.rmtree(place)
+        wait_for(address, page, 410)
+        assert get(address, figure)[0] == 410
+        shutil.copytree(recorded("wrong-values"), place)
+        wait_for(address, page, 200)
+        assert get(address, figure)[0] == 200
+
+
+def wait_for(process: Served, path: str, status: int) -> None:
+    until = time.monotonic() + 10
+    while True:
+        with suppress(OSError, http.client.HTTPException):
+            if get(process, path)[0] == status:
+                return
+        assert time.monotonic() < until
+
+
+@pytest.mark.slow
+def test_many_requests_for_large_runs(recorded: Callable[[str], Path]) -> None:
+    names = (*WRONG, "demo", "resnet50", "efficientnet-b0", "150-layers", "names", "damaged",
+             "damaged-columns", "one-step", "nan", "frozen", "own-loop")  # fmt: skip
+    with started([recorded(name) for name in names]) as process:
+        memory = rounds(process, 200, 50, seconds=60)
+        assert memory[2] < min(1.1 * memory[1], 300)
+        began = time.monotonic()
+        together(process, requests_of(process, 200), seconds=10)
+        print(f"{memory} MB; the fourth round took {time.monotonic() - began:.1f} s")
+        assert process.interrupt() < 2
+
+
+@pytest.mark.slow
+def test_it_ends_at_once_at_any_moment(recorded: Callable[[str], Path]) -> None:
+    places = [recorded(name) for name in ("demo", "resnet50", "150-layers")]
+    for i in range(40):
+        with started(places) as process, ExitStack() as stack:
+            for path in requests_of(process, 20):
+                there = socket.create_connection(("127.0.0.1", process.port))
+                stack.enter_context(there).sendall(request_for(process, path))
+            time.sleep(i / 20)
+            assert process.interrupt() < 2
