@@ -221,7 +221,7 @@ class RunFollower:
         blocks = [block.value for one in state.series.values() for block in one.blocks.values()]
         kept = 2 * sum(values.nbytes for values in figures)  # as they were read, and joined
         kept += sum(columns.counts.nbytes + 4 * columns.positive.nbytes for columns in blocks)
-        return kept + sum(64 * len(steps) for _, steps in state.steps.values())
+        return kept + sum(128 * len(steps) for _, steps in state.steps.values())
 
     @property
     def mark(self) -> str:

@@ -211,6 +211,7 @@ class OpenRun:
     def __init__(self, key: str, follower: RunFollower, store: RunStore) -> None:
         self._key, self._follower, self._store = key, follower, store
         self._lock, self._read_at, self.nbytes = RLock(), -float("inf"), 0
+        self._known: tuple[object, RunData] | None = None
 
     @property
     def mark(self) -> str:
@@ -239,10 +240,17 @@ class OpenRun:
                 path, mark = self._follower.run.path, self._follower.mark
                 found = self._store.findings_now(self._key, path, mark)
             try:
-                return question(RunData(self._key, self._follower, found))
+                return question(self._data(found))
             finally:
                 self.nbytes = self._follower.nbytes
                 self._store.keep_within_bounds()
+
+    def _data(self, found: Sequence[Finding] | None) -> RunData:
+        """The same as for the last question if nothing is new: it keeps what was computed."""
+        state = self._follower.version, found
+        if self._known is None or self._known[0] != state:
+            self._known = state, RunData(self._key, self._follower, found)
+        return self._known[1]
 
     def _refresh(self) -> None:
         if time.monotonic() - self._read_at < FRESH_S:
