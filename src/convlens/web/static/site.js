@@ -283,17 +283,7 @@
     if (focused) (part.querySelector(`[data-key="${CSS.escape(focused)}"]`) ?? document.getElementById(focused))?.focus();
   }
 
-  let showing = 0; // while something is, there is no polling: its answer would come in between
   async function show(url, polled = false) {
-    showing++;
-    try {
-      return await showNow(url, polled);
-    } finally {
-      showing--;
-    }
-  }
-
-  async function showNow(url, polled) {
     const mine = polled ? asked : ++asked;
     root.dataset.drawn = "no";
     const response = await fetch(url);
@@ -379,7 +369,7 @@
   async function poll() {
     for (;;) {
       await wait(POLL_MS);
-      if (document.hidden || showing || !root.dataset.mark) continue;
+      if (document.hidden || !root.dataset.mark) continue;
       const url = new URL(location.href);
       url.searchParams.set("after", root.dataset.mark);
       try {
