@@ -223,9 +223,6 @@ class _Handler(RequestHandler):
             self.set_header("Content-Type", "text/plain; charset=utf-8")
             self.finish(sentence + "\n")
 
-    def check_xsrf_cookie(self) -> None:
-        """Nothing is changed here."""
-
     def write_error(self, status_code: int, **_more: Any) -> None:  # noqa: ANN401
         """A plain sentence; Tornado's own shows its paths."""
         self.set_header("Content-Type", "text/plain; charset=utf-8")
