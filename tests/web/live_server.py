@@ -29,6 +29,7 @@ def serving(places: Sequence[Path], token: str | None = None) -> Iterator[Addres
         started.set()
         await stop.wait()
         server.close()
+        await server._http.close_all_connections()  # browsers keep theirs open
 
     def run() -> None:
         try:

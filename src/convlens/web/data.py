@@ -23,30 +23,20 @@ def runs(listed: Sequence[tuple[RunSummary, Sequence[Finding] | None]]) -> dict[
     return {
         "runs": [
             {
-                "key": run.key,
-                "name": run.path.name,
-                "folder": run.folder,
-                "created": run.created,
-                "status": run.status,
-                "epochs": run.n_epochs,
-                "metrics": finite(dict(run.metrics)),
-                "best_accuracy": run.best,
-                "valid_loss": finite(run.valid_loss),
-                "learning_rate": run.rate,
-                "model": run.model,
-                "parameters": run.parameters,
-                "seconds": run.wall_s,
-                "findings": count(findings),
-                "problem": run.problem,
+                "key": run.key, "name": run.path.name, "folder": run.folder,
+                "created": run.created, "status": run.status, "problem": run.problem,
+                "epochs": run.n_epochs, "metrics": finite(dict(run.metrics)),
+                "best_accuracy": run.best, "valid_loss": run.valid_loss,
+                "learning_rate": run.rate, "model": run.model, "parameters": run.parameters,
+                "seconds": run.wall_s, "findings": count(findings),
             }
             for run, findings in listed
         ]
-    }
+    }  # fmt: skip
 
 
-def facts(run: RunData, view: View) -> dict[str, Any]:
+def facts(run: RunData, _view: View) -> dict[str, Any]:
     """What is known of a run, its epochs, layers and findings."""
-    del view
     return {
         "key": run.key,
         "name": run.name,
@@ -58,21 +48,18 @@ def facts(run: RunData, view: View) -> dict[str, Any]:
     }
 
 
-def findings(run: RunData, view: View) -> dict[str, Any]:
+def findings(run: RunData, _view: View) -> dict[str, Any]:
     """What the doctor found, worst first."""
-    del view
     return {"key": run.key, "findings": [finite(asdict(one)) for one in run.findings or ()]}
 
 
-def curves(run: RunData, view: View) -> dict[str, Any]:
-    """Loss and hyperparameters by step, in at most `run_data.POINTS` entries, and the epochs."""
-    del view
+def curves(run: RunData, _view: View) -> dict[str, Any]:
+    """Loss and hyperparameters by step, in at most `run_data.POINTS` entries."""
     hypers = {name: _band(band) for name, band in run.hypers.hypers.items()}
     return {
         "key": run.key,
         "loss": {**_steps(run.curves), **_band(run.curves.loss)},
         "hyperparameters": {**_steps(run.hypers), "of": hypers},
-        "epochs": [finite(asdict(epoch)) for epoch in run.epochs],
     }
 
 

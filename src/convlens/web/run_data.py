@@ -145,3 +145,8 @@ class RunData:
             if one.layer in self.names and one.severity in ("problem", "warning"):
                 return str(one.layer)
         return self.names[0] if self.names else ""
+
+
+def is_own_loop(run: RunData) -> bool:
+    """Whether a run is of a loop of one's own, watched: only a Learner knows its epochs before."""
+    return "n_epochs" not in run.meta

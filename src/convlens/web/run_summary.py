@@ -21,26 +21,18 @@ SPARK_POINTS = 60
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One line of the list of runs.
+    """One line of the list of runs; what `RunInfo` has too means the same.
 
     Attributes:
-        key: the run's name in addresses.
         folder: the folder in which it was found, as it was given.
-        path: its directory.
-        problem: why it cannot be read, empty if it can.
         mark: differs whenever something was recorded, see `RunFollower.mark`.
-        created: when it began, ISO 8601 in UTC, empty if not recorded.
-        status: how it ended, see `RunInfo`.
-        n_epochs: finished epochs.
-        metrics: those of the last finished epoch.
         metric: the first accuracy, else the first metric; empty if there is none.
+        last: its last value, None if that is not finite, as of all numbers here.
         best: the highest value of an accuracy, None of another metric.
-        valid_loss: that of the last epoch that has one.
         rate: the largest learning rate.
         model: the model's class.
-        parameters: how many parameters it has.
         wall_s: seconds that the training took.
-        losses: (K, 2) step and mean training loss, K at most `SPARK_POINTS`.
+        losses: step and mean training loss of at most `SPARK_POINTS` entries.
     """
 
     key: str
@@ -53,6 +45,7 @@ class RunSummary:
     n_epochs: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     metric: str = ""
+    last: float | None = None
     best: float | None = None
     valid_loss: float | None = None
     rate: float | None = None
@@ -62,25 +55,22 @@ class RunSummary:
     losses: Sequence[tuple[float, float]] = ()
 
 
+_Known = tuple[object, RunFollower | None, RunSummary]  # with the stamp of the run's files
+
+
 class SummaryCache:
     """The summaries that were read; not safe for several threads at once."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[object, RunFollower | None, RunSummary]] = {}
+        self._known: dict[str, _Known] = {}
 
     def read(self, paths: Mapping[str, tuple[str, Path]]) -> list[RunSummary]:
-        """The summaries of the runs in some directories, oldest first.
-
-        Args:
-            paths: folder and directory of each run by its key.
-        """
+        """Of the runs whose folder and directory are given by key; oldest first."""
         known = {key: self._read(key, *place) for key, place in paths.items()}
         self._known = known
         return sorted((one for *_, one in known.values()), key=lambda s: (s.created, s.path.name))
 
-    def _read(
-        self, key: str, folder: str, path: Path
-    ) -> tuple[object, RunFollower | None, RunSummary]:
+    def _read(self, key: str, folder: str, path: Path) -> _Known:
         stamp, known = None, self._known.get(key)
         try:
             stamp = files_stamp(path)
@@ -117,8 +107,9 @@ def _summary(key: str, folder: str, path: Path, follower: RunFollower) -> RunSum
         n_epochs=len(epochs),
         metrics=dict(last),
         metric=metric,
+        last=_number(last.get(metric)),
         best=_best(epochs, metric),
-        valid_loss=next((e.valid_loss for e in reversed(epochs) if e.valid_loss is not None), None),
+        valid_loss=_number(epochs[-1].valid_loss) if epochs else None,
         rate=_number(max(rates[np.isfinite(rates)].tolist(), default=None)),
         model=str(facts.get("class") or ""),
         parameters=parameters if type(parameters) is int else None,

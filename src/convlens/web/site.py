@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convlens.errors import RunError
+from convlens.errors import ConvlensError, RunError
+from convlens.runs import Run
 from convlens.web import data
-from convlens.web.figures.registry import FIGURES
-from convlens.web.pages import Page, draw, render
+from convlens.web.distances import Distances
+from convlens.web.figures.registry import COMPARED, FIGURES
+from convlens.web.pages import ComparePage, Page, draw, render
 from convlens.web.panels.runs import count, runs
 from convlens.web.run_data import RunData
 from convlens.web.store import RunStore
@@ -57,13 +59,16 @@ class Site:
     """
 
     def __init__(self, store: RunStore) -> None:
-        self.store = store
+        self.store, self._distances = store, Distances()
 
     def mark(self, path: str, query: Query) -> str:
         """The version of what is under an address, decided before anything of it is drawn."""
         keys = self._keys(path, query)
         if path in LISTS:
             return self._list_mark()
+        if _of_several(path):
+            mark, runs, _ = self._look_at(keys)
+            return f"{mark}.{self._distances.of(list(runs.values()))[0]}"
         if keys:
             return ".".join(self.store.open(key).mark for key in keys)
         return ""
@@ -82,9 +87,13 @@ class Site:
             shown = runs(self.store.listed(), self.store.places, view)
             return Answer(body=html(render("list.html", view=view, mark=mark, **shown)))
         if first == "run" and [rest] == keys:
-            return self._ask(keys[0], lambda run: _run_page(Page(run, view), mark))
+            return self._ask(keys[0], lambda run: _page(Page(run, view), "run.html", mark))
         if first == "figure" and rest in FIGURES and len(keys) == 1:
             return self._ask(keys[0], lambda run: _figure(Page(run, view), rest))
+        if path == "/compare":
+            return self._compare(keys, view, lambda page: _page(page, "compare.html", mark))
+        if _of_several(path):
+            return self._compare(keys, view, lambda page: _figure(page, rest))
         if first == "api":
             return self._data(rest, keys, view)
         raise NoSuchPageError("There is nothing under this address; the list of runs is at /.")
@@ -102,6 +111,56 @@ class Site:
     def _list_mark(self) -> str:
         listed = [(one.key, one.mark, one.problem, count(f)) for one, f in self.store.listed()]
         return hashlib.blake2b(repr(listed).encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+    def _look_at(
+        self, keys: Sequence[str], *, whole: bool = False
+    ) -> tuple[str, dict[str, tuple[Run, str]], dict[str, str]]:
+        """The mark of several runs; those that can be read, each with its state; and why not.
+
+        Args:
+            keys: the runs.
+            whole: whether a run whose layers cannot be read counts as one that cannot.
+        """
+
+        def look(run: RunData) -> tuple[Run, str]:
+            if whole:
+                _ = run.span
+            return run.run, run.follower.mark
+
+        marks, runs, problems = list[str](), dict[str, tuple[Run, str]](), dict[str, str]()
+        for key in keys:
+            try:
+                opened = self.store.open(key)
+                marks.append(opened.mark)
+                runs[key] = opened.ask(look)
+            except ConvlensError as error:
+                problems[key] = str(error)
+        return ".".join([*marks, *problems]), runs, problems
+
+    def _compare(
+        self, keys: Sequence[str], view: View, question: Callable[[ComparePage], Answer]
+    ) -> Answer:
+        if len(keys) < 2:
+            raise NoSuchPageError("Choose at least two runs to compare in the list of runs.")
+        _, readable, problems = self._look_at(keys, whole=True)
+        if not readable:
+            raise RunError(" ".join(problems.values()))
+        comparison = self._distances.of(list(readable.values()))[1]
+        runs: dict[str, RunData] = {}
+
+        def ask(rest: Sequence[str]) -> Answer:
+            """Ask one run within the other, always in the same order: two pages cannot block."""
+            if not rest:
+                asked = [runs[key] for key in readable]
+                return question(ComparePage(asked, view, comparison, problems))
+
+            def within(run: RunData) -> Answer:
+                runs[rest[0]] = run
+                return ask(rest[1:])
+
+            return self._ask(rest[0], within)
+
+        return ask(sorted(readable))
 
     def _data(self, rest: str, keys: list[str], view: View) -> Answer:
         if rest == "runs":
@@ -121,8 +180,12 @@ def refusal(path: str, status: int, sentence: str) -> Answer:
     return Answer(status, html(render("message.html", sentence=sentence)))
 
 
-def _run_page(page: Page, mark: str) -> Answer:
-    return Answer(body=html(render("run.html", page=page, run=page.run, view=page.view, mark=mark)))
+def _of_several(path: str) -> bool:
+    return path == "/compare" or path.removeprefix("/figure/") in COMPARED
+
+
+def _page(page: Page, template: str, mark: str) -> Answer:
+    return Answer(body=html(render(template, page=page, run=page.run, view=page.view, mark=mark)))
 
 
 def _figure(page: Page, name: str) -> Answer:

@@ -109,7 +109,7 @@ class RunStore:
         return [(one, self._findings_of(one) if one.key in asked else None) for one in runs]
 
     @property
-    def places(self) -> list[str]:
+    def places(self) -> Sequence[str]:
         """The folders that are looked through."""
         return list(map(str, self._folders))
 

@@ -28,6 +28,7 @@ class View:
         log: ``"on"`` or ``"off"`` for the loss axis, empty to decide by its values.
         smooth: how much of its weight the smoothed loss keeps from step to step, 0 to 0.999.
         metric: the metric drawn, empty for the first.
+        logged: the number drawn that a loop logged besides its loss, empty for the first.
         epoch: the epoch of snapshots, -1 for before training, None for the newest.
         maps: the module whose feature maps are shown, empty for the layer.
         scale: ``"shared"`` colours the feature maps of all channels on one scale.
@@ -51,6 +52,7 @@ class View:
     log: str = ""
     smooth: float | None = None
     metric: str = ""
+    logged: str = ""
     epoch: int | None = None
     maps: str = ""
     scale: str = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from convlens.web.panels import comparison
 from convlens.web.panels.about import about
 from convlens.web.panels.confusion import confusion
 from convlens.web.panels.curves import curves
@@ -17,7 +18,7 @@ from convlens.web.panels.summary import summary
 from convlens.web.panels.verdict import verdict
 
 if TYPE_CHECKING:
-    from convlens.web.pages import Page
+    from convlens.web.pages import ComparePage, Page
 
 PANELS: Mapping[str, Callable[[Page], Mapping[str, Any]]] = {
     "about": about,
@@ -32,3 +33,11 @@ PANELS: Mapping[str, Callable[[Page], Mapping[str, Any]]] = {
     "verdict": verdict,
 }
 """What each part's template is given besides ``page``, ``run`` and ``view``."""
+
+COMPARED_PANELS: Mapping[str, Callable[[ComparePage], Mapping[str, Any]]] = {
+    "outcome": comparison.outcome,
+    "differences": comparison.differences,
+    "losses": comparison.losses,
+    "distances": comparison.distances,
+}
+"""The same for the parts of a comparison."""

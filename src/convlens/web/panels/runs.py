@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from convlens.core.records import Finding
-from convlens.core.wording import plural
 from convlens.web import formatting
+from convlens.web.panels.verdict import badge
 from convlens.web.run_summary import RunSummary
 from convlens.web.view import View
 
@@ -28,8 +28,8 @@ COLUMNS: Mapping[str, tuple[str, Callable[[Listed], Any], bool]] = {
     "name": ("name", lambda one: one[0].path.name.casefold() or None, False),
     "verdict": ("verdict", lambda one: _rank(one[1]), True),
     "status": ("status", lambda one: one[0].status or None, False),
-    "accuracy": ("accuracy", lambda one: _known(one[0].metrics.get(one[0].metric)), True),
-    "loss": ("validation loss", lambda one: _known(one[0].valid_loss), False),
+    "accuracy": ("accuracy", lambda one: one[0].last, True),
+    "loss": ("validation loss", lambda one: one[0].valid_loss, False),
     "rate": ("learning rate", lambda one: one[0].rate, True),
     "model": ("model", lambda one: one[0].model.casefold() or None, False),
     "started": ("started (UTC)", lambda one: _moment(one[0].created), True),
@@ -68,17 +68,6 @@ def count(findings: Sequence[Finding] | None) -> Mapping[str, int] | None:
     return None if findings is None else Counter(one.severity for one in findings)
 
 
-def badge(findings: Sequence[Finding] | None) -> tuple[str, str]:
-    """Severity and words of a run's verdict; to be replaced by `panels.verdict.badge`."""
-    found = count(findings)
-    if found is None:
-        return "", "…"
-    for severity in ("problem", "warning"):
-        if n := found.get(severity):
-            return severity, plural(n, severity)
-    return "", "nothing found"
-
-
 def spark(losses: Sequence[tuple[float, float]]) -> str:
     """The path of an SVG: the loss by step, on a logarithmic scale where it spans much."""
     values = [y for _, y in losses]
@@ -98,25 +87,16 @@ def spark(losses: Sequence[tuple[float, float]]) -> str:
 
 
 def _row(run: RunSummary, findings: Sequence[Finding] | None) -> dict[str, Any]:
-    last = run.metrics.get(run.metric)
-    best = last if run.best is None else run.best
-    shown, newest = formatting.metric(run.metric, best), formatting.metric(run.metric, last)
-    is_accuracy = run.metric.lower() == "accuracy"
+    last = formatting.metric(run.metric, run.last)
+    best = last if run.best is None else formatting.metric(run.metric, run.best)
     return {
-        "key": run.key,
-        "name": formatting.short(run.path.name, 60),
-        "problem": run.problem,
+        "run": run,
         "badge": badge(findings),
-        "status": (KINDS.get(run.status, ""), formatting.short(run.status or "unknown", 16)),
-        "metric": "" if is_accuracy else formatting.short(run.metric, 20),
-        "accuracy": shown,
-        "last": newest if newest != shown else "",
-        "loss": formatting.loss(run.valid_loss),
-        "rate": formatting.NONE if run.rate is None else formatting.number(run.rate),
-        "model": formatting.short(run.model, 24),
-        "parameters": "" if run.parameters is None else plural(run.parameters, "parameter"),
+        "kind": KINDS.get(run.status, ""),
+        "metric": "" if run.metric.lower() == "accuracy" else run.metric,
+        "accuracy": best,
+        "last": last if last != best else "",
         "started": _when(run.created),
-        "time": formatting.duration(run.wall_s),
         "spark": spark(run.losses),
     }
 
@@ -133,11 +113,8 @@ def _head(name: str, column: str, view: View) -> dict[str, Any]:
 
 def _sorted(found: list[Listed], key: Callable[[Listed], Any], falling: bool) -> list[Listed]:
     """Those without a value come last, whichever way it goes."""
-    known = [one for one in found if key(one) is not None]
-    return [
-        *sorted(known, key=key, reverse=falling),
-        *(one for one in found if key(one) is None),
-    ]
+    known = sorted((one for one in found if key(one) is not None), key=key, reverse=falling)
+    return known + [one for one in found if key(one) is None]
 
 
 def _rank(findings: Sequence[Finding] | None) -> tuple[int, int] | None:
@@ -145,13 +122,9 @@ def _rank(findings: Sequence[Finding] | None) -> tuple[int, int] | None:
     return None if found is None else (found.get("problem", 0), found.get("warning", 0))
 
 
-def _known(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else value
-
-
 def _words(one: Listed) -> str:
     run, findings = one
-    texts = (run.path.name, run.model, run.status, run.folder, badge(findings)[1])
+    texts = (run.path.name, run.model, run.status, run.folder, badge(findings)[0])
     return " ".join(texts).casefold()
 
 

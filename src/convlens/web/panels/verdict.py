@@ -1,13 +1,126 @@
-"""What the doctor found, in one line each, worst first."""
+"""The verdict in a few words, and what the doctor found, in one line each, worst first."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from convlens.core.records import Finding
+from convlens.core.wording import plural
+from convlens.web.formatting import short
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
 
+SHOWN = 5
+"""Findings that are seen without unfolding."""
+
+MAX_TEXT = 420
+"""Characters of a finding that are shown; errors of a training may be as long as they like."""
+
+WORDS = {
+    "failed": "the training failed",
+    "nonfinite-loss": "the loss is NaN or infinite",
+    "nonfinite-activations": "activations are NaN or infinite",
+    "nothing-learned": "nothing was learned",
+    "one-class": "images cannot be told apart",
+    "loss-not-falling": "the loss did not fall",
+    "dead-channels": "dead channels",
+    "activation-cycles": "activations grow and collapse",
+    "overfitting": "overfitting",
+}
+"""Each kind of finding that is wrong, in a few words."""
+
+_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+_QUOTED = re.compile(r"""(?<!\w)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
+
+
+def badge(findings: Sequence[Finding] | None) -> tuple[str, str]:
+    """The verdict on a run in one or two words, and its class in style sheets.
+
+    Args:
+        findings: of the doctor, None if it has not looked yet.
+    """
+    if findings is None:
+        return "no verdict yet", ""
+    for severity in ("problem", "warning"):
+        found = [one for one in findings if one.severity == severity]
+        if found:
+            return plural(len(found), severity), severity
+    healthy = any(one.kind == "healthy" for one in findings)
+    return ("looks healthy", "good") if healthy else ("not judged", "")
+
 
 def verdict(page: Page) -> dict[str, Any]:
-    """The findings, or None while they are worked out."""
-    return {"findings": page.run.findings}
+    """How the run ended, the verdict and the findings."""
+    found = page.run.findings
+    lines = [_line(page, one) for one in found or ()]
+    return {
+        "headline": headline(found, running=page.run.status == "running"),
+        "state": badge(found)[1],
+        "notes": _notes(page),
+        "lines": lines[:SHOWN],
+        "more": lines[SHOWN:],
+    }
+
+
+def headline(findings: Sequence[Finding] | None, *, running: bool = False) -> str:
+    """The verdict in one line."""
+    if findings is None:
+        return "Looking for problems …"
+    wrong = [one for one in findings if one.severity in ("problem", "warning")]
+    if not wrong:
+        healthy = any(one.kind == "healthy" for one in findings)
+        if not healthy:
+            return "Nothing to judge yet" if running else "Not judged"
+        return "Nothing looks wrong" + " so far" * running
+    counts = [(s, sum(one.severity == s for one in wrong)) for s in ("problem", "warning")]
+    count = " and ".join(plural(n, severity) for severity, n in counts if n)
+    words = dict.fromkeys(WORDS.get(one.kind, one.kind.replace("-", " ")) for one in wrong)
+    return f"{count} found: {', '.join(words)}"
+
+
+def _line(page: Page, finding: Finding) -> dict[str, Any]:
+    evidence = finding.evidence.strip()
+    if finding.kind == "healthy":
+        evidence = evidence.removeprefix("Nothing looks wrong: ")
+        evidence = evidence[:1].upper() + evidence[1:]
+    shown = evidence if len(evidence) <= MAX_TEXT else evidence[:MAX_TEXT] + " …"
+    first, *rest = _END.split(shown, maxsplit=1)
+    layers = {repr(name): name for name in page.run.names}
+    named = any(f"{finding.layer!r}" in text for text in (first, *rest))
+    return {
+        "severity": finding.severity,
+        "layer": finding.layer if finding.layer in page.run.names and not named else None,
+        "first": _pieces(page, first, layers),
+        "rest": _pieces(page, " ".join(rest), layers),
+        "whole": evidence if shown != evidence else "",
+        "fix": finding.fix,
+    }
+
+
+def _pieces(page: Page, text: str, layers: Mapping[str, str]) -> list[tuple[str, str]]:
+    """A text in pieces with an address each: names of layers in quotes lead to the layer."""
+    pieces = [piece for piece in _QUOTED.split(text) if piece]
+    return [
+        (short(layers[piece], 34), page.layer_url(layers[piece]))
+        if piece in layers
+        else (piece, "")
+        for piece in pieces
+    ]
+
+
+def _notes(page: Page) -> list[str]:
+    """Sentences on whatever about the run's end is not as in a finished one."""
+    run, notes = page.run, list[str]()
+    error = str(run.meta.get("error") or "")
+    if run.status == "crashed":
+        notes.append(f"{error} Everything recorded until then is shown.".strip())
+    elif run.status == "stopped":
+        notes.append("This run was stopped before its end; everything until then is shown.")
+    elif run.status == "failed" and not any(one.kind == "failed" for one in run.findings or ()):
+        notes.append(f"Training failed: {error or 'no reason was recorded'}")
+    if run.meta.get("lost"):
+        notes.append(f"This record is incomplete; could not be written: {run.meta['lost']}.")
+    return notes

@@ -31,6 +31,7 @@
   }
 
   function recoloured(json) {
+    if (innerWidth < 640) json = json.replaceAll(/"min_border_(left|right)":\d+/g, '"min_border_$1":36'); // a phone
     if (root.dataset.theme !== "dark") return json;
     return dark.reduce((text, [light, other]) => text.replaceAll(light, other), json);
   }
@@ -156,6 +157,7 @@
       const zoomed = model.name === "steps" && wanted !== null;
       if (!(zoomed && (key === "start" || key === "end"))) model.setv({ [key]: value });
     }
+    if (wanted) fit(old.doc);
     old.item = withIds(item, old.item); // the drawn models keep their ids
     return true;
   }
@@ -209,13 +211,42 @@
       range.properties.start.change.connect(follow);
       range.properties.end.change.connect(follow);
     }
+    if (wanted) fit(doc);
     const links = doc.get_model_by_name("links");
-    const plot = doc.get_model_by_name("linked");
-    if (links && plot) {
-      plot.on_event("tap", ({ y }) => {
+    for (const plot of [doc.get_model_by_name("linked"), doc.get_model_by_name("linked-names")]) {
+      if (links && plot) plot.on_event("tap", ({ y }) => {
         const href = (links.data.get?.("href") ?? links.data.href)[Math.round(y)];
         if (href) follow(href);
       });
+    }
+  }
+
+  // The y axis of plots tagged "fit" spans what is drawn of the zoomed steps, also between two points:
+  // Bokeh fits a logarithmic axis to all steps.
+  function fit(doc) {
+    for (const plot of doc.roots().flatMap((one) => one.children ?? [one])) {
+      if (!plot.tags?.includes("fit")) continue;
+      const log = plot.y_scale.type.includes("Log");
+      const { start, end } = wanted ?? { start: -Infinity, end: Infinity };
+      let low = Infinity, high = -Infinity;
+      for (const { data } of plot.renderers.map((one) => one.data_source)) {
+        const [x, y] = ["x", "y"].map((name) => data.get?.(name) ?? data[name] ?? []);
+        for (let i = 0; i < x.length; i++) {
+          const j = Math.min(i + 1, x.length - 1);
+          for (const at of [x[i], start, end]) {
+            if ((at - x[i]) * (at - x[j]) > 0) continue; // not on the way to the next point
+            const value = x[j] === x[i] ? y[i] : y[i] + ((at - x[i]) / (x[j] - x[i])) * (y[j] - y[i]);
+            if (at < start || at > end || !Number.isFinite(value) || (log && value <= 0)) continue;
+            low = Math.min(low, value);
+            high = Math.max(high, value);
+          }
+        }
+      }
+      if (low > high) continue;
+      const [a, b] = log ? [Math.log10(low), Math.log10(high)] : [low, high];
+      const room = 0.06 * (b - a) || (log ? 0.1 : 0.1 * Math.abs(a)) || 1;
+      const [from, to] = [a - room, b + room].map((value) => (log ? 10 ** value : value));
+      plot.y_range.setv({ start: from, end: to });
     }
   }
 
@@ -225,6 +256,7 @@
     for (const { doc } of drawn.values()) {
       const range = doc.get_model_by_name("steps");
       if (range?.bounds) range.setv(steps ?? { start: range.bounds[0], end: range.bounds[1] });
+      fit(doc);
     }
     linking = false;
     for (const button of all("[data-show-all]")) button.hidden = steps === null;
@@ -321,6 +353,7 @@
   // The figures that are drawn, of the newest state; those in the window first. While a run grows,
   // the others wait until they are scrolled to.
   async function redraw(seenOnly = false) {
+    const mine = asked;
     const top = (element) => Math.abs(element.getBoundingClientRect().top);
     for (const element of [...drawn.keys()].sort((a, b) => top(a) - top(b))) {
       const { top: above, bottom } = element.getBoundingClientRect();
@@ -329,13 +362,14 @@
       else draw(element);
     }
     await queue;
-    root.dataset.drawn = "all";
+    if (mine === asked) root.dataset.drawn = "all";
   }
 
   function samePage(url) {
     return root.dataset.server !== undefined && url.origin === location.origin && url.pathname === location.pathname;
   }
 
+  let following = 0;
   async function follow(href) {
     const url = new URL(href, location.href);
     if (!samePage(url)) {
@@ -347,7 +381,8 @@
     const at = url.hash;
     url.hash = "";
     history.pushState(null, "", url);
-    await show(url);
+    following += 1; // meanwhile nothing is polled: "nothing new" would take the place of the answer
+    await show(url).finally(() => { following -= 1; });
     if (at) document.getElementById(at.slice(1))?.scrollIntoView({ block: "nearest", behavior: "smooth" });
   }
 
@@ -366,10 +401,21 @@
     place.hidden = words === "";
   }
 
+  // "3 s ago" goes on counting while nothing new comes.
+  const since = new WeakMap();
+  function count() {
+    for (const element of all("[data-ago]")) {
+      if (!since.has(element)) since.set(element, performance.now() - 1000 * element.dataset.ago);
+      const s = Math.round((performance.now() - since.get(element)) / 1000);
+      element.textContent = s < 120 ? `${s} s` : `${Math.round(s / 60)} min`;
+    }
+  }
+
   async function poll() {
     for (;;) {
+      count();
       await wait(POLL_MS);
-      if (document.hidden || !root.dataset.mark) continue;
+      if (document.hidden || !root.dataset.mark || following) continue;
       const url = new URL(location.href);
       url.searchParams.set("after", root.dataset.mark);
       try {
