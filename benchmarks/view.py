@@ -324,7 +324,7 @@ def opened(browser: Tab, url: str) -> Tab:
     """A page that is drawn, in a context of its own: nothing is cached."""
     page = browser.new_context(viewport={"width": 1366, "height": 768}).new_page()
     page.add_init_script(WATCH)
-    page.goto(url)
+    page.goto(url, wait_until="commit", timeout=120_000)
     page.wait_for_selector("html[data-drawn=all]", state="attached", timeout=120_000)
     return page
 

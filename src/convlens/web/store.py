@@ -40,8 +40,12 @@ LIST_S = 1.0
 AGAIN_S = 10.0
 """The findings of a growing run are worked out anew after this many seconds."""
 
-NICENESS = 10
-"""How far the server's threads lower their own priority, as ``nice`` has it."""
+NICENESS = 3
+"""How far the server's threads lower their own priority, as ``nice`` has it.
+
+Beside two processes that compute all the time they get a third of a core; with 10 it would be a
+tenth, and a page would open after half a minute.
+"""
 
 T = TypeVar("T")
 
