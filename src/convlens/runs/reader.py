@@ -409,9 +409,8 @@ def _histories(
     counts: bool = True,
 ) -> list[LayerHistory]:
     reader = ColumnReader(records)
-    columns = (reader.read(info, watched.layout) for info in layers)
-    kept = (part if counts else part.without_counts() for part in columns)
-    return [watched.history(info, part) for info, part in zip(layers, kept, strict=True)]
+    columns = (reader.read(info, watched.layout, counts=counts) for info in layers)
+    return [watched.history(info, part) for info, part in zip(layers, columns, strict=True)]
 
 
 def aligned(update: LayerHistory, parameter: LayerHistory) -> UpdateHistory:

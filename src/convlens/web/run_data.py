@@ -29,7 +29,7 @@ S = TypeVar("S", bound=Snapshot)
 
 
 class RunData:
-    """One run as it was read last. Made anew for every request; what is costly, the follower keeps.
+    """One run as it was read last; made anew whenever something new was read.
 
     Args:
         key: the run's name in addresses.
@@ -70,6 +70,8 @@ class RunData:
     @cached_property
     def curves(self) -> StepCurves:
         """Losses of the steps that have one, in at most `POINTS` entries."""
+        if self.loss_steps is self.steps:
+            return self.hypers
         return sum_up(self.loss_steps, POINTS)
 
     @cached_property

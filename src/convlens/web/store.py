@@ -8,11 +8,13 @@ import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from queue import LifoQueue
+from queue import LifoQueue, SimpleQueue
 from threading import Lock, RLock, Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from convlens.core.records import Finding
 from convlens.doctor import diagnose
@@ -23,8 +25,11 @@ from convlens.runs.follower import RunFollower
 from convlens.web.run_data import RunData
 from convlens.web.run_summary import RunSummary, SummaryCache
 
-MAX_OPEN = 4
-"""Runs that are kept open: one may hold tens of megabytes."""
+MAX_OPEN, MAX_OPEN_BYTES = 32, 64 << 20
+"""Runs that are kept open, and what they may hold together; a long one has tens of megabytes."""
+
+FRESH_S = 0.5
+"""A run that was read within this many seconds is not read again: a page has several figures."""
 
 MAX_FINDINGS = 2_000
 """Runs whose findings are remembered; of so many, the newest, the list asks for them."""
@@ -35,8 +40,12 @@ LIST_S = 1.0
 AGAIN_S = 10.0
 """The findings of a growing run are worked out anew after this many seconds."""
 
-NICENESS = 10
-"""How far the server's threads lower their own priority, as ``nice`` has it."""
+NICENESS = 3
+"""How far the server's threads lower their own priority, as ``nice`` has it.
+
+Beside two processes that compute all the time they get a third of a core; with 10 it would be a
+tenth, and a page would open after half a minute.
+"""
 
 T = TypeVar("T")
 
@@ -67,8 +76,11 @@ class RunStore:
         self._summaries = SummaryCache()
         # The run asked for last is looked at first: a list may have asked for hundreds before.
         self._asked: LifoQueue[tuple[_Diagnosis, Path]] = LifoQueue()
-        # A daemon: looking at a long run takes seconds, and Ctrl-C ends the server at once.
-        Thread(target=self._diagnose, name="convlens doctor", daemon=True).start()
+        self._doctor = Workers(1)
+
+    def close(self) -> None:
+        """Begin no more diagnoses."""
+        self._doctor.close()
 
     def _add(self, place: Path) -> None:
         if (place / "run.db").is_file() or place.name == "run.db":
@@ -132,10 +144,19 @@ class RunStore:
             raise RunError("There is no such run here; go back to the list of runs.")
         opened = OpenRun(key, RunFollower(open_run(path)), self)
         with self._lock:
-            found = self._open.setdefault(key, opened)
-            while len(self._open) > MAX_OPEN:
-                self._open.popitem(last=False)
-        return found
+            return self._open.setdefault(key, opened)
+
+    def keep_within_bounds(self) -> None:
+        """Forget the runs that were asked for longest ago; what is asked for now is kept."""
+        with self._lock:
+            held = sum(run.nbytes for run in self._open.values())
+            while len(self._open) > 1 and (len(self._open) > MAX_OPEN or held > MAX_OPEN_BYTES):
+                held -= self._open.popitem(last=False)[1].nbytes
+
+    def forget(self, key: str) -> None:
+        """Open this run anew when it is asked for again."""
+        with self._lock:
+            self._open.pop(key, None)
 
     def findings(
         self, key: str, path: Path, mark: str, *, growing: bool, opened: bool = False
@@ -157,9 +178,9 @@ class RunStore:
             due = known.mark != mark and (not growing or time.monotonic() - known.begun > AGAIN_S)
             if due and not known.running:
                 known.mark, known.begun, known.running = mark, time.monotonic(), True
-                self._asked.put((known, path))
+                self._ask_doctor(known, path)
             elif known.running and opened and not known.opened:
-                self._asked.put((known, path))
+                self._ask_doctor(known, path)
             known.opened = known.running and (opened or known.opened)
             return known.found
 
@@ -173,27 +194,34 @@ class RunStore:
                 known.found, known.running = found, False
         return found
 
+    def _ask_doctor(self, diagnosis: _Diagnosis, path: Path) -> None:
+        self._asked.put((diagnosis, path))
+        self._doctor.submit(self._diagnose)
+
     def _diagnose(self) -> None:
-        lower_priority()
-        while True:
-            diagnosis, path = self._asked.get()
-            if diagnosis.running:  # else it was asked for twice, and is done
-                diagnosis.found = _look(path)
-                diagnosis.running = diagnosis.opened = False
+        diagnosis, path = self._asked.get()
+        if diagnosis.running:  # else it was asked for twice, and is done
+            diagnosis.found = _look(path)
+            diagnosis.running = diagnosis.opened = False
 
 
 class OpenRun:
-    """A run that is kept open. One thread at a time reads it."""
+    """A run that is kept open. One thread at a time reads it.
+
+    Attributes:
+        nbytes: what it held when it was last asked.
+    """
 
     def __init__(self, key: str, follower: RunFollower, store: RunStore) -> None:
         self._key, self._follower, self._store = key, follower, store
-        self._lock = RLock()
+        self._lock, self._read_at, self.nbytes = RLock(), -float("inf"), 0
+        self._known: tuple[object, RunData] | None = None
 
     @property
     def mark(self) -> str:
         """Differs whenever there is something new to show: record, end of the run or findings."""
         with self._lock:
-            self._follower.refresh()
+            self._refresh()
             found = self._findings()
             told = (
                 ""
@@ -210,12 +238,33 @@ class OpenRun:
             wait: whether the findings must be known.
         """
         with self._lock:
-            self._follower.refresh()
+            self._refresh()
             found = self._findings()
             if found is None and wait:
                 path, mark = self._follower.run.path, self._follower.mark
                 found = self._store.findings_now(self._key, path, mark)
-            return question(RunData(self._key, self._follower, found))
+            try:
+                return question(self._data(found))
+            finally:
+                self.nbytes = self._follower.nbytes
+                self._store.keep_within_bounds()
+
+    def _data(self, found: Sequence[Finding] | None) -> RunData:
+        """The same as for the last question if nothing is new: it keeps what was computed."""
+        state = self._follower.version, found
+        if self._known is None or self._known[0] != state:
+            self._known = state, RunData(self._key, self._follower, found)
+        return self._known[1]
+
+    def _refresh(self) -> None:
+        if time.monotonic() - self._read_at < FRESH_S:
+            return
+        try:
+            self._follower.refresh()
+        except RunError:  # it may have been deleted, or another run may lie in its place
+            self._store.forget(self._key)
+            raise
+        self._read_at = time.monotonic()
 
     def _findings(self) -> Sequence[Finding] | None:
         growing = self._follower.meta.get("status") == "running"
@@ -247,10 +296,49 @@ def _unreadable(error: Exception) -> Finding:
     return Finding("unreadable", "note", text, confidence="certain")
 
 
+class Workers:
+    """Threads of low priority that end with the program, whatever they are doing.
+
+    For those of `concurrent.futures` Ctrl-C would have to wait.
+
+    Args:
+        n: how many.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._threads = [Thread(target=self._work, daemon=True) for _ in range(n)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, job: Callable[[], T]) -> Future[T]:
+        """Have a job done after all others."""
+        future: Future[T] = Future()
+        self._jobs.put((future, job))
+        return future
+
+    def close(self) -> None:
+        """Take no more jobs; those that wait are still done unless they are cancelled."""
+        for _ in self._threads:
+            self._jobs.put(None)
+
+    def _work(self) -> None:
+        lower_priority()
+        while (given := self._jobs.get()) is not None:
+            future, job = given
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(job())
+                except BaseException as error:
+                    future.set_exception(error)
+            del given, future, job  # while it waits, a thread keeps no answer
+
+
 def lower_priority() -> None:
     """Let this thread give way to a training on the same machine; on Linux each has its own."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)
+        with suppress(OSError):
+            os.nice(NICENESS)
 
 
 def key_of(path: Path) -> str:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 from urllib.parse import urlencode
 
+MAX_TEXT = 1_000
+"""Characters of a value, such as a layer's name; it stands in every link of the page."""
+
 _WHOLE = re.compile(r"-?[0-9]{1,9}")
 
 
@@ -88,7 +91,7 @@ class View:
 
 def _parsed(text: str, kind: str) -> object:
     if kind.startswith("str"):
-        return text
+        return text if len(text) <= MAX_TEXT else None
     if kind.startswith("int"):
         return int(text) if _WHOLE.fullmatch(text) else None
     try:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import bokeh
 import numpy as np
 from bokeh.core.json_encoder import serialize_json
 from bokeh.document import Document
-from bokeh.embed import json_item
 from bokeh.models import (
     BasicTicker,
     ColumnDataSource,
@@ -297,7 +297,9 @@ def line(
     few = bool(np.isfinite(data["y"]).sum() <= FEW) if points is None else points
     # Without dots, not with invisible ones: those would make the entry of the legend grey.
     dots = ColumnDataSource({name: column if few else column[:0] for name, column in data.items()})
-    plot.scatter("x", "y", source=dots, size=6, **style)
+    spots = plot.scatter("x", "y", source=dots, size=6, **style)
+    for renderer in (drawn, spots):  # nothing is selected or muted: fewer models are sent
+        renderer.update(nonselection_glyph="auto", muted_glyph="auto")
     if word:
         add_hover(plot, drawn, [(word, f"@y{{{number}}}" if number else "@y")])
     return drawn
@@ -361,4 +363,11 @@ def embed(root: UIElement) -> str:
     # Of its own, else Bokeh copies from this process's current one, and fails where that is gone.
     document = Document(theme=THEME)
     document.add_root(root)
-    return serialize_json(json_item(root)).replace("<", "\\u003c")
+    # What `bokeh.embed.json_item` makes; that looks through all models several times more.
+    item = {
+        "target_id": None,
+        "root_id": root.id,
+        "doc": document.to_json(deferred=False),
+        "version": bokeh.__version__,
+    }
+    return serialize_json(item).replace("<", "\\u003c")

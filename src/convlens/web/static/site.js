@@ -317,8 +317,8 @@
     if (focused) (part.querySelector(`[data-key="${CSS.escape(focused)}"]`) ?? document.getElementById(focused))?.focus();
   }
 
-  async function show(url) {
-    const mine = ++asked;
+  async function show(url, polled = false) {
+    const mine = polled ? asked : ++asked;
     root.dataset.drawn = "no";
     const response = await fetch(url);
     if (mine !== asked) return false; // something else was clicked meanwhile
@@ -340,17 +340,28 @@
     document.title = page.title;
     root.dataset.mark = page.documentElement.dataset.mark ?? "";
     trouble("");
-    await redraw();
+    await redraw(polled);
     return true;
   }
 
-  // The figures that are drawn, of the newest state; those in the window first.
-  async function redraw() {
+  const whenSeen = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      whenSeen.unobserve(target);
+      draw(target);
+    }
+  });
+
+  // The figures that are drawn, of the newest state; those in the window first. While a run grows,
+  // the others wait until they are scrolled to.
+  async function redraw(seenOnly = false) {
     const mine = asked;
     const top = (element) => Math.abs(element.getBoundingClientRect().top);
     for (const element of [...drawn.keys()].sort((a, b) => top(a) - top(b))) {
-      if (element.isConnected) draw(element);
-      else erase(element);
+      const { top: above, bottom } = element.getBoundingClientRect();
+      if (!element.isConnected) erase(element);
+      else if (seenOnly && (above > innerHeight || bottom < 0)) whenSeen.observe(element);
+      else draw(element);
     }
     await queue;
     if (mine === asked) root.dataset.drawn = "all";
@@ -410,7 +421,7 @@
       const url = new URL(location.href);
       url.searchParams.set("after", root.dataset.mark);
       try {
-        await show(url);
+        await show(url, true);
       } catch {
         trouble("The connection to convlens view is lost. As soon as it answers again, this page goes on.");
       }
