@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from convlens.errors import ConvlensError, RunError
@@ -87,19 +88,13 @@ class Site:
         if path == "/":
             shown = runs(self.store.listed(), self.store.places, view)
             return Answer(body=html(render("list.html", view=view, mark=mark, **shown)))
-        if first == "run" and [rest] == keys:
-            return self._ask(keys[0], lambda run: _page(Page(run, view), "run.html", mark))
-        if first == "figure" and rest in FIGURES and len(keys) == 1:
-            return self._ask(keys[0], lambda run: _figure(Page(run, view), rest))
-        if path == "/compare":
-            return self._compare(keys, view, lambda page: _page(page, "compare.html", mark))
-        if _of_several(path):
-            return self._compare(keys, view, lambda page: _figure(page, rest))
         if first == "api":
             return self._data(rest, keys, view)
-        if first == "run" and rest.endswith("/play.gif"):
-            return self._ask(keys[0], lambda run: _gif(run, view))
-        raise NoSuchPageError("There is nothing under this address; the list of runs is at /.")
+        if _of_several(path):
+            return self._compare(keys, view, partial(_answer_compared, path=path, mark=mark))
+        if len(keys) == 1:
+            return self._ask(keys[0], lambda run: _answer_run(Page(run, view), first, rest, mark))
+        raise NoSuchPageError(NOTHING)
 
     def _keys(self, path: str, query: Query) -> list[str]:
         """The runs that an address names: in its path or as ``run=``."""
@@ -187,16 +182,28 @@ def _of_several(path: str) -> bool:
     return path == "/compare" or path.removeprefix("/figure/") in COMPARED
 
 
+NOTHING = "There is nothing under this address; the list of runs is at /."
+
+
+def _answer_run(page: Page, first: str, rest: str, mark: str) -> Answer:
+    """The page of a run, one of its figures, or its moving picture."""
+    if (first, rest) == ("run", page.run.key):
+        return _page(page, "run.html", mark)
+    if first == "figure" and rest in FIGURES:
+        return Answer(body=draw(page, rest).encode(), kind=JSON)
+    if first == "run" and rest.endswith("/play.gif"):
+        return Answer(body=make_gif(page.run, page.view.layer), kind="image/gif")
+    raise NoSuchPageError(NOTHING)
+
+
+def _answer_compared(page: ComparePage, path: str, mark: str) -> Answer:
+    if path == "/compare":
+        return _page(page, "compare.html", mark)
+    return Answer(body=draw(page, path.removeprefix("/figure/")).encode(), kind=JSON)
+
+
 def _page(page: Page, template: str, mark: str) -> Answer:
     return Answer(body=html(render(template, page=page, run=page.run, view=page.view, mark=mark)))
-
-
-def _gif(run: RunData, view: View) -> Answer:
-    return Answer(body=make_gif(run, view.layer), kind="image/gif")
-
-
-def _figure(page: Page, name: str) -> Answer:
-    return Answer(body=draw(page, name).encode(), kind=JSON)
 
 
 def _json(value: Mapping[str, Any], status: int = 200) -> Answer:
