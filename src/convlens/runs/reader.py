@@ -102,6 +102,15 @@ class Run(ValidationPlots):
         n_steps, n_epochs = plural(len(steps), "step"), plural(len(epochs), "epoch")
         return f"Run({path}, {meta.get('status')}, {n_steps}, {n_epochs})"
 
+    def _repr_html_(self) -> str | None:
+        """The run's figures in a notebook's cell; its `repr` where they cannot be made."""
+        from convlens.runs.notebook import run_html
+
+        try:
+            return run_html(self)
+        except Exception:
+            return None
+
     def __enter__(self) -> Self:
         return self
 

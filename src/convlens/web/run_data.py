@@ -18,7 +18,7 @@ from convlens.core.records import (
     Picture,
     RunRecord,
 )
-from convlens.core.snapshots import Snapshot
+from convlens.core.snapshots import Probes, Snapshot
 from convlens.core.steps import StepCurves, StepSeries, sum_up, take_steps
 from convlens.runs.follower import RunFollower
 
@@ -44,6 +44,8 @@ class RunData:
         self.run = follower.run
         self.meta: Mapping[str, Any] = follower.meta
         self.epochs: Sequence[Epoch] = follower.epochs
+        self._kept: dict[tuple[type[Snapshot], str], list[int]] = {}
+        self._modules: dict[type[Snapshot], list[str]] = {}
 
     @property
     def name(self) -> str:
@@ -112,7 +114,21 @@ class RunData:
 
     def snapshot_epochs(self, kind: type[Snapshot], layer: str = "") -> list[int]:
         """The epochs of which there is a snapshot of a kind and layer."""
-        return self.run.snapshot_epochs(kind, layer)
+        key = (kind, layer)
+        if key not in self._kept:
+            self._kept[key] = self.run.snapshot_epochs(kind, layer)
+        return self._kept[key]
+
+    def snapshot_layers(self, kind: type[Snapshot]) -> list[str]:
+        """The layers of which there is a snapshot of a kind, in the model's order."""
+        if kind not in self._modules:
+            self._modules[kind] = self.run.snapshot_layers(kind)
+        return self._modules[kind]
+
+    @cached_property
+    def probes(self) -> Probes | None:
+        """The probe images, None if there are none."""
+        return self.run.snapshot(Probes)
 
     def pictures(self, name: str) -> list[Picture]:
         """The images kept under a name, by epoch."""

@@ -105,6 +105,7 @@ class Server:
         application = Application(
             [(r"/static/(.*)", _Static, rest), (r".*", _Pages, rest)],
             log_function=_silent,
+            ancestors=Guard(self.address).ancestors,
         )
         self._http = _BoundedServer(
             application, idle_connection_timeout=IDLE_S, body_timeout=10,
@@ -210,7 +211,7 @@ class _Handler(RequestHandler):
     def set_default_headers(self) -> None:
         """Also of errors."""
         for name, value in HEADERS.items():
-            self.set_header(name, value.replace("{ancestors}", "'self'"))
+            self.set_header(name, value.replace("{ancestors}", self.settings["ancestors"]))
         self.set_header("Cache-Control", "no-store")
         self.clear_header("Server")
 

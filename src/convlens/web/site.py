@@ -13,6 +13,7 @@ from convlens.runs import Run
 from convlens.web import data
 from convlens.web.distances import Distances
 from convlens.web.figures.registry import COMPARED, FIGURES
+from convlens.web.gif import make_gif
 from convlens.web.pages import ComparePage, Page, draw, render
 from convlens.web.panels.runs import count, runs
 from convlens.web.run_data import RunData
@@ -96,6 +97,8 @@ class Site:
             return self._compare(keys, view, lambda page: _figure(page, rest))
         if first == "api":
             return self._data(rest, keys, view)
+        if first == "run" and rest.endswith("/play.gif"):
+            return self._ask(keys[0], lambda run: _gif(run, view))
         raise NoSuchPageError("There is nothing under this address; the list of runs is at /.")
 
     def _keys(self, path: str, query: Query) -> list[str]:
@@ -186,6 +189,10 @@ def _of_several(path: str) -> bool:
 
 def _page(page: Page, template: str, mark: str) -> Answer:
     return Answer(body=html(render(template, page=page, run=page.run, view=page.view, mark=mark)))
+
+
+def _gif(run: RunData, view: View) -> Answer:
+    return Answer(body=make_gif(run, view.layer), kind="image/gif")
 
 
 def _figure(page: Page, name: str) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 from urllib.parse import urlencode
 
@@ -85,8 +85,8 @@ class View:
     @property
     def query(self) -> str:
         """The parameters of its URL; those that are as usual are left out."""
-        usual = asdict(View())
-        return urlencode({k: v for k, v in asdict(self).items() if v != usual[k] and v is not None})
+        usual = vars(View())
+        return urlencode({k: v for k, v in vars(self).items() if v != usual[k] and v is not None})
 
 
 def _parsed(text: str, kind: str) -> object:

@@ -141,7 +141,7 @@ def loss(page: Page, axis: StepAxis) -> figure:
         "NaN or ∞": (strips, bool(bad.any())),
     }  # fmt: skip
     _explain(plot, [(word, drawn) for word, (drawn, there) in shown.items() if there])
-    known = _fit(plot, [], np.concatenate([curves.loss.low, curves.loss.high, y]), log=log)
+    known = _fit(plot, np.concatenate([curves.loss.low, curves.loss.high, y]), log=log)
     say(plot, "" if known else "Every loss was NaN or infinite.")
     return plot
 
@@ -154,7 +154,7 @@ def metric(page: Page, axis: StepAxis) -> figure:
     x, y = _metric(page.run.epochs, name)
     drawn = line(plot, x, y, ORANGE, points=True)
     add_tips(plot, drawn, {"value": y})
-    _fit(plot, [drawn], y)
+    _fit(plot, y)
     return plot
 
 
@@ -167,7 +167,7 @@ def logged(page: Page, axis: StepAxis) -> figure:
     known = np.isfinite(y)  # it may have been logged at some steps only
     drawn = line(plot, steps.middle_step[known], y[known])
     add_tips(plot, drawn, {"value": y[known]})
-    _fit(plot, [drawn], y)
+    _fit(plot, y)
     return plot
 
 
@@ -194,12 +194,16 @@ def schedule(page: Page, axis: StepAxis) -> figure:
         color, range_name = (BLUE, "default") if name == "lr" else (GREEN, "momentum")
         drawn = [
             line(plot, hypers.middle_step, band.mean[:, group], color, 2.0,
-                 dashed=name == "momentum", y_range_name=range_name)
+                 points=len(hypers) <= 2, dashed=name == "momentum", y_range_name=range_name)
             for group in groups
         ]  # fmt: skip
         of = "" if len(groups) == 1 else ", group {}"
         tips |= {_WORDS[name] + of.format(group): band.mean[:, group] for group in groups}
-        _fit(plot, drawn, band.mean[:, groups], range_name)
+        low, size = np.nanmin(band.low), float(np.nanmax(np.abs(band.high)))
+        span = plot.y_range if name == "lr" else plot.extra_y_ranges[range_name]
+        span.update(renderers=drawn, default_span=0.4 * size or 1.0)  # not ±1 around 0.06
+        if name == "momentum" and low == np.nanmax(band.high):  # not on top of a constant rate
+            plot.extra_y_ranges = {"momentum": Range1d(start=0, end=1.1 * size or 1.0)}
         lines += drawn
     add_tips(plot, lines[0], tips)
     return plot
@@ -283,7 +287,7 @@ def _overlay(
     plot.add_tools(
         HoverTool(renderers=list[DataRenderer](drawn), tooltips=tips, line_policy="nearest")
     )
-    known = _fit(plot, drawn, np.concatenate([y for _, y in series]), log=log)
+    known = _fit(plot, np.concatenate([y for _, y in series]), log=log)
     say(plot, "" if known else "Not recorded.")
     return drawn
 
@@ -300,9 +304,7 @@ def _above_one_another(plots: Sequence[figure], *, grows: bool = True) -> UIElem
 
 def _loss_figure(axis: StepAxis, label: str, log: bool) -> figure:
     label += " (log scale)" if log else ""
-    plot = axis.figure("", label, LOSS, log=log, epoch_names=bool(axis.epochs), say_steps=False)
-    plot.tags = ["fit"]
-    return plot
+    return axis.figure("", label, LOSS, log=log, epoch_names=bool(axis.epochs), say_steps=False)
 
 
 def _smoothed(page: Page, log: bool) -> Floats:
@@ -371,24 +373,17 @@ def _explain(plot: figure, entries: Sequence[tuple[str, Any]], columns: int = 0)
     plot.add_layout(legend, "above")
 
 
-def _fit(
-    plot: figure, lines: Sequence[Any], values: Floats, name: str = "default", *, log: bool = False
-) -> bool:
-    """Fit a y range to values, and to those zoomed into; returns whether there are any.
+def _fit(plot: figure, values: Floats, *, log: bool = False) -> bool:
+    """Fit the y axis to values, and return whether there are any; ``site.js`` fits it to a zoom.
 
-    Bokeh does not fit a logarithmic axis to what is zoomed, and complains of a range without data:
-    that of losses (``"fit"``) is fitted here, and by ``site.js``.
+    Bokeh does not fit a logarithmic axis to what is zoomed, and complains of a range without data.
     """
     seen = values[np.isfinite(values) & ((values > 0) | (not log))].astype(np.float64)
     low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.1, 1.0)
-    if "fit" in plot.tags or not len(seen):
-        a, b = np.log10([low, high]) if log else (low, high)
-        room = ROOM * (b - a) or (0.1 if log else 0.1 * abs(a)) or 1.0
-        a, b = (10 ** (a - room), 10 ** (b + room)) if log else (a - room, b + room)
-        plot.y_range = Range1d(start=float(a), end=float(b))
-    else:  # around a constant, such as a rate of 0.06, not by 1
-        span = plot.y_range if name == "default" else plot.extra_y_ranges[name]
-        span.update(renderers=list(lines), default_span=0.4 * max(abs(low), abs(high)) or 1.0)
+    a, b = np.log10([low, high]) if log else (low, high)
+    room = ROOM * (b - a) or (0.1 if log else 0.1 * abs(a)) or 1.0
+    a, b = (10 ** (a - room), 10 ** (b + room)) if log else (a - room, b + room)
+    plot.update(y_range=Range1d(start=float(a), end=float(b)), tags=["fit"])
     return bool(len(seen))
 
 

@@ -9,6 +9,7 @@ from bokeh.models import UIElement
 
 from convlens.web.figures.comparison import distances, layer_of_both, losses
 from convlens.web.figures.curves import curves
+from convlens.web.figures.layer import layer
 from convlens.web.figures.matrix import matrix
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 FIGURES: Mapping[str, Callable[[Page], UIElement]] = {
     "curves": curves,
     "matrix": matrix,
+    "layer": layer,
 }
 """Every figure of one run, by its name in addresses."""
 

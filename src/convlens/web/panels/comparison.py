@@ -196,7 +196,8 @@ def _diff(a: Sequence[str], b: Sequence[str]) -> Iterator[tuple[str, str, str]]:
 def losses(page: ComparePage) -> dict[str, Any]:
     """The state of the controls."""
     names = curves.metric_names([epoch for one in page.pages for epoch in one.run.epochs])
-    return {"metrics": names, "log": curves.is_log(page.pages), "height": curves.overlaid_height(page.pages)}
+    height = curves.overlaid_height(page.pages)
+    return {"metrics": names, "log": curves.is_log(page.pages), "height": height}
 
 
 def distances(page: ComparePage) -> dict[str, Any]:

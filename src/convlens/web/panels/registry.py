@@ -12,9 +12,13 @@ from convlens.web.panels.curves import curves
 from convlens.web.panels.header import header
 from convlens.web.panels.images import images
 from convlens.web.panels.inside import inside
+from convlens.web.panels.kernels import kernels
 from convlens.web.panels.layer import layer
+from convlens.web.panels.maps import maps
 from convlens.web.panels.matrix import matrix
+from convlens.web.panels.products import products
 from convlens.web.panels.summary import summary
+from convlens.web.panels.unit import unit
 from convlens.web.panels.verdict import verdict
 
 if TYPE_CHECKING:
@@ -27,9 +31,13 @@ PANELS: Mapping[str, Callable[[Page], Mapping[str, Any]]] = {
     "header": header,
     "images": images,
     "inside": inside,
+    "kernels": kernels,
     "layer": layer,
+    "maps": maps,
     "matrix": matrix,
+    "products": products,
     "summary": summary,
+    "unit": unit,
     "verdict": verdict,
 }
 """What each part's template is given besides ``page``, ``run`` and ``view``."""

@@ -36,6 +36,11 @@ _END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _QUOTED = re.compile(r"""(?<!\w)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 
 
+def in_words(kind: str) -> str:
+    """A kind of finding in a few words."""
+    return WORDS.get(kind, kind.replace("-", " "))
+
+
 def badge(findings: Sequence[Finding] | None) -> tuple[str, str]:
     """The verdict on a run in one or two words, and its class in style sheets.
 
@@ -77,7 +82,7 @@ def headline(findings: Sequence[Finding] | None, *, running: bool = False) -> st
         return "Nothing looks wrong" + " so far" * running
     counts = [(s, sum(one.severity == s for one in wrong)) for s in ("problem", "warning")]
     count = " and ".join(plural(n, severity) for severity, n in counts if n)
-    words = dict.fromkeys(WORDS.get(one.kind, one.kind.replace("-", " ")) for one in wrong)
+    words = dict.fromkeys(in_words(one.kind) for one in wrong)
     return f"{count} found: {', '.join(words)}"
 
 

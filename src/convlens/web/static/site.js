@@ -6,6 +6,7 @@
   const POLL_MS = 2000;
   const NEAR = "700px"; // figures this far outside the window are drawn
   const KEEP = 24; // of more figures, those far away are taken down again
+  const HIDDEN = "[hidden], details:not([open])"; // what is in these is not drawn
 
   const root = document.documentElement;
   const systemDark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -59,7 +60,7 @@
   }
 
   async function drawNow(element) {
-    if (!element.isConnected || element.closest("[hidden]")) return;
+    if (!element.isConnected || element.closest(HIDDEN)) return;
     const json = recoloured(await jsonOf(element));
     const old = drawn.get(element);
     if (old?.json === json) return;
@@ -311,6 +312,7 @@
       const kept = stored(`fold-${fold.dataset.fold}`);
       if (kept !== null) fold.open = kept === "open";
     }
+    for (const button of all("[data-show-all]", part)) button.hidden = wanted === null;
     for (const [key, left, top] of scrolled) part.querySelector(`[data-scroll="${CSS.escape(key)}"]`)?.scrollTo(left, top);
     if (focused) (part.querySelector(`[data-key="${CSS.escape(focused)}"]`) ?? document.getElementById(focused))?.focus();
   }
@@ -445,7 +447,7 @@
   }
 
   function toCell(element, { row, col }) {
-    follow(element.dataset.to.replace("ROW", row).replace("COL", col));
+    follow(element.dataset.to.replace(/ROW(?!.*ROW)/, row).replace(/COL(?!.*COL)/, col)); // the last: a layer may be named so
   }
 
   document.addEventListener("click", (event) => {
@@ -497,17 +499,30 @@
   document.addEventListener("toggle", (event) => {
     const { fold } = event.target.dataset;
     if (fold) stored(`fold-${fold}`, event.target.open ? "open" : "closed");
+    showFigures(event.target);
   }, true);
+
+  // Draws the figures in what has been shown, erases those in what has been hidden.
+  function showFigures(place) {
+    for (const element of all(".figure", place)) {
+      if (!element.closest(HIDDEN)) draw(element);
+      else if (drawn.has(element)) erase(element);
+    }
+  }
+
+  // A link to a folded place unfolds it.
+  function unfold() {
+    const place = document.querySelector(":target");
+    if (place?.tagName === "DETAILS") place.open = true;
+  }
+  addEventListener("hashchange", unfold);
 
   // One of several figures of a report: <select data-choice> has the ids of what it shows.
   function choose(select) {
     for (const { value } of select.options) {
       const place = document.getElementById(value);
       place.hidden = value !== select.value;
-      for (const element of all(".figure", place)) {
-        if (place.hidden && drawn.has(element)) erase(element);
-        else if (!place.hidden) draw(element);
-      }
+      showFigures(place);
     }
   }
 
@@ -561,7 +576,7 @@
   // ---- on paper: figures as still pictures, folds open ----
 
   window.addEventListener("beforeprint", () => {
-    for (const fold of all("details:not([open])")) Object.assign(fold, { open: true }).dataset.wasFolded = "";
+    for (const fold of all("details:not([open], [data-unprinted])")) Object.assign(fold, { open: true }).dataset.wasFolded = "";
     for (const [element, { doc }] of drawn) {
       const still = Bokeh.index.find_one(doc.roots()[0]).export("auto").canvas;
       still.className = "still";
@@ -585,10 +600,11 @@
       if (element.getBoundingClientRect().top < innerHeight) draw(element);
     }
     begin(document);
+    unfold();
     await queue;
     root.dataset.drawn = "first";
-    for (const element of all(".figure")) {
-      if (all(".figure").length > KEEP) break;
+    const shown = all(".figure").filter((element) => !element.closest(HIDDEN));
+    for (const element of shown.length > KEEP ? [] : shown) {
       await new Promise((resume) => requestIdleCallback(resume, { timeout: 500 }));
       if (!drawn.has(element)) await draw(element);
     }
