@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from convlens.errors import ConvlensError, RunError
@@ -91,10 +92,9 @@ class Site:
             return self._ask(keys[0], lambda run: _page(Page(run, view), "run.html", mark))
         if first == "figure" and rest in FIGURES and len(keys) == 1:
             return self._ask(keys[0], lambda run: _figure(Page(run, view), rest))
-        if path == "/compare":
-            return self._compare(keys, view, lambda page: _page(page, "compare.html", mark))
         if _of_several(path):
-            return self._compare(keys, view, lambda page: _figure(page, rest))
+            whole = partial(_page, template="compare.html", mark=mark)
+            return self._compare(keys, view, whole if not rest else partial(_figure, name=rest))
         if first == "api":
             return self._data(rest, keys, view)
         if first == "run" and rest.endswith("/play.gif"):
