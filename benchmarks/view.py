@@ -236,12 +236,12 @@ WATCH = """(() => {
     if (state !== "all") return;
     const models = Bokeh.documents.flatMap((doc) => [...doc.all_models]);
     const last = models.filter((one) => one.name === "steps").map((range) => range.bounds[1] - 0.5);
-    seen.push([Math.min(...last), Date.now()]);
+    seen.push([Math.max(...last), Date.now()]); // out of sight, figures wait
   };
   const what = { attributes: true, subtree: true, attributeFilter: ["data-drawn"] };
   new MutationObserver(look).observe(document, what);
 })()"""
-"""Keeps when each state of the drawing came, and the last step that every figure shows."""
+"""Keeps when each state of the drawing came, and the last step that the figures in sight show."""
 
 OPEN = """async (href) => {
   const root = document.documentElement, link = document.createElement("a");
@@ -366,7 +366,7 @@ def followed(path: Path, seconds: float, began: float, first: int) -> tuple[floa
 
     Returns:
         The server's share of a core, and for each batch the seconds from when it was trained on
-        until every figure showed it.
+        until the figures in sight showed it.
     """
     with serving(path) as server, browsing() as browser:
         page = opened(browser, server.url)
@@ -374,7 +374,7 @@ def followed(path: Path, seconds: float, began: float, first: int) -> tuple[floa
         page.evaluate("seen.length = 0")
         share = server.share(seconds)
         seen = np.array(page.evaluate("seen"), np.float64)
-    if len(seen) < 2:
+    if len(seen) < 2 or seen[-1, 0] <= seen[0, 0]:
         raise SystemExit(f"The page was drawn {len(seen)} times in {seconds} s.")
     step = np.arange(seen[0, 0] + 1, seen[-1, 0] + 1)
     shown_at = seen[np.searchsorted(seen[:, 0], step), 1] / 1e3
