@@ -43,8 +43,8 @@ def shoot_report(run: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, files.chromium() as browser:
         page = cl.report(run, Path(folder) / "report.html")
         files.screenshot(
-            browser, page.as_uri(), "report", size=(1280, 1000), ready=pictures_page.DRAWN,
-            prepare=remove_others, first="#layer-0",
+            browser, page.as_uri(), "report", size=(1280, 2800), ready=pictures_page.DRAWN,
+            prepare=remove_others, first="#layer-0", last="#layer-0 .figure",
         )  # fmt: skip
 
 
