@@ -214,7 +214,7 @@ LOSS_AT_EVERY_STEP = "loss_at_every_step"
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A whole run as plain numbers: what the doctor, the plots and the views are given.
+    """A whole run as plain numbers: what the doctor, the plots and the page are given.
 
     Attributes:
         meta: facts by name: versions, seed, command, data, model, classes, status ….
