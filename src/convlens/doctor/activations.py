@@ -142,8 +142,8 @@ def find_constant_layer(record: RunRecord) -> Finding | None:
     return Finding(
         "constant-layer",
         "warning",
-        f"Layer {first.layer.name!r} gives the same value, {first.mean[-1]:.3g}, for every image in "
-        f"the last quarter of the steps{more}: nothing of the image gets through it.",
+        f"Layer {first.layer.name!r} gives the same value, {first.mean[-1]:.3g}, for every image "
+        f"in the last quarter of the steps{more}: nothing of the image gets through it.",
         layer=first.layer.name,
         first_step=_after_last(first, np.flatnonzero(~_constant(first))),
         fix="Look at its weights and at what they began as; try a lower learning rate or batch "

@@ -20,7 +20,6 @@ from convlens.web.run_data import RunData
 from convlens.web.static import version
 from convlens.web.view import View
 
-
 _OF_PICTURES = dict.fromkeys(
     ("epoch", "channel", "row", "col", "pixel_row", "pixel_col", "true", "predicted")
 ) | {"maps": "", "scale": "", "probe": 0}
