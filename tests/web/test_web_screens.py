@@ -103,6 +103,7 @@ def test_the_list_and_several_runs(recorded: Recorded, screen: Any):
                 look(screen, tab.url)
             tab.go_back()
             drawn(tab)
+        tab.close()
 
 
 def test_clicks_of_a_learner(recorded: Recorded, screen: Any):
@@ -127,6 +128,7 @@ def test_clicks_of_a_learner(recorded: Recorded, screen: Any):
         drawn(tab)
         tab.wait_for_timeout(1000)  # it scrolls there smoothly
         assert tab.evaluate("mistakes.getBoundingClientRect().top < innerHeight")
+        tab.close()
 
 
 def test_a_dragged_zoom_fits_the_loss_and_stays(recorded: Recorded, screen: Any):
@@ -151,7 +153,9 @@ def test_a_dragged_zoom_fits_the_loss_and_stays(recorded: Recorded, screen: Any)
         zoomed = tab.url
         tab.keyboard.press("j")
         tab.wait_for_url("**layer=**")
+        drawn(tab)
         assert zoomed.split("zoom=")[1] in tab.url
+        tab.close()  # before the server
 
 
 def test_a_growing_run_is_drawn_in_place(tmp_path: Path, screen: Any):
@@ -170,6 +174,8 @@ def test_a_growing_run_is_drawn_in_place(tmp_path: Path, screen: Any):
             assert tab.locator("#kept").count() == 1  # not erased and drawn anew
             stop.touch()
             tab.locator(".status", has_text="running").wait_for(state="detached", timeout=60_000)
+            drawn(tab)
+            tab.close()
     finally:
         stop.touch()
         training.join()
