@@ -8,6 +8,7 @@ from convlens.core.records import SEVERITIES, Finding, RunRecord
 from convlens.doctor.activations import (
     DEAD_WARNING,
     find_activation_cycles,
+    find_constant_layer,
     find_dead_channels,
     find_nonfinite_activations,
 )
@@ -40,6 +41,8 @@ def diagnose(record: RunRecord) -> list[Finding]:
     if long:
         found.append(find_nothing_learned(of_loss) or find_loss_not_falling(of_loss))
     found += [find_dead_channels(judged), find_activation_cycles(judged)]
+    if not any(finding and finding.severity == "problem" for finding in found):
+        found.append(find_constant_layer(judged))  # else it is what those lead to
     if long:
         found += [find_overfitting(record), find_still_improving(record)]
     findings = [finding for finding in found if finding is not None]

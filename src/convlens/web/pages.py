@@ -20,6 +20,11 @@ from convlens.web.run_data import RunData
 from convlens.web.static import version
 from convlens.web.view import View
 
+_OF_PICTURES = dict.fromkeys(
+    ("epoch", "channel", "row", "col", "pixel_row", "pixel_col", "true", "predicted")
+) | {"maps": "", "scale": "", "probe": 0}
+"""Figures do not depend on these, but the layer's on the epoch: another unit draws none anew."""
+
 
 class Page:
     """What the templates of a run's page are given; `Report` gives them the same names.
@@ -61,7 +66,8 @@ class Page:
             words: what it shows, for screen readers.
             changes: of the view.
         """
-        source = f"/figure/{name}?run={self.run.key}&{self.view.but(**changes).query}"
+        view = self.view.but(**{**_OF_PICTURES, **changes})
+        source = f"/figure/{name}?run={self.run.key}&{view.query}"
         return figure_place(f"figure-{name}", height, words, src=source)
 
     def panel(self, name: str, **changes: Any) -> Markup:  # noqa: ANN401 — fields of View

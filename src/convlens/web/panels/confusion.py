@@ -105,7 +105,7 @@ def _matrix(page: Page, kept: Confusion, chosen: Pair | None) -> dict[str, Any]:
         "rows": _rows(page, counts, names, chosen) if few else [],
         "picture": "" if few else _picture(counts),
         "named": n <= MOST_NAMES,
-        "to": page.url(true="ROW", predicted="COL") if page.live else "",
+        "to": page.url(true="ROW", predicted="COL") + "#mistakes" if page.live else "",
         "chosen": chosen,
         "pairs": pairs,
     }  # fmt: skip
@@ -136,7 +136,7 @@ def _url(page: Page, pair: Pair, chosen: Pair | None) -> str:
     if not page.live:
         return ""
     true, predicted = (None, None) if pair == chosen else pair
-    return page.url(true=true, predicted=predicted)
+    return page.url(true=true, predicted=predicted) + "#mistakes"
 
 
 def _facts(counts: Ints, names: list[str]) -> list[tuple[str, str]]:

@@ -27,6 +27,7 @@ WORDS = {
     "one-class": "images cannot be told apart",
     "loss-not-falling": "the loss did not fall",
     "dead-channels": "dead channels",
+    "constant-layer": "a layer that gives one value",
     "activation-cycles": "activations grow and collapse",
     "overfitting": "overfitting",
 }

@@ -32,47 +32,53 @@
   }
 
   function recoloured(json) {
-    if (innerWidth < 640) json = json.replaceAll(/"min_border_(left|right)":\d+/g, '"min_border_$1":36'); // a phone
+    if (innerWidth < 640) json = json.replaceAll(/"min_border_(left|right)":([4-9]\d|\d{3,})/g, '"min_border_$1":36'); // a phone
     if (root.dataset.theme !== "dark") return json;
     return dark.reduce((text, [light, other]) => text.replaceAll(light, other), json);
   }
 
   // ---- figures: their JSON is a Bokeh item ----
 
-  const drawn = new Map(); // element -> { doc, item, json }
+  const drawn = new Map(); // element -> { doc, item, json, state }
   const begun = new WeakSet(); // elements whose first drawing has been asked for
   let queue = Promise.resolve(); // one after the other: so the newest of Bokeh's documents is known
 
   async function jsonOf(element) {
     if (element.dataset.item) return document.getElementById(element.dataset.item).textContent;
     const response = await fetch(element.dataset.src);
-    if (!response.ok) throw new Error(new DOMParser().parseFromString(await response.text(), "text/html").body.textContent.trim());
+    if (!response.ok) throw new Error(sentence(new DOMParser().parseFromString(await response.text(), "text/html")));
     return response.text();
   }
+
+  // What a page says that is not the one asked for; the guard sends its sentence alone.
+  const sentence = (page) => (page.querySelector("main p:not(.state)") ?? page.body).textContent.trim();
 
   function draw(element) {
     begun.add(element);
     queue = queue.then(() => drawNow(element)).catch((error) => {
       if (drawn.has(element)) erase(element);
       element.textContent = error.message;
+      element.classList.add("failed");
     });
     return queue;
   }
 
   async function drawNow(element) {
     if (!element.isConnected || element.closest(HIDDEN)) return;
-    const json = recoloured(await jsonOf(element));
+    const state = [element.dataset.src, root.dataset.mark, root.dataset.theme].join(" ");
     const old = drawn.get(element);
-    if (old?.json === json) return;
+    if (old?.state === state) return; // of an address and a version there is one drawing
+    const json = recoloured(await jsonOf(element));
     const item = JSON.parse(json);
-    if (old && await changed(old, item)) {
-      old.json = json;
+    if (old && (old.json === json || await changed(old, item))) {
+      Object.assign(old, { json, state });
       return;
     }
     if (old) erase(element);
+    element.classList.remove("failed");
     await Bokeh.embed.embed_item(item, element.id);
     const doc = Bokeh.documents.at(-1);
-    drawn.set(element, { doc, item, json });
+    drawn.set(element, { doc, item, json, state });
     listen(element, doc);
     if (drawn.size > KEEP) erase(farthest());
   }
@@ -257,7 +263,7 @@
     for (const { doc } of drawn.values()) {
       const range = doc.get_model_by_name("steps");
       if (range?.bounds) range.setv(steps ?? { start: range.bounds[0], end: range.bounds[1] });
-      fit(doc);
+      queueMicrotask(() => fit(doc)); // Bokeh sets the y axis after the steps that were dragged
     }
     linking = false;
     for (const button of all("[data-show-all]")) button.hidden = steps === null;
@@ -333,7 +339,7 @@
     const here = all("[data-part]");
     if (!response.ok || here.length !== parts.size || here.some((part) => !parts.has(part.dataset.part))) {
       if (response.ok) location.assign(url);
-      else trouble(page.body.textContent.trim());
+      else trouble(sentence(page));
       return false;
     }
     for (const part of here) put(part, parts.get(part.dataset.part).innerHTML);
