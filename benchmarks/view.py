@@ -376,7 +376,8 @@ def followed(path: Path, seconds: float, began: float, first: int) -> tuple[floa
         seen = np.array(page.evaluate("seen"), np.float64)
     if len(seen) < 2 or seen[:, 0].max() <= seen[0, 0]:
         raise SystemExit(f"The page was drawn {len(seen)} times in {seconds} s.")
-    newest = np.floor(np.maximum.accumulate(seen[:, 0]))  # a figure that is drawn late shows an older step
+    # A figure that is drawn late shows an older step, and a band's middle lies between steps.
+    newest = np.floor(np.maximum.accumulate(seen[:, 0]))
     step = np.arange(newest[0] + 1, newest[-1] + 1)
     shown_at = seen[np.searchsorted(newest, step), 1] / 1e3
     return share, (shown_at - (began + (step - first + 1) / STEPS_A_SECOND)).tolist()
