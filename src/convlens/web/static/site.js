@@ -4,7 +4,6 @@
 (() => {
   const PLAY_MS = 900; // so long an epoch is shown while playing
   const POLL_MS = 2000;
-  const SELDOM_MS = 10000; // figures of layers, which cost most, follow a growing run this often
   const NEAR = "700px"; // figures this far outside the window are drawn
   const KEEP = 24; // of more figures, those far away are taken down again
   const HIDDEN = "[hidden], details:not([open])"; // what is in these is not drawn
@@ -72,14 +71,14 @@
     const json = recoloured(await jsonOf(element));
     const item = JSON.parse(json);
     if (old && (old.json === json || await changed(old, item))) {
-      Object.assign(old, { json, state, at: performance.now() });
+      Object.assign(old, { json, state });
       return;
     }
     if (old) erase(element);
     element.classList.remove("failed");
     await Bokeh.embed.embed_item(item, element.id);
     const doc = Bokeh.documents.at(-1);
-    drawn.set(element, { doc, item, json, state, at: performance.now() });
+    drawn.set(element, { doc, item, json, state });
     listen(element, doc);
     if (drawn.size > KEEP) erase(farthest());
   }
@@ -330,8 +329,6 @@
     const response = await fetch(url);
     if (mine !== asked) return false; // something else was clicked meanwhile
     if (response.status === 204) { // nothing new
-      for (const element of late) draw(element);
-      late.clear();
       root.dataset.drawn = "all";
       trouble("");
       return true;
@@ -363,7 +360,6 @@
 
   // The figures that are drawn, of the newest state; those in the window first. While a run grows,
   // the others wait until they are scrolled to.
-  const late = new Set(); // figures that are to be drawn when nothing else is new
   async function redraw(seenOnly = false) {
     const mine = asked;
     const top = (element) => Math.abs(element.getBoundingClientRect().top);
@@ -371,11 +367,7 @@
       const { top: above, bottom } = element.getBoundingClientRect();
       if (!element.isConnected) erase(element);
       else if (seenOnly && (above > innerHeight || bottom < 0)) whenSeen.observe(element);
-      else if (seenOnly && element.id !== "figure-curves" && performance.now() - drawn.get(element).at < SELDOM_MS) late.add(element);
-      else {
-        late.delete(element);
-        draw(element);
-      }
+      else draw(element);
     }
     await queue;
     if (mine === asked) root.dataset.drawn = "all";
