@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from convlens.core.snapshots import BEFORE, Confusion, Ints, Mistakes, recall_of
+from convlens.core.snapshots import Confusion, Ints, Mistakes, recall_of
 from convlens.web import formatting
-from convlens.web.panels.mistakes import class_name, mistakes
+from convlens.web.panels.mistakes import Pair, class_name, mistakes
+from convlens.web.panels.pictures import png
+from convlens.web.panels.selection import after
 from convlens.web.run_data import RunData, is_own_loop
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ MOST_ACROSS = 50
 RIGHT, WRONG = (0, 114, 178), (213, 94, 0)
 """Those of ``--right`` and ``--wrong`` in ``base.css``."""
 
-Pair = tuple[int, int]
-
 
 def confusion(page: Page) -> dict[str, Any]:
     """The matrix and the mistakes of the chosen epoch, or a sentence if neither was kept."""
@@ -46,16 +43,14 @@ def confusion(page: Page) -> dict[str, Any]:
     past = [epoch for epoch in epochs if wanted is None or epoch <= wanted]
     at = past[-1] if past else epochs[0]
     kept, wrong = run.snapshot(Confusion, epoch=at), run.snapshot(Mistakes, epoch=at)
-    classes = kept.classes if kept is not None else wrong.classes if wrong is not None else ()
-    true, predicted, known = page.view.true, page.view.predicted, range(len(classes))
-    chosen = None
-    if true is not None and predicted is not None and true in known and predicted in known:
-        chosen = true, predicted
+    known = [*range(len(next((one.classes for one in (kept, wrong) if one is not None), ())))]
+    true, predicted = page.view.true, page.view.predicted
+    chosen = (true, predicted) if true in known and predicted in known else None
     has_counts = kept is not None and (kept.counts > 0).any()
     return {
         "missing": "" if has_counts or kept is None else "This validation held no image.",
-        "epochs": [(epoch, _when(epoch), epoch == at) for epoch in epochs],
-        "when": _when(at),
+        "epochs": [(epoch, after(epoch), epoch == at) for epoch in epochs],
+        "when": after(at),
         "matrix": _matrix(page, kept, chosen) if kept is not None and has_counts else None,
         "mistakes": None if wrong is None else mistakes(page, wrong, chosen, kept and kept.counts),
         "everything": page.url(true=None, predicted=None) if chosen and page.live else "",
@@ -169,10 +164,4 @@ def _picture(counts: Ints) -> str:
     pixels = np.empty((n, n, 4), np.uint8)
     pixels[..., :3] = np.where(np.eye(n, dtype=bool)[..., None], RIGHT, WRONG)
     pixels[..., 3] = np.round(255 * shares)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def _when(epoch: int) -> str:
-    return "before training" if epoch <= BEFORE else f"after epoch {epoch + 1}"
+    return png(pixels, MOST_PIXELS)

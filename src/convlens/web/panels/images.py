@@ -37,9 +37,9 @@ def images(page: Page) -> dict[str, Any]:
 def _gallery(picture: Picture, title: str) -> dict[str, Any]:
     shown = picture.images[:MOST_SHOWN]
     height, width = shown.shape[1:3]
-    words = [f"The first {MOST_SHOWN} of {len(picture.images):,} images."] * (
-        len(picture.images) > MOST_SHOWN
-    )
+    words: list[str] = []
+    if len(picture.images) > MOST_SHOWN:
+        words.append(f"The first {MOST_SHOWN} of {len(picture.images):,} images.")
     if max(height, width) > MAX_SIDE:
         words.append(f"Recorded at {height} × {width} pixels, shown smaller.")
     captions = [formatting.short(caption, 60) for caption in picture.captions[: len(shown)]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from convlens.core.snapshots import BEFORE, Bytes, FeatureMaps, Kernels, Probes
 from convlens.core.wording import plural
 from convlens.web.formatting import number
-from convlens.web.panels.pictures import map_picture, map_png, png, spot
+from convlens.web.panels.pictures import MarkedImage, map_picture, map_png, png, spot
 from convlens.web.panels.selection import (
     Selection,
     after,
@@ -23,7 +24,7 @@ from convlens.web.panels.selection import (
     value_range,
     values,
 )
-from convlens.web.run_data import is_own_loop
+from convlens.web.run_data import as_dict, as_list, is_own_loop
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
@@ -76,9 +77,8 @@ def _nothing(page: Page) -> str:
     kept = page.run.meta.get("pictures")
     if not isinstance(kept, dict):
         return NO_PICTURES
-    notes = kept.get("notes")
-    said = [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
-    return " ".join([NO_MAPS, *said[:3]])
+    notes = [note for note in as_list(as_dict(kept).get("notes")) if isinstance(note, str)]
+    return " ".join([NO_MAPS, *notes[:3]])
 
 
 def _track(page: Page, module: str) -> dict[str, Any]:
@@ -115,10 +115,20 @@ def _tile(page: Page, chosen: Selection, kept: int, levels: Bytes) -> dict[str, 
         said = number(float(values(found)[chosen.probe, kept, 0, 0]))
     alt = f"channel {channel} for probe image {chosen.probe + 1}: {said}"
     marks = [spot(chosen.cell)] if kept == chosen.kept else []
+    tile = replace(chosen, kept=kept)
     return {
-        "shot": map_picture(levels, alt, marks), "to": unit_url(page, chosen, channel=channel),
-        "grid": found.grid, "place": chosen.unit, "key": f"map-{channel}", "label": "Choose a unit",
+        **unit_map(page, tile, f"map-{channel}", map_picture(levels, alt, marks)),
         "channel": channel, "range": said, "chosen": kept == chosen.kept,
+    }  # fmt: skip
+
+
+def unit_map(
+    page: Page, chosen: Selection, key: str, shot: MarkedImage, label: str = "Choose a unit"
+) -> dict[str, Any]:
+    """A channel's map, of whose units one can be chosen; for the macro ``grid``."""
+    return {
+        "shot": shot, "to": unit_url(page, chosen), "grid": chosen.maps.grid, "place": chosen.unit,
+        "key": key, "label": label,
     }  # fmt: skip
 
 
