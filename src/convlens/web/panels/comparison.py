@@ -82,17 +82,11 @@ def outcome(page: ComparePage) -> dict[str, Any]:
             row.append((name, shown, value is not None and value == best))
     return {
         "columns": list(columns),
-        "rows": [
-            {
-                "name": name, "href": f"/run/{run.key}", "status": run.status, "cells": row,
-                "badge": badge(run.findings), "time": formatting.duration(run.wall_s or None),
-                "length": f"{len(run.epochs)} / {run.span[1] + 1:,}",
-            }
-            for name, run, row in zip(page.names, runs, cells, strict=True)
-        ],
+        "rows": [*zip(page.names, runs, cells, strict=True)],
+        "badge": badge,
         "without": [name for name, e in zip(page.names, newest, strict=True) if e is None],
         "last": LAST,
-    }  # fmt: skip
+    }
 
 
 def _training_loss(run: RunData) -> float | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from convlens.core.snapshots import Confusion, Ints, Mistakes, recall_of
 from convlens.web import formatting
-from convlens.web.panels.mistakes import Pair, class_name, mistakes
+from convlens.web.panels.images import Pair, class_name, mistakes
 from convlens.web.panels.pictures import png
 from convlens.web.panels.selection import after
 from convlens.web.run_data import RunData, is_own_loop
@@ -85,11 +85,8 @@ def _matrix(page: Page, kept: Confusion, chosen: Pair | None) -> dict[str, Any]:
     counts = np.maximum(kept.counts, 0)
     names = [class_name(kept.classes, k) for k in range(len(kept.classes))]
     recall, n = recall_of(counts).tolist(), len(names)
-    pairs = [
-        {"true": names[true], "predicted": names[predicted], "count": count,
-         "href": _url(page, (true, predicted), chosen), "chosen": (true, predicted) == chosen}
-        for true, predicted, count in frequent_mistakes(counts)
-    ]  # fmt: skip
+    shares = _shares(counts)
+    pairs = [(*pair, _url(page, pair[:2], chosen)) for pair in frequent_mistakes(counts)]
     few = n <= MOST_NUMBERS
     return {
         "n": n,
@@ -97,33 +94,19 @@ def _matrix(page: Page, kept: Confusion, chosen: Pair | None) -> dict[str, Any]:
         "upright": max(map(len, names)) > 3 and sum(max(len(k), 5) for k in names) > MOST_ACROSS,
         "facts": _facts(counts, names),
         "recall": [(formatting.percent(r) if r >= 0 else formatting.NONE, r) for r in recall],
-        "rows": _rows(page, counts, names, chosen) if few else [],
-        "picture": "" if few else _picture(counts),
+        "rows": [
+            [
+                (count, f"{shares[at]:.2f}", _url(page, at, chosen) if count else "")
+                for at, count in zip(((true, k) for k in range(n)), row, strict=True)
+            ]
+            for true, row in enumerate(counts.tolist() if few else ())
+        ],
+        "picture": "" if few else _picture(shares),
         "named": n <= MOST_NAMES,
         "to": page.url(true="ROW", predicted="COL") + "#mistakes" if page.live else "",
         "chosen": chosen,
         "pairs": pairs,
     }  # fmt: skip
-
-
-def _rows(
-    page: Page, counts: Ints, names: list[str], chosen: Pair | None
-) -> list[list[dict[str, Any]]]:
-    shares = _shares(counts)
-    return [
-        [
-            {
-                "count": count,
-                "share": f"{shares[true, predicted]:.2f}",
-                "kind": "right" if true == predicted else "wrong",
-                "chosen": (true, predicted) == chosen,
-                "href": _url(page, (true, predicted), chosen) if count else "",
-                "label": f"{count:,} of class {names[true]} taken for {names[predicted]}",
-            }
-            for predicted, count in enumerate(row)
-        ]
-        for true, row in enumerate(counts.tolist())
-    ]
 
 
 def _url(page: Page, pair: Pair, chosen: Pair | None) -> str:
@@ -155,10 +138,10 @@ def _shares(counts: Ints) -> np.ndarray:
     return shares
 
 
-def _picture(counts: Ints) -> str:
+def _picture(shares: np.ndarray) -> str:
     """The matrix as a PNG: a pixel for each cell, or for the strongest of several."""
-    side = -(-len(counts) // MOST_PIXELS)
-    shares = np.pad(_shares(counts), (0, -len(counts) % side))
+    side = -(-len(shares) // MOST_PIXELS)
+    shares = np.pad(shares, (0, -len(shares) % side))
     n = len(shares) // side
     shares = shares.reshape(n, side, n, side).max(axis=(1, 3))
     pixels = np.empty((n, n, 4), np.uint8)

@@ -9,20 +9,10 @@ import numpy as np
 
 from convlens.core.snapshots import Bytes, EffectiveFieldMap, FeatureMaps, FieldIntervals, Probes
 from convlens.web.formatting import percent
+from convlens.web.panels import selection
 from convlens.web.panels.maps import allowance, unit_map, unit_url
 from convlens.web.panels.pictures import Mark, MarkedImage, box, map_picture, picture, spot
-from convlens.web.panels.selection import (
-    Place,
-    Selection,
-    after,
-    caption_of,
-    field_of_units,
-    kept_at,
-    module_of,
-    select,
-    units_that_see,
-    within,
-)
+from convlens.web.panels.selection import Place, Selection
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
@@ -40,19 +30,19 @@ Seen = tuple[Place, Place] | None
 
 def unit(page: Page) -> dict[str, Any]:
     """The receptive field of the chosen unit on a probe image, and the patch in it."""
-    module = module_of(page)
-    found, probes = kept_at(page, FeatureMaps, module), page.run.probes
+    module = selection.module_of(page)
+    found, probes = selection.kept_at(page, FeatureMaps, module), page.run.probes
     if found is None or probes is None or not np.isfinite(found.low).any():
         return {"shots": []}
     if allowance(page) < 8_000 + 3 * min(probes.images[0].size, 250_000):
         return {"shots": []}
-    chosen, view, pixel = select(found, page.view), page.view, None
+    chosen, view, pixel = selection.select(found, page.view), page.view, None
     fields = page.run.snapshot(FieldIntervals, module)
     effective = page.run.snapshot(EffectiveFieldMap, module, found.epoch)
     if view.pixel_row is not None and view.pixel_col is not None:
         height, width = probes.images.shape[1:3]
-        pixel = within((view.pixel_row, view.pixel_col), (height, width))
-    seen = None if fields is None else field_of_units(fields, *chosen.units)
+        pixel = selection.within((view.pixel_row, view.pixel_col), (height, width))
+    seen = None if fields is None else selection.field_of_units(fields, *chosen.units)
     still = {
         "what it sees": _patch(chosen, probes, fields, seen),
         "what moves the centre unit": _moves(chosen, probes, fields, effective),
@@ -71,14 +61,14 @@ def _map(page: Page, chosen: Selection, fields: Fields, pixel: Place | None) -> 
     marks = [] if pixel is None or fields is None else _seeing(chosen.maps, fields, pixel)
     alt = f"channel {chosen.channel} for probe image {chosen.probe + 1}"
     shot = map_picture(chosen.levels, alt, [*marks, spot(chosen.cell)])
-    caption = f"channel {chosen.channel}, {after(chosen.maps.epoch)}"
+    caption = f"channel {chosen.channel}, {selection.after(chosen.maps.epoch)}"
     return {**unit_map(page, chosen, "unit-map", shot), "caption": caption}
 
 
 def _seeing(found: FeatureMaps, fields: FieldIntervals, pixel: Place) -> list[Mark]:
     """Rectangles around the units that see a pixel, in cells."""
     spans: list[list[tuple[float, float]]] = []
-    marked = units_that_see(fields, pixel)
+    marked = selection.units_that_see(fields, pixel)
     for seen, cells, n in zip(marked, found.maps.shape[2:], found.grid, strict=True):
         edges = np.flatnonzero(np.diff(np.concatenate([[False], seen, [False]])))
         spans.append([(a * cells / n, b * cells / n - 1) for a, b in edges.reshape(-1, 2).tolist()])
@@ -91,7 +81,7 @@ def _image(
     image, (row, column) = probes.images[chosen.probe], chosen.unit
     marks = [] if seen is None else [box(*seen)]
     marks += [] if pixel is None else [spot(pixel, "region")]
-    name = f"probe image {chosen.probe + 1}, {caption_of(probes, chosen.probe)}"
+    name = f"probe image {chosen.probe + 1}, {selection.caption_of(probes, chosen.probe)}"
     to = unit_url(page, chosen, row=row, col=column, pixel_row="ROW", pixel_col="COL")
     return {
         "shot": picture(image, f"{name}, with the unit's receptive field", marks), "to": to,
@@ -116,7 +106,7 @@ def _moves(
         return NO_EFFECTIVE
     (row, column), marks = effective.unit, list[Mark]()
     if fields is not None:
-        theirs = field_of_units(fields, (row, row), (column, column))
+        theirs = selection.field_of_units(fields, (row, row), (column, column))
         marks += [] if theirs is None else [box(*theirs)]
     for radius in filter(math.isfinite, effective.radius.values()):
         sides = ((c + 0.5 - radius, c - 0.5 + radius) for c in effective.center)
@@ -152,7 +142,7 @@ def _facts(
         share = percent(height * width / math.prod(probes.images.shape[1:3]))
         facts.append(("sees", f"{height} × {width} pixels, {share}"))
     if pixel is not None and fields is not None:
-        count = math.prod(int(seeing.sum()) for seeing in units_that_see(fields, pixel))
+        count = math.prod(int(seeing.sum()) for seeing in selection.units_that_see(fields, pixel))
         total = math.prod(chosen.maps.grid)
         facts.append((f"units that see pixel {pixel[0]}, {pixel[1]}", f"{count:,} of {total:,}"))
     return facts
