@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -154,6 +154,15 @@ class RunData:
         found = {one.severity for one in self.findings or () if one.layer == layer}
         return next((severity for severity in SEVERITIES if severity in found), "")
 
+    @property
+    def wall_s(self) -> float:
+        """Seconds that the training took until now; 0 where nobody knows."""
+        known = self.meta.get("wall_s")
+        if isinstance(known, int | float):
+            return known
+        spent = sum(epoch.wall_s for epoch in self.epochs)
+        return max(spent, *self.steps.wall_s[-1:].tolist(), 0.0)
+
     @cached_property
     def first_layer(self) -> str:
         """The layer to open on: that of the worst finding about one, else the first."""
@@ -161,6 +170,16 @@ class RunData:
             if one.layer in self.names and one.severity in ("problem", "warning"):
                 return str(one.layer)
         return self.names[0] if self.names else ""
+
+
+def as_dict(value: object) -> Mapping[str, Any]:
+    """A value of a record, which may hold anything, where it is a dictionary; else an empty one."""
+    return cast("Mapping[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def as_list(value: object) -> Sequence[Any]:
+    """The same for a list."""
+    return cast("Sequence[Any]", value) if isinstance(value, list) else ()
 
 
 def is_own_loop(run: RunData) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from convlens.web.formatting import duration, label, plain
+from convlens.web.run_data import as_dict
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
@@ -37,10 +38,9 @@ WORDS = {
 def about(page: Page) -> dict[str, Any]:
     """Names and values in groups, and the model's text, which is long, by itself."""
     values = dict(page.run.meta)
-    model, text = values.get("model"), ""
-    if isinstance(model, dict) and isinstance(model.get("text"), str):
-        text = model["text"][:MOST_MODEL]
-        values["model"] = {key: value for key, value in model.items() if key != "text"}
+    model = dict(as_dict(values.get("model")))
+    if isinstance(text := model.pop("text", ""), str) and text:
+        values["model"] = model
     groups = {
         "Run": {key: values[key] for key in RUN if key in values},
         "Training": {k: v for k, v in values.items() if k not in (*RUN, *MACHINE)},
@@ -48,7 +48,7 @@ def about(page: Page) -> dict[str, Any]:
     }
     return {
         "groups": [(name, _worded(facts)) for name, facts in groups.items() if facts],
-        "model": text,
+        "model": text[:MOST_MODEL] if isinstance(text, str) else "",
     }
 
 

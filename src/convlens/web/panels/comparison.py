@@ -14,7 +14,7 @@ from convlens.web import formatting
 from convlens.web.figures import comparison as figures
 from convlens.web.figures import curves
 from convlens.web.panels.verdict import badge
-from convlens.web.run_data import RunData
+from convlens.web.run_data import RunData, as_dict
 
 if TYPE_CHECKING:
     from convlens.web.pages import ComparePage
@@ -79,20 +79,14 @@ def outcome(page: ComparePage) -> dict[str, Any]:
         best = _best(name, values)
         for row, value in zip(cells, values, strict=True):
             shown = formatting.metric(name, value) if name in metrics else formatting.loss(value)
-            row.append((name, shown, best is not None and value == best))
+            row.append((name, shown, value is not None and value == best))
     return {
         "columns": list(columns),
-        "rows": [
-            {
-                "name": name, "href": f"/run/{run.key}", "status": run.status, "cells": row,
-                "badge": badge(run.findings), "time": formatting.duration(_seconds(run)),
-                "length": f"{len(run.epochs)} / {run.span[1] + 1:,}",
-            }
-            for name, run, row in zip(page.names, runs, cells, strict=True)
-        ],
+        "rows": [*zip(page.names, runs, cells, strict=True)],
+        "badge": badge,
         "without": [name for name, e in zip(page.names, newest, strict=True) if e is None],
         "last": LAST,
-    }  # fmt: skip
+    }
 
 
 def _training_loss(run: RunData) -> float | None:
@@ -110,13 +104,6 @@ def _best(name: str, values: Sequence[float | None]) -> float | None:
     if name.endswith("loss"):
         return min(known)
     return max(known) if name.lower().endswith(("accuracy", "f1", "auc")) else None
-
-
-def _seconds(run: RunData) -> float | None:
-    wall = run.meta.get("wall_s")
-    if isinstance(wall, int | float):
-        return wall
-    return sum(epoch.wall_s for epoch in run.epochs) or None
 
 
 def differences(page: ComparePage) -> dict[str, Any]:
@@ -180,8 +167,7 @@ def _flat(value: object, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _model_text(meta: Mapping[str, Any]) -> list[str]:
-    model = meta.get("model")
-    text = model.get("text") if isinstance(model, dict) else None
+    text = as_dict(meta.get("model")).get("text")
     return text.splitlines()[:MOST_LINES] if isinstance(text, str) else []
 
 
@@ -195,9 +181,11 @@ def _diff(a: Sequence[str], b: Sequence[str]) -> Iterator[tuple[str, str, str]]:
 
 def losses(page: ComparePage) -> dict[str, Any]:
     """The state of the controls."""
-    names = curves.metric_names([epoch for one in page.pages for epoch in one.run.epochs])
-    height = curves.overlaid_height(page.pages)
-    return {"metrics": names, "log": curves.is_log(page.pages), "height": height}
+    return {
+        "metrics": curves.metric_names([e for one in page.pages for e in one.run.epochs]),
+        "log": curves.is_log(page.pages),
+        "height": curves.overlaid_height(page.pages),
+    }
 
 
 def distances(page: ComparePage) -> dict[str, Any]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
-from convlens.core.snapshots import BEFORE, Confusion, Ints, Mistakes, recall_of
+from convlens.core.snapshots import Confusion, Ints, Mistakes, recall_of
 from convlens.web import formatting
-from convlens.web.panels.mistakes import class_name, mistakes
+from convlens.web.panels.images import Pair, class_name, mistakes
+from convlens.web.panels.pictures import png
+from convlens.web.panels.selection import after
 from convlens.web.run_data import RunData, is_own_loop
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ MOST_ACROSS = 50
 RIGHT, WRONG = (0, 114, 178), (213, 94, 0)
 """Those of ``--right`` and ``--wrong`` in ``base.css``."""
 
-Pair = tuple[int, int]
-
 
 def confusion(page: Page) -> dict[str, Any]:
     """The matrix and the mistakes of the chosen epoch, or a sentence if neither was kept."""
@@ -46,16 +43,14 @@ def confusion(page: Page) -> dict[str, Any]:
     past = [epoch for epoch in epochs if wanted is None or epoch <= wanted]
     at = past[-1] if past else epochs[0]
     kept, wrong = run.snapshot(Confusion, epoch=at), run.snapshot(Mistakes, epoch=at)
-    classes = kept.classes if kept is not None else wrong.classes if wrong is not None else ()
-    true, predicted, known = page.view.true, page.view.predicted, range(len(classes))
-    chosen = None
-    if true is not None and predicted is not None and true in known and predicted in known:
-        chosen = true, predicted
+    known = [*range(len(next((one.classes for one in (kept, wrong) if one is not None), ())))]
+    true, predicted = page.view.true, page.view.predicted
+    chosen = (true, predicted) if true in known and predicted in known else None
     has_counts = kept is not None and (kept.counts > 0).any()
     return {
         "missing": "" if has_counts or kept is None else "This validation held no image.",
-        "epochs": [(epoch, _when(epoch), epoch == at) for epoch in epochs],
-        "when": _when(at),
+        "epochs": [(epoch, after(epoch), epoch == at) for epoch in epochs],
+        "when": after(at),
         "matrix": _matrix(page, kept, chosen) if kept is not None and has_counts else None,
         "mistakes": None if wrong is None else mistakes(page, wrong, chosen, kept and kept.counts),
         "everything": page.url(true=None, predicted=None) if chosen and page.live else "",
@@ -90,11 +85,8 @@ def _matrix(page: Page, kept: Confusion, chosen: Pair | None) -> dict[str, Any]:
     counts = np.maximum(kept.counts, 0)
     names = [class_name(kept.classes, k) for k in range(len(kept.classes))]
     recall, n = recall_of(counts).tolist(), len(names)
-    pairs = [
-        {"true": names[true], "predicted": names[predicted], "count": count,
-         "href": _url(page, (true, predicted), chosen), "chosen": (true, predicted) == chosen}
-        for true, predicted, count in frequent_mistakes(counts)
-    ]  # fmt: skip
+    shares = _shares(counts)
+    pairs = [(*pair, _url(page, pair[:2], chosen)) for pair in frequent_mistakes(counts)]
     few = n <= MOST_NUMBERS
     return {
         "n": n,
@@ -102,33 +94,19 @@ def _matrix(page: Page, kept: Confusion, chosen: Pair | None) -> dict[str, Any]:
         "upright": max(map(len, names)) > 3 and sum(max(len(k), 5) for k in names) > MOST_ACROSS,
         "facts": _facts(counts, names),
         "recall": [(formatting.percent(r) if r >= 0 else formatting.NONE, r) for r in recall],
-        "rows": _rows(page, counts, names, chosen) if few else [],
-        "picture": "" if few else _picture(counts),
+        "rows": [
+            [
+                (count, f"{shares[at]:.2f}", _url(page, at, chosen) if count else "")
+                for at, count in zip(((true, k) for k in range(n)), row, strict=True)
+            ]
+            for true, row in enumerate(counts.tolist() if few else ())
+        ],
+        "picture": "" if few else _picture(shares),
         "named": n <= MOST_NAMES,
         "to": page.url(true="ROW", predicted="COL") + "#mistakes" if page.live else "",
         "chosen": chosen,
         "pairs": pairs,
     }  # fmt: skip
-
-
-def _rows(
-    page: Page, counts: Ints, names: list[str], chosen: Pair | None
-) -> list[list[dict[str, Any]]]:
-    shares = _shares(counts)
-    return [
-        [
-            {
-                "count": count,
-                "share": f"{shares[true, predicted]:.2f}",
-                "kind": "right" if true == predicted else "wrong",
-                "chosen": (true, predicted) == chosen,
-                "href": _url(page, (true, predicted), chosen) if count else "",
-                "label": f"{count:,} of class {names[true]} taken for {names[predicted]}",
-            }
-            for predicted, count in enumerate(row)
-        ]
-        for true, row in enumerate(counts.tolist())
-    ]
 
 
 def _url(page: Page, pair: Pair, chosen: Pair | None) -> str:
@@ -160,19 +138,13 @@ def _shares(counts: Ints) -> np.ndarray:
     return shares
 
 
-def _picture(counts: Ints) -> str:
+def _picture(shares: np.ndarray) -> str:
     """The matrix as a PNG: a pixel for each cell, or for the strongest of several."""
-    side = -(-len(counts) // MOST_PIXELS)
-    shares = np.pad(_shares(counts), (0, -len(counts) % side))
+    side = -(-len(shares) // MOST_PIXELS)
+    shares = np.pad(shares, (0, -len(shares) % side))
     n = len(shares) // side
     shares = shares.reshape(n, side, n, side).max(axis=(1, 3))
     pixels = np.empty((n, n, 4), np.uint8)
     pixels[..., :3] = np.where(np.eye(n, dtype=bool)[..., None], RIGHT, WRONG)
     pixels[..., 3] = np.round(255 * shares)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
-def _when(epoch: int) -> str:
-    return "before training" if epoch <= BEFORE else f"after epoch {epoch + 1}"
+    return png(pixels, MOST_PIXELS)

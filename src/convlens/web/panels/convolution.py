@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.core.snapshots import FeatureMaps, Kernels, Probes
-from convlens.web.panels.selection import Place, Selection, half_levels, values
+from convlens.web.panels.selection import Selection, half_levels, values
 
 if TYPE_CHECKING:
     from convlens.web.run_data import RunData
@@ -150,7 +150,10 @@ def slide(kernels: Kernels, source: Source, chosen: Selection) -> Window | None:
     """The window at a unit; None if it reads padding that is not zeros."""
     weight = kernels.weight[chosen.channel].astype(np.float64)
     height, width = source.planes.shape[1:]
-    rows, columns = _places(kernels, chosen.unit, weight.shape[1:])
+    sides = (chosen.unit, kernels.stride, kernels.padding, kernels.dilation, weight.shape[1:])
+    rows, columns = (
+        at * by - pad + wide * np.arange(n) for at, by, pad, wide, n in zip(*sides, strict=True)
+    )
     inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
     if not (inside.all() or kernels.zero_padding):
         return None
@@ -158,12 +161,3 @@ def slide(kernels: Kernels, source: Source, chosen: Selection) -> Window | None:
     patch = np.where(inside, read, 0.0)
     bias = float(kernels.bias[chosen.channel]) if len(kernels.bias) > chosen.channel else 0.0
     return Window(source, patch, ~inside, weight, bias, rows, columns)
-
-
-def _places(
-    kernels: Kernels, unit: Place, size: tuple[int, ...]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(kH,) rows of the input under the kernel, and (kW,) columns."""
-    geometry = zip(unit, kernels.stride, kernels.padding, kernels.dilation, size, strict=True)
-    rows, columns = (at * by - pad + wide * np.arange(n) for at, by, pad, wide, n in geometry)
-    return rows, columns

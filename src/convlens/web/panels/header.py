@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from convlens.core.records import LOSS_AT_EVERY_STEP
 from convlens.web import formatting
 from convlens.web.panels.verdict import badge
+from convlens.web.run_data import RunData, as_dict
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
-    from convlens.web.run_data import RunData
 
-STATUS = {"running": "busy", "failed": "problem", "crashed": "problem"}
+STATUS = {"running": "busy", **dict.fromkeys(("failed", "crashed", "unreadable"), "problem")}
 """Classes of statuses in style sheets; that a run is finished says nothing of how good it is."""
 
 MAX_METRICS = 3
@@ -22,15 +22,12 @@ MAX_METRICS = 3
 def header(page: Page) -> dict[str, Any]:
     """Status, verdict and the numbers of the newest epoch."""
     run = page.run
-    shown = [*_outcome(run), ("epochs", _epochs(run)), ("steps", formatting.number(_n_steps(run)))]
-    wall_s = run.meta.get("wall_s")
-    if not isinstance(wall_s, int | float):
-        spent = sum(epoch.wall_s for epoch in run.epochs)
-        wall_s = max(spent, *run.steps.wall_s[-1:].tolist(), 0.0)
-    model = run.meta.get("model")
-    count = model.get("n_parameters") if isinstance(model, dict) else None
-    shown.append(("time", formatting.duration(wall_s) if wall_s else formatting.NONE))
-    shown.append(("parameters", formatting.number(count) if type(count) is int else ""))
+    count = as_dict(run.meta.get("model")).get("n_parameters")
+    shown = [
+        *_outcome(run), ("epochs", _epochs(run)), ("steps", formatting.number(_n_steps(run))),
+        ("time", formatting.duration(run.wall_s or None)),
+        ("parameters", formatting.number(count) if type(count) is int else ""),
+    ]  # fmt: skip
     return {
         "numbers": [(name, value) for name, value in shown if value not in ("", formatting.NONE)],
         "kind": STATUS.get(run.status, ""),
@@ -40,13 +37,14 @@ def header(page: Page) -> dict[str, Any]:
 
 
 def _outcome(run: RunData) -> list[tuple[str, str]]:
-    newest = run.epochs[-1] if run.epochs else None
-    metrics = list(newest.metrics.items())[:MAX_METRICS] if newest else []
-    shown = [(formatting.short(name, 18), formatting.metric(name, v)) for name, v in metrics]
-    if newest is not None and newest.valid_loss is not None:
-        return [*shown, ("validation loss", formatting.loss(newest.valid_loss))]
-    if newest is not None and newest.train_loss is not None:
-        return [*shown, ("training loss", formatting.loss(newest.train_loss))]
+    shown: list[tuple[str, str]] = []
+    for newest in run.epochs[-1:]:
+        metrics = list(newest.metrics.items())[:MAX_METRICS]
+        shown = [(formatting.short(name, 18), formatting.metric(name, v)) for name, v in metrics]
+        if newest.valid_loss is not None:
+            return [*shown, ("validation loss", formatting.loss(newest.valid_loss))]
+        if newest.train_loss is not None:
+            return [*shown, ("training loss", formatting.loss(newest.train_loss))]
     last = run.curves.loss.mean[-1:].tolist()
     return [*shown, *(("training loss", formatting.loss(value)) for value in last)]
 

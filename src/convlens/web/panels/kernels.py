@@ -10,7 +10,7 @@ from convlens.core.snapshots import Kernels
 from convlens.core.wording import plural
 from convlens.web.formatting import number
 from convlens.web.panels.maps import allowance
-from convlens.web.panels.pictures import picture, signed
+from convlens.web.panels.pictures import MarkedImage, picture, signed
 from convlens.web.panels.selection import after, kept_at, module_of
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ NOT_FINITE = "These kernels hold NaN or infinite values: the network had diverge
 
 MOST_TILES = 64
 
-Tile = dict[str, Any]
+Tile = tuple[MarkedImage, int | None, int | None]
+"""A picture, the output channel and the input channel; None where it is of several."""
 
 
 def kernels(page: Page) -> dict[str, Any]:
@@ -31,13 +32,15 @@ def kernels(page: Page) -> dict[str, Any]:
     given: dict[str, Any] = {"kept": kept, "when": after(kept.epoch), "sentence": ""}
     if not np.isfinite(kept.weight).all():
         return {**given, "sentence": NOT_FINITE}
-    reach, n_in = float(np.abs(kept.weight).max()), kept.weight.shape[1]
+    reach, (n_out, n_in) = float(np.abs(kept.weight).max()), kept.weight.shape[:2]
     most = min(MOST_TILES, max(allowance(page) // 2_500, 4))
-    kind, n = "planes", len(kept.weight) * n_in
+    kind, n = "planes", n_out * n_in
     if kept.weight.shape[2:] == (1, 1):
-        kind, n, tiles = "pointwise", 1, [_matrix(kept, reach)]
+        kind, n = "pointwise", 1
+        alt = f"weights of {n_out} output channels (rows) and {n_in} input channels (columns)"
+        tiles = [(picture(signed(kept.weight[:, :, 0, 0], reach), alt), None, None)]
     elif kept.reads_input and kept.shape[1] == n_in == 3:
-        kind, n, tiles = "coloured", len(kept.weight), _colour(kept, reach, most)
+        kind, n, tiles = "coloured", n_out, _colour(kept, reach, most)
     else:
         tiles = _planes(kept, reach, most)
     rest = f" The first {len(tiles)} of {n:,} are shown." if len(tiles) < n else ""
@@ -52,10 +55,7 @@ def kernels(page: Page) -> dict[str, Any]:
 def _colour(kept: Kernels, reach: float, most: int) -> list[Tile]:
     weight = kept.weight[:most].transpose(0, 2, 3, 1)
     pixels = np.round(255 * (weight / (2 * (reach or 1.0)) + 0.5)).astype(np.uint8)
-    return [
-        {"shot": picture(one, f"kernel of channel {i}"), "out": i, "reads": None}
-        for i, one in enumerate(pixels)
-    ]
+    return [(picture(one, f"kernel of channel {i}"), i, None) for i, one in enumerate(pixels)]
 
 
 def _planes(kept: Kernels, reach: float, most: int) -> list[Tile]:
@@ -65,17 +65,8 @@ def _planes(kept: Kernels, reach: float, most: int) -> list[Tile]:
     for out, plane in [*np.ndindex(kept.weight.shape[:2])][:most]:
         reads = out // per_group * kept.shape[1] + plane
         alt = f"kernel from channel {reads} to channel {out}"
-        shot = picture(signed(kept.weight[out, plane], reach), alt)
-        made.append({"shot": shot, "out": out, "reads": reads})
+        made.append((picture(signed(kept.weight[out, plane], reach), alt), out, reads))
     return made
-
-
-def _matrix(kept: Kernels, reach: float) -> Tile:
-    """1 × 1 kernels: one picture, a row for each output channel."""
-    n_out, n_in = kept.weight.shape[:2]
-    alt = f"weights of {n_out} output channels (rows) and {n_in} input channels (columns)"
-    shot = picture(signed(kept.weight[:, :, 0, 0], reach), alt)
-    return {"shot": shot, "out": None, "reads": None}
 
 
 def _words(kept: Kernels) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,11 +11,12 @@ from convlens.core.histories import LayerHistory, LayerInfo
 from convlens.core.wording import plural
 from convlens.web.figures import layer as figures
 from convlens.web.formatting import label, number, percent, plain
+from convlens.web.panels.summary import summary_rows
 from convlens.web.panels.verdict import in_words
+from convlens.web.run_data import RunData, as_dict
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
-    from convlens.web.run_data import RunData
 
 FACTS = (
     "output_shape", "kernel_size", "stride", "padding", "parameters", "trainable", "frozen",
@@ -44,14 +46,14 @@ def layer(page: Page) -> dict[str, Any]:
     if name not in run.names:
         return {"info": None, "sentence": MAYBE_NO_LAYERS if waiting else NO_LAYERS}
     at = run.names.index(name)
-    info, history, row = run.layers[at], run.history(name), summary_row(run, name)
+    info, history = run.layers[at], run.history(name)
+    row = next((row for row in summary_rows(run) if row.get("name") == name), as_dict(None))
     around = {"previous": at - 1, "next": at + 1}
-    found = [one for one in run.findings or () if one.layer == name]
     values: dict[str, Any] = {
         "info": info,
         "at": at,
         "around": {k: run.names[i] for k, i in around.items() if 0 <= i < len(run.names)},
-        "findings": found,
+        "findings": [one for one in run.findings or () if one.layer == name],
         "in_words": in_words,
         "sentence": "",
         "facts": [(label(key), plain(row[key])) for key in FACTS if row.get(key) not in NOTHING],
@@ -71,17 +73,9 @@ def layer(page: Page) -> dict[str, Any]:
     }
 
 
-def summary_row(run: RunData, layer: str) -> dict[str, Any]:
-    """The layer's row of the model's summary, empty if there is none."""
-    summary: Any = run.meta.get("summary")
-    rows: Any = cast("Any", summary).get("rows") if isinstance(summary, dict) else None
-    for row in cast("list[Any]", rows) if isinstance(rows, list) else []:
-        if isinstance(row, dict) and cast("dict[str, Any]", row).get("name") == layer:
-            return cast("dict[str, Any]", row)
-    return {}
-
-
-def parameters(run: RunData, info: LayerInfo, row: dict[str, Any]) -> tuple[bool, bool, list[str]]:
+def parameters(
+    run: RunData, info: LayerInfo, row: Mapping[str, Any]
+) -> tuple[bool, bool, list[str]]:
     """Whether gradients and updates of the layer's parameters were recorded; else why not."""
     recorded = [run.follower.layers_of(quantity) for quantity in ("gradient", "update")]
     gradients, updates = (bool(figures.parameters_of(one, info.name)) for one in recorded)
@@ -96,15 +90,12 @@ def parameters(run: RunData, info: LayerInfo, row: dict[str, Any]) -> tuple[bool
         missing.append(UNKNOWN)
     elif recorded[1] and not updates:
         missing.append("No updates of this layer's parameters were recorded.")
-    for what, stats, series in (
-        ("gradients", "Gradient", recorded[0]),
-        ("updates", "Update", recorded[1]),
-    ):
-        if not series:
-            missing.append(
-                f"{what.capitalize()} were not recorded in this run: use the callback "
-                f"cl.{stats}Stats(), or cl.watch(…, {what}=True)."
-            )
+    missing += [
+        f"{stats}s were not recorded in this run: use the callback cl.{stats}Stats(), or "
+        f"cl.watch(…, {stats.lower()}s=True)."
+        for stats, series in zip(("Gradient", "Update"), recorded, strict=True)
+        if not series
+    ]
     return gradients, updates, missing
 
 
@@ -116,13 +107,12 @@ def newest(history: LayerHistory) -> str:
     if first < last:
         when = f"At steps {first:,} to {last:,}, over these batches"
         where = "in all of these batches"
+    after = f" ({percent(float(history.near_zero_after_relu[-1]))} after its ReLU)" if relu else ""
     parts = [
         f"mean {number(float(history.mean[-1]))}",
         f"standard deviation {number(float(history.std[-1]))}",
-        f"{percent(float(history.near_zero[-1]))} near zero",
+        f"{percent(float(history.near_zero[-1]))} near zero{after}",
     ]
-    if relu:
-        parts[-1] += f" ({percent(float(history.near_zero_after_relu[-1]))} after its ReLU)"
     if n:
         many = int((history.dead_channels if relu else history.silent_channels)[-1])
         parts.append(f"{many:,} of {plural(n, 'channel')} {'dead' if relu else 'silent'} {where}")

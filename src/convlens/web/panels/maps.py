@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,19 +12,10 @@ import numpy as np
 from convlens.core.snapshots import BEFORE, Bytes, FeatureMaps, Kernels, Probes
 from convlens.core.wording import plural
 from convlens.web.formatting import number
-from convlens.web.panels.pictures import map_picture, map_png, png, spot
-from convlens.web.panels.selection import (
-    Selection,
-    after,
-    caption_of,
-    kept_at,
-    module_of,
-    select,
-    stages,
-    value_range,
-    values,
-)
-from convlens.web.run_data import is_own_loop
+from convlens.web.panels import selection
+from convlens.web.panels.pictures import MarkedImage, map_picture, map_png, png, spot
+from convlens.web.panels.selection import Selection
+from convlens.web.run_data import as_dict, as_list, is_own_loop
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
@@ -48,25 +40,30 @@ SIDE = 24
 
 def maps(page: Page) -> dict[str, Any]:
     """The maps of the chosen probe image; in a report those of several images and epochs."""
-    module = module_of(page)
-    found = kept_at(page, FeatureMaps, module)
+    module = selection.module_of(page)
+    found = selection.kept_at(page, FeatureMaps, module)
     given: dict[str, Any] = {"track": _track(page, module), "maps": found, "sentence": ""}
     if found is None:
         return {**given, "sentence": _nothing(page)}
     if not np.isfinite(found.low).any():
-        return {**given, "sentence": ALL_NAN, "stages": stages(page)}
+        return {**given, "sentence": ALL_NAN, "stages": selection.stages(page)}
     shared, probes = page.view.scale == "shared" and page.live, page.run.probes
     low, high = float(np.nanmin(found.low)), float(np.nanmax(found.high))
-    given |= {"stages": stages(page), "words": _words(found), "shared": shared}
+    given |= {"stages": selection.stages(page), "words": _words(found), "shared": shared}
     given["ends"] = (number(low), number(high)) if shared else ("lowest", "highest")
     if not page.live:
         return {**given, "sheets": _sheets(page, found, probes)}
-    chosen, levels = select(found, page.view), found.maps
+    chosen, levels = selection.select(found, page.view), found.maps
     if shared:
-        shares = np.nan_to_num((values(found) - low) / ((high - low) or 1.0))
+        shares = np.nan_to_num((selection.values(found) - low) / ((high - low) or 1.0))
         levels = np.round(255 * np.clip(shares, 0, 1)).astype(np.uint8)
-    tiles = [_tile(page, chosen, k, one) for k, one in enumerate(levels[chosen.probe])]
-    return {**given, "probes": _thumbnails(page, probes, chosen.probe), "tiles": tiles}
+    images = () if probes is None else probes.images
+    return {
+        **given,
+        "probe": chosen.probe,
+        "probes": [(png(x, 72), selection.caption_of(probes, i)) for i, x in enumerate(images)],
+        "tiles": [_tile(page, chosen, k, one) for k, one in enumerate(levels[chosen.probe])],
+    }
 
 
 def _nothing(page: Page) -> str:
@@ -76,13 +73,12 @@ def _nothing(page: Page) -> str:
     kept = page.run.meta.get("pictures")
     if not isinstance(kept, dict):
         return NO_PICTURES
-    notes = kept.get("notes")
-    said = [note for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
-    return " ".join([NO_MAPS, *said[:3]])
+    notes = [note for note in as_list(as_dict(kept).get("notes")) if isinstance(note, str)]
+    return " ".join([NO_MAPS, *notes[:3]])
 
 
 def _track(page: Page, module: str) -> dict[str, Any]:
-    """The kept epochs as links, and those that the keys follow; empty with fewer than two."""
+    """The kept epochs as links, and the place of the chosen one; empty with fewer than two."""
     kinds = ((FeatureMaps, module), (Kernels, page.view.layer or module))
     epochs = sorted({epoch for kind in kinds for epoch in page.run.snapshot_epochs(*kind)})
     if len(epochs) < 2:
@@ -91,34 +87,31 @@ def _track(page: Page, module: str) -> dict[str, Any]:
     at = max((i for i, e in enumerate(epochs) if wanted is None or e <= wanted), default=0)
     links = [page.url(epoch=None if i == last else epoch) for i, epoch in enumerate(epochs)]
     names = ["start" if epoch <= BEFORE else str(epoch + 1) for epoch in epochs]
-    return {
-        "stops": [*zip(names, links, map(after, epochs), strict=True)], "at": at,
-        "when": after(epochs[at]), "first": links[0], "newest": links[-1],
-        "next": links[at + 1] if at < last else "", "previous": links[at - 1] if at else "",
-    }  # fmt: skip
-
-
-def _thumbnails(page: Page, probes: Probes | None, chosen: int) -> list[dict[str, Any]]:
-    return [
-        {
-            "src": png(image, 72), "caption": caption_of(probes, i), "chosen": i == chosen,
-            "href": page.url(probe=i, row=None, col=None, pixel_row=None, pixel_col=None),
-        }
-        for i, image in enumerate(() if probes is None else probes.images)
-    ]  # fmt: skip
+    stops = zip(names, links, map(selection.after, epochs), strict=True)
+    return {"stops": [*stops], "at": at}
 
 
 def _tile(page: Page, chosen: Selection, kept: int, levels: Bytes) -> dict[str, Any]:
     found, channel = chosen.maps, int(chosen.maps.channels[kept])
-    said = value_range(float(found.low[kept]), float(found.high[kept]))
+    said = selection.value_range(float(found.low[kept]), float(found.high[kept]))
     if found.maps.shape[2:] == (1, 1):
-        said = number(float(values(found)[chosen.probe, kept, 0, 0]))
+        said = number(float(selection.values(found)[chosen.probe, kept, 0, 0]))
     alt = f"channel {channel} for probe image {chosen.probe + 1}: {said}"
     marks = [spot(chosen.cell)] if kept == chosen.kept else []
+    tile = replace(chosen, kept=kept)
     return {
-        "shot": map_picture(levels, alt, marks), "to": unit_url(page, chosen, channel=channel),
-        "grid": found.grid, "place": chosen.unit, "key": f"map-{channel}", "label": "Choose a unit",
+        **unit_map(page, tile, f"map-{channel}", map_picture(levels, alt, marks)),
         "channel": channel, "range": said, "chosen": kept == chosen.kept,
+    }  # fmt: skip
+
+
+def unit_map(
+    page: Page, chosen: Selection, key: str, shot: MarkedImage, label: str = "Choose a unit"
+) -> dict[str, Any]:
+    """A channel's map, of whose units one can be chosen; for the macro ``grid``."""
+    return {
+        "shot": shot, "to": unit_url(page, chosen), "grid": chosen.maps.grid, "place": chosen.unit,
+        "key": key, "label": label,
     }  # fmt: skip
 
 
@@ -159,12 +152,12 @@ def _sheets(page: Page, newest: FeatureMaps, probes: Probes | None) -> list[dict
     pixels = 0 if probes is None else min(probes.images[0].size, 3 * 32 * 32)
     room = allowance(page) // 2 // (700 + (newest.maps[0].size + pixels) * 4 // 3)
     n_probes = min(len(newest.maps), max(room * 2 // 3, 1))
-    rows = [(caption_of(probes, i), newest, i) for i in range(n_probes)]
+    rows = [(selection.caption_of(probes, i), newest, i) for i in range(n_probes)]
     sheets = [_sheet("probe", "Feature maps of the probe images", rows, probes)]
     epochs = spread(page.run.snapshot_epochs(FeatureMaps, newest.layer), room - n_probes)
     if len(epochs) > 1:
         kept = [page.run.snapshot(FeatureMaps, newest.layer, epoch) for epoch in epochs]
-        rows = [(after(one.epoch).removeprefix("after "), one, 0) for one in kept if one]
+        rows = [(selection.after(one.epoch).removeprefix("after "), one, 0) for one in kept if one]
         sheets.append(_sheet("epoch", "The first probe image through the epochs", rows, None))
     return sheets
 
@@ -182,7 +175,7 @@ def _sheet(
         }
         for name, found, probe in rows
     ]  # fmt: skip
-    ends = [value_range(*pair) for pair in zip(newest.low.tolist(), newest.high.tolist())]  # noqa: B905
+    ends = [selection.value_range(*pair) for pair in zip(newest.low.tolist(), newest.high.tolist())]  # noqa: B905
     head = [(c, end if corner == "probe" else "") for c, end in zip(channels, ends, strict=True)]
     return {"corner": corner, "title": title, "rows": strips, "head": head}
 

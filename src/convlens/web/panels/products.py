@@ -12,13 +12,12 @@ from convlens.core.snapshots import Bytes, FeatureMaps, Kernels
 from convlens.core.wording import plural
 from convlens.web.formatting import number, short
 from convlens.web.panels.convolution import Reals, Window, window_at
-from convlens.web.panels.maps import allowance, unit_url
+from convlens.web.panels.maps import allowance, unit_map, unit_url
 from convlens.web.panels.pictures import VIRIDIS, MarkedImage, box, map_picture, picture, spot
 from convlens.web.panels.selection import (
     Selection,
     after,
     kept_at,
-    measured,
     module_of,
     rough,
     select,
@@ -83,12 +82,8 @@ def _arrows(page: Page, chosen: Selection) -> list[tuple[str, str, str]]:
 
 def _map(page: Page, chosen: Selection) -> dict[str, Any]:
     words = f"channel {chosen.channel}, row {chosen.unit[0]}, column {chosen.unit[1]}"
-    levels = chosen.maps.maps[chosen.probe, chosen.kept]
-    return {
-        "shot": map_picture(levels, words, [spot(chosen.cell)]), "caption": words,
-        "to": unit_url(page, chosen), "grid": chosen.maps.grid, "place": chosen.unit,
-        "key": "window-map", "label": "Move the window",
-    }  # fmt: skip
+    shot = map_picture(chosen.levels, words, [spot(chosen.cell)])
+    return {**unit_map(page, chosen, "window-map", shot, "Move the window"), "caption": words}
 
 
 def _input(worked: Window, largest: int, kernels: Kernels, image: Bytes) -> MarkedImage:
@@ -176,7 +171,7 @@ def _compared(worked: Window, kernels: Kernels, chosen: Selection) -> str:
         return f"The kernel is that of {after(kernels.epoch)}, the map of {after(maps.epoch)}."
     if maps.maps.shape[2:] != maps.grid:
         return "A cell of the map is the mean of several units: it is not compared."
-    said = f"Recorded, in 256 levels: {measured(chosen.value, chosen.half)}"
+    said = f"Recorded, in 256 levels: {chosen.measured}"
     if worked.source.name:
         said += f"; the sum is known to ± {rough(worked.error)}, as its input is in levels too"
     off = number(abs(chosen.value - worked.value))

@@ -11,7 +11,6 @@ from convlens.web.panels.confusion import confusion
 from convlens.web.panels.curves import curves
 from convlens.web.panels.header import header
 from convlens.web.panels.images import images
-from convlens.web.panels.inside import inside
 from convlens.web.panels.kernels import kernels
 from convlens.web.panels.layer import layer
 from convlens.web.panels.maps import maps
@@ -25,21 +24,12 @@ if TYPE_CHECKING:
     from convlens.web.pages import ComparePage, Page
 
 PANELS: Mapping[str, Callable[[Page], Mapping[str, Any]]] = {
-    "about": about,
-    "confusion": confusion,
-    "curves": curves,
-    "header": header,
-    "images": images,
-    "inside": inside,
-    "kernels": kernels,
-    "layer": layer,
-    "maps": maps,
-    "matrix": matrix,
-    "products": products,
-    "summary": summary,
-    "unit": unit,
-    "verdict": verdict,
-}
+    "inside": lambda _: {},  # its template asks for the parts in it
+    **{panel.__name__: panel for panel in (
+        about, confusion, curves, header, images, kernels, layer, maps, matrix, products, summary,
+        unit, verdict,
+    )},
+}  # fmt: skip
 """What each part's template is given besides ``page``, ``run`` and ``view``."""
 
 COMPARED_PANELS: Mapping[str, Callable[[ComparePage], Mapping[str, Any]]] = {

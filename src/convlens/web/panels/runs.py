@@ -10,6 +10,7 @@ from typing import Any
 
 from convlens.core.records import Finding
 from convlens.web import formatting
+from convlens.web.panels.header import STATUS
 from convlens.web.panels.verdict import badge
 from convlens.web.run_summary import RunSummary
 from convlens.web.view import View
@@ -18,8 +19,6 @@ MOST_SHOWN = 500
 
 WIDTH, HEIGHT = 120, 28
 """Of the small curve of the loss, in pixels."""
-
-KINDS = {"running": "busy", "failed": "problem", "crashed": "problem", "unreadable": "problem"}
 
 Listed = tuple[RunSummary, Sequence[Finding] | None]
 
@@ -92,7 +91,7 @@ def _row(run: RunSummary, findings: Sequence[Finding] | None) -> dict[str, Any]:
     return {
         "run": run,
         "badge": badge(findings),
-        "kind": KINDS.get(run.status, ""),
+        "kind": STATUS.get(run.status, ""),
         "metric": "" if run.metric.lower() == "accuracy" else run.metric,
         "accuracy": best,
         "last": last if last != best else "",
@@ -103,11 +102,11 @@ def _row(run: RunSummary, findings: Sequence[Finding] | None) -> dict[str, Any]:
 
 def _head(name: str, column: str, view: View) -> dict[str, Any]:
     words, _, falling = COLUMNS[name]
-    is_falling = view.order.startswith("-")
+    sort = "none"
     if name == column:
-        falling = not is_falling
+        falling = not view.order.startswith("-")
+        sort = "ascending" if falling else "descending"
     order = view.but(order=f"-{name}" if falling else name)
-    sort = ("descending" if is_falling else "ascending") if name == column else "none"
     return {"name": name, "words": words, "href": f"/?{order.query}", "sort": sort}
 
 

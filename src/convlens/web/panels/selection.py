@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.core.snapshots import BEFORE, FeatureMaps, FieldIntervals, Probes, S
+from convlens.core.snapshots import BEFORE, Bytes, FeatureMaps, FieldIntervals, Probes, S
 from convlens.web.formatting import number
 from convlens.web.view import View
 
@@ -47,26 +47,40 @@ class Selection:
         return units_of_cell(self.maps, self.cell)
 
     @property
+    def levels(self) -> Bytes:
+        """(h, w) the map."""
+        return self.maps.maps[self.probe, self.kept]
+
+    @property
     def value(self) -> float:
         """The kept value of the cell."""
         low, high = float(self.maps.low[self.kept]), float(self.maps.high[self.kept])
-        return low + int(self.maps.maps[self.probe, self.kept, *self.cell]) / 255 * (high - low)
+        return low + int(self.levels[self.cell]) / 255 * (high - low)
 
     @property
     def half(self) -> float:
         """How far it may be from the measured one: half a level."""
         return float(half_levels(self.maps)[self.kept])
 
+    @property
+    def measured(self) -> str:
+        """The value with how far it may be from the true one."""
+        value, half = self.value, self.half
+        digits = max(0, 1 - math.floor(math.log10(half))) if half and math.isfinite(half) else 9
+        if digits > 6:
+            return f"{number(value)} ± {number(half)}" if half else number(value)
+        return f"{value:.{digits}f} ± {half:.{digits}f}".replace("-", "−")
+
 
 def select(maps: FeatureMaps, view: View) -> Selection:
     """What a view chooses in these maps; else the first channel and its largest value."""
     channels, probe = maps.channels.tolist(), min(max(view.probe, 0), len(maps.maps) - 1)
     kept = channels.index(view.channel) if view.channel in channels else 0
-    if view.row is None or view.col is None:
-        cell = divmod(int(maps.maps[probe, kept].argmax()), maps.maps.shape[3])
-        (top, bottom), (left, right) = units_of_cell(maps, cell)
-        return Selection(maps, probe, kept, ((top + bottom) // 2, (left + right) // 2))
-    return Selection(maps, probe, kept, within((view.row, view.col), maps.grid))
+    if view.row is not None and view.col is not None:
+        return Selection(maps, probe, kept, within((view.row, view.col), maps.grid))
+    cell = divmod(int(maps.maps[probe, kept].argmax()), maps.maps.shape[3])
+    row, column = (sum(ends) // 2 for ends in units_of_cell(maps, cell))
+    return Selection(maps, probe, kept, (row, column))
 
 
 def kept_at(page: Page, kind: type[S], layer: str) -> S | None:
@@ -156,14 +170,6 @@ def units_that_see(
 def after(epoch: int) -> str:
     """When something was kept, in words."""
     return "before training" if epoch <= BEFORE else f"after epoch {epoch + 1}"
-
-
-def measured(value: float, half: float) -> str:
-    """A value with how far it may be from the true one."""
-    digits = max(0, 1 - math.floor(math.log10(half))) if half and math.isfinite(half) else 9
-    if digits > 6:
-        return f"{number(value)} ± {number(half)}" if half else number(value)
-    return f"{value:.{digits}f} ± {half:.{digits}f}".replace("-", "−")
 
 
 def rough(value: float) -> str:

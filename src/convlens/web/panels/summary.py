@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from convlens.web.formatting import label, plain, short
+from convlens.web.run_data import RunData, as_dict, as_list
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
@@ -29,13 +30,9 @@ TOLD_BY = {
 
 def summary(page: Page) -> dict[str, Any]:
     """Heads, rows and the row of totals as text, and the notes below."""
-    recorded = page.run.meta.get("summary")
-    facts: Mapping[str, Any] = recorded if isinstance(recorded, dict) else {}
-    every = [row for row in _list(facts.get("rows")) if isinstance(row, dict) and row]
-    rows = every[:MOST_ROWS]
+    facts, every = as_dict(page.run.meta.get("summary")), summary_rows(page.run)
+    rows, sums = every[:MOST_ROWS], as_dict(facts.get("totals"))
     keys = _columns(rows) if rows else []
-    totals = facts.get("totals")
-    sums: Mapping[str, Any] = totals if isinstance(totals, dict) else {}
     foot = [_cell(sums[key]) if key in sums else "" for key in keys]
     return {
         "heads": [_cell(label(str(key))) for key in keys],
@@ -44,7 +41,7 @@ def summary(page: Page) -> dict[str, Any]:
         "foot": ["total", *foot[1:]] if any(foot) else [],
         "input": _cell(facts["input_shape"]) if rows and facts.get("input_shape") else "",
         "n": len(every),
-        "notes": [short(plain(note), 400) for note in _list(facts.get("notes"))[:MOST_NOTES]],
+        "notes": [short(plain(note), 400) for note in as_list(facts.get("notes"))[:MOST_NOTES]],
     }
 
 
@@ -61,8 +58,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _is_trivial(value: object) -> bool:
-    values: list[object] = value if isinstance(value, list) else [value]
-    return all(item in (None, "", 0, 1) for item in values)
+    return all(item in (None, "", 0, 1) for item in (value if isinstance(value, list) else [value]))
 
 
 def _cell_of(row: Mapping[str, Any], key: str) -> str:
@@ -74,5 +70,6 @@ def _cell(value: object) -> str:
     return short(plain(value), 60)
 
 
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
+def summary_rows(run: RunData) -> list[Mapping[str, Any]]:
+    """The rows of the model's summary."""
+    return [*filter(None, map(as_dict, as_list(as_dict(run.meta.get("summary")).get("rows"))))]

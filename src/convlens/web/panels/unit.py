@@ -9,21 +9,10 @@ import numpy as np
 
 from convlens.core.snapshots import Bytes, EffectiveFieldMap, FeatureMaps, FieldIntervals, Probes
 from convlens.web.formatting import percent
-from convlens.web.panels.maps import allowance, unit_url
-from convlens.web.panels.pictures import Mark, box, map_picture, picture, spot
-from convlens.web.panels.selection import (
-    Place,
-    Selection,
-    after,
-    caption_of,
-    field_of_units,
-    kept_at,
-    measured,
-    module_of,
-    select,
-    units_that_see,
-    within,
-)
+from convlens.web.panels import selection
+from convlens.web.panels.maps import allowance, unit_map, unit_url
+from convlens.web.panels.pictures import Mark, MarkedImage, box, map_picture, picture, spot
+from convlens.web.panels.selection import Place, Selection
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
@@ -41,46 +30,45 @@ Seen = tuple[Place, Place] | None
 
 def unit(page: Page) -> dict[str, Any]:
     """The receptive field of the chosen unit on a probe image, and the patch in it."""
-    module = module_of(page)
-    found, probes = kept_at(page, FeatureMaps, module), page.run.probes
+    module = selection.module_of(page)
+    found, probes = selection.kept_at(page, FeatureMaps, module), page.run.probes
     if found is None or probes is None or not np.isfinite(found.low).any():
         return {"shots": []}
     if allowance(page) < 8_000 + 3 * min(probes.images[0].size, 250_000):
         return {"shots": []}
-    chosen, view = select(found, page.view), page.view
+    chosen, view, pixel = selection.select(found, page.view), page.view, None
     fields = page.run.snapshot(FieldIntervals, module)
     effective = page.run.snapshot(EffectiveFieldMap, module, found.epoch)
-    pixel = None
     if view.pixel_row is not None and view.pixel_col is not None:
         height, width = probes.images.shape[1:3]
-        pixel = within((view.pixel_row, view.pixel_col), (height, width))
-    seen = None if fields is None else field_of_units(fields, *chosen.units)
+        pixel = selection.within((view.pixel_row, view.pixel_col), (height, width))
+    seen = None if fields is None else selection.field_of_units(fields, *chosen.units)
+    still = {
+        "what it sees": _patch(chosen, probes, fields, seen),
+        "what moves the centre unit": _moves(chosen, probes, fields, effective),
+    }
     shots = [
-        _map(page, chosen, fields, pixel), _image(page, chosen, probes, pixel, seen),
-        _patch(chosen, probes, fields, seen), _moves(chosen, probes, fields, effective),
-    ]  # fmt: skip
+        _map(page, chosen, fields, pixel),
+        _image(page, chosen, probes, pixel, seen),
+        *({"shot": shot, "to": "", "caption": caption} for caption, shot in still.items()),
+    ]
     facts, notes = _facts(chosen, probes, fields, pixel, seen), _notes(chosen, fields)
     return {"shots": shots, "facts": facts, "notes": notes, "effective": _share(effective)}
 
 
 def _map(page: Page, chosen: Selection, fields: Fields, pixel: Place | None) -> dict[str, Any]:
     """The channel's map with the chosen cell, and the units that see the pixel."""
-    found = chosen.maps
-    marks = [] if pixel is None or fields is None else _seeing(found, fields, pixel)
+    marks = [] if pixel is None or fields is None else _seeing(chosen.maps, fields, pixel)
     alt = f"channel {chosen.channel} for probe image {chosen.probe + 1}"
-    levels = found.maps[chosen.probe, chosen.kept]
-    return {
-        "shot": map_picture(levels, alt, [*marks, spot(chosen.cell)]),
-        "caption": f"channel {chosen.channel}, {after(found.epoch)}",
-        "to": unit_url(page, chosen), "grid": found.grid, "place": chosen.unit, "key": "unit-map",
-        "label": "Choose a unit",
-    }  # fmt: skip
+    shot = map_picture(chosen.levels, alt, [*marks, spot(chosen.cell)])
+    caption = f"channel {chosen.channel}, {selection.after(chosen.maps.epoch)}"
+    return {**unit_map(page, chosen, "unit-map", shot), "caption": caption}
 
 
 def _seeing(found: FeatureMaps, fields: FieldIntervals, pixel: Place) -> list[Mark]:
     """Rectangles around the units that see a pixel, in cells."""
     spans: list[list[tuple[float, float]]] = []
-    marked = units_that_see(fields, pixel)
+    marked = selection.units_that_see(fields, pixel)
     for seen, cells, n in zip(marked, found.maps.shape[2:], found.grid, strict=True):
         edges = np.flatnonzero(np.diff(np.concatenate([[False], seen, [False]])))
         spans.append([(a * cells / n, b * cells / n - 1) for a, b in edges.reshape(-1, 2).tolist()])
@@ -93,7 +81,7 @@ def _image(
     image, (row, column) = probes.images[chosen.probe], chosen.unit
     marks = [] if seen is None else [box(*seen)]
     marks += [] if pixel is None else [spot(pixel, "region")]
-    name = f"probe image {chosen.probe + 1}, {caption_of(probes, chosen.probe)}"
+    name = f"probe image {chosen.probe + 1}, {selection.caption_of(probes, chosen.probe)}"
     to = unit_url(page, chosen, row=row, col=column, pixel_row="ROW", pixel_col="COL")
     return {
         "shot": picture(image, f"{name}, with the unit's receptive field", marks), "to": to,
@@ -102,33 +90,29 @@ def _image(
     }  # fmt: skip
 
 
-def _patch(chosen: Selection, probes: Probes, fields: Fields, seen: Seen) -> dict[str, Any]:
-    given: dict[str, Any] = {"shot": None, "to": "", "caption": "what it sees"}
+def _patch(chosen: Selection, probes: Probes, fields: Fields, seen: Seen) -> MarkedImage | str:
     if seen is None:
-        return {**given, "words": NO_FIELDS if fields is None else PADDING_ONLY}
+        return NO_FIELDS if fields is None else PADDING_ONLY
     (top, bottom), (left, right) = seen
     patch = probes.images[chosen.probe][top : bottom + 1, left : right + 1]
-    alt = f"the {bottom - top + 1} × {right - left + 1} pixels that the unit sees"
-    return {**given, "shot": picture(patch, alt)}
+    return picture(patch, f"the {bottom - top + 1} × {right - left + 1} pixels that the unit sees")
 
 
 def _moves(
     chosen: Selection, probes: Probes, fields: Fields, effective: EffectiveFieldMap | None
-) -> dict[str, Any]:
+) -> MarkedImage | str:
     """The image, dim, under the effective field of the centre unit."""
-    given: dict[str, Any] = {"shot": None, "to": "", "caption": "what moves the centre unit"}
     if effective is None or not effective.share.size or not np.isfinite(effective.share).all():
-        return {**given, "words": NO_EFFECTIVE}
+        return NO_EFFECTIVE
     (row, column), marks = effective.unit, list[Mark]()
     if fields is not None:
-        theirs = field_of_units(fields, (row, row), (column, column))
+        theirs = selection.field_of_units(fields, (row, row), (column, column))
         marks += [] if theirs is None else [box(*theirs)]
     for radius in filter(math.isfinite, effective.radius.values()):
         sides = ((c + 0.5 - radius, c - 0.5 + radius) for c in effective.center)
         marks.append(box(*sides, kind="radius"))
     alt = f"effective receptive field of the centre unit, row {row}, column {column}"
-    shown = _heated(probes.images[chosen.probe], effective)
-    return {**given, "shot": picture(shown, alt, marks)}
+    return picture(_heated(probes.images[chosen.probe], effective), alt, marks)
 
 
 def _heated(image: Bytes, effective: EffectiveFieldMap) -> Bytes:
@@ -150,7 +134,7 @@ def _facts(
     one = rows[0] == rows[1] and columns[0] == columns[1]
     mean, name = ("value", "unit") if one else ("mean value", "units (their mean)")
     facts = [
-        (f"{mean}, channel {chosen.channel}", measured(chosen.value, chosen.half)),
+        (f"{mean}, channel {chosen.channel}", chosen.measured),
         (name, f"{_counted(*rows, 'row')}, {_counted(*columns, 'column')}"),
     ]
     if seen is not None:
@@ -158,7 +142,7 @@ def _facts(
         share = percent(height * width / math.prod(probes.images.shape[1:3]))
         facts.append(("sees", f"{height} × {width} pixels, {share}"))
     if pixel is not None and fields is not None:
-        count = math.prod(int(seeing.sum()) for seeing in units_that_see(fields, pixel))
+        count = math.prod(int(seeing.sum()) for seeing in selection.units_that_see(fields, pixel))
         total = math.prod(chosen.maps.grid)
         facts.append((f"units that see pixel {pixel[0]}, {pixel[1]}", f"{count:,} of {total:,}"))
     return facts

@@ -76,11 +76,10 @@ def headline(findings: Sequence[Finding] | None, *, running: bool = False) -> st
     if findings is None:
         return "Looking for problems …"
     wrong = [one for one in findings if one.severity in ("problem", "warning")]
-    if not wrong:
-        healthy = any(one.kind == "healthy" for one in findings)
-        if not healthy:
-            return "Nothing to judge yet" if running else "Not judged"
+    if not wrong and any(one.kind == "healthy" for one in findings):
         return "Nothing looks wrong" + " so far" * running
+    if not wrong:
+        return "Nothing to judge yet" if running else "Not judged"
     counts = [(s, sum(one.severity == s for one in wrong)) for s in ("problem", "warning")]
     count = " and ".join(plural(n, severity) for severity, n in counts if n)
     words = dict.fromkeys(in_words(one.kind) for one in wrong)
