@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import bokeh.models as bk
 import numpy as np
-from bokeh.core.properties import value
 from bokeh.layouts import column, row
 from bokeh.palettes import viridis
 from bokeh.plotting import figure
@@ -23,11 +22,12 @@ from convlens.web.figures.style import (
     CLEAR,
     INK,
     MIN_WIDTH,
-    PALE,
     SOFT,
     ZERO,
     StepAxis,
+    explain,
     float32,
+    heatmap,
     say,
     spreads,
 )
@@ -52,6 +52,11 @@ BAD = "NaN, ∞"
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 COLORS = (BLUE, GREEN, ORANGE, SOFT, INK)
 """Of a figure's lines; so many parameters are drawn."""
+
+LEGEND: dict[str, Any] = {
+    "location": "top_right", "margin": 2, "label_text_font_size": "11px",
+    "glyph_height": 12, "glyph_width": 18,
+}  # fmt: skip
 
 WHITE, NIGHT = "#ffffff", "#440154"
 """Lines over the colours of the histograms, and viridis's darkest to write on: not themed."""
@@ -159,18 +164,14 @@ def heat(axis: StepAxis, history: LayerHistory, cells: Cells, *, exact: bool) ->
     what = "batch" if cells.width == 1 else f"{cells.width:,} batches"
     span = bk.Range1d(start=low, end=high)
     plot = axis.figure(f"Histogram of every {what}", label, HEAT, y_range=span, epoch_names=True)
-    plot.update(min_border_left=58, min_border_right=10, background_fill_color=PALE)
-    plot.ygrid.visible = False
+    plot.update(min_border_left=58, min_border_right=10)
     peak = 2.0 ** np.ceil(np.log2(np.nanmax(image, initial=10.0)))  # so it seldom changes
     mapper = bk.LogColorMapper(palette=viridis(256), low=0.5, high=peak, nan_color=CLEAR)
     place = {"x": cells.first - 0.5, "y": low, "dw": float(cells.n * cells.width), "dh": high - low}
-    source = bk.ColumnDataSource({"image": [image], **{k: [v] for k, v in place.items()}})
-    glyph = bk.Image(image="image", x="x", y="y", dw="dw", dh="dh", color_mapper=mapper)
-    drawn = plot.add_glyph(source, glyph, level="image")
     each = "@image{0,0}" if cells.width == 1 else f"@image{{0,0.0}} (mean of {what})"
     at = f"$y{{0.0000}} (bins of {(high - low) / ROWS:.2g})"
     tips = [("batch", "$x{0,0}"), ("values in the bin", each), ("activation", at)]
-    plot.add_tools(bk.HoverTool(renderers=[drawn], tooltips=tips))  # pyright: ignore[reportArgumentType]
+    heatmap(plot, {"image": [image], **{k: [v] for k, v in place.items()}}, mapper, tips, x="x")
     ticks = bk.FixedTicker(ticks=[10**power for power in range(int(np.log10(peak)) + 1)])
     short_counts = bk.NumeralTickFormatter(format="0a")
     bar = bk.ColorBar(color_mapper=mapper, ticker=ticks, formatter=short_counts)
@@ -180,8 +181,8 @@ def heat(axis: StepAxis, history: LayerHistory, cells: Cells, *, exact: bool) ->
     items = [*_draw_quantiles(plot, history), *_draw_bad(plot, history, cells)]
     if history.layer.feeds_relu:
         _draw_relu(plot, low, high)
-    _explain(plot, items, background_fill_color=NIGHT, background_fill_alpha=1.0,
-             label_text_color=WHITE)  # fmt: skip
+    explain(plot, items, **LEGEND, background_fill_color=NIGHT, background_fill_alpha=1.0,
+            label_text_color=WHITE)  # fmt: skip
     return plot
 
 
@@ -250,16 +251,6 @@ def _draw_relu(plot: figure, low: float, high: float) -> None:
     words.update(text_baseline="top" if at_top else "bottom")
     words.update(background_fill_color=NIGHT, background_fill_alpha=0.75)
     plot.add_layout(words)
-
-
-def _explain(plot: figure, items: Items, **more: Any) -> None:  # noqa: ANN401 — properties
-    """A legend above the frame, where it covers nothing."""
-    if items:
-        named = [bk.LegendItem(label=value(word), renderers=drawn) for word, drawn in items]
-        legend = bk.Legend(items=named, orientation="horizontal", location="top_right")
-        legend.update(margin=2, spacing=10, padding=2, label_text_font_size="11px", **more)
-        legend.update(glyph_height=12, glyph_width=18)
-        plot.add_layout(legend, "above")
 
 
 def _source(**columns: NDArray[Any]) -> bk.ColumnDataSource:
@@ -383,8 +374,9 @@ def stat_figure(axis: StepAxis, stat: Stat) -> figure:
     marks = _draw_marks(plot, stat, zero.any(axis=0))
     if len(items) > 3:  # more would not fit
         items[2:] = [(f"{items[2][0]} …", items[2][1])]
-    said_by_title = [*stat.lines] == [stat.title.lower()]
-    _explain(plot, [*([] if said_by_title else items), *marks])
+    if [*stat.lines] == [stat.title.lower()]:  # the title says it
+        items = []
+    explain(plot, [*items, *marks], **LEGEND)
     return plot
 
 
