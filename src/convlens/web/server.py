@@ -26,7 +26,8 @@ from convlens.web.guard import HEADERS, Guard
 from convlens.web.pages import cannot_show
 from convlens.web.site import Answer, NoSuchPageError, Site, refusal
 from convlens.web.static import served, version
-from convlens.web.store import RunStore, Workers
+from convlens.web.store import RunStore
+from convlens.web.workers import Workers
 
 DRAWING_THREADS = 2
 
