@@ -18,6 +18,7 @@ from convlens.core.columns import merge_runs
 from convlens.core.histories import LayerHistory, LayerInfo, SeriesFigures
 from convlens.plots.canvas import BLUE, FEW, GREEN, ORANGE
 from convlens.plots.one_layer import TAIL
+from convlens.web.figures.quantities import mean_of_cells
 from convlens.web.figures.style import (
     CLEAR,
     INK,
@@ -214,20 +215,27 @@ def _draw_quantiles(plot: figure, history: LayerHistory) -> Items:
     """Each pair of quantiles as one line, parted by NaN: models are what takes time in Bokeh."""
     values, x, gap = history.quantiles(QUANTILES), history.middle_step, [np.nan]
     items: list[Item] = []
-    looks = (
-        ("median", [2], 2.2, []),
-        ("25, 75 %", [1, 3], 1.3, []),
-        ("1, 99 %", [0, 4], 1.2, [5, 4]),
-    )
-    for word, chosen, width, dash in looks:
+    for word, chosen, width, dash in (
+        ("median", [2], 2.2, []), ("25, 75 %", [1, 3], 1.3, []), ("1, 99 %", [0, 4], 1.2, [5, 4]),
+    ):  # fmt: skip
         y = np.concatenate([np.append(values[i], gap) for i in chosen])
         source = _source(x=np.tile(np.append(x, gap), len(chosen)), y=y)
-        line = bk.Line(x="x", y="y", line_color=WHITE, line_width=width, line_dash=dash)
-        items.append((word, [plot.add_glyph(source, line)]))
-        if len(history) <= FEW:
-            dots = bk.Scatter(x="x", y="y", size=4, line_color=WHITE, fill_color=WHITE)
-            items[-1][1].append(plot.add_glyph(source, dots))
+        few = len(history) <= FEW
+        items.append((word, _add_line(plot, source, "y", WHITE, width, dash, 4 if few else 0)))
     return items
+
+
+def _add_line(
+    plot: figure, source: bk.ColumnDataSource, y: str, color: str, width: float,
+    dash: list[int], dot: int,
+) -> list[bk.GlyphRenderer[Any]]:  # fmt: skip
+    """A line, with dots of this size unless that is 0."""
+    line = bk.Line(x="x", y=y, line_color=color, line_width=width, line_dash=dash)
+    drawn: list[bk.GlyphRenderer[Any]] = [plot.add_glyph(source, line)]
+    if dot:
+        dots = bk.Scatter(x="x", y=y, size=dot, line_color=color, fill_color=color)
+        drawn.append(plot.add_glyph(source, dots))
+    return drawn
 
 
 def _draw_bad(plot: figure, history: LayerHistory, cells: Cells) -> Items:
@@ -347,11 +355,8 @@ def root_mean_square(
     values = figures.values["norm"][rows].astype(np.float64)
     if not len(at):
         return at, values, np.zeros(0, np.bool_)
-    known = np.isfinite(values)
-    weight = known * (last - first + 1)
-    total = np.add.reduceat(np.where(known, values, 0.0) ** 2 * weight, starts, axis=1)
-    mass = np.add.reduceat(weight, starts, axis=1)
-    mean = np.divide(total, mass, out=np.full(total.shape, np.nan), where=mass > 0)
+    finite = np.where(np.isfinite(values), values, np.nan)
+    mean = mean_of_cells(finite**2, first, last, starts)
     bad = (figures.values["nonfinite"][rows] > 0) | np.isinf(values)
     return at, np.sqrt(mean), np.logical_or.reduceat(bad.any(axis=0), starts)
 
@@ -393,12 +398,8 @@ def _draw_lines(plot: figure, stat: Stat, drawn: Floats, zero: Flags) -> list[It
                 stat.zero if v == 0 else f"{v:.3g}" for v in stat.lines[name]
             ]
             tips[-1] = word, f"@said{i}"
-        line = bk.Line(x="x", y=f"y{i}", line_color=color, line_width=1.5)
-        line.line_dash = [6, 4] if i == 1 else []
-        items.append((word, [plot.add_glyph(source, line)]))
-        if len(stat.x) <= FEW:
-            dots = bk.Scatter(x="x", y=f"y{i}", size=5, line_color=color, fill_color=color)
-            items[-1][1].append(plot.add_glyph(source, dots))
+        dash, dot = [6, 4] if i == 1 else [], 5 if len(stat.x) <= FEW else 0
+        items.append((word, _add_line(plot, source, f"y{i}", color, 1.5, dash, dot)))
     bar = bk.VBar(x="x", width=float(np.median(np.diff(stat.x))) if len(stat.x) > 1 else 1.0)
     bar.update(bottom=1, top=10, fill_alpha=0, line_alpha=0)
     bars = plot.add_glyph(source, bar, y_range_name="frame")

@@ -93,9 +93,6 @@ DARK: Mapping[str, str] = {
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
-STEPS = "steps"
-"""Name of every time axis's range, by which ``site.js`` links them."""
-
 LEFT, RIGHT = 104, 96
 """Pixels beside the frame of figures that stand above one another: names on the left, legends and
 colour bars on the right."""
@@ -167,7 +164,8 @@ class StepAxis:
     ) -> None:
         room = max(0.5, ROOM * (span[1] - span[0]))
         low, high = span[0] - room, span[1] + room
-        self.range = Range1d(start=low, end=high, bounds=(low, high), min_interval=1, name=STEPS)
+        self.range = Range1d(start=low, end=high, bounds=(low, high), min_interval=1)
+        self.range.name = "steps"  # by which ``site.js`` links them
         self.epochs = epochs
         self._cursor = Span(dimension="height", line_color=SOFT, line_dash="dotted")
         self._marked = Span(
