@@ -116,17 +116,15 @@ def report_html(run: RunData) -> str:
         kinds={info.name: info.kind for info in run.layers},
         pictured=run.run.snapshot_layers(FeatureMaps),
         most_open=MOST_OPEN,
-        quantities=_recorded(run),
+        quantities=[(key, one.label) for key, one in QUANTITIES.items() if _is_recorded(run, key)],
         scripts=[Markup(script) for script in scripts],
         sheet=Markup(site_css()),
         policy=policy(scripts),
     )
 
 
-def _recorded(run: RunData) -> list[tuple[str, str]]:
-    """The quantities of the matrix that there is anything of, and their labels."""
-    found = ((key, measured(run, key)) for key in QUANTITIES)
-    return [(key, QUANTITIES[key].label) for key, cells in found if np.isfinite(cells.values).any()]
+def _is_recorded(run: RunData, quantity: str) -> bool:
+    return bool(np.isfinite(measured(run, quantity).values).any())
 
 
 def _drawn(layers: Sequence[LayerHealth]) -> set[str]:

@@ -165,22 +165,16 @@
       if (!(zoomed && (key === "start" || key === "end"))) model.setv({ [key]: value });
     }
     if (wanted) fit(old.doc);
-    old.item = withIds(item, old.item); // the drawn models keep their ids
+    takeIds(item.doc.roots, old.item.doc.roots); // the drawn models keep their ids
+    old.item = item;
     return true;
   }
 
-  // The new item with the ids of the old one, which has the same models in the same order.
-  function withIds(item, old) {
-    const walk = (a, b) => {
-      if (a === null || typeof a !== "object") return;
-      if (Array.isArray(a)) a.forEach((one, i) => walk(one, b?.[i]));
-      else {
-        if (typeof a.id === "string" && typeof b?.id === "string") a.id = b.id;
-        for (const key of Object.keys(a)) if (key !== "id") walk(a[key], b?.[key]);
-      }
-    };
-    walk(item.doc.roots, old.doc.roots);
-    return item;
+  // Gives the new item the ids of the old one, which has the same models in the same order.
+  function takeIds(a, b) {
+    if (a === null || typeof a !== "object") return;
+    if (typeof a.id === "string" && typeof b?.id === "string") a.id = b.id;
+    for (const key of Object.keys(a)) takeIds(a[key], b?.[key]); // of a list, its indices
   }
 
   // Images are filled in place: Bokeh has classes of its own for arrays of two axes.
@@ -423,16 +417,17 @@
 
   const isField = (element) => element.matches?.("input, select, textarea");
 
-  // The address of the cell under the pointer; with the keyboard, of the one chosen last.
+  const within = (i, n) => Math.min(n - 1, Math.max(0, i));
+
+  // The cell under the pointer; with the keyboard, the one chosen last.
   function cell(element, event) {
     const [rows, columns] = element.dataset.grid.split(",").map(Number);
     let row = Number(element.dataset.row || Math.floor(rows / 2));
     let col = Number(element.dataset.col || Math.floor(columns / 2));
     if (event.detail > 0) {
       const box = element.getBoundingClientRect();
-      const at = (part, whole, n) => Math.min(n - 1, Math.max(0, Math.floor((part / whole) * n)));
-      row = at(event.clientY - box.top, box.height, rows);
-      col = at(event.clientX - box.left, box.width, columns);
+      row = within(Math.floor(((event.clientY - box.top) / box.height) * rows), rows);
+      col = within(Math.floor(((event.clientX - box.left) / box.width) * columns), columns);
     }
     return { row, col, rows, columns };
   }
@@ -524,7 +519,7 @@
       const { row, col, rows, columns } = cell(grid, event);
       const [down, right] = ARROWS[event.key];
       event.preventDefault();
-      const to = { row: Math.min(rows - 1, Math.max(0, row + down)), col: Math.min(columns - 1, Math.max(0, col + right)) };
+      const to = { row: within(row + down, rows), col: within(col + right, columns) };
       Object.assign(grid.dataset, to);
       toCell(grid, to);
     } else if (event.key === "Escape" && keys?.open) keys.open = false;
