@@ -234,13 +234,10 @@ class Distances:
         self._results = Results[Comparison](MAX_KEPT, lambda took: SHARE * took)
 
     def of(self, runs: Sequence[tuple[Run, str]]) -> tuple[str, Comparison | None]:
-        """What is known of two runs; another comparison is begun where their state differs.
+        """The state that two runs were compared in, and the comparison, None for none yet.
 
-        Args:
-            runs: each with the mark of its state; nothing is known of other numbers than two.
-
-        Returns:
-            The mark of the state that was compared, and the comparison, None for none yet.
+        Another one is begun where the mark of a run's state differs. Of other numbers of runs than
+        two nothing is known.
         """
         if len(runs) != 2:
             return "", None

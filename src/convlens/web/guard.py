@@ -25,11 +25,7 @@ HEADERS = {
 
 
 class Guard:
-    """Decides whether a request is answered.
-
-    Args:
-        address: where the page is served.
-    """
+    """Decides whether a request is answered."""
 
     def __init__(self, address: Address) -> None:
         self.address = address

@@ -27,17 +27,9 @@ _OF_PICTURES = dict.fromkeys(
 
 
 class Page:
-    """What the templates of a run's page are given; `Report` gives them the same names.
+    """What the templates of a run's page are given; `Report` gives them the same names."""
 
-    Args:
-        run: the run.
-        view: what of it is looked at.
-
-    Attributes:
-        live: whether links and controls lead anywhere.
-    """
-
-    live = True
+    live = True  # whether links and controls lead anywhere
     panels: ClassVar[Mapping[str, Callable[..., Mapping[str, Any]]]] = PANELS
 
     def __init__(self, run: RunData, view: View) -> None:
@@ -82,14 +74,10 @@ class ComparePage(Page):
     """What the templates of a comparison are given.
 
     Args:
-        runs: those that can be read, at least one.
+        runs: those that can be read, at least one; ``pages`` has a page of each.
         view: what of them is looked at.
         comparison: the distances of two runs, None while they are worked out.
         problems: a sentence for each run that cannot be read, by its key.
-
-    Attributes:
-        pages: a page of each run.
-        names: what each run is called; see `names_of`.
     """
 
     panels: ClassVar[Mapping[str, Callable[..., Mapping[str, Any]]]] = COMPARED_PANELS

@@ -40,10 +40,7 @@ SECTIONS = {
 class Report(Page):
     """The page of a run in a file: figures lie in it, links lead within it.
 
-    Args:
-        run: the run.
-        view: what of it is looked at.
-        items: where the figures' JSON is put, by the ids of their script elements.
+    Their JSON is put into ``items``, by the ids of their script elements.
     """
 
     live = False
@@ -147,11 +144,7 @@ def policy(scripts: Sequence[str]) -> str:
 
 
 def write_file(out: Path, content: bytes, what: str) -> None:
-    """Write under a temporary name and rename: whoever reloads it never sees half of it.
-
-    Raises:
-        RunError: if it cannot be written.
-    """
+    """Write under a temporary name and rename: whoever reloads it never sees half of it."""
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(out.suffix, ".convlens-", out.parent)

@@ -84,12 +84,7 @@ async def _serve(
 class Server:
     """Answers requests from its making until `close`, on the running event loop.
 
-    Args:
-        store: the runs.
-        address: where; a port of 0 becomes the one that the system chose.
-
-    Attributes:
-        address: where it is served.
+    In its ``address`` a port of 0 has become the one that the system chose.
 
     Raises:
         ArgumentError: if the address cannot be bound to.

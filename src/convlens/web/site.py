@@ -54,11 +54,7 @@ def _html(template: str, status: int = 200, **context: Any) -> Answer:  # noqa: 
 
 
 class Site:
-    """The addresses of the runs in a store.
-
-    Args:
-        store: the runs.
-    """
+    """The addresses of the runs in a store."""
 
     def __init__(self, store: RunStore) -> None:
         self.store, self._distances = store, Distances()
@@ -76,12 +72,7 @@ class Site:
         return ""
 
     def answer(self, path: str, query: Query, mark: str) -> Answer:
-        """The answer to a request.
-
-        Raises:
-            NoSuchPageError: if there is nothing under this address.
-            RunError: if a run cannot be read.
-        """
+        """The answer to a request; a `RunError` if there is none, or a run cannot be read."""
         view = View.of({name: values[-1] for name, values in query.items()})
         keys = self._keys(path, query)
         first, _, rest = path[1:].partition("/")
@@ -113,9 +104,7 @@ class Site:
     ) -> tuple[str, dict[str, tuple[Run, str]], dict[str, str]]:
         """The mark of several runs; those that can be read, each with its state; and why not.
 
-        Args:
-            keys: the runs.
-            whole: whether a run whose layers cannot be read counts as one that cannot.
+        If ``whole``, a run whose layers cannot be read counts as one that cannot.
         """
 
         def look(run: RunData) -> tuple[Run, str]:

@@ -154,13 +154,7 @@ class RunStore:
     ) -> Sequence[Finding] | None:  # fmt: skip
         """What the doctor found in a run, None until it has looked: it reads every column.
 
-        Args:
-            key: the run's key.
-            path: its directory.
-            mark: of its state; another one has it looked at again.
-            growing: whether it still grows; then older findings are returned meanwhile.
-            opened: whether somebody looks at this run, not at the list: then it comes first.
-            wait: whether to wait for the doctor where nothing is known yet.
+        A run that is ``opened``, by somebody who does not look at the list, comes first.
         """
         work = partial(_look, path)
         found = self._diagnoses.of(key, mark, work, growing=growing, urgent=opened)
@@ -190,12 +184,7 @@ class OpenRun:
             return f"{self._follower.mark}-{hashlib.blake2b(found, digest_size=4).hexdigest()}"
 
     def ask(self, question: Callable[[RunData], T], *, wait: bool = False) -> T:
-        """Answer a question about the run as it is now.
-
-        Args:
-            question: what is asked.
-            wait: whether the findings must be known.
-        """
+        """Answer a question about the run as it is now; ``wait`` until its findings are known."""
         with self._lock:
             self._refresh()
             try:

@@ -209,12 +209,8 @@ _WORDS = {"lr": "learning rate", "momentum": "momentum"}
 def overlaid(pages: Sequence[Page], names: Sequence[str]) -> UIElement:
     """Losses and a metric of up to eight runs over one time axis, a colour for each run.
 
-    The page has the legend: it holds names of any length.
-
-    Args:
-        pages: one for each run; what the first one's view says of the logarithmic axis, smoothing
-            and metric holds for all.
-        names: what each run is called.
+    The page has the legend: it holds names of any length. What the first page's view says of the
+    logarithmic axis, smoothing and metric holds for all.
     """
     runs, view, log = [page.run for page in pages], pages[0].view, is_log(pages)
     axis = StepAxis((min(run.span[0] for run in runs), max(run.span[1] for run in runs)))

@@ -164,11 +164,7 @@ def condense(cells: Cells, *, peaks: bool) -> tuple[int, Cells]:
     """The same numbers in at most `MAX_CELLS` cells of equal width, and that width in steps.
 
     Where twice as many columns come, cells become twice as wide: a growing run seldom changes what
-    was drawn.
-
-    Args:
-        cells: as recorded.
-        peaks: whether a cell is the largest number of its columns, else their mean.
+    was drawn. A cell is the largest number of its columns if ``peaks``, else their mean.
     """
     first, last = cells.first_step, cells.last_step
     if not len(first):

@@ -151,13 +151,7 @@ THEME = Theme(
 
 
 class StepAxis:
-    """The time axis that the figures of one embedded item share.
-
-    Args:
-        span: first and last step of the run.
-        epochs: the finished epochs.
-        marked: a step to mark in every figure, None for none.
-    """
+    """The time axis that the figures of one embedded item share; ``marked`` is a step to mark."""
 
     def __init__(
         self, span: tuple[int, int], epochs: Sequence[Epoch] = (), marked: int | None = None
