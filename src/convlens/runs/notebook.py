@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from convlens.core.histories import LayerHistory
-from convlens.core.records import Epoch, Finding, RunRecord
+from convlens.core.records import Finding, RunRecord
 from convlens.core.steps import sum_up
 from convlens.core.terminal import printable
 from convlens.core.training_curves import POINTS
@@ -99,12 +99,12 @@ def _metrics(metrics: object) -> str:
 
 
 def _numbers(record: RunRecord) -> str:
-    epochs: Sequence[Epoch] = record.epochs
-    newest = epochs[-1] if epochs else None
     parts = [str(record.meta.get("status", "")), plural(len(record.steps), "step")]
-    parts += [plural(len(epochs), "epoch"), _metrics(newest.metrics) if newest else ""]
-    if newest is not None and newest.valid_loss is not None:
-        parts.append(f"validation loss {newest.valid_loss:.4f}")
+    parts.append(plural(len(record.epochs), "epoch"))
+    for newest in record.epochs[-1:]:
+        parts.append(_metrics(newest.metrics))
+        if newest.valid_loss is not None:
+            parts.append(f"validation loss {newest.valid_loss:.4f}")
     return ", ".join(part for part in parts if part)
 
 
@@ -112,19 +112,16 @@ def _picture(record: RunRecord, findings: Sequence[Finding]) -> str:
     """Loss, layers by steps, and the histograms of the sickest layer as one PNG."""
     from matplotlib.figure import Figure  # not pyplot, which would show it a second time
 
-    layers = [history for history in record.layers if len(history)]
-    sick = [one.layer for one in findings if one.layer is not None]
-    chosen = next((h for name in sick for h in layers if h.layer.name == name), None)
-    n = 1 + 2 * bool(layers)
-    figure = Figure(figsize=(5.6 if n == 1 else 10.5, 3.4 if n == 1 else 6.4), layout="constrained")
-    if n == 1:
-        top = figure.subplots()
-    else:
-        grid = figure.add_gridspec(2, 2)
-        top, left = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
-        _matrix(left, layers, chosen)
-        color_dim(chosen or layers[0], figure.add_subplot(grid[1, :]), record.epochs)
-    plot_loss(sum_up(record.loss_steps, POINTS), record.epochs, top)
+    layers = {history.layer.name: history for history in record.layers if len(history)}
+    chosen = next((layers[one.layer] for one in findings if one.layer in layers), None)
+    figure = Figure(figsize=(10.5, 6.4) if layers else (5.6, 3.4), layout="constrained")
+    grid = figure.add_gridspec(2, 2) if layers else figure.add_gridspec(1, 1)
+    if layers:
+        _matrix(figure.add_subplot(grid[0, 1]), [*layers.values()], chosen)
+        below = figure.add_subplot(grid[1, :])
+        color_dim(chosen or next(iter(layers.values())), below, record.epochs)
+    loss = figure.add_subplot(grid[0, 0])
+    plot_loss(sum_up(record.loss_steps, POINTS), record.epochs, loss)
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a name in letters that the font does not have

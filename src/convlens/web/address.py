@@ -39,7 +39,9 @@ class Address:
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach it."""
-        return self.host == "localhost" or _is_loopback(self.host)
+        if not _is_number(self.host):
+            return self.host == "localhost"
+        return ipaddress.ip_address(self.host).is_loopback
 
     @property
     def url(self) -> str:
@@ -98,7 +100,7 @@ def make_address(
         raise ArgumentError(f"port must be a number from 0 to 65535, got {port}.")
     if token == "auto":
         token = secrets.token_urlsafe(24)
-    if token is not None and not _is_plain(token):
+    if token is not None and not re.fullmatch("[A-Za-z0-9_-]*", token):
         raise ArgumentError(
             "token has a sign that an address cannot hold as it is; give letters (a to z), digits, "
             "- or _ only, or 'auto' to have one made."
@@ -125,17 +127,9 @@ def _split(header: str) -> tuple[str, int]:
     return name, int(port) if re.fullmatch("[0-9]{1,5}", port) else -1
 
 
-def _is_plain(token: str) -> bool:
-    return all(sign.isascii() and (sign.isalnum() or sign in "-_") for sign in token)
-
-
 def _is_number(name: str) -> bool:
     try:
         ipaddress.ip_address(name.strip("[]"))
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(host: str) -> bool:
-    return _is_number(host) and ipaddress.ip_address(host).is_loopback

@@ -7,12 +7,9 @@ have to be moved to make one of the other.
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from queue import SimpleQueue
-from threading import Event, Lock, Thread
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +20,7 @@ from convlens.core.histories import LayerHistory, LayerInfo
 from convlens.core.wording import plural
 from convlens.errors import ArgumentError
 from convlens.runs import Run
-from convlens.web.store import lower_priority
+from convlens.web.workers import Results
 
 CELL_BITS = 9
 """The steps are added up to at most 2^9 = 512 cells."""
@@ -223,62 +220,28 @@ def _when(steps: Steps) -> str:
     return f"at step {first:,}" if first == last else f"within steps {first:,} to {last:,}"
 
 
-@dataclass
-class _Work:
-    """A comparison, the state of the runs that it is of, and the one that was asked for."""
-
-    known: Comparison | None = None
-    mark: str = ""
-    asked: str = ""
-    again: float = 0.0
-    done: Event = field(default_factory=Event)
+def _compare(a: Run, b: Run) -> Comparison:
+    try:
+        return compare(a, b)
+    except Exception as error:
+        return Comparison(parting=f"The layers cannot be compared: {error}")
 
 
 class Distances:
     """Comparisons of pairs of runs, worked out by one thread: every histogram is read."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        self._works: OrderedDict[tuple[str, str], _Work] = OrderedDict()
-        self._queue: SimpleQueue[tuple[_Work, Run, Run]] = SimpleQueue()
-        # A daemon: the distances of long runs take seconds, and Ctrl-C ends the server at once.
-        Thread(target=self._run, name="convlens distances", daemon=True).start()
+        self._results = Results[Comparison](MAX_KEPT, lambda took: SHARE * took)
 
     def of(self, runs: Sequence[tuple[Run, str]]) -> tuple[str, Comparison | None]:
-        """What is known of two runs; another comparison is begun where their state differs.
+        """The state that two runs were compared in, and the comparison, None for none yet.
 
-        Args:
-            runs: each with the mark of its state; nothing is known of other numbers than two.
-
-        Returns:
-            The mark of the state that was compared, and the comparison, None for none yet.
+        Another one is begun where the mark of a run's state differs. Of other numbers of runs than
+        two nothing is known.
         """
         if len(runs) != 2:
             return "", None
         (a, _), (b, _) = runs
-        mark, key = "-".join(mark for _, mark in runs), (str(a.path), str(b.path))
-        with self._lock:
-            work = self._works.setdefault(key, _Work())
-            self._works.move_to_end(key)
-            if len(self._works) > MAX_KEPT:
-                self._works.popitem(last=False)
-            first = not work.asked
-            if work.asked == work.mark != mark and time.monotonic() > work.again:
-                work.asked = mark
-                self._queue.put((work, a, b))
-        if first:
-            work.done.wait(WAIT_S)
-        return work.mark, work.known
-
-    def _run(self) -> None:
-        lower_priority()
-        while True:
-            work, a, b = self._queue.get()
-            begun = time.monotonic()
-            try:
-                work.known = compare(a, b)
-            except Exception as error:
-                work.known = Comparison(parting=f"The layers cannot be compared: {error}")
-            work.again = time.monotonic() + SHARE * (time.monotonic() - begun)
-            work.mark = work.asked
-            work.done.set()
+        mark = "-".join(mark for _, mark in runs)
+        found = self._results.of((a.path, b.path), mark, partial(_compare, a, b), wait_s=WAIT_S)
+        return found.mark or "", found.value

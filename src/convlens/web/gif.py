@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from bokeh.palettes import viridis
@@ -24,12 +24,8 @@ from convlens.web.report import write_file
 from convlens.web.run_data import RunData
 
 WIDTH, MARGIN, GAP = 800, 20, 6
-HEAD = 92
-LINE = 24
-SIDE = 230
-"""Of the probe image, in pixels; the maps beside it are as high together."""
-KERNEL = 84
-HEAT = 150
+HEAD, LINE, SIDE, KERNEL, HEAT = 92, 24, 230, 84, 150
+"""Heights in pixels; the maps beside the probe image are as high together."""
 FRAME_MS, LAST_MS = 900, 3_600
 MOST_FRAMES = 60
 """Of more kept epochs, so many equally far apart."""
@@ -59,8 +55,7 @@ PALETTE = np.concatenate(
 """The colours of all frames, so that nothing flickers."""
 
 
-@dataclass(frozen=True)
-class _Heat:
+class _Heat(NamedTuple):
     """The histograms of all batches as an image, and its axes."""
 
     image: Image.Image
@@ -160,7 +155,8 @@ def _frame(run: RunData, name: str, heat: _Heat | None, epoch: int) -> Image.Ima
         _draw_tiles(image, tiles, MARGIN, KERNEL, y + LINE)
         y += LINE + KERNEL + MARGIN
     if heat is not None:
-        _draw_heat(image, draw, heat, y, _newest_step(run, epoch))
+        newest = max((e.last_step for e in run.epochs if e.epoch <= epoch), default=-1)
+        _draw_heat(image, draw, heat, y, newest)
     return image
 
 
@@ -206,10 +202,6 @@ def _draw_heat(
     image.paste(heat.image.crop((0, 0, round(width * done), HEAT)), (MARGIN, y))
     _say(draw, MARGIN, y + HEAT + 4, f"batch {formatting.number(heat.first)}")
     _say(draw, WIDTH - MARGIN, y + HEAT + 4, formatting.number(heat.last), anchor="ra")
-
-
-def _newest_step(run: RunData, epoch: int) -> int:
-    return max((e.last_step for e in run.epochs if e.epoch <= epoch), default=-1)
 
 
 def _values(maps: FeatureMaps) -> Floats:

@@ -25,11 +25,7 @@ HEADERS = {
 
 
 class Guard:
-    """Decides whether a request is answered.
-
-    Args:
-        address: where the page is served.
-    """
+    """Decides whether a request is answered."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -37,10 +33,8 @@ class Guard:
     def refusal(self, request: HTTPServerRequest) -> tuple[int, str] | None:
         """Status and sentence for a request that is not answered, None for one that is."""
         if not self.address.knows_host(request.headers.get("Host")):
-            return (
-                421,
-                "This page is not served under that name; open the address that was printed.",
-            )
+            sentence = "This page is not served under that name; open the address that was printed."
+            return 421, sentence
         origin = request.headers.get("Origin")
         foreign = _is_of_another_site(request) and not self._is_frame(request)
         if foreign or (origin is not None and not self._is_ours(origin)):

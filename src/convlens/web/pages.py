@@ -27,17 +27,9 @@ _OF_PICTURES = dict.fromkeys(
 
 
 class Page:
-    """What the templates of a run's page are given; `Report` gives them the same names.
+    """What the templates of a run's page are given; `Report` gives them the same names."""
 
-    Args:
-        run: the run.
-        view: what of it is looked at.
-
-    Attributes:
-        live: whether links and controls lead anywhere.
-    """
-
-    live = True
+    live = True  # whether links and controls lead anywhere
     panels: ClassVar[Mapping[str, Callable[..., Mapping[str, Any]]]] = PANELS
 
     def __init__(self, run: RunData, view: View) -> None:
@@ -47,7 +39,8 @@ class Page:
 
     def url(self, **changes: Any) -> str:  # noqa: ANN401 — fields of View
         """The address of this page with some fields of the view changed."""
-        return self._url(f"/run/{self.run.key}", self.view.but(**changes))
+        query = self.view.but(**changes).query
+        return f"/run/{self.run.key}?{query}" if query else f"/run/{self.run.key}"
 
     def layer_url(self, layer: str) -> str:
         """The address that shows a layer."""
@@ -60,11 +53,7 @@ class Page:
     def figure(self, name: str, height: int, words: str, **changes: Any) -> Markup:  # noqa: ANN401
         """The place of a figure: as high as the figure, so that nothing jumps.
 
-        Args:
-            name: one of `FIGURES`.
-            height: in pixels.
-            words: what it shows, for screen readers.
-            changes: of the view.
+        ``words`` say for screen readers what the figure shows; ``changes`` are of the view.
         """
         view = self.view.but(**{**_OF_PICTURES, **changes})
         source = f"/figure/{name}?run={self.run.key}&{view.query}"
@@ -74,35 +63,21 @@ class Page:
         """A part of the page; whatever a record holds, one part that fails leaves the others."""
         page = self.at(**changes) if changes else self
         try:
-            return Markup(
-                render(
-                    f"panels/{name}.html",
-                    page=page,
-                    run=page.run,
-                    view=page.view,
-                    **self.panels[name](page),
-                )
-            )
+            values = self.panels[name](page)
+            around = {"page": page, "run": page.run, "view": page.view}
+            return Markup(render(f"panels/{name}.html", **around, **values))
         except Exception as error:
             return Markup('<p class="note">{}</p>').format(cannot_show(error))
-
-    @staticmethod
-    def _url(path: str, view: View) -> str:
-        return f"{path}?{view.query}" if view.query else path
 
 
 class ComparePage(Page):
     """What the templates of a comparison are given.
 
     Args:
-        runs: those that can be read, at least one.
+        runs: those that can be read, at least one; ``pages`` has a page of each.
         view: what of them is looked at.
         comparison: the distances of two runs, None while they are worked out.
         problems: a sentence for each run that cannot be read, by its key.
-
-    Attributes:
-        pages: a page of each run.
-        names: what each run is called; see `names_of`.
     """
 
     panels: ClassVar[Mapping[str, Callable[..., Mapping[str, Any]]]] = COMPARED_PANELS
@@ -141,10 +116,8 @@ class ComparePage(Page):
 
     def _query(self, **changes: Any) -> str:  # noqa: ANN401 — fields of View
         keys = [*(page.run.key for page in self.pages), *self.problems]
-        given = self.view.but(**changes).query
-        return "&".join(
-            [*(f"run={quote(key, safe='')}" for key in keys), *([given] if given else [])]
-        )
+        parts = [f"run={quote(key, safe='')}" for key in keys]
+        return "&".join(filter(None, [*parts, self.view.but(**changes).query]))
 
 
 def figure_place(key: str, height: int, words: str, **data: str) -> Markup:

@@ -40,10 +40,7 @@ SECTIONS = {
 class Report(Page):
     """The page of a run in a file: figures lie in it, links lead within it.
 
-    Args:
-        run: the run.
-        view: what of it is looked at.
-        items: where the figures' JSON is put, by the ids of their script elements.
+    Their JSON is put into ``items``, by the ids of their script elements.
     """
 
     live = False
@@ -116,17 +113,15 @@ def report_html(run: RunData) -> str:
         kinds={info.name: info.kind for info in run.layers},
         pictured=run.run.snapshot_layers(FeatureMaps),
         most_open=MOST_OPEN,
-        quantities=_recorded(run),
+        quantities=[(key, one.label) for key, one in QUANTITIES.items() if _is_recorded(run, key)],
         scripts=[Markup(script) for script in scripts],
         sheet=Markup(site_css()),
         policy=policy(scripts),
     )
 
 
-def _recorded(run: RunData) -> list[tuple[str, str]]:
-    """The quantities of the matrix that there is anything of, and their labels."""
-    found = ((key, measured(run, key)) for key in QUANTITIES)
-    return [(key, QUANTITIES[key].label) for key, cells in found if np.isfinite(cells.values).any()]
+def _is_recorded(run: RunData, quantity: str) -> bool:
+    return bool(np.isfinite(measured(run, quantity).values).any())
 
 
 def _drawn(layers: Sequence[LayerHealth]) -> set[str]:
@@ -149,11 +144,7 @@ def policy(scripts: Sequence[str]) -> str:
 
 
 def write_file(out: Path, content: bytes, what: str) -> None:
-    """Write under a temporary name and rename: whoever reloads it never sees half of it.
-
-    Raises:
-        RunError: if it cannot be written.
-    """
+    """Write under a temporary name and rename: whoever reloads it never sees half of it."""
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(out.suffix, ".convlens-", out.parent)

@@ -9,15 +9,8 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from convlens.core.histories import LayerHistory, LayerInfo, SeriesFigures, UpdateHistory
-from convlens.core.records import (
-    LOSS_AT_EVERY_STEP,
-    SEVERITIES,
-    Epoch,
-    Finding,
-    Picture,
-    RunRecord,
-)
+from convlens.core.histories import LayerHistory, LayerInfo, SeriesFigures
+from convlens.core.records import LOSS_AT_EVERY_STEP, SEVERITIES, Epoch, Finding, Picture
 from convlens.core.snapshots import Probes, Snapshot
 from convlens.core.steps import StepCurves, StepSeries, sum_up, take_steps
 from convlens.runs.follower import RunFollower
@@ -104,10 +97,6 @@ class RunData:
         """The history of a watched layer by its name."""
         return self.follower.history(self.names.index(layer), quantity)
 
-    def update_history(self, index: int) -> UpdateHistory:
-        """What the optimizer did to a parameter."""
-        return self.follower.update_history(index)
-
     def snapshot(self, kind: type[S], layer: str = "", epoch: int | None = None) -> S | None:
         """The newest snapshot of a kind taken at or before an epoch; see `Run.snapshot`."""
         return self.run.snapshot(kind, layer, epoch)
@@ -133,10 +122,6 @@ class RunData:
     def pictures(self, name: str) -> list[Picture]:
         """The images kept under a name, by epoch."""
         return self.run.pictures(name)
-
-    def record(self) -> RunRecord:
-        """The whole run without bucket counts, for the doctor."""
-        return self.run.record(counts=False)
 
     @cached_property
     def span(self) -> tuple[int, int]:

@@ -26,7 +26,8 @@ from convlens.web.guard import HEADERS, Guard
 from convlens.web.pages import cannot_show
 from convlens.web.site import Answer, NoSuchPageError, Site, refusal
 from convlens.web.static import served, version
-from convlens.web.store import RunStore, Workers
+from convlens.web.store import RunStore
+from convlens.web.workers import Workers
 
 DRAWING_THREADS = 2
 
@@ -83,12 +84,7 @@ async def _serve(
 class Server:
     """Answers requests from its making until `close`, on the running event loop.
 
-    Args:
-        store: the runs.
-        address: where; a port of 0 becomes the one that the system chose.
-
-    Attributes:
-        address: where it is served.
+    In its ``address`` a port of 0 has become the one that the system chose.
 
     Raises:
         ArgumentError: if the address cannot be bound to.
@@ -96,9 +92,12 @@ class Server:
 
     def __init__(self, store: RunStore, address: Address) -> None:
         try:
-            listening = _listen(address)
+            family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+            place = address.host, address.port
+            listening = socket.create_server(place, family=family, backlog=512)
         except OSError as error:
             raise ArgumentError(_not_served(address, error)) from error
+        listening.setblocking(False)
         self.address = replace(address, port=listening.getsockname()[1])
         self._drawing = _Drawing(Site(store))
         rest = {"guard": Guard(self.address), "drawing": self._drawing}
@@ -219,15 +218,16 @@ class _Handler(RequestHandler):
         """Refuse at once."""
         refusal = self._guard.refusal(self.request)
         if refusal is not None:
-            status, sentence = refusal
-            self.set_status(status)
-            self.set_header("Content-Type", "text/plain; charset=utf-8")
-            self.finish(sentence + "\n")
+            self._say(*refusal)
 
     def write_error(self, status_code: int, **_more: Any) -> None:  # noqa: ANN401
         """A plain sentence; Tornado's own shows its paths."""
+        self._say(status_code, f"This request cannot be answered ({status_code}).")
+
+    def _say(self, status: int, sentence: str) -> None:
+        self.set_status(status)
         self.set_header("Content-Type", "text/plain; charset=utf-8")
-        self.finish(f"This request cannot be answered ({status_code}).\n")
+        self.finish(sentence + "\n")
 
     async def send(self, answer: Answer) -> None:
         """Send an answer, part by part; whoever does not take one is disconnected."""
@@ -284,8 +284,7 @@ class _Pages(_Handler):
         token = self._guard.address.token
         if token:
             self.set_cookie(self._guard.cookie, token, httponly=True, samesite="Lax", path="/")
-        rest = urlencode(query, doseq=True)
-        self.redirect(f"/?{rest}" if rest else "/")
+        self.redirect("/?" + urlencode(query, doseq=True) if query else "/")
 
 
 class _Static(_Handler):
@@ -309,13 +308,6 @@ def _not_served(address: Address, error: OSError) -> str:
     reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
     place = f"address={address.host!r} with port={address.port}"
     return f"{place} cannot be served on ({reason}); {advice}."
-
-
-def _listen(address: Address) -> socket.socket:
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listening = socket.create_server((address.host, address.port), family=family, backlog=512)
-    listening.setblocking(False)
-    return listening
 
 
 def _silent(_handler: RequestHandler) -> None:

@@ -48,17 +48,13 @@ class Answer:
     kind: str = HTML
 
 
-def html(text: str) -> bytes:
-    """As it is sent; a lone surrogate, which a file's name may hold, becomes a question mark."""
-    return text.encode("utf-8", "replace")
+def _html(template: str, status: int = 200, **context: Any) -> Answer:  # noqa: ANN401
+    """A template; a lone surrogate, which a file's name may hold, becomes a question mark."""
+    return Answer(status, render(template, **context).encode("utf-8", "replace"))
 
 
 class Site:
-    """The addresses of the runs in a store.
-
-    Args:
-        store: the runs.
-    """
+    """The addresses of the runs in a store."""
 
     def __init__(self, store: RunStore) -> None:
         self.store, self._distances = store, Distances()
@@ -76,24 +72,20 @@ class Site:
         return ""
 
     def answer(self, path: str, query: Query, mark: str) -> Answer:
-        """The answer to a request.
-
-        Raises:
-            NoSuchPageError: if there is nothing under this address.
-            RunError: if a run cannot be read.
-        """
+        """The answer to a request; a `RunError` if there is none, or a run cannot be read."""
         view = View.of({name: values[-1] for name, values in query.items()})
         keys = self._keys(path, query)
         first, _, rest = path[1:].partition("/")
         if path == "/":
             shown = runs(self.store.listed(), self.store.places, view)
-            return Answer(body=html(render("list.html", view=view, mark=mark, **shown)))
+            return _html("list.html", view=view, mark=mark, **shown)
         if first == "api":
             return self._data(rest, keys, view)
         if _of_several(path):
             return self._compare(keys, view, partial(_answer_compared, path=path, mark=mark))
         if len(keys) == 1:
-            return self._ask(keys[0], lambda run: _answer_run(Page(run, view), first, rest, mark))
+            run = self.store.open(keys[0])
+            return run.ask(lambda run: _answer_run(Page(run, view), first, rest, mark))
         raise NoSuchPageError(NOTHING)
 
     def _keys(self, path: str, query: Query) -> list[str]:
@@ -102,9 +94,6 @@ class Site:
             if path.startswith(begin):
                 return [path[len(begin) :].partition("/")[0]]
         return list(dict.fromkeys(query.get("run", [])))[:8]
-
-    def _ask(self, key: str, question: Callable[[RunData], Answer]) -> Answer:
-        return self.store.open(key).ask(question)
 
     def _list_mark(self) -> str:
         listed = [(one.key, one.mark, one.problem, count(f)) for one, f in self.store.listed()]
@@ -115,9 +104,7 @@ class Site:
     ) -> tuple[str, dict[str, tuple[Run, str]], dict[str, str]]:
         """The mark of several runs; those that can be read, each with its state; and why not.
 
-        Args:
-            keys: the runs.
-            whole: whether a run whose layers cannot be read counts as one that cannot.
+        If ``whole``, a run whose layers cannot be read counts as one that cannot.
         """
 
         def look(run: RunData) -> tuple[Run, str]:
@@ -156,7 +143,7 @@ class Site:
                 runs[rest[0]] = run
                 return ask(rest[1:])
 
-            return self._ask(rest[0], within)
+            return self.store.open(rest[0]).ask(within)
 
         return ask(sorted(readable))
 
@@ -175,7 +162,7 @@ def refusal(path: str, status: int, sentence: str) -> Answer:
     """A sentence instead of what was asked for: a page, or JSON for programs."""
     if path.startswith("/api/"):
         return _json({"error": sentence}, status)
-    return Answer(status, html(render("message.html", sentence=sentence)))
+    return _html("message.html", status, sentence=sentence)
 
 
 def _of_several(path: str) -> bool:
@@ -203,7 +190,7 @@ def _answer_compared(page: ComparePage, path: str, mark: str) -> Answer:
 
 
 def _page(page: Page, template: str, mark: str) -> Answer:
-    return Answer(body=html(render(template, page=page, run=page.run, view=page.view, mark=mark)))
+    return _html(template, page=page, run=page.run, view=page.view, mark=mark)
 
 
 def _json(value: Mapping[str, Any], status: int = 200) -> Answer:

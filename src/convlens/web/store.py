@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from queue import LifoQueue, SimpleQueue
-from threading import Lock, RLock, Thread
-from typing import Any, TypeVar
+from threading import Lock, RLock
+from typing import TypeVar
 
 from convlens.core.records import Finding
 from convlens.doctor import diagnose
@@ -24,6 +19,7 @@ from convlens.runs.database_reader import is_record
 from convlens.runs.follower import RunFollower
 from convlens.web.run_data import RunData
 from convlens.web.run_summary import RunSummary, SummaryCache
+from convlens.web.workers import Results
 
 MAX_OPEN, MAX_OPEN_BYTES = 32, 64 << 20
 """Runs that are kept open, and what they may hold together; a long one has tens of megabytes."""
@@ -40,13 +36,6 @@ LIST_S = 1.0
 AGAIN_S, AGAIN_TIMES = 10.0, 40.0
 """The findings of a growing run are worked out anew after this many seconds, and not before as
 many times the seconds that it took: the whole record is read, of long runs for a second."""
-
-NICENESS = 3
-"""How far the server's threads lower their own priority, as ``nice`` has it.
-
-Beside two processes that compute all the time they get a third of a core; with 10 it would be a
-tenth, and a page would open after half a minute.
-"""
 
 T = TypeVar("T")
 
@@ -71,17 +60,16 @@ class RunStore:
             self._add(place)
         self._lock = Lock()
         self._open: OrderedDict[str, OpenRun] = OrderedDict()
-        self._findings: OrderedDict[str, _Diagnosis] = OrderedDict()
         self._listing, self._listed_at = Lock(), -float("inf")
         self._listed: dict[str, RunSummary] = {}
         self._summaries = SummaryCache()
-        # The run asked for last is looked at first: a list may have asked for hundreds before.
-        self._asked: LifoQueue[tuple[_Diagnosis, Path]] = LifoQueue()
-        self._doctor = Workers(1)
+        self._diagnoses = Results[Sequence[Finding]](
+            MAX_FINDINGS, lambda took: max(AGAIN_S, AGAIN_TIMES * took)
+        )
 
     def close(self) -> None:
         """Begin no more diagnoses."""
-        self._doctor.close()
+        self._diagnoses.close()
 
     def _add(self, place: Path) -> None:
         if (place / "run.db").is_file() or place.name == "run.db":
@@ -110,16 +98,17 @@ class RunStore:
     def listed(self) -> Sequence[tuple[RunSummary, Sequence[Finding] | None]]:
         """The runs of `list`, each with its findings or None until they are known."""
         runs = list(self.list().values())
-        asked = {one.key for one in runs[-MAX_FINDINGS:] if one.problem is None}
-        return [(one, self._findings_of(one) if one.key in asked else None) for one in runs]
+        found = {
+            one.key: self.findings(one.key, one.path, one.mark, growing=one.status == "running")
+            for one in runs[-MAX_FINDINGS:]
+            if one.problem is None
+        }
+        return [(one, found.get(one.key)) for one in runs]
 
     @property
     def places(self) -> Sequence[str]:
         """The folders that are looked through."""
         return list(map(str, self._folders))
-
-    def _findings_of(self, run: RunSummary) -> Sequence[Finding] | None:
-        return self.findings(run.key, run.path, run.mark, growing=run.status == "running")
 
     def _paths(self) -> dict[str, tuple[str, Path]]:
         """Folder and directory of every run by its key; the runs are not read."""
@@ -160,53 +149,18 @@ class RunStore:
             self._open.pop(key, None)
 
     def findings(
-        self, key: str, path: Path, mark: str, *, growing: bool, opened: bool = False
-    ) -> Sequence[Finding] | None:
+        self, key: str, path: Path, mark: str, *,
+        growing: bool, opened: bool = False, wait: bool = False,
+    ) -> Sequence[Finding] | None:  # fmt: skip
         """What the doctor found in a run, None until it has looked: it reads every column.
 
-        Args:
-            key: the run's key.
-            path: its directory.
-            mark: of its state; another one has it looked at again.
-            growing: whether it still grows; then older findings are returned meanwhile.
-            opened: whether somebody looks at this run, not at the list: then it comes first.
+        A run that is ``opened``, by somebody who does not look at the list, comes first.
         """
-        with self._lock:
-            known = self._findings.setdefault(key, _Diagnosis())
-            self._findings.move_to_end(key)
-            while len(self._findings) > MAX_FINDINGS:
-                self._findings.popitem(last=False)
-            due = known.mark != mark and (not growing or time.monotonic() > known.again)
-            if due and not known.running:
-                known.mark, known.running = mark, True
-                self._ask_doctor(known, path)
-            elif known.running and opened and not known.opened:
-                self._ask_doctor(known, path)
-            known.opened = known.running and (opened or known.opened)
-            return known.found
-
-    def findings_now(self, key: str, path: Path, mark: str) -> Sequence[Finding]:
-        """What the doctor found in a run; unlike `findings` it waits for the doctor."""
-        found = self.findings(key, path, mark, growing=True)
-        if found is None:
-            found = _look(path)
-            with self._lock:
-                known = self._findings.setdefault(key, _Diagnosis(mark))
-                known.found, known.running = found, False
-        return found
-
-    def _ask_doctor(self, diagnosis: _Diagnosis, path: Path) -> None:
-        self._asked.put((diagnosis, path))
-        self._doctor.submit(self._diagnose)
-
-    def _diagnose(self) -> None:
-        diagnosis, path = self._asked.get()
-        if diagnosis.running:  # else it was asked for twice, and is done
-            begun = time.monotonic()
-            diagnosis.found = _look(path)
-            took = time.monotonic() - begun
-            diagnosis.again = begun + max(AGAIN_S, AGAIN_TIMES * took)
-            diagnosis.running = diagnosis.opened = False
+        work = partial(_look, path)
+        found = self._diagnoses.of(key, mark, work, growing=growing, urgent=opened)
+        if wait:
+            found.done.wait()
+        return found.value
 
 
 class OpenRun:
@@ -226,29 +180,15 @@ class OpenRun:
         """Differs whenever there is something new to show: record, end of the run or findings."""
         with self._lock:
             self._refresh()
-            found = self._findings()
-            told = (
-                ""
-                if found is None
-                else hashlib.blake2b(repr(found).encode(), digest_size=4).hexdigest()
-            )
-            return f"{self._follower.mark}-{told}"
+            found = repr(self._findings()).encode()
+            return f"{self._follower.mark}-{hashlib.blake2b(found, digest_size=4).hexdigest()}"
 
     def ask(self, question: Callable[[RunData], T], *, wait: bool = False) -> T:
-        """Answer a question about the run as it is now.
-
-        Args:
-            question: what is asked.
-            wait: whether the findings must be known.
-        """
+        """Answer a question about the run as it is now; ``wait`` until its findings are known."""
         with self._lock:
             self._refresh()
-            found = self._findings()
-            if found is None and wait:
-                path, mark = self._follower.run.path, self._follower.mark
-                found = self._store.findings_now(self._key, path, mark)
             try:
-                return question(self._data(found))
+                return question(self._data(self._findings(wait)))
             finally:
                 self.nbytes = self._follower.nbytes
                 self._store.keep_within_bounds()
@@ -270,79 +210,19 @@ class OpenRun:
             raise
         self._read_at = time.monotonic()
 
-    def _findings(self) -> Sequence[Finding] | None:
+    def _findings(self, wait: bool = False) -> Sequence[Finding] | None:
         growing = self._follower.meta.get("status") == "running"
         path, mark = self._follower.run.path, self._follower.mark
-        return self._store.findings(self._key, path, mark, growing=growing, opened=True)
-
-
-@dataclass
-class _Diagnosis:
-    """What is known of a run's findings."""
-
-    mark: str = ""
-    again: float = -float("inf")
-    running: bool = False
-    opened: bool = False
-    found: Sequence[Finding] | None = None
+        return self._store.findings(self._key, path, mark, growing=growing, opened=True, wait=wait)
 
 
 def _look(path: Path) -> Sequence[Finding]:
     try:
         return diagnose(open_run(path).record(counts=False))
     except Exception as error:
-        return [_unreadable(error)]
-
-
-def _unreadable(error: Exception) -> Finding:
-    reason = str(error) if isinstance(error, ConvlensError) else f"{type(error).__name__}: {error}"
-    text = f"The findings could not be worked out: {reason}"
-    return Finding("unreadable", "note", text, confidence="certain")
-
-
-class Workers:
-    """Threads of low priority that end with the program, whatever they are doing.
-
-    For those of `concurrent.futures` Ctrl-C would have to wait.
-
-    Args:
-        n: how many.
-    """
-
-    def __init__(self, n: int) -> None:
-        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._threads = [Thread(target=self._work, daemon=True) for _ in range(n)]
-        for thread in self._threads:
-            thread.start()
-
-    def submit(self, job: Callable[[], T]) -> Future[T]:
-        """Have a job done after all others."""
-        future: Future[T] = Future()
-        self._jobs.put((future, job))
-        return future
-
-    def close(self) -> None:
-        """Take no more jobs; those that wait are still done unless they are cancelled."""
-        for _ in self._threads:
-            self._jobs.put(None)
-
-    def _work(self) -> None:
-        lower_priority()
-        while (given := self._jobs.get()) is not None:
-            future, job = given
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(job())
-                except BaseException as error:
-                    future.set_exception(error)
-            del given, future, job  # while it waits, a thread keeps no answer
-
-
-def lower_priority() -> None:
-    """Let this thread give way to a training on the same machine; on Linux each has its own."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.nice(NICENESS)
+        named = "" if isinstance(error, ConvlensError) else f"{type(error).__name__}: "
+        text = f"The findings could not be worked out: {named}{error}"
+        return [Finding("unreadable", "note", text, confidence="certain")]
 
 
 def key_of(path: Path) -> str:

@@ -6,16 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from bokeh.core.properties import value
 from bokeh.layouts import column
 from bokeh.models import (
     BasicTicker,
     ColumnDataSource,
     DataRange1d,
-    DataRenderer,
     HoverTool,
-    Legend,
-    LegendItem,
     LinearAxis,
     NoOverlap,
     Range1d,
@@ -24,7 +20,7 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
-from convlens.core.buckets import Flags, Floats
+from convlens.core.buckets import Flags, Floats, Ints
 from convlens.core.records import Epoch
 from convlens.core.steps import StepCurves
 from convlens.plots.canvas import BLUE, GREEN, ORANGE, STEP_LABEL
@@ -35,6 +31,7 @@ from convlens.web.figures.style import (
     RUNS,
     StepAxis,
     add_tips,
+    explain,
     float32,
     line,
     say,
@@ -64,11 +61,8 @@ show little but the first steps."""
 ROOM = 0.06
 """Share of the height that the axis of losses reaches beyond them, above and below."""
 
-LEGEND_ROW, METRIC = 26, 150
-"""Pixels of two runs in a legend, and of a metric of several runs."""
-
-NAME = 20
-"""Characters of a run's name in a legend."""
+METRIC = 150
+"""Pixels of a metric of several runs."""
 
 EPOCH_MARKS = 60
 """More epochs are not marked on the lines of several runs."""
@@ -140,7 +134,9 @@ def loss(page: Page, axis: StepAxis) -> figure:
         "smoothed": (smooth, not few), "validation": (valid, bool(len(x))),
         "NaN or ∞": (strips, bool(bad.any())),
     }  # fmt: skip
-    _explain(plot, [(word, drawn) for word, (drawn, there) in shown.items() if there])
+    items = [(word, [drawn]) for word, (drawn, there) in shown.items() if there]
+    explain(plot, items, location="top_left", margin=0, glyph_width=16, glyph_height=14,
+            label_height=14, label_standoff=4)  # fmt: skip
     known = _fit(plot, np.concatenate([curves.loss.low, curves.loss.high, y]), log=log)
     say(plot, "" if known else "Every loss was NaN or infinite.")
     return plot
@@ -149,24 +145,21 @@ def loss(page: Page, axis: StepAxis) -> figure:
 def metric(page: Page, axis: StepAxis) -> figure:
     """One metric of the validation, at the end of each epoch."""
     name = _chosen(page.view.metric, metric_names(page.run.epochs))
-    plot = axis.figure(formatting.short(name, 60), "", SMALL, say_steps=False)
-    axis.mark_epochs(plot)
-    x, y = _metric(page.run.epochs, name)
-    drawn = line(plot, x, y, ORANGE, points=True)
-    add_tips(plot, drawn, {"value": y})
-    _fit(plot, y)
-    return plot
+    return _one_line(axis, name, *_metric(page.run.epochs, name), color=ORANGE, points=True)
 
 
 def logged(page: Page, axis: StepAxis) -> figure:
     """One number that a loop logged besides its loss."""
     name = _chosen(page.view.logged, logged_names(page))
-    plot = axis.figure(formatting.short(name, 60), "", SMALL, say_steps=False)
-    axis.mark_epochs(plot)
     steps, y = page.run.hypers, page.run.hypers.hypers[name].mean[:, 0]
     known = np.isfinite(y)  # it may have been logged at some steps only
-    drawn = line(plot, steps.middle_step[known], y[known])
-    add_tips(plot, drawn, {"value": y[known]})
+    return _one_line(axis, name, steps.middle_step[known], y[known])
+
+
+def _one_line(axis: StepAxis, name: str, x: Floats, y: Floats, **look: Any) -> figure:  # noqa: ANN401
+    plot = axis.figure(formatting.short(name, 60), "", SMALL, say_steps=False)
+    axis.mark_epochs(plot)
+    add_tips(plot, line(plot, x, y, **look), {"value": y})
     _fit(plot, y)
     return plot
 
@@ -216,19 +209,13 @@ _WORDS = {"lr": "learning rate", "momentum": "momentum"}
 def overlaid(pages: Sequence[Page], names: Sequence[str]) -> UIElement:
     """Losses and a metric of up to eight runs over one time axis, a colour for each run.
 
-    The page has the legend: it holds names of any length.
-
-    Args:
-        pages: one for each run; what the first one's view says of the logarithmic axis, smoothing
-            and metric holds for all.
-        names: what each run is called.
+    The page has the legend: it holds names of any length. What the first page's view says of the
+    logarithmic axis, smoothing and metric holds for all.
     """
     runs, view, log = [page.run for page in pages], pages[0].view, is_log(pages)
     axis = StepAxis((min(run.span[0] for run in runs), max(run.span[1] for run in runs)))
-    training, validation = (
-        _loss_figure(axis, "training loss", log),
-        _loss_figure(axis, "validation loss", log),
-    )
+    training = _loss_figure(axis, "training loss", log)
+    validation = _loss_figure(axis, "validation loss", log)
     smooth = [_smoothed(page.at(smooth=view.smooth), log) for page in pages]
     for run, mean, color in zip(runs, smooth, RUNS, strict=False):
         _mark_ends(training, run, mean, color, log=log, band=len(runs) == 2)
@@ -278,18 +265,15 @@ def _overlay(
     names: Sequence[str],
     *,
     log: bool = False,
-) -> list[Any]:
+) -> None:
     """A line for each run, and one tooltip for the line under the pointer."""
     drawn = [line(plot, x, y, color, 2.0) for (x, y), color in zip(series, RUNS, strict=False)]
     for one, name in zip(drawn, names, strict=False):
         one.name = formatting.harmless(name)
     tips = [("run", "$name"), ("batch", "@x{0,0}"), ("value", "@y{0.[000000]}")]
-    plot.add_tools(
-        HoverTool(renderers=list[DataRenderer](drawn), tooltips=tips, line_policy="nearest")
-    )
+    plot.add_tools(HoverTool(renderers=[*drawn], tooltips=tips, line_policy="nearest"))
     known = _fit(plot, np.concatenate([y for _, y in series]), log=log)
     say(plot, "" if known else "Not recorded.")
-    return drawn
 
 
 def _above_one_another(plots: Sequence[figure], *, grows: bool = True) -> UIElement:
@@ -353,24 +337,11 @@ def _is_known(steps: StepCurves, name: str) -> bool:
 
 def _strips(plot: figure, curves: StepCurves, bad: Flags) -> Any:  # noqa: ANN401 — a renderer
     """Mark the entries with values that are not finite; neighbours become one strip."""
-    begins = np.flatnonzero(bad & ~np.append(False, bad[:-1]))
-    ends = np.flatnonzero(bad & ~np.append(bad[1:], False))
-    x0, x1 = curves.first_step[begins] - 0.5, curves.last_step[ends] + 0.5
+    begins, ends = _stretches(bad)
+    x0, x1 = curves.first_step[begins] - 0.5, curves.last_step[ends - 1] + 0.5
     source = ColumnDataSource({"x0": float32(x0), "x1": float32(x1)})
     return plot.vstrip("x0", "x1", source=source, fill_color=ORANGE, fill_alpha=0.35,
                        line_color=None)  # fmt: skip
-
-
-def _explain(plot: figure, entries: Sequence[tuple[str, Any]], columns: int = 0) -> None:
-    """A legend above the frame, where it covers nothing."""
-    items = [LegendItem(label=value(word), renderers=[drawn]) for word, drawn in entries]
-    legend = Legend(items=list(items), orientation="horizontal", location="top_left", spacing=10)
-    legend.update(
-        margin=0, padding=2, glyph_width=16, glyph_height=14, label_height=14, label_standoff=4
-    )
-    if columns:
-        legend.update(ncols=columns)
-    plot.add_layout(legend, "above")
 
 
 def _fit(plot: figure, values: Floats, *, log: bool = False) -> bool:
@@ -387,15 +358,18 @@ def _fit(plot: figure, values: Floats, *, log: bool = False) -> bool:
     return bool(len(seen))
 
 
+def _stretches(flags: Flags) -> tuple[Ints, Ints]:
+    """Where each stretch of neighbours that are marked begins, and where it has ended."""
+    edges = np.diff(flags.astype(np.int8), prepend=0, append=0)
+    return np.flatnonzero(edges > 0), np.flatnonzero(edges < 0)
+
+
 def band_outline(steps: StepCurves, low: Floats, high: Floats) -> Mapping[str, NDArray[np.float32]]:
     """The corners of the areas between lowest and highest, parted by NaN."""
-    known = np.isfinite(low) & np.isfinite(high)
-    begins = np.flatnonzero(known & ~np.append(False, known[:-1]))
-    ends = np.flatnonzero(known & ~np.append(known[1:], False)) + 1
     edges = np.stack([steps.first_step - 0.5, steps.last_step + 0.5], axis=1)
     gap = np.array([np.nan])
     x, y = [gap], [gap]
-    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+    for begin, end in zip(*_stretches(np.isfinite(low) & np.isfinite(high)), strict=True):
         there = edges[begin:end].ravel()
         x += [there, there[::-1], gap]
         y += [np.repeat(low[begin:end], 2), np.repeat(high[begin:end], 2)[::-1], gap]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import bokeh.models as bk
 import numpy as np
-from bokeh.core.properties import value
 from bokeh.layouts import column, row
 from bokeh.palettes import viridis
 from bokeh.plotting import figure
@@ -19,15 +18,17 @@ from convlens.core.columns import merge_runs
 from convlens.core.histories import LayerHistory, LayerInfo, SeriesFigures
 from convlens.plots.canvas import BLUE, FEW, GREEN, ORANGE
 from convlens.plots.one_layer import TAIL
+from convlens.web.figures.quantities import mean_of_cells
 from convlens.web.figures.style import (
     CLEAR,
     INK,
     MIN_WIDTH,
-    PALE,
     SOFT,
     ZERO,
     StepAxis,
+    explain,
     float32,
+    heatmap,
     say,
     spreads,
 )
@@ -52,6 +53,11 @@ BAD = "NaN, ∞"
 QUANTILES = (0.01, 0.25, 0.5, 0.75, 0.99)
 COLORS = (BLUE, GREEN, ORANGE, SOFT, INK)
 """Of a figure's lines; so many parameters are drawn."""
+
+LEGEND: dict[str, Any] = {
+    "location": "top_right", "margin": 2, "label_text_font_size": "11px",
+    "glyph_height": 12, "glyph_width": 18,
+}  # fmt: skip
 
 WHITE, NIGHT = "#ffffff", "#440154"
 """Lines over the colours of the histograms, and viridis's darkest to write on: not themed."""
@@ -159,18 +165,14 @@ def heat(axis: StepAxis, history: LayerHistory, cells: Cells, *, exact: bool) ->
     what = "batch" if cells.width == 1 else f"{cells.width:,} batches"
     span = bk.Range1d(start=low, end=high)
     plot = axis.figure(f"Histogram of every {what}", label, HEAT, y_range=span, epoch_names=True)
-    plot.update(min_border_left=58, min_border_right=10, background_fill_color=PALE)
-    plot.ygrid.visible = False
+    plot.update(min_border_left=58, min_border_right=10)
     peak = 2.0 ** np.ceil(np.log2(np.nanmax(image, initial=10.0)))  # so it seldom changes
     mapper = bk.LogColorMapper(palette=viridis(256), low=0.5, high=peak, nan_color=CLEAR)
     place = {"x": cells.first - 0.5, "y": low, "dw": float(cells.n * cells.width), "dh": high - low}
-    source = bk.ColumnDataSource({"image": [image], **{k: [v] for k, v in place.items()}})
-    glyph = bk.Image(image="image", x="x", y="y", dw="dw", dh="dh", color_mapper=mapper)
-    drawn = plot.add_glyph(source, glyph, level="image")
     each = "@image{0,0}" if cells.width == 1 else f"@image{{0,0.0}} (mean of {what})"
     at = f"$y{{0.0000}} (bins of {(high - low) / ROWS:.2g})"
     tips = [("batch", "$x{0,0}"), ("values in the bin", each), ("activation", at)]
-    plot.add_tools(bk.HoverTool(renderers=[drawn], tooltips=tips))  # pyright: ignore[reportArgumentType]
+    heatmap(plot, {"image": [image], **{k: [v] for k, v in place.items()}}, mapper, tips, x="x")
     ticks = bk.FixedTicker(ticks=[10**power for power in range(int(np.log10(peak)) + 1)])
     short_counts = bk.NumeralTickFormatter(format="0a")
     bar = bk.ColorBar(color_mapper=mapper, ticker=ticks, formatter=short_counts)
@@ -180,8 +182,8 @@ def heat(axis: StepAxis, history: LayerHistory, cells: Cells, *, exact: bool) ->
     items = [*_draw_quantiles(plot, history), *_draw_bad(plot, history, cells)]
     if history.layer.feeds_relu:
         _draw_relu(plot, low, high)
-    _explain(plot, items, background_fill_color=NIGHT, background_fill_alpha=1.0,
-             label_text_color=WHITE)  # fmt: skip
+    explain(plot, items, **LEGEND, background_fill_color=NIGHT, background_fill_alpha=1.0,
+            label_text_color=WHITE)  # fmt: skip
     return plot
 
 
@@ -213,20 +215,27 @@ def _draw_quantiles(plot: figure, history: LayerHistory) -> Items:
     """Each pair of quantiles as one line, parted by NaN: models are what takes time in Bokeh."""
     values, x, gap = history.quantiles(QUANTILES), history.middle_step, [np.nan]
     items: list[Item] = []
-    looks = (
-        ("median", [2], 2.2, []),
-        ("25, 75 %", [1, 3], 1.3, []),
-        ("1, 99 %", [0, 4], 1.2, [5, 4]),
-    )
-    for word, chosen, width, dash in looks:
+    for word, chosen, width, dash in (
+        ("median", [2], 2.2, []), ("25, 75 %", [1, 3], 1.3, []), ("1, 99 %", [0, 4], 1.2, [5, 4]),
+    ):  # fmt: skip
         y = np.concatenate([np.append(values[i], gap) for i in chosen])
         source = _source(x=np.tile(np.append(x, gap), len(chosen)), y=y)
-        line = bk.Line(x="x", y="y", line_color=WHITE, line_width=width, line_dash=dash)
-        items.append((word, [plot.add_glyph(source, line)]))
-        if len(history) <= FEW:
-            dots = bk.Scatter(x="x", y="y", size=4, line_color=WHITE, fill_color=WHITE)
-            items[-1][1].append(plot.add_glyph(source, dots))
+        few = len(history) <= FEW
+        items.append((word, _add_line(plot, source, "y", WHITE, width, dash, 4 if few else 0)))
     return items
+
+
+def _add_line(
+    plot: figure, source: bk.ColumnDataSource, y: str, color: str, width: float,
+    dash: list[int], dot: int,
+) -> list[bk.GlyphRenderer[Any]]:  # fmt: skip
+    """A line, with dots of this size unless that is 0."""
+    line = bk.Line(x="x", y=y, line_color=color, line_width=width, line_dash=dash)
+    drawn: list[bk.GlyphRenderer[Any]] = [plot.add_glyph(source, line)]
+    if dot:
+        dots = bk.Scatter(x="x", y=y, size=dot, line_color=color, fill_color=color)
+        drawn.append(plot.add_glyph(source, dots))
+    return drawn
 
 
 def _draw_bad(plot: figure, history: LayerHistory, cells: Cells) -> Items:
@@ -250,16 +259,6 @@ def _draw_relu(plot: figure, low: float, high: float) -> None:
     words.update(text_baseline="top" if at_top else "bottom")
     words.update(background_fill_color=NIGHT, background_fill_alpha=0.75)
     plot.add_layout(words)
-
-
-def _explain(plot: figure, items: Items, **more: Any) -> None:  # noqa: ANN401 — properties
-    """A legend above the frame, where it covers nothing."""
-    if items:
-        named = [bk.LegendItem(label=value(word), renderers=drawn) for word, drawn in items]
-        legend = bk.Legend(items=named, orientation="horizontal", location="top_right")
-        legend.update(margin=2, spacing=10, padding=2, label_text_font_size="11px", **more)
-        legend.update(glyph_height=12, glyph_width=18)
-        plot.add_layout(legend, "above")
 
 
 def _source(**columns: NDArray[Any]) -> bk.ColumnDataSource:
@@ -356,11 +355,8 @@ def root_mean_square(
     values = figures.values["norm"][rows].astype(np.float64)
     if not len(at):
         return at, values, np.zeros(0, np.bool_)
-    known = np.isfinite(values)
-    weight = known * (last - first + 1)
-    total = np.add.reduceat(np.where(known, values, 0.0) ** 2 * weight, starts, axis=1)
-    mass = np.add.reduceat(weight, starts, axis=1)
-    mean = np.divide(total, mass, out=np.full(total.shape, np.nan), where=mass > 0)
+    finite = np.where(np.isfinite(values), values, np.nan)
+    mean = mean_of_cells(finite**2, first, last, starts)
     bad = (figures.values["nonfinite"][rows] > 0) | np.isinf(values)
     return at, np.sqrt(mean), np.logical_or.reduceat(bad.any(axis=0), starts)
 
@@ -383,8 +379,9 @@ def stat_figure(axis: StepAxis, stat: Stat) -> figure:
     marks = _draw_marks(plot, stat, zero.any(axis=0))
     if len(items) > 3:  # more would not fit
         items[2:] = [(f"{items[2][0]} …", items[2][1])]
-    said_by_title = [*stat.lines] == [stat.title.lower()]
-    _explain(plot, [*([] if said_by_title else items), *marks])
+    if [*stat.lines] == [stat.title.lower()]:  # the title says it
+        items = []
+    explain(plot, [*items, *marks], **LEGEND)
     return plot
 
 
@@ -401,12 +398,8 @@ def _draw_lines(plot: figure, stat: Stat, drawn: Floats, zero: Flags) -> list[It
                 stat.zero if v == 0 else f"{v:.3g}" for v in stat.lines[name]
             ]
             tips[-1] = word, f"@said{i}"
-        line = bk.Line(x="x", y=f"y{i}", line_color=color, line_width=1.5)
-        line.line_dash = [6, 4] if i == 1 else []
-        items.append((word, [plot.add_glyph(source, line)]))
-        if len(stat.x) <= FEW:
-            dots = bk.Scatter(x="x", y=f"y{i}", size=5, line_color=color, fill_color=color)
-            items[-1][1].append(plot.add_glyph(source, dots))
+        dash, dot = [6, 4] if i == 1 else [], 5 if len(stat.x) <= FEW else 0
+        items.append((word, _add_line(plot, source, f"y{i}", color, 1.5, dash, dot)))
     bar = bk.VBar(x="x", width=float(np.median(np.diff(stat.x))) if len(stat.x) > 1 else 1.0)
     bar.update(bottom=1, top=10, fill_alpha=0, line_alpha=0)
     bars = plot.add_glyph(source, bar, y_range_name="frame")

@@ -61,9 +61,8 @@ class Row:
 
 def family(kind: str) -> str:
     """Which of `KINDS` a module's class belongs to."""
-    found = (name for name, sign in zip(KINDS, _FAMILIES, strict=False) if
-             re.search(sign, kind.lower()))  # fmt: skip
-    return next(found, "others")
+    signs = zip(KINDS, _FAMILIES, strict=False)
+    return next((name for name, sign in signs if re.search(sign, kind.lower())), "others")
 
 
 def short_kind(kind: str) -> str:

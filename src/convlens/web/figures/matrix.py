@@ -10,12 +10,10 @@ import numpy as np
 from bokeh.core.properties import value
 from bokeh.layouts import row
 from bokeh.models import (
-    BoxAnnotation,
     ColorBar,
     ColumnDataSource,
     FixedTicker,
     HoverTool,
-    Image,
     LinearColorMapper,
     Range1d,
     UIElement,
@@ -29,16 +27,16 @@ from convlens.plots.canvas import ORANGE, short_count
 from convlens.web.figures.layer_rows import Row, rows_of
 from convlens.web.figures.quantities import QUANTITIES, Cells, Quantity, condense, measured
 from convlens.web.figures.style import (
-    CARD,
     CLEAR,
     FONT,
     INK,
-    PALE,
     PROBLEM,
     SOFT,
     WARNING,
     ZERO,
     StepAxis,
+    heatmap,
+    outline,
 )
 from convlens.web.formatting import harmless
 
@@ -144,16 +142,17 @@ def matrix(page: Page) -> UIElement:
     y = Range1d(start=max(len(rows), 1) - 0.5, end=-0.5)
     plot = axis.figure("", "", height(len(rows)), y_range=y)
     plot.update(name="linked", min_border_left=4, min_border_right=14)
-    plot.update(background_fill_color=PALE, min_border_top=ABOVE, min_border_bottom=BELOW)
-    plot.yaxis.visible = plot.ygrid.visible = False
+    plot.update(min_border_top=ABOVE, min_border_bottom=BELOW)
+    plot.yaxis.visible = False
     palette = _palette(quantity.scale)
     mapper = LinearColorMapper(
         palette=[ZERO, *palette], low=EXACTLY_0, high=HIGH, low_color=CLEAR, high_color=ORANGE
     )
-    glyph = Image(image="image", x="x", y="bottom", dw="dw", dh=0.92, color_mapper=mapper)
-    source = ColumnDataSource(_columns(page, rows, cells, limits, width), name="links")
-    image = plot.add_glyph(source, glyph, level="image")
-    _hover(plot, image, quantity, width, folded=any(len(one.layers) > 1 for one in rows))
+    tips = _tips(quantity, width, folded=any(len(one.layers) > 1 for one in rows))
+    columns = _columns(page, rows, cells, limits, width)
+    written: Any = {} if quantity.scale == "share" else {"@value": "printf"}
+    source = heatmap(plot, columns, mapper, tips, x="x", y="bottom", dh=0.92, formatters=written)
+    source.name = "links"
     axis.mark_epochs(plot, SOFT)
     ticks = limits.ticks()
     bar = ColorBar(
@@ -162,9 +161,9 @@ def matrix(page: Page) -> UIElement:
         major_label_overrides={**ticks},
     )  # fmt: skip
     plot.add_layout(bar, "above")
-    names = _names(rows, y)
-    _outline(page, rows, plot)
-    return row(names, plot, sizing_mode="stretch_width", spacing=0)
+    layer = page.run.names.index(page.view.layer) if page.view.layer in page.run.names else -1
+    outline(plot, next((i for i, one in enumerate(rows) if layer in one.layers), None), 5, 2)
+    return row(_names(rows, y), plot, sizing_mode="stretch_width", spacing=0)
 
 
 def _columns(
@@ -186,14 +185,12 @@ def _columns(
         "name": [one.name for one in rows],
         "kind": [one.kind for one in rows],
         "health": [_words(one) for one in rows],
-        "href": [_href(page, one) for one in rows],
-    }
-
-
-def _href(page: Page, one: Row) -> str:
-    if len(one.layers) == 1 or not page.live:
-        return page.layer_url(one.worst.layer)
-    return page.url(block=one.block)
+        "href": [
+            page.url(block=one.block) if len(one.layers) > 1 and page.live
+            else page.layer_url(one.worst.layer)
+            for one in rows
+        ],
+    }  # fmt: skip
 
 
 def _words(one: Row) -> str:
@@ -201,7 +198,7 @@ def _words(one: Row) -> str:
     return (one.worst.words or "nothing conspicuous") + where
 
 
-def _hover(plot: figure, image: Any, quantity: Quantity, width: int, folded: bool) -> None:  # noqa: ANN401
+def _tips(quantity: Quantity, width: int, *, folded: bool) -> list[tuple[str, str]]:
     share = quantity.scale == "share"
     number = "@value{0.0 %}" if share else "@value{%.3g}"
     tips = [("layer", "@name (@kind)"), ("batch", "$x{0,0}"), (quantity.label, number)]
@@ -210,9 +207,7 @@ def _hover(plot: figure, image: Any, quantity: Quantity, width: int, folded: boo
         tips.append(("", f"{merged} of {width:,} batches"))
     if folded:
         tips.append(("", f"folded rows: {'largest' if share else 'mean'} of their layers"))
-    tips.append(("health", "@health"))
-    printed: Any = {} if share else {"@value": "printf"}
-    plot.add_tools(HoverTool(renderers=[image], tooltips=tips, formatters=printed))
+    return [*tips, ("health", "@health")]
 
 
 def _names(rows: list[Row], y: Range1d) -> figure:
@@ -247,17 +242,6 @@ def _names(rows: list[Row], y: Range1d) -> figure:
     tips = [("layer", "@full"), ("health", "@health")]
     plot.add_tools(HoverTool(renderers=[marks], tooltips=tips, mode="hline"))
     return plot
-
-
-def _outline(page: Page, rows: list[Row], plot: figure) -> None:
-    """A line with a rim of the other brightness: seen on every colour and beside them."""
-    index = page.run.names.index(page.view.layer) if page.view.layer in page.run.names else -1
-    at = next((i for i, one in enumerate(rows) if index in one.layers), -1)
-    for color, thick in ((CARD, 5), (INK, 2)):
-        plot.add_layout(BoxAnnotation(
-            top=at - 0.5, bottom=at + 0.5, visible=at >= 0, fill_color=None, line_color=color,
-            line_width=thick, line_alpha=1,
-        ))  # fmt: skip
 
 
 def _palette(scale: str) -> list[str]:

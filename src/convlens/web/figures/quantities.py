@@ -164,36 +164,35 @@ def condense(cells: Cells, *, peaks: bool) -> tuple[int, Cells]:
     """The same numbers in at most `MAX_CELLS` cells of equal width, and that width in steps.
 
     Where twice as many columns come, cells become twice as wide: a growing run seldom changes what
-    was drawn.
-
-    Args:
-        cells: as recorded.
-        peaks: whether a cell is the largest number of its columns, else their mean.
+    was drawn. A cell is the largest number of its columns if ``peaks``, else their mean.
     """
     first, last = cells.first_step, cells.last_step
     if not len(first):
         return 1, cells
     gap = int(np.median(np.diff(first))) if len(first) > 1 else int(last[-1] - first[0]) + 1
     width = max(1, gap)
-    while (int(last[-1]) - int(first[0])) // width + 1 > MAX_CELLS:
+    while (n := (int(last[-1]) - int(first[0])) // width + 1) > MAX_CELLS:
         width *= 2
-    n = (int(last[-1]) - int(first[0])) // width + 1
     places = (first - first[0]) // width
     starts = np.flatnonzero(np.diff(places, prepend=-1))
     values = np.full((len(cells.values), n), np.nan, np.float32)
     bad = np.zeros(values.shape, np.bool_)
-    values[:, places[starts]] = _merged(cells, starts, peaks)
+    if peaks or len(starts) == len(first):
+        values[:, places[starts]] = np.fmax.reduceat(cells.values, starts, axis=1)
+    else:
+        values[:, places[starts]] = mean_of_cells(cells.values, first, last, starts)
     bad[:, places[starts]] = np.logical_or.reduceat(cells.bad, starts, axis=1)
     begins = first[0] + width * np.arange(n)
     return width, Cells(begins, begins + width - 1, values, bad)
 
 
-def _merged(cells: Cells, starts: Ints, peaks: bool) -> NDArray[np.floating]:
-    if peaks or len(starts) == len(cells.first_step):
-        return np.fmax.reduceat(cells.values, starts, axis=1)
-    known = ~np.isnan(cells.values)
-    weight = known * (cells.last_step - cells.first_step + 1.0)
-    total = np.add.reduceat(np.where(known, cells.values, 0) * weight, starts, axis=1)
+def mean_of_cells(
+    values: NDArray[np.floating], first: Ints, last: Ints, starts: Ints
+) -> NDArray[np.floating]:
+    """(R, K) means of the columns from each start to the next by their steps, NaN where all are."""
+    known = ~np.isnan(values)
+    weight = known * (last - first + 1.0)
+    total = np.add.reduceat(np.where(known, values, 0) * weight, starts, axis=1)
     mass = np.add.reduceat(weight, starts, axis=1)
     return np.divide(total, mass, out=np.full(total.shape, np.nan), where=mass > 0)
 

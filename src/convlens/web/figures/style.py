@@ -12,17 +12,22 @@ from typing import Any
 import bokeh
 import numpy as np
 from bokeh.core.json_encoder import serialize_json
+from bokeh.core.properties import value
 from bokeh.document import Document
 from bokeh.models import (
     BasicTicker,
+    BoxAnnotation,
+    ColorMapper,
     ColumnDataSource,
     CrosshairTool,
     DataRange1d,
-    DataRenderer,
     FixedTicker,
     GlyphRenderer,
     HoverTool,
+    Image,
     Label,
+    Legend,
+    LegendItem,
     LinearAxis,
     Node,
     NoOverlap,
@@ -88,9 +93,6 @@ DARK: Mapping[str, str] = {
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
-STEPS = "steps"
-"""Name of every time axis's range, by which ``site.js`` links them."""
-
 LEFT, RIGHT = 104, 96
 """Pixels beside the frame of figures that stand above one another: names on the left, legends and
 colour bars on the right."""
@@ -149,20 +151,15 @@ THEME = Theme(
 
 
 class StepAxis:
-    """The time axis that the figures of one embedded item share.
-
-    Args:
-        span: first and last step of the run.
-        epochs: the finished epochs.
-        marked: a step to mark in every figure, None for none.
-    """
+    """The time axis that the figures of one embedded item share; ``marked`` is a step to mark."""
 
     def __init__(
         self, span: tuple[int, int], epochs: Sequence[Epoch] = (), marked: int | None = None
     ) -> None:
         room = max(0.5, ROOM * (span[1] - span[0]))
         low, high = span[0] - room, span[1] + room
-        self.range = Range1d(start=low, end=high, bounds=(low, high), min_interval=1, name=STEPS)
+        self.range = Range1d(start=low, end=high, bounds=(low, high), min_interval=1)
+        self.range.name = "steps"  # by which ``site.js`` links them
         self.epochs = epochs
         self._cursor = Span(dimension="height", line_color=SOFT, line_dash="dotted")
         self._marked = Span(
@@ -183,14 +180,8 @@ class StepAxis:
     ) -> figure:
         """An empty figure over the steps: drag zooms in, the y axis fits to what is zoomed.
 
-        Args:
-            title: its title; texts of a run are safe here.
-            label: what the y axis shows, with its unit.
-            height: in pixels.
-            y_range: what the y axis spans, None for whatever is drawn.
-            log: whether the y axis is logarithmic.
-            epoch_names: whether the epochs' numbers stand above.
-            say_steps: whether the time axis has its label, which the lowest of a stack needs.
+        Texts of a run are safe as ``title`` and ``label``. ``say_steps`` labels the time axis,
+        which the lowest figure of a stack needs.
         """
         plot = figure(
             height=height,
@@ -263,35 +254,18 @@ def line(
     color: str = BLUE,
     width: float = 1.5,
     *,
-    word: str = "",
-    number: str = "",
     points: bool | None = None,
     dashed: bool = False,
     alpha: float = 1.0,
-    legend: str | None = None,
     y_range_name: str = "default",
 ) -> GlyphRenderer[Any]:
-    """A line over the steps; with points where they are few, as one alone would not be seen.
+    """A line over (K,) steps and values; a gap where these are not finite.
 
-    Args:
-        plot: where to draw it.
-        x: (K,) steps.
-        y: (K,) values; a gap where they are not finite.
-        color: of the line.
-        width: in pixels.
-        word: what its values are, for the tooltip; empty for none.
-        number: how a value is written there, in Bokeh's format.
-        points: whether points are drawn, None where they are few.
-        dashed: whether it is dashed.
-        alpha: its opacity.
-        legend: its words in the legend.
-        y_range_name: the y range it belongs to.
+    Points are drawn where they are few if not said otherwise: one alone would not be seen.
     """
     data = {"x": float32(x), "y": float32(y)}
     source = ColumnDataSource(data)
     style: dict[str, Any] = {"color": color, "alpha": alpha, "y_range_name": y_range_name}
-    if legend is not None:
-        style["legend_label"] = legend
     dash = [6, 4] if dashed else []
     drawn = plot.line("x", "y", source=source, line_width=width, line_dash=dash, **style)
     few = bool(np.isfinite(data["y"]).sum() <= FEW) if points is None else points
@@ -300,21 +274,58 @@ def line(
     spots = plot.scatter("x", "y", source=dots, size=6, **style)
     for renderer in (drawn, spots):  # nothing is selected or muted: fewer models are sent
         renderer.update(nonselection_glyph="auto", muted_glyph="auto")
-    if word:
-        add_hover(plot, drawn, [(word, f"@y{{{number}}}" if number else "@y")])
     return drawn
+
+
+def heatmap(
+    plot: figure,
+    columns: Mapping[str, Any],
+    mapper: ColorMapper,
+    tips: Sequence[tuple[str, str]],
+    *,
+    x: Any = -0.5,  # noqa: ANN401 — a number or the name of a column, as all of these
+    y: Any = "y",  # noqa: ANN401
+    dw: Any = "dw",  # noqa: ANN401
+    dh: Any = "dh",  # noqa: ANN401
+    **hover: Any,  # noqa: ANN401 — properties of HoverTool
+) -> ColumnDataSource:
+    """Numbers in cells of time as colours, and what is said of the cell under the pointer."""
+    plot.background_fill_color = PALE
+    plot.ygrid.visible = False
+    source = ColumnDataSource(dict(columns))
+    glyph = Image(image="image", x=x, y=y, dw=dw, dh=dh, color_mapper=mapper)
+    drawn = plot.add_glyph(source, glyph, level="image")
+    plot.add_tools(HoverTool(renderers=[drawn], tooltips=[*tips], **hover))
+    return source
+
+
+def outline(plot: figure, row: int | None, rim: float, thick: float) -> None:
+    """A line around a row, with a rim of the other brightness: seen on every colour."""
+    at = -1 if row is None else row
+    for color, width in ((CARD, rim), (INK, thick)):
+        plot.add_layout(BoxAnnotation(
+            top=at - 0.5, bottom=at + 0.5, visible=at >= 0, fill_color=None, line_color=color,
+            line_width=width, line_alpha=1,
+        ))  # fmt: skip
+
+
+def explain(
+    plot: figure,
+    items: Sequence[tuple[str, Sequence[GlyphRenderer[Any]]]],
+    **more: Any,  # noqa: ANN401 — properties of Legend
+) -> None:
+    """A legend above the frame, where it covers nothing; none where there is nothing to say."""
+    if items:
+        named = [LegendItem(label=value(word), renderers=[*drawn]) for word, drawn in items]
+        legend = Legend(items=named, orientation="horizontal", spacing=10)
+        legend.update(padding=2, **more)
+        plot.add_layout(legend, "above")
 
 
 def add_tips(
     plot: figure, drawn: GlyphRenderer[Any], values: Mapping[str, Sequence[str] | NDArray[Any]]
 ) -> None:
-    """One tooltip for all that a figure shows at a step of a line: two would cover each other.
-
-    Args:
-        plot: the figure.
-        drawn: the line that has a point at every step.
-        values: (K,) numbers or texts by what they are.
-    """
+    """One tooltip for all that a figure shows at a step of a line: two would cover each other."""
     source, tips = drawn.data_source, [("batch", "@x{0,0}")]
     assert isinstance(source, ColumnDataSource)
     for i, (word, column) in enumerate(values.items()):
@@ -322,20 +333,6 @@ def add_tips(
         written = f"@tip{i}{{0.[000000]}}" if isinstance(column, np.ndarray) else f"@tip{i}"
         tips.append((harmless(word), written))
     plot.add_tools(HoverTool(renderers=[drawn], tooltips=tips, mode="vline"))
-
-
-def add_hover(
-    plot: figure,
-    renderer: DataRenderer,
-    tooltips: Sequence[tuple[str, str]],
-    *,
-    mode: str = "vline",
-    **more: Any,  # noqa: ANN401 — properties of HoverTool
-) -> None:
-    """The batch, and these, under the pointer."""
-    tips = [("batch", "$x{0,0}"), *tooltips]
-    tool = HoverTool(renderers=[renderer], tooltips=tips, mode=mode, **more)  # pyright: ignore[reportArgumentType]
-    plot.add_tools(tool)
 
 
 def say(plot: figure, sentence: str) -> None:

@@ -165,41 +165,32 @@
       if (!(zoomed && (key === "start" || key === "end"))) model.setv({ [key]: value });
     }
     if (wanted) fit(old.doc);
-    old.item = withIds(item, old.item); // the drawn models keep their ids
+    takeIds(item.doc.roots, old.item.doc.roots); // the drawn models keep their ids
+    old.item = item;
     return true;
   }
 
-  // The new item with the ids of the old one, which has the same models in the same order.
-  function withIds(item, old) {
-    const walk = (a, b) => {
-      if (a === null || typeof a !== "object") return;
-      if (Array.isArray(a)) a.forEach((one, i) => walk(one, b?.[i]));
-      else {
-        if (typeof a.id === "string" && typeof b?.id === "string") a.id = b.id;
-        for (const key of Object.keys(a)) if (key !== "id") walk(a[key], b?.[key]);
-      }
-    };
-    walk(item.doc.roots, old.doc.roots);
-    return item;
+  // Gives the new item the ids of the old one, which has the same models in the same order.
+  function takeIds(a, b) {
+    if (a === null || typeof a !== "object") return;
+    if (typeof a.id === "string" && typeof b?.id === "string") a.id = b.id;
+    for (const key of Object.keys(a)) takeIds(a[key], b?.[key]); // of a list, its indices
   }
 
   // Images are filled in place: Bokeh has classes of its own for arrays of two axes.
   function withImages(old, data) {
-    const before = (name) => (old instanceof Map ? old.get(name) : old[name]);
-    const after = {};
-    for (const [name, column] of data) {
-      const was = before(name);
-      after[name] = column;
-      if (!Array.isArray(column) || !column.some((one) => one?.shape?.length === 2)) continue;
-      if (!was || was.length !== column.length) return null;
-      for (let i = 0; i < column.length; i++) {
-        if (was[i].shape?.join() !== column[i].shape.join()) return null;
-      }
-      column.forEach((one, i) => was[i].set(one));
+    const after = Object.fromEntries(data);
+    for (const [name, now] of data) {
+      if (!Array.isArray(now) || !now.some((one) => one?.shape?.length === 2)) continue;
+      const was = column(old, name);
+      if (was?.length !== now.length || now.some((one, i) => one.shape.join() !== was[i].shape?.join())) return null;
+      now.forEach((one, i) => was[i].set(one));
       after[name] = [...was];
     }
     return after;
   }
+
+  const column = (data, name) => (data instanceof Map ? data.get(name) : data[name]);
 
   // ---- linked time axes: a zoom in one figure is one in all, and stands in the address ----
 
@@ -207,22 +198,22 @@
   let linking = false;
 
   function listen(element, doc) {
-    for (const range of doc.get_models_by_name?.("steps") ?? [doc.get_model_by_name("steps")]) {
-      if (!range) continue;
+    const range = doc.get_model_by_name("steps");
+    if (range) {
       if (wanted) range.setv(wanted);
-      const follow = () => {
+      const dragged = () => {
         if (linking) return;
-        const [low, high] = range.bounds ?? [range.start, range.end];
+        const [low, high] = range.bounds;
         zoom(range.start <= low && range.end >= high ? null : { start: range.start, end: range.end });
       };
-      range.properties.start.change.connect(follow);
-      range.properties.end.change.connect(follow);
+      range.properties.start.change.connect(dragged);
+      range.properties.end.change.connect(dragged);
     }
     if (wanted) fit(doc);
     const links = doc.get_model_by_name("links");
     for (const plot of [doc.get_model_by_name("linked"), doc.get_model_by_name("linked-names")]) {
       if (links && plot) plot.on_event("tap", ({ y }) => {
-        const href = (links.data.get?.("href") ?? links.data.href)[Math.round(y)];
+        const href = column(links.data, "href")[Math.round(y)];
         if (href) follow(href);
       });
     }
@@ -237,7 +228,7 @@
       const { start, end } = wanted ?? { start: -Infinity, end: Infinity };
       let low = Infinity, high = -Infinity;
       for (const { data } of plot.renderers.map((one) => one.data_source)) {
-        const [x, y] = ["x", "y"].map((name) => data.get?.(name) ?? data[name] ?? []);
+        const [x, y] = ["x", "y"].map((name) => column(data, name) ?? []);
         for (let i = 0; i < x.length; i++) {
           const j = Math.min(i + 1, x.length - 1);
           for (const at of [x[i], start, end]) {
@@ -285,13 +276,12 @@
   let asked = 0;
 
   function begin(within) {
-    for (const part of all("[data-part]", within)) sent.set(part, part.innerHTML);
     for (const element of all(".figure", within)) near.observe(element);
     for (const fold of all("details[data-fold]", within)) {
       const kept = stored(`fold-${fold.dataset.fold}`);
       if (kept !== null) fold.open = kept === "open";
     }
-    for (const button of all("[data-show-all]")) button.hidden = wanted === null;
+    for (const button of all("[data-show-all]", within)) button.hidden = wanted === null;
   }
 
   function put(part, html) {
@@ -313,12 +303,7 @@
     part.replaceChildren(...fresh.childNodes);
     sent.set(part, html);
     for (const element of all("input[name]", part)) element.checked ||= ticked.includes(element.value);
-    for (const element of all(".figure", part)) near.observe(element);
-    for (const fold of all("details[data-fold]", part)) {
-      const kept = stored(`fold-${fold.dataset.fold}`);
-      if (kept !== null) fold.open = kept === "open";
-    }
-    for (const button of all("[data-show-all]", part)) button.hidden = wanted === null;
+    begin(part);
     for (const [key, left, top] of scrolled) part.querySelector(`[data-scroll="${CSS.escape(key)}"]`)?.scrollTo(left, top);
     if (focused) (part.querySelector(`[data-key="${CSS.escape(focused)}"]`) ?? document.getElementById(focused))?.focus();
   }
@@ -327,32 +312,27 @@
     const mine = polled ? asked : ++asked;
     root.dataset.drawn = "no";
     const response = await fetch(url);
-    if (mine !== asked) return false; // something else was clicked meanwhile
+    if (mine !== asked) return; // something else was clicked meanwhile
     if (response.status === 204) { // nothing new
       root.dataset.drawn = "all";
-      trouble("");
-      return true;
+      return trouble("");
     }
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
-    if (mine !== asked) return false;
+    if (mine !== asked) return;
     const parts = new Map(all("[data-part]", page).map((part) => [part.dataset.part, part]));
     const here = all("[data-part]");
     if (!response.ok || here.length !== parts.size || here.some((part) => !parts.has(part.dataset.part))) {
-      if (response.ok) location.assign(url);
-      else trouble(sentence(page));
-      return false;
+      return response.ok ? location.assign(url) : trouble(sentence(page));
     }
     for (const part of here) put(part, parts.get(part.dataset.part).innerHTML);
     document.title = page.title;
     root.dataset.mark = page.documentElement.dataset.mark ?? "";
     trouble("");
     await redraw(polled);
-    return true;
   }
 
   const whenSeen = new IntersectionObserver((entries) => {
-    for (const { isIntersecting, target } of entries) {
-      if (!isIntersecting) continue;
+    for (const { target } of entries.filter((one) => one.isIntersecting)) {
       whenSeen.unobserve(target);
       draw(target);
     }
@@ -380,10 +360,7 @@
   let following = 0;
   async function follow(href) {
     const url = new URL(href, location.href);
-    if (!samePage(url)) {
-      location.assign(url);
-      return;
-    }
+    if (!samePage(url)) return location.assign(url);
     const keep = new URL(location.href).searchParams.get("zoom");
     if (keep) url.searchParams.set("zoom", keep);
     const at = url.hash;
@@ -440,16 +417,17 @@
 
   const isField = (element) => element.matches?.("input, select, textarea");
 
-  // The address of the cell under the pointer; with the keyboard, of the one chosen last.
+  const within = (i, n) => Math.min(n - 1, Math.max(0, i));
+
+  // The cell under the pointer; with the keyboard, the one chosen last.
   function cell(element, event) {
     const [rows, columns] = element.dataset.grid.split(",").map(Number);
     let row = Number(element.dataset.row || Math.floor(rows / 2));
     let col = Number(element.dataset.col || Math.floor(columns / 2));
     if (event.detail > 0) {
       const box = element.getBoundingClientRect();
-      const at = (part, whole, n) => Math.min(n - 1, Math.max(0, Math.floor((part / whole) * n)));
-      row = at(event.clientY - box.top, box.height, rows);
-      col = at(event.clientX - box.left, box.width, columns);
+      row = within(Math.floor(((event.clientY - box.top) / box.height) * rows), rows);
+      col = within(Math.floor(((event.clientX - box.left) / box.width) * columns), columns);
     }
     return { row, col, rows, columns };
   }
@@ -462,10 +440,7 @@
     const keys = document.getElementById("keys");
     if (keys?.open && !keys.contains(event.target)) keys.open = false;
     const grid = event.target.closest("[data-grid]");
-    if (grid) {
-      toCell(grid, cell(grid, event));
-      return;
-    }
+    if (grid) return toCell(grid, cell(grid, event));
     if (event.target.closest("[data-show-all]")) zoom(null);
     if (event.target.closest("[data-play]")) play();
     const link = event.target.closest("a[href]");
@@ -544,7 +519,7 @@
       const { row, col, rows, columns } = cell(grid, event);
       const [down, right] = ARROWS[event.key];
       event.preventDefault();
-      const to = { row: Math.min(rows - 1, Math.max(0, row + down)), col: Math.min(columns - 1, Math.max(0, col + right)) };
+      const to = { row: within(row + down, rows), col: within(col + right, columns) };
       Object.assign(grid.dataset, to);
       toCell(grid, to);
     } else if (event.key === "Escape" && keys?.open) keys.open = false;
@@ -574,8 +549,7 @@
       mark();
       const next = document.querySelector("[data-next-epoch]");
       if (!next) break;
-      const [done] = await Promise.all([follow(next.href), wait(PLAY_MS)]);
-      void done;
+      await Promise.all([follow(next.href), wait(PLAY_MS)]);
     }
     playing = false;
     mark();
@@ -607,6 +581,7 @@
     for (const element of all(".figure")) {
       if (element.getBoundingClientRect().top < innerHeight) draw(element);
     }
+    for (const part of all("[data-part]")) sent.set(part, part.innerHTML);
     begin(document);
     unfold();
     await queue;
