@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from convlens.core.histories import FORWARD, LayerHistory, LayerInfo
 from convlens.core.layer_histories import UpdateHistories
 from convlens.core.outcome import outcome_of
-from convlens.core.records import RecordSink
+from convlens.core.records import LOOP, RecordSink, RunRecord
 from convlens.errors import ArgumentError
 from convlens.watching import normalization
 from convlens.watching.aggregator import Aggregator, Slot
@@ -37,6 +37,7 @@ from convlens.watching.copies import LeftOutOfCopies
 from convlens.watching.cost import Cost, hook_seconds
 from convlens.watching.forward_lock import ForwardLock
 from convlens.watching.layer_selection import Layers, channel_rule, choose_layers, known_channels
+from convlens.watching.loop_facts import LoopFacts
 from convlens.watching.notes import CannotSketchError, Notes, named
 from convlens.watching.outputs import (
     are_fake,
@@ -130,6 +131,8 @@ class ActivationWatch(LoggingHistories):
         )
         self._log = StepLog(self._inner, self._notes, self._clock, flush_sink=flush_sink)
         self._parameters.epochs = self._log.epochs
+        self._facts = LoopFacts(self._inner, self._notes)
+        self._log.loop = self._facts
         if count_forwards:
             self.aggregator.counted = self._parameters.aggregator.counted = FORWARD
         self._lock = ForwardLock()
@@ -196,6 +199,19 @@ class ActivationWatch(LoggingHistories):
         """What each optimizer's step changed, by the parameters' names, if asked for."""
         return self._parameters.updates
 
+    def record(self) -> RunRecord:
+        """Everything recorded so far, as the doctor is given it."""
+        watch, parameters = self._parameters, dict[str, Sequence[LayerHistory]]()
+        for quantity in watch.quantities:
+            parameters[quantity] = watch.histories(quantity)
+        meta = {
+            "status": "running" if self._handles else "finished",
+            "counted": self.aggregator.counted,
+            LOOP: self._facts.facts(),
+        }
+        layers = [self.history(i) for i in range(len(self._slots))]
+        return RunRecord(meta, self._log.steps, self._log.epochs, layers, parameters)
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What could not be recorded so far, a sentence each; a run has them in its meta."""
@@ -243,6 +259,7 @@ class ActivationWatch(LoggingHistories):
         # Last, so that a model which is itself a watched layer is recorded before it is left.
         self._keep(self.model, self.model.register_forward_hook(self._leave, always_call=True))
         self._parameters.attach()
+        self._facts.attach(self.model)
         self._log.attach()
         self._compiled.attach(self.model)
 
@@ -284,6 +301,7 @@ class ActivationWatch(LoggingHistories):
         self._held = self._watched = False
         self._training_s, self._began = self._watched_s(), None
         try:
+            self._facts.detach()
             self._log.close()
             self._parameters.detach(error)
             self.aggregator.close()
@@ -398,7 +416,7 @@ class ActivationWatch(LoggingHistories):
     # ---- the hooks: whatever fails in one, the user's step goes on ------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._held:
+        if self._held or self._facts.validating:
             return
         if torch.compiler.is_compiling():
             if module.training in self._modes:
@@ -478,7 +496,7 @@ class ActivationWatch(LoggingHistories):
             slot.buffers.batch_norm[self.aggregator.row_on(slot.buffers.device)] = math.nan
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:  # noqa: ARG002
-        if self._held or module.training not in self._modes:
+        if self._held or self._facts.validating or module.training not in self._modes:
             return
         if torch.compiler.is_compiling():
             self._compiled.leave()

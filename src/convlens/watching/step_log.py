@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from convlens.core.layer_histories import LayerHistories
-from convlens.core.records import HANDOVER_S, LOSS_AT_EVERY_STEP, Epoch, RecordSink
+from convlens.core.records import HANDOVER_S, LOOP, LOSS_AT_EVERY_STEP, Epoch, RecordSink
 from convlens.core.steps import StepSeries, join_steps
 from convlens.core.training_curves import TrainingCurves
 from convlens.errors import ArgumentError
 from convlens.plots import CurvePlots, LayerPlots
+from convlens.watching.loop_facts import LoopFacts
 from convlens.watching.notes import CannotSketchError, Notes, described
 from convlens.watching.optimizer_hooks import Closure, step_hooks
 
@@ -57,6 +58,7 @@ class StepLog(CurvePlots, TrainingCurves):
     Attributes:
         optimizer_steps: how many steps these optimizers have made.
         sink: where steps and epochs are written to besides memory.
+        loop: whose facts are written with them.
         run_closed: whether there was a sink and nothing can be written to it any more.
     """
 
@@ -69,6 +71,7 @@ class StepLog(CurvePlots, TrainingCurves):
         flush_sink: bool,
     ) -> None:
         self.sink: RecordSink | None = None
+        self.loop: LoopFacts | None = None
         self.run_closed = False
         self._parameters = {id(parameter) for parameter in model.parameters()}
         self._notes, self._clock, self._flush_sink = notes, clock, flush_sink
@@ -105,7 +108,9 @@ class StepLog(CurvePlots, TrainingCurves):
     def log(self, numbers: Mapping[str, object]) -> None:
         """Add numbers to the current step; see `LoggingHistories.log`."""
         with self._guarded():
-            values = {name: _number(name, value) for name, value in numbers.items()}
+            if self.loop is not None and "target" in numbers:
+                self.loop.target(numbers["target"])
+            values = {n: _number(n, value) for n, value in numbers.items() if n != "target"}
             if self._is_closed():
                 return
             step, wall_s = self._clock()
@@ -159,6 +164,8 @@ class StepLog(CurvePlots, TrainingCurves):
     def _flush(self, *, ended: bool = False) -> None:
         """Write the steps; ``ended`` says that the newest one gets no more numbers."""
         self._flushed_at = time.monotonic()
+        if self.sink is not None and self.loop is not None:
+            self.sink.write_meta({LOOP: self.loop.facts()})
         if not self._rows:
             return
         rows, done, self._rows = self._rows, self._rows[:-1], self._rows[-1:]
@@ -222,6 +229,7 @@ class StepLog(CurvePlots, TrainingCurves):
             found = {
                 "lr": [group.get("lr", math.nan) for group in groups],
                 "momentum": [g.get("momentum", g.get("betas", (math.nan,))[0]) for g in groups],
+                "weight_decay": [group.get("weight_decay", math.nan) for group in groups],
             }
             hypers = {n: [_number(n, v) for v in values] for n, values in found.items()}
             parameters = self._parameters_of(optimizer)
@@ -270,7 +278,8 @@ class LoggingHistories(LayerPlots, LayerHistories):
 
         Args:
             unnamed: none: every number needs a name.
-            numbers: by name; numbers, or tensors of one element.
+            numbers: by name; numbers, or tensors of one element. ``target``, the batch's targets
+                (a tensor of any shape), is not recorded as a number: its range is.
 
         Raises:
             ArgumentError: if one is neither or has no name.
@@ -288,6 +297,27 @@ class LoggingHistories(LayerPlots, LayerHistories):
         """
         _check_named("log(loss=loss)", unnamed)
         self._log.log(numbers)
+
+    @contextmanager
+    def validation(self) -> Generator[None]:
+        """Count the forwards inside as those of a validation, whatever the model's mode.
+
+        They begin no step. Also says whether the model was left in training mode there.
+
+        Example:
+            >>> import torch
+            >>> import convlens as cl
+            >>> model = torch.nn.Linear(4, 1)
+            >>> with cl.watch(model) as stats:
+            ...     with stats.validation():
+            ...         loss = model(torch.ones(8, 4)).mean()
+            ...     stats.log_epoch(valid_loss=loss)
+            >>> len(stats["last linear"])
+            0
+        """
+        loop = self._log.loop
+        with nullcontext() if loop is None else loop.validation():
+            yield
 
     def log_epoch(self, *unnamed: object, **numbers: float | Tensor) -> None:
         """End an epoch at the current step; epochs are numbered from 0.
