@@ -33,6 +33,9 @@ OFTEN, EVERY = 8, 64
 TRACKED = 4
 """Parameters whose gradients are followed from step to step."""
 
+SMALL = 64
+"""Columns of such a parameter that are kept to see whether it changes."""
+
 LISTED = 50
 """Names in a list at most."""
 
@@ -131,6 +134,7 @@ class LoopFacts:
         self._input, self._output, self._target = TensorFacts(), TensorFacts(), TensorFacts()
         self._output_gradient, self._items = TensorFacts(), ItemFacts()
         self._seen_gradients: set[str] = set()
+        self._first: list[Tensor] = []  # small parameters as they were before training
         self._looked_for_gradients = 0
         self._eval_modules: dict[str, str] = {}
         self._optimizers: dict[int, _Optimizer] = {}
@@ -204,6 +208,7 @@ class LoopFacts:
             "n_parameter_tensors": len(own),
             "in_no_optimizer": unheld[:LISTED],
             "n_in_no_optimizer": len(unheld),
+            "changed": self._changed(),
             "without_gradient": self._without_gradient(wanted),
             "evaluation_mode_modules": dict(list(self._eval_modules.items())[:LISTED]),
             "dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()}),
@@ -217,6 +222,18 @@ class LoopFacts:
             "modules": _modules(self._model),
             "unregistered": _unregistered(self._model),
         }
+
+    def _on_cpu(self) -> list[_Gradient]:
+        """Those whose values can be read without waiting for a device."""
+        return [one for one in self._gradients if one.parameter.is_cpu and one.parameter.ndim]
+
+    def _changed(self) -> bool | None:
+        """Whether any of a few parameters has changed, None if that is not known."""
+        now = [one.parameter.detach()[..., :SMALL] for one in self._on_cpu()]
+        if not self._first or len(now) != len(self._first):
+            return None
+        pairs = zip(now, self._first, strict=True)
+        return any(a.shape != b.shape or not torch.equal(a, b) for a, b in pairs)
 
     def _without_gradient(self, wanted: Sequence[str]) -> list[str]:
         if not self._looked_for_gradients:
@@ -245,6 +262,8 @@ class LoopFacts:
                 self._items.validate(found)
             return
         self._in_evaluation_mode = not module.training
+        if not self._first:
+            self._first = [one.parameter.detach()[..., :SMALL].clone() for one in self._on_cpu()]
         now = time.perf_counter()
         if self._ended is not None:
             self._waited_s += now - self._ended

@@ -74,8 +74,7 @@ class TensorFacts:
             if name == "nonfinite":
                 found[name] = sum(known)
             elif known:
-                join = {"min": min, "max": max}.get(name, lambda v: sum(v) / len(v))
-                found[name] = join(known)
+                found[name] = _join(name, known)
         return found
 
 
@@ -120,6 +119,12 @@ def _hashes(batch: Tensor) -> tuple[int, ...]:
     rows = _part(batch.detach()).reshape(len(batch), -1)
     weights = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64).sin_()
     return tuple(map(hash, (rows.double() @ weights).tolist()))
+
+
+def _join(name: str, values: list[float]) -> float:
+    if name.endswith("min"):
+        return min(values)
+    return max(values) if name.endswith("max") else sum(values) / len(values)
 
 
 def _part(value: Tensor) -> Tensor:
@@ -190,6 +195,7 @@ def facts_of_gradient(gradient: Tensor, output: Tensor) -> dict[str, Tensor]:
         g, o = g[:ROWS], o[:ROWS]
         found |= _scores(g, o.softmax(1), g.argmin(1), n, "cross_entropy")
         labels = g.argmin(1)
+        found["label_min"], found["label_max"] = labels.min(), labels.max()
         found["label_constant"] = (labels == labels[0]).all().float()
         same = (labels[1:] == labels[:-1]).float()
         found["label_same_as_before"] = same.mean() if len(same) else torch.zeros(())

@@ -1,0 +1,275 @@
+"""Rules on inputs, outputs, targets and the loss, as the loop showed them."""
+
+from __future__ import annotations
+
+import math
+
+from convlens.core.records import Finding
+from convlens.doctor.evidence import Evidence
+
+SURE = 0.999
+"""A share that is 1 but for rounding."""
+
+
+def find_nan_in_data(e: Evidence) -> Finding | None:
+    """Inputs that are not finite."""
+    n = e.number("input", "nonfinite", 0)
+    if not n:
+        return None
+    return Finding(
+        "nan-in-data",
+        "problem",
+        f"The inputs hold {n:,.0f} values that are NaN or infinite in the "
+        f"{e.number('input', 'n'):.0f} batches that were looked at.",
+        fix="Drop or fill these values before training, e.g. with torch.nan_to_num or the mean of "
+        "the feature.",
+        confidence="certain",
+    )
+
+
+LARGE_INPUT = 20.0
+"""Layers are initialized for inputs of deviation 1; twenty times that makes the first outputs and
+gradients twenty times as large."""
+
+SMALL_INPUT = 1 / 64
+"""Inputs this small make the first layer's gradients as small, beside its bias."""
+
+
+def find_input_scale(e: Evidence) -> Finding | None:
+    """Floating-point inputs far from mean 0 and deviation 1, in a run that does not learn."""
+    if not str(e.facts("input").get("dtype", "")).startswith(("float", "bfloat")):
+        return None
+    mean, std = e.number("input", "mean"), e.number("input", "std")
+    low, high = e.number("input", "min"), e.number("input", "max")
+    size = max(abs(mean), std)
+    measured = (
+        f"The inputs reach from {low:.4g} to {high:.4g} (mean {mean:.4g}, deviation {std:.4g})"
+    )
+    severity = "problem" if e.is_poor else "note"
+    if size > LARGE_INPUT:
+        return Finding(
+            "input-not-normalized",
+            severity,
+            f"{measured}; layers are initialized for a mean of 0 and a deviation of 1.",
+            fix="Subtract the mean and divide by the deviation of the training data (images: "
+            "divide by 255 first).",
+        )
+    if 0 < size < SMALL_INPUT:
+        twice = high <= 1.01 / 255 and low >= 0
+        return Finding(
+            "input-double-scaled" if twice else "input-not-normalized",
+            severity,
+            f"{measured}"
+            + ("; divided by 255 once they would reach to 1." if twice else ", which is tiny."),
+            fix="Divide by 255 only once (ToTensor already does); then normalize to mean 0 and "
+            "deviation 1.",
+        )
+    return None
+
+
+MIXED = 1.25
+"""In images neighbours are more alike than values some columns apart; where they are clearly less
+alike, neighbours are of different channels."""
+
+
+def find_channels_mixed(e: Evidence) -> Finding | None:
+    """Images (N, C, H, W) that were reshaped from (N, H, W, C)."""
+    near, apart = (e.number("input", n) for n in ("neighbours_apart", "channels_apart"))
+    if not near > MIXED * apart:
+        return None
+    channels = e.facts("input").get("shape", [0, 0])[1]
+    return Finding(
+        "channels-mixed-by-reshape",
+        "problem",
+        f"In the input images neighbouring columns differ more ({near:.3g} on average) than "
+        f"columns {channels} apart ({apart:.3g}): the channels lie interleaved along the width, as "
+        "after view or reshape of (N, H, W, C).",
+        fix="Use x.permute(0, 3, 1, 2) to get (N, C, H, W) from (N, H, W, C), not view or reshape.",
+    )
+
+
+def find_shape_broadcast(e: Evidence) -> Finding | None:
+    """A loss whose gradient depends on the outputs alone: its targets were averaged away."""
+    shape = e.facts("output").get("shape")
+    alone = e.number("output_gradient", "gradient_from_output_alone", 0)
+    if not isinstance(shape, list) or len(shape) < 2 or alone < SURE:
+        return None
+    return Finding(
+        "shape-broadcast-in-loss",
+        "problem",
+        f"The gradient of each output depends on the outputs alone, not on its own target: outputs "
+        f"{_shape(shape)} and targets ({shape[0]},) were broadcast to ({shape[0]}, {shape[0]}) in "
+        "the loss.",
+        fix="Give both the same shape: output.squeeze(1), or target.unsqueeze(1).",
+    )
+
+
+def find_output_activation(e: Evidence) -> Finding | None:
+    """An activation after the last layer that the loss applies itself, or that cuts its scores."""
+    entropy = e.takes_scores
+    binary = e.number("output_gradient", "binary_cross_entropy", 0) >= SURE
+    if e.number("output", "probabilities_over_classes", 0) >= SURE and entropy:
+        return Finding(
+            "softmax-before-cross-entropy",
+            "problem",
+            "The outputs are probabilities (each item's sum to 1), and the loss takes them as "
+            "scores: the softmax is applied twice, and the gradients are small.",
+            fix="Remove the softmax at the end of the model: nn.CrossEntropyLoss applies it.",
+            confidence="certain",
+        )
+    low, high = e.number("output", "min"), e.number("output", "max")
+    if binary and low >= 0 and high <= 1 and not entropy:
+        return Finding(
+            "sigmoid-before-bce-with-logits",
+            "problem",
+            f"The outputs lie between {low:.3g} and {high:.3g}, as after a sigmoid, and the loss "
+            "applies a sigmoid to them again.",
+            fix="Remove the sigmoid at the end of the model, or use nn.BCELoss.",
+            confidence="certain",
+        )
+    zeros = e.number("output", "zeros", 0)
+    if (entropy or binary) and low == 0 and zeros > 0.1:
+        return Finding(
+            "activation-on-logits",
+            "problem",
+            f"{zeros:.0%} of the scores that the loss gets are exactly 0 and none is negative: a "
+            "ReLU cuts them, and gives no gradient there.",
+            fix="Remove the activation after the last layer.",
+            confidence="certain",
+        )
+    return None
+
+
+def find_softmax_axis(e: Evidence) -> Finding | None:
+    """A softmax over the batch instead of the classes."""
+
+    def over(axis: str) -> float:
+        names = (f"probabilities_over_{axis}", f"log_probabilities_over_{axis}")
+        return max(e.number("output", name, 0) for name in names)
+
+    if over("batch") < SURE or over("classes") >= SURE:
+        return None
+    return Finding(
+        "wrong-axis-softmax",
+        "problem",
+        "The outputs' probabilities sum to 1 over the batch (axis 0), not over the classes.",
+        fix="Use softmax(dim=1), log_softmax(dim=1) or dim=-1; nn.CrossEntropyLoss needs neither.",
+        confidence="certain",
+    )
+
+
+def find_constant_output(e: Evidence) -> Finding | None:
+    """Outputs that are always the same number."""
+    low, high = e.number("output", "min"), e.number("output", "max")
+    if not (low == high and math.isfinite(low)) or e.number("output", "n", 0) < 3:
+        return None
+    shape = e.facts("output").get("shape", [])
+    one = isinstance(shape, list) and len(shape) > 1 and shape[1] == 1 and low == 1
+    return Finding(
+        "too-few-outputs" if one else "output-constant",
+        "problem",
+        f"Every output is {low:g}." + (" A softmax over one output is always 1." if one else ""),
+        fix="Use as many outputs as classes, or one output without softmax and "
+        "nn.BCEWithLogitsLoss."
+        if one
+        else "Look at the last layers: no input reaches the output.",
+        confidence="certain",
+    )
+
+
+def find_labels(e: Evidence) -> Finding | None:
+    """Labels that are all the same, or sorted: read off the gradient of the cross entropy."""
+    if not e.takes_scores:
+        return None
+    if len(e.facts("output").get("shape", [])) != 2 or e.number("output_gradient", "n", 0) < 5:
+        return None
+    low, high = (e.number("output_gradient", f"label_{end}") for end in ("min", "max"))
+    if low == high:
+        return Finding(
+            "constant-labels",
+            "problem",
+            f"Every label in the {e.number('output_gradient', 'n'):.0f} batches that were looked at "
+            f"is {low:.0f}.",
+            fix="Look at how the labels are read: the wrong column or folder gives one class only.",
+        )
+    same, constant = (
+        e.number("output_gradient", f"label_{name}") for name in ("same_as_before", "constant")
+    )
+    if constant > 0.5 or same > 0.9:
+        return Finding(
+            "data-not-shuffled",
+            "problem",
+            f"{constant:.0%} of the batches hold one class only, and {same:.0%} of the items have "
+            "the label of the one before: the data are sorted by class.",
+            fix="Use DataLoader(…, shuffle=True) for the training data.",
+        )
+    return None
+
+
+def find_duplicates(e: Evidence) -> Finding | None:
+    """Validation batches that were training data."""
+    share, n = e.number("validation_items", "share_met"), e.number("validation_items", "batches", 0)
+    least = e.number("validation_items", "least_share_met", 0)
+    if n < 2 or least < 0.3:
+        return None
+    return Finding(
+        "train-data-duplicated-in-validation",
+        "problem",
+        f"{share:.0%} of the items in validation batches were met in training batches: the "
+        "validation does not measure how well the network generalizes.",
+        fix="Split before augmenting or oversampling, by group where one source gives several "
+        "items, and validate on the other part.",
+    )
+
+
+def find_normalization(e: Evidence) -> Finding | None:
+    """Batch normalization that cannot work: no running statistics, or batches of two."""
+    norms = [m for m in e.modules if "BatchNorm" in str(m.get("kind"))]
+    if not norms:
+        return None
+    still = [m for m in norms if m.get("momentum") == 0]
+    if still:
+        return Finding(
+            "batchnorm-stats-never-updated",
+            "problem",
+            f"{len(still)} of {len(norms)} batch normalizations have momentum=0: their running "
+            "mean and variance stay 0 and 1, and evaluation uses those.",
+            layer=str(still[0]["name"]),
+            fix="Use momentum=0.1 (in PyTorch the share of the new batch, not of the old value).",
+            confidence="certain",
+        )
+    shape = e.facts("input").get("shape")
+    if isinstance(shape, list) and shape and 1 < shape[0] <= 3 and e.count("backwards"):
+        return Finding(
+            "batchnorm-batch-too-small",
+            "problem",
+            f"Batch normalization has batches of {shape[0]}: their mean and variance are mostly "
+            "noise, and differ from the running ones that evaluation uses.",
+            layer=str(norms[0]["name"]),
+            fix="Use larger batches, or nn.GroupNorm instead of batch normalization.",
+        )
+    return None
+
+
+HIGH_DROPOUT = 0.9
+"""With p=0.9 one value in ten is left; usual are 0.1 to 0.5 (Srivastava et al., 2014)."""
+
+
+def find_dropout(e: Evidence) -> Finding | None:
+    """Dropout that leaves next to nothing."""
+    found = [
+        m for m in e.modules if "Dropout" in str(m.get("kind")) and m.get("p", 0) >= HIGH_DROPOUT
+    ]
+    if not found:
+        return None
+    return Finding(
+        "dropout-too-high",
+        "problem" if e.is_poor else "warning",
+        f"{len(found)} dropout layers have p={found[0]['p']:g} and zero that share of the values.",
+        layer=str(found[0]["name"]),
+        fix="Use p between 0.1 and 0.5; p is the share that is dropped.",
+    )
+
+
+def _shape(shape: list[int]) -> str:
+    return f"({', '.join(map(str, shape))})"

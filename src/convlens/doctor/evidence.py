@@ -1,0 +1,162 @@
+"""`Evidence`: a record with what several rules work out of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from convlens.core.buckets import Floats, Ints
+from convlens.core.histories import LayerHistory
+from convlens.core.records import Epoch, RunRecord
+from convlens.core.steps import StepSeries
+
+MIN_STEPS = 20
+"""In fewer steps only values that are not finite can be told from noise."""
+
+
+POOR_FALL = 0.2
+"""A network that learns loses far more than a fifth of its loss; what is only suspicious is a
+problem where the loss has fallen by less."""
+
+AT_CHANCE = 0.95
+"""A loss of 95 % of ln(classes) knows next to nothing of the inputs."""
+
+
+class Evidence:
+    """What a run's record says, in the terms of the rules.
+
+    Args:
+        record: the run.
+
+    Attributes:
+        record: the run.
+        loop: what the loop did with the model, see `convlens.core.records.LOOP`.
+        steps: the steps with a loss.
+        epochs: the finished epochs.
+    """
+
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+        self.loop: Mapping[str, Any] = record.loop
+        self.steps: StepSeries = record.loss_steps
+        self.epochs: Sequence[Epoch] = record.epochs
+
+    # ---- what the loop did ----------------------------------------------------------------------
+
+    def count(self, name: str) -> int:
+        """A count of the loop's facts, 0 if it is not known."""
+        value = self.loop.get(name)
+        return value if isinstance(value, int) else 0
+
+    def names(self, name: str) -> list[str]:
+        """A list of names of the loop's facts."""
+        value = self.loop.get(name)
+        return [str(item) for item in value] if isinstance(value, list) else []
+
+    def facts(self, name: str) -> Mapping[str, Any]:
+        """What is known of ``input``, ``output``, ``output_gradient``, ``target`` …."""
+        value = self.loop.get(name)
+        return value if isinstance(value, dict) else {}
+
+    def number(self, of: str, name: str, default: float = math.nan) -> float:
+        """A number of `facts`."""
+        value = self.facts(of).get(name, default)
+        return float(value) if isinstance(value, int | float) else default
+
+    def first(self, of: str, name: str, default: float = math.nan) -> float:
+        """The same of the first batch that was looked at."""
+        value = self.facts(of).get("first")
+        value = value.get(name, default) if isinstance(value, dict) else default
+        return float(value) if isinstance(value, int | float) else default
+
+    @property
+    def modules(self) -> list[Mapping[str, Any]]:
+        """The modules without children: ``name``, ``kind`` and numbers of theirs."""
+        value = self.loop.get("modules")
+        return [m for m in value if isinstance(m, dict)] if isinstance(value, list) else []
+
+    # ---- losses ---------------------------------------------------------------------------------
+
+    @cached_property
+    def loss(self) -> Floats:
+        """(S,) the losses that were logged."""
+        return self.steps.loss
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The mean loss of the first and of the last tenth of the steps, at least 5 of them."""
+        n = max(len(self.loss) // 10, 5)
+        return float(np.mean(self.loss[:n])), float(np.mean(self.loss[-n:]))
+
+    @cached_property
+    def fall(self) -> float:
+        """By which share of itself the training loss fell; negative if it rose, NaN if unknown."""
+        if len(self.loss) < MIN_STEPS or not np.isfinite(self.loss).all():
+            return math.nan
+        first, last = self.ends
+        return (first - last) / abs(first) if first else math.nan
+
+    @property
+    def takes_scores(self) -> bool:
+        """Whether the loss is the cross entropy of the model's outputs, taken as scores."""
+        return self.number("output_gradient", "cross_entropy", 0) > 0.5
+
+    @cached_property
+    def n_classes(self) -> int:
+        """Scores of an output that is judged by the cross entropy, else classes of the data; or 0."""
+        shape = self.facts("output").get("shape")
+        if self.takes_scores and isinstance(shape, list):
+            return int(shape[1])
+        data = self.record.meta.get("data")
+        classes = data.get("classes") if isinstance(data, dict) else None
+        if isinstance(classes, int):
+            return classes
+        return len(classes) if isinstance(classes, list) else 0
+
+    @cached_property
+    def is_poor(self) -> bool:
+        """Whether the run has clearly not learned.
+
+        Its loss hardly fell, rose or is not finite; or it is that of guessing among the classes.
+        """
+        if len(self.loss) < MIN_STEPS:
+            return False
+        at_chance = self.n_classes > 1 and self.ends[1] > AT_CHANCE * math.log(self.n_classes)
+        return not self.fall >= POOR_FALL or at_chance
+
+    # ---- parameters -----------------------------------------------------------------------------
+
+    def of_parameters(self, quantity: str) -> Sequence[LayerHistory]:
+        """The histories of gradients, parameters or updates."""
+        return self.record.of_parameters.get(quantity, ())
+
+    @cached_property
+    def update_ratios(self) -> Mapping[str, tuple[Ints, Floats]]:
+        """By parameter: steps, and ‖Δw‖ / ‖w‖ at them."""
+        before = {h.layer.name: h for h in self.of_parameters("parameter")}
+        found = dict[str, tuple[Ints, Floats]]()
+        for update in self.of_parameters("update"):
+            weights = before.get(update.layer.name)
+            if weights is None or len(weights) != len(update) or not len(update):
+                continue
+            norm = weights.norm
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio = np.where(norm > 0, update.norm / norm, np.nan)
+            found[update.layer.name] = update.first_step, ratio
+        return found
+
+    @cached_property
+    def gradient_norms(self) -> Mapping[str, Floats]:
+        """By parameter: the norm of its gradient in each column."""
+        return {h.layer.name: h.norm for h in self.of_parameters("gradient") if len(h)}
+
+    def hyper(self, name: str) -> Floats:
+        """(S,) the largest value over the parameter groups, NaN where it is not known."""
+        values = self.steps.hypers.get(name)
+        if values is None or not values.size:
+            return np.full(len(self.steps), np.nan)
+        return np.fmax.reduce(values, axis=1)
