@@ -67,7 +67,7 @@ def find_dead_channels(record: RunRecord) -> Finding | None:
     listed = ", ".join(f"{int(m.sum())} of {m.size} in {h.layer.name!r}" for h, m in found[:6])
     more = f" and in {len(found) - 6} more layers" if len(found) > 6 else ""
     return Finding(
-        "dead-channels",
+        "dead-relu",
         "problem" if mask.mean() >= DEAD_PROBLEM else "warning",
         "Channels are dead, with no positive value for any image in the last quarter of the "
         f"steps, so that ReLU makes them zero and no gradient reaches them: {listed}{more}.",

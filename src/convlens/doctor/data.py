@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from convlens.core.records import Finding
-from convlens.doctor.evidence import Evidence
+from convlens.doctor.evidence import MIN_STEPS, Evidence
 
 SURE = 0.999
 """A share that is 1 but for rounding."""
@@ -174,6 +174,41 @@ def find_constant_output(e: Evidence) -> Finding | None:
         if one
         else "Look at the last layers: no input reaches the output.",
         confidence="certain",
+    )
+
+
+def find_several_labels(e: Evidence) -> Finding | None:
+    """The cross entropy of one class, for items with none or several labels."""
+    share = e.number("output_gradient", "several_labels", 0)
+    if share < 0.3 or e.number("output_gradient", "n", 0) < 3:
+        return None
+    return Finding(
+        "wrong-loss-for-task",
+        "problem",
+        f"{share:.0%} of the items have no label or more than one, and the loss is the cross "
+        "entropy, which wants one class for each item.",
+        fix="Use nn.BCEWithLogitsLoss for several labels.",
+    )
+
+
+SHIFTED = 0.5
+"""Guessing is right 1 / classes of the time; half of that takes labels that mean something else."""
+
+
+def find_labels_shifted(e: Evidence) -> Finding | None:
+    """A network that fits its training data and is wrong on purpose on the others."""
+    accuracy = e.accuracy
+    if e.n_classes < 3 or accuracy is None or len(e.loss) < MIN_STEPS:
+        return None
+    if e.ends[1] > 0.5 * math.log(e.n_classes) or accuracy >= SHIFTED / e.n_classes:
+        return None
+    return Finding(
+        "labels-shifted",
+        "problem",
+        f"The training loss fell to {e.ends[1]:.3g}, and the validation accuracy is "
+        f"{accuracy:.1%}, far below guessing (1 of {e.n_classes}): labels mean something else "
+        "there.",
+        fix="Count classes from 0 in both sets, and use one list of classes for both.",
     )
 
 

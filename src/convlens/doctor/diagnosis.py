@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from convlens.core.records import SEVERITIES, Finding, RunRecord
-from convlens.doctor import data, loop, optimization
+from convlens.doctor import data, fallback, loop, optimization
 from convlens.doctor.activations import (
     DEAD_WARNING,
     find_activation_cycles,
@@ -20,6 +20,7 @@ from convlens.doctor.losses import (
     ends,
     find_failure,
     find_loss_not_falling,
+    find_memorized,
     find_nonfinite_loss,
     find_nothing_learned,
     find_overfitting,
@@ -40,6 +41,7 @@ CAUSES: Sequence[Rule] = (
     data.find_output_activation,
     data.find_softmax_axis,
     data.find_constant_output,
+    data.find_several_labels,
     data.find_labels,
     data.find_normalization,
     loop.find_parameters_not_in_optimizer,
@@ -61,8 +63,13 @@ CAUSES: Sequence[Rule] = (
     optimization.find_vanishing,
     loop.find_train_mode_in_evaluation,
     data.find_duplicates,
+    data.find_labels_shifted,
 )
 """The rules on causes, those that explain most first."""
+
+
+FALLBACKS: Sequence[Rule] = (fallback.find_model_too_small, fallback.find_labels_shuffled)
+"""The rules on a run that has not learned, asked where no other rule has found a problem."""
 
 
 def diagnose(record: RunRecord) -> list[Finding]:
@@ -73,23 +80,34 @@ def diagnose(record: RunRecord) -> list[Finding]:
     """
     with np.errstate(all="ignore"):
         evidence = Evidence(record)
-        causes = [found for rule in CAUSES if (found := rule(evidence)) is not None]
-        effects = _effects(record)
-    findings = _without_consequences(causes, effects)
-    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+        findings = [found for rule in CAUSES if (found := rule(evidence)) is not None]
+        if not any(one.severity == "problem" for one in findings):
+            findings += _effects(evidence)
+        else:
+            findings += [one for one in _effects(evidence) if one.kind in BESIDE_A_CAUSE]
+    order = [SEVERITIES.index(one.severity) for one in findings]
+    return [findings[i] for i in sorted(range(len(findings)), key=order.__getitem__)]
 
 
-def _effects(record: RunRecord) -> list[Finding]:
+BESIDE_A_CAUSE = ("failed", "overfitting", "nonfinite-loss", "nonfinite-activations")
+"""Effects that are said beside the cause of a problem."""
+
+
+def _effects(e: Evidence) -> list[Finding]:
     """What the losses and activations show, whatever its cause."""
+    record = e.record
     of_loss = replace(record, steps=record.loss_steps)
     judged = replace(record, layers=[h for h in record.layers if len(h) >= MIN_STEPS])
     long = len(of_loss.steps) >= MIN_STEPS
     found = [find_failure(record), find_nonfinite_loss(of_loss), find_nonfinite_activations(record)]
+    found += [_if_poor(e, find_dead_channels(judged)), _if_poor(e, find_activation_cycles(judged))]
     if long:
-        found.append(find_nothing_learned(of_loss) or find_loss_not_falling(of_loss))
-    found += [find_dead_channels(judged), find_activation_cycles(judged)]
-    if long:
-        found += [find_overfitting(record), find_still_improving(record)]
+        found += [find_overfitting(record) or find_memorized(e)]
+        if e.is_poor and not any(one and one.severity == "problem" for one in found):
+            found += [rule(e) for rule in FALLBACKS]
+        if not any(one and one.severity == "problem" for one in found):
+            found.append(find_nothing_learned(of_loss) or find_loss_not_falling(of_loss))
+        found.append(find_still_improving(record))
     findings = [finding for finding in found if finding is not None]
     if long and all(finding.kind == "still-improving" for finding in findings):
         findings.append(_healthy(of_loss, judged))
@@ -98,17 +116,11 @@ def _effects(record: RunRecord) -> list[Finding]:
     return findings
 
 
-EXPLAINED: Mapping[str, Sequence[str]] = {
-    "nonfinite-loss": ("nonfinite-activations", "loss-not-falling"),
-}
-
-
-def _without_consequences(causes: Sequence[Finding], effects: Sequence[Finding]) -> list[Finding]:
-    """Causes, and those effects that no cause explains."""
-    if not any(one.severity == "problem" for one in causes):
-        return [*causes, *effects]
-    kept = [one for one in effects if one.kind in ("failed", "overfitting")]
-    return [*causes, *kept]
+def _if_poor(e: Evidence, finding: Finding | None) -> Finding | None:
+    """A problem is one where the run has not learned; else it is a warning."""
+    if finding is None or finding.severity != "problem" or e.is_poor or not len(e.loss):
+        return finding
+    return replace(finding, severity="warning")
 
 
 def _too_short(record: RunRecord, n: int) -> Finding:

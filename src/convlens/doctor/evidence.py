@@ -101,6 +101,15 @@ class Evidence:
         return (first - last) / abs(first) if first else math.nan
 
     @property
+    def accuracy(self) -> float | None:
+        """The validation accuracy of the last epoch that has one."""
+        for epoch in reversed(self.epochs):
+            for name, value in epoch.metrics.items():
+                if name.lower() in ("accuracy", "acc", "valid_accuracy", "val_accuracy", "val_acc"):
+                    return value
+        return None
+
+    @property
     def takes_scores(self) -> bool:
         """Whether the loss is the cross entropy of the model's outputs, taken as scores."""
         return self.number("output_gradient", "cross_entropy", 0) > 0.5

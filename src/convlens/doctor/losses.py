@@ -11,6 +11,7 @@ import numpy as np
 from convlens.core.buckets import Floats
 from convlens.core.records import Epoch, Finding, RunRecord
 from convlens.doctor.activations import find_blocked_layer
+from convlens.doctor.evidence import MIN_STEPS, Evidence
 
 CHANCE_MARGIN = 0.03
 """A loss within 3 % of ln(classes) knows nothing of the images: one step of learning on real data
@@ -159,6 +160,33 @@ def find_overfitting(record: RunRecord) -> Finding | None:
         first_step=best.last_step,
         fix="Try fewer epochs, more or augmented images, or more weight decay.",
         confidence="likely" if sure else "possible",
+    )
+
+
+GAP = 0.2
+"""An accuracy that is 20 points lower on images that were not trained on."""
+
+
+def find_memorized(e: Evidence) -> Finding | None:
+    """A training loss near 0 beside a validation accuracy that is far lower.
+
+    A mean cross entropy L means that the right class gets at least exp(−L) on average, in the
+    geometric mean; the training accuracy is higher still.
+    """
+    accuracy = e.accuracy
+    if accuracy is None or len(e.epochs) < 2 or not e.takes_scores or len(e.loss) < MIN_STEPS:
+        return None
+    train = math.exp(-e.ends[1])
+    if not train - accuracy > GAP or train < 0.9 or accuracy < 0.5 / max(e.n_classes, 1):
+        return None
+    return Finding(
+        "overfitting",
+        "problem",
+        f"The training loss fell to {e.ends[1]:.2g}, which is the right answer for nearly every "
+        f"training item, and the validation accuracy is {accuracy:.1%}: the network has memorized "
+        "its training data.",
+        first_step=int(e.steps.step[-1]),
+        fix="Use more or augmented data, a smaller network, weight decay, dropout, or fewer epochs.",
     )
 
 

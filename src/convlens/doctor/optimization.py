@@ -19,6 +19,10 @@ TINY_MOVEMENT = 0.02
 initialized with."""
 
 
+REPLACED = 1.0
+"""A first step as large as the weights replaces what they were initialized to."""
+
+
 def early_ratio(e: Evidence) -> float:
     """The median of the weights' update ratios over the first steps after the third, by layer.
 
@@ -26,6 +30,12 @@ def early_ratio(e: Evidence) -> float:
     """
     found = [np.nanmedian(r[2:22]) for r in _matrices(e).values() if np.isfinite(r[2:22]).any()]
     return float(np.max(found)) if found else math.nan
+
+
+def first_ratio(e: Evidence) -> float:
+    """The largest update ratio of the first three steps, of the weights."""
+    found = [float(np.nanmax(r[:3])) for r in _matrices(e).values() if np.isfinite(r[:3]).any()]
+    return max(found, default=math.nan)
 
 
 def movement(e: Evidence) -> float:
@@ -43,9 +53,10 @@ def _matrices(e: Evidence) -> dict[str, Floats]:
 
 def find_rate_too_high(e: Evidence) -> Finding | None:
     """Steps that are large beside the weights, in a run that does not learn."""
-    ratio = early_ratio(e)
-    if not e.is_poor or not ratio > LARGE_UPDATE:
+    ratio, first = early_ratio(e), first_ratio(e)
+    if not e.is_poor or not (ratio > LARGE_UPDATE or first > REPLACED):
         return None
+    ratio = max(ratio, first)
     lr = float(np.nanmax(e.hyper("lr"), initial=0.0)) if len(e.steps) else 0.0
     return Finding(
         "learning-rate-too-high",
@@ -59,6 +70,8 @@ def find_rate_too_high(e: Evidence) -> Finding | None:
 
 def find_rate_too_low(e: Evidence) -> Finding | None:
     """Weights that hardly move although there are gradients."""
+    if e.count("optimizer_steps") < MIN_STEPS:
+        return None
     went = movement(e)
     if not e.is_poor or not 0 < went < TINY_MOVEMENT:
         return None
@@ -96,8 +109,8 @@ def find_schedule_ends_early(e: Evidence) -> Finding | None:
     return Finding(
         "learning-rate-schedule-ends-early",
         "problem" if e.is_poor else "warning",
-        f"The learning rate has fallen to a hundredth of its highest value ({lr.max():.3g}) by step "
-        f"{e.steps.step[first]}, with {len(lr) - first} of {len(lr)} steps to come.",
+        f"The learning rate has fallen to a hundredth of its highest value ({lr.max():.3g}) by "
+        f"step {e.steps.step[first]}, with {len(lr) - first} of {len(lr)} steps to come.",
         first_step=int(e.steps.step[first]),
         fix="Call scheduler.step() once per epoch if the schedule counts epochs, or give it the "
         "number of batches.",
@@ -165,8 +178,8 @@ def find_clipped(e: Evidence) -> Finding | None:
     return Finding(
         "gradient-clipped-to-nothing",
         "problem",
-        f"The norm of all gradients is {total.mean():.3g} in every step: it is clipped to that, and "
-        f"the weights moved by {movement(e):.2g} of their size in the whole run.",
+        f"The norm of all gradients is {total.mean():.3g} in every step: it is clipped to that, "
+        f"and the weights moved by {movement(e):.2g} of their size in the whole run.",
         first_step=int(e.steps.step[0]),
         fix="Clip to a norm of about 1 (torch.nn.utils.clip_grad_norm_(…, max_norm=1.0)).",
     )

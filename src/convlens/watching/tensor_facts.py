@@ -194,6 +194,7 @@ def facts_of_gradient(gradient: Tensor, output: Tensor) -> dict[str, Tensor]:
         n = len(g)
         g, o = g[:ROWS], o[:ROWS]
         found |= _scores(g, o.softmax(1), g.argmin(1), n, "cross_entropy")
+        found["several_labels"] = _several_labels(g * n, o.softmax(1))
         labels = g.argmin(1)
         found["label_min"], found["label_max"] = labels.min(), labels.max()
         found["label_constant"] = (labels == labels[0]).all().float()
@@ -208,6 +209,19 @@ def facts_of_gradient(gradient: Tensor, output: Tensor) -> dict[str, Tensor]:
         parallel = (g @ o) ** 2 / ((g @ g) * (o @ o)).clamp(min=1e-30)
         found["gradient_from_output_alone"] = parallel
     return found
+
+
+def _several_labels(g: Tensor, p: Tensor) -> Tensor:
+    """The share of the items whose gradient is that of a cross entropy with none or several labels.
+
+    With S labels of 1 the gradient is S softmax(o) − t; one label is the usual case.
+    """
+    sums = torch.arange(p.shape[1] + 1, device=g.device)[:9]
+    targets = sums[:, None, None] * p - g
+    off = (targets - targets.round()).abs().amax(2)
+    fits = (off < CLOSE) & (targets.round().sum(2) == sums[:, None])
+    fits &= ((targets > -0.5) & (targets < 1.5)).all(2)
+    return (fits.any(0) & ~fits[1]).float().mean()
 
 
 def _scores(g: Tensor, p: Tensor, labels: Tensor, n: int, name: str) -> dict[str, Tensor]:
