@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from convlens.core.records import Finding
-from convlens.doctor.evidence import MIN_STEPS, Evidence
+from convlens.doctor.evidence import Evidence
 
 SURE = 0.999
 """A share that is 1 but for rounding."""
@@ -198,7 +198,7 @@ SHIFTED = 0.5
 def find_labels_shifted(e: Evidence) -> Finding | None:
     """A network that fits its training data and is wrong on purpose on the others."""
     accuracy = e.accuracy
-    if e.n_classes < 3 or accuracy is None or len(e.loss) < MIN_STEPS:
+    if e.n_classes < 3 or accuracy is None or len(e.loss) < e.min_steps:
         return None
     if e.ends[1] > 0.5 * math.log(e.n_classes) or accuracy >= SHIFTED / e.n_classes:
         return None
@@ -209,6 +209,23 @@ def find_labels_shifted(e: Evidence) -> Finding | None:
         f"{accuracy:.1%}, far below guessing (1 of {e.n_classes}): labels mean something else "
         "there.",
         fix="Count classes from 0 in both sets, and use one list of classes for both.",
+    )
+
+
+def find_first_class_unused(e: Evidence) -> Finding | None:
+    """Labels from 1 on for outputs that count from 0."""
+    shape, n = e.facts("output").get("shape"), e.number("target", "n", 0)
+    low, high = e.number("target", "min"), e.number("target", "max")
+    if not e.takes_scores or not isinstance(shape, list) or len(shape) != 2 or shape[1] < 3:
+        return None
+    if (low, high) != (1, shape[1] - 1) or n * shape[0] < 20 * shape[1]:
+        return None
+    return Finding(
+        "labels-shifted",
+        "problem",
+        f"The labels run from 1 to {high:.0f}, and the {shape[1]} outputs count from 0: class 0 "
+        f"never occurs in {n * shape[0]:.0f} items.",
+        fix="Subtract 1 from the labels, and use as many outputs as classes.",
     )
 
 
@@ -223,9 +240,9 @@ def find_labels(e: Evidence) -> Finding | None:
         return Finding(
             "constant-labels",
             "problem",
-            f"Every label in the {e.number('output_gradient', 'n'):.0f} batches that were looked at "
-            f"is {low:.0f}.",
-            fix="Look at how the labels are read: the wrong column or folder gives one class only.",
+            f"Every label in the {e.number('output_gradient', 'n'):.0f} batches that were looked "
+            f"at is {low:.0f}.",
+            fix="Look at how the labels are read: a wrong column or folder gives one class only.",
         )
     same, constant = (
         e.number("output_gradient", f"label_{name}") for name in ("same_as_before", "constant")
@@ -273,8 +290,10 @@ def find_normalization(e: Evidence) -> Finding | None:
             fix="Use momentum=0.1 (in PyTorch the share of the new batch, not of the old value).",
             confidence="certain",
         )
-    shape = e.facts("input").get("shape")
-    if isinstance(shape, list) and shape and 1 < shape[0] <= 3 and e.count("backwards"):
+    shape = list(e.facts("input").get("shape") or [0])
+    if e.trial is not None:
+        shape[0] = e.trial.get("batch_size", 0)
+    if 1 < shape[0] <= 3 and e.count("backwards"):
         return Finding(
             "batchnorm-batch-too-small",
             "problem",

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from convlens.core.records import SEVERITIES, Finding, RunRecord
-from convlens.doctor import data, fallback, loop, optimization
+from convlens.doctor import data, fallback, loop, optimization, trial
 from convlens.doctor.activations import (
     DEAD_WARNING,
     find_activation_cycles,
@@ -64,6 +64,7 @@ CAUSES: Sequence[Rule] = (
     loop.find_train_mode_in_evaluation,
     data.find_duplicates,
     data.find_labels_shifted,
+    data.find_first_class_unused,
 )
 """The rules on causes, those that explain most first."""
 
@@ -88,6 +89,43 @@ def diagnose(record: RunRecord) -> list[Finding]:
     order = [SEVERITIES.index(one.severity) for one in findings]
     return [findings[i] for i in sorted(range(len(findings)), key=order.__getitem__)]
 
+
+TRIALS: Sequence[Rule] = (
+    trial.find_mixed_batch,
+    trial.find_affine,
+    trial.find_forgotten,
+)
+"""The rules on what only a check tries."""
+
+
+def judge_trial(record: RunRecord) -> list[Finding]:
+    """What the rules find in the record of a check, worst first; never empty."""
+    with np.errstate(all="ignore"):
+        evidence = Evidence(record)
+        rules = [rule for rule in CAUSES if rule not in OF_WHOLE_RUNS]
+        findings = [found for rule in (*rules, *TRIALS) if (found := rule(evidence)) is not None]
+        if not any(one.severity == "problem" for one in findings):
+            findings += [found for rule in OF_SHORT_RUNS if (found := rule(record)) is not None]
+    if not findings:
+        findings = [
+            Finding(
+                "healthy", "good", "Nothing looks wrong in what was tried.", confidence="likely"
+            )
+        ]
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+OF_WHOLE_RUNS = (
+    loop.find_train_mode_in_evaluation,
+    optimization.find_schedule_ends_early,
+    loop.find_missing_zero_grad,
+    loop.find_accumulation_not_scaled,
+    data.find_duplicates,
+)
+"""The rules that a check's own loop gives no occasion to."""
+
+OF_SHORT_RUNS = (find_nonfinite_loss, find_nonfinite_activations)
+"""The rules on effects that a few steps can show."""
 
 BESIDE_A_CAUSE = ("failed", "overfitting", "nonfinite-loss", "nonfinite-activations")
 """Effects that are said beside the cause of a problem."""

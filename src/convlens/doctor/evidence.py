@@ -37,6 +37,8 @@ class Evidence:
         loop: what the loop did with the model, see `convlens.core.records.LOOP`.
         steps: the steps with a loss.
         epochs: the finished epochs.
+        trial: what `convlens.check` has tried, None for the record of a training.
+        min_steps: fewer steps say nothing.
     """
 
     def __init__(self, record: RunRecord) -> None:
@@ -44,6 +46,9 @@ class Evidence:
         self.loop: Mapping[str, Any] = record.loop
         self.steps: StepSeries = record.loss_steps
         self.epochs: Sequence[Epoch] = record.epochs
+        trial = record.meta.get("trial")
+        self.trial: Mapping[str, Any] | None = trial if isinstance(trial, dict) else None
+        self.min_steps = MIN_STEPS if self.trial is None else 3
 
     # ---- what the loop did ----------------------------------------------------------------------
 
@@ -95,6 +100,8 @@ class Evidence:
     @cached_property
     def fall(self) -> float:
         """By which share of itself the training loss fell; negative if it rose, NaN if unknown."""
+        if self.trial is not None:
+            return _fall(self.trial.get("losses_given") or self.trial.get("losses_adam"))
         if len(self.loss) < MIN_STEPS or not np.isfinite(self.loss).all():
             return math.nan
         first, last = self.ends
@@ -116,7 +123,7 @@ class Evidence:
 
     @cached_property
     def n_classes(self) -> int:
-        """Scores of an output that is judged by the cross entropy, else classes of the data; or 0."""
+        """Scores of an item that the cross entropy judges, else classes of the data; or 0."""
         shape = self.facts("output").get("shape")
         if self.takes_scores and isinstance(shape, list):
             return int(shape[1])
@@ -132,10 +139,26 @@ class Evidence:
 
         Its loss hardly fell, rose or is not finite; or it is that of guessing among the classes.
         """
+        if self.trial is not None:
+            return self._is_poor_trial
         if len(self.loss) < MIN_STEPS:
             return False
         at_chance = self.n_classes > 1 and self.ends[1] > AT_CHANCE * math.log(self.n_classes)
         return not self.fall >= POOR_FALL or at_chance
+
+    @property
+    def _is_poor_trial(self) -> bool:
+        """Whether a single batch could not be memorized, which any network can."""
+        losses = (self.trial or {}).get("losses_given") or (self.trial or {}).get("losses_adam")
+        if not isinstance(losses, list) or len(losses) < self.min_steps or not losses[0]:
+            return False
+        return not self.fall >= POOR_FALL
+
+    @property
+    def adam_learns(self) -> bool:
+        """Whether Adam memorized a batch at its usual rate."""
+        losses = (self.trial or {}).get("losses_adam")
+        return isinstance(losses, list) and _fall(losses) >= POOR_FALL
 
     # ---- parameters -----------------------------------------------------------------------------
 
@@ -169,3 +192,11 @@ class Evidence:
         if values is None or not values.size:
             return np.full(len(self.steps), np.nan)
         return np.fmax.reduce(values, axis=1)
+
+
+def _fall(losses: object) -> float:
+    """By which share of itself the loss of one batch fell; NaN if it is not finite."""
+    values = np.array(losses if isinstance(losses, list) else [], np.float64)
+    if len(values) < 3 or not np.isfinite(values).all() or not values[0]:
+        return math.nan
+    return float((values[0] - np.median(values[-3:])) / abs(values[0]))

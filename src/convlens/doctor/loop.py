@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from convlens.core.records import Finding
 from convlens.core.wording import plural
-from convlens.doctor.evidence import MIN_STEPS, Evidence
+from convlens.doctor.evidence import Evidence
 
 MOSTLY = 0.5
 """What is true of more than half of the steps is no accident."""
@@ -12,7 +12,7 @@ MOSTLY = 0.5
 
 def find_missing_backward(e: Evidence) -> Finding | None:
     """Optimizer steps without any gradient."""
-    if e.count("training_forwards") < MIN_STEPS or e.count("backwards"):
+    if e.count("training_forwards") < e.min_steps or e.count("backwards"):
         return None
     steps = e.count("optimizer_steps") + e.count("foreign_steps")
     if not steps or e.count("n_frozen") >= e.count("n_parameter_tensors"):
@@ -30,7 +30,7 @@ def find_missing_backward(e: Evidence) -> Finding | None:
 
 def find_missing_step(e: Evidence) -> Finding | None:
     """Gradients, but no optimizer step, and parameters that stay as they are."""
-    if e.count("backwards") < MIN_STEPS or e.count("optimizer_steps"):
+    if e.count("backwards") < e.min_steps or e.count("optimizer_steps"):
         return None
     if e.loop.get("changed") is not False or e.count("foreign_steps"):
         return None
@@ -46,7 +46,7 @@ def find_missing_step(e: Evidence) -> Finding | None:
 
 def find_optimizer_of_other_model(e: Evidence) -> Finding | None:
     """An optimizer that steps, with none of this model's parameters."""
-    if e.count("optimizer_steps") or e.count("foreign_steps") < MIN_STEPS:
+    if e.count("optimizer_steps") or e.count("foreign_steps") < e.min_steps:
         return None
     if not e.count("backwards") or e.loop.get("changed"):
         return None
@@ -68,7 +68,7 @@ def find_optimizer_of_other_model(e: Evidence) -> Finding | None:
 def find_parameters_not_in_optimizer(e: Evidence) -> Finding | None:
     """Parameters that need a gradient and that no optimizer changes."""
     names, n = e.names("in_no_optimizer"), e.count("n_in_no_optimizer")
-    if not n or e.count("optimizer_steps") < MIN_STEPS:
+    if not n or e.count("optimizer_steps") < e.min_steps:
         return None
     trainable = e.count("n_parameter_tensors") - e.count("n_frozen")
     poor = e.is_poor
@@ -120,7 +120,7 @@ def find_frozen(e: Evidence) -> Finding | None:
 def find_missing_zero_grad(e: Evidence) -> Finding | None:
     """Gradients that are not reset between two steps of the optimizer."""
     checked, kept = e.count("resets_checked"), e.count("steps_without_reset")
-    if checked < MIN_STEPS // 2 or kept <= MOSTLY * checked:
+    if checked < e.min_steps // 2 or kept <= MOSTLY * checked:
         return None
     return Finding(
         "missing-zero-grad",
@@ -136,7 +136,7 @@ def find_missing_zero_grad(e: Evidence) -> Finding | None:
 def find_accumulation_not_scaled(e: Evidence) -> Finding | None:
     """Several backward passes for each step, with a loss that is not divided by their number."""
     steps, backwards = e.count("optimizer_steps"), e.count("backwards")
-    if steps < MIN_STEPS // 2 or backwards < 4 * steps:
+    if steps < e.min_steps // 2 or backwards < 4 * steps:
         return None
     each = backwards / steps
     for loss in ("cross_entropy", "binary_cross_entropy"):
@@ -159,7 +159,7 @@ def find_eval_mode_in_training(e: Evidence) -> Finding | None:
     """Backward passes through a model in evaluation mode."""
     n, of = e.count("backwards_in_evaluation_mode"), e.count("backwards")
     modules = e.facts("evaluation_mode_modules")
-    if of < MIN_STEPS or n <= MOSTLY * of or not modules:
+    if of < e.min_steps or n <= MOSTLY * of or not modules:
         return None
     kinds = sorted({str(kind) for kind in modules.values()})
     return Finding(

@@ -186,7 +186,7 @@ def find_memorized(e: Evidence) -> Finding | None:
         f"training item, and the validation accuracy is {accuracy:.1%}: the network has memorized "
         "its training data.",
         first_step=int(e.steps.step[-1]),
-        fix="Use more or augmented data, a smaller network, weight decay, dropout, or fewer epochs.",
+        fix="Use more or augmented data, a smaller network, weight decay or dropout.",
     )
 
 

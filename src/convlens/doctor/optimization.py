@@ -8,7 +8,7 @@ import numpy as np
 
 from convlens.core.buckets import Floats
 from convlens.core.records import Finding
-from convlens.doctor.evidence import MIN_STEPS, Evidence
+from convlens.doctor.evidence import Evidence
 
 LARGE_UPDATE = 0.1
 """A usual step changes weights by about a thousandth of their size; a tenth is a hundred times
@@ -18,6 +18,9 @@ TINY_MOVEMENT = 0.02
 """Weights that have moved by 2 % of their size in a whole run are still those they were
 initialized with."""
 
+
+TINY_TRIAL = 0.001
+"""The few steps of a trial move weights by a thousandth at least."""
 
 REPLACED = 1.0
 """A first step as large as the weights replaces what they were initialized to."""
@@ -70,10 +73,12 @@ def find_rate_too_high(e: Evidence) -> Finding | None:
 
 def find_rate_too_low(e: Evidence) -> Finding | None:
     """Weights that hardly move although there are gradients."""
-    if e.count("optimizer_steps") < MIN_STEPS:
+    if e.count("optimizer_steps") < e.min_steps:
         return None
     went = movement(e)
-    if not e.is_poor or not 0 < went < TINY_MOVEMENT:
+    if not e.is_poor or not 0 < went < (TINY_MOVEMENT if e.trial is None else TINY_TRIAL):
+        return None
+    if e.trial is not None and (e.trial.get("scheduled") or not e.adam_learns):
         return None
     lr = e.hyper("lr")
     if len(lr) and np.isfinite(lr).any() and _ended_early(lr):
@@ -101,7 +106,7 @@ def _ended_early(lr: Floats) -> bool:
 def find_schedule_ends_early(e: Evidence) -> Finding | None:
     """A learning rate that is next to nothing for most of the run."""
     lr = e.hyper("lr")
-    if len(lr) < MIN_STEPS or not np.isfinite(lr).all() or not _ended_early(lr):
+    if len(lr) < e.min_steps or not np.isfinite(lr).all() or not _ended_early(lr):
         return None
     end = int(np.flatnonzero(lr < lr.max() / 100)[-1])
     first = int(np.argmax((lr < lr.max() / 100) & (np.arange(len(lr)) > np.argmax(lr))))
@@ -171,7 +176,7 @@ def find_clipped(e: Evidence) -> Finding | None:
     if not norms or len({len(norm) for norm in norms}) != 1 or not e.is_poor:
         return None
     total = np.sqrt(np.sum(np.square(norms), axis=0))
-    if len(total) < MIN_STEPS or not np.isfinite(total).all() or not total.mean() > 0:
+    if len(total) < e.min_steps or not np.isfinite(total).all() or not total.mean() > 0:
         return None
     if total.std() > SAME_NORM * total.mean() or total.mean() > 0.05 or movement(e) > 0.1:
         return None
