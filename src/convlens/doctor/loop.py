@@ -157,7 +157,7 @@ def find_accumulation_not_scaled(e: Evidence) -> Finding | None:
 
 def find_eval_mode_in_training(e: Evidence) -> Finding | None:
     """Backward passes through a model in evaluation mode."""
-    n, of = e.count("backwards_in_evaluation_mode"), e.count("backwards")
+    n, of = e.count("steps_in_evaluation_mode"), e.count("optimizer_steps")
     modules = e.facts("evaluation_mode_modules")
     if of < e.min_steps or n <= MOSTLY * of or not modules:
         return None

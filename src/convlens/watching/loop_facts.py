@@ -129,7 +129,7 @@ class LoopFacts:
         self._shapes = [p.shape for p in model.parameters() if not is_lazy(p)]
         self._counts = dict.fromkeys(MODES.values(), 0)
         self._counts |= {"validation_forwards": 0, "validation_in_training_mode": 0}
-        self._counts |= {"backwards_in_evaluation_mode": 0, "foreign_steps": 0}
+        self._counts |= {"steps_in_evaluation_mode": 0, "foreign_steps": 0}
         self._checked = self._kept = 0  # steps, and those whose gradients were not reset before
         self._input, self._output, self._target = TensorFacts(), TensorFacts(), TensorFacts()
         self._output_gradient, self._items = TensorFacts(), ItemFacts()
@@ -192,7 +192,7 @@ class LoopFacts:
         """Everything counted so far, as plain JSON values."""
         own = set(self._named)
         stepped = [one for one in self._optimizers.values() if one.n_own]
-        held = {i for one in stepped for i in one.members}
+        held = {i for one in self._optimizers.values() for i in one.members}
         parameters = dict(self._model.named_parameters())
         wanted = [n for n, p in parameters.items() if p.requires_grad]
         unheld = [n for n in wanted if id(parameters[n]) not in held] if stepped else []
@@ -220,7 +220,7 @@ class LoopFacts:
             "waited_s": round(self._waited_s, 4),
             "computed_s": round(self._computed_s, 4),
             "modules": _modules(self._model),
-            "unregistered": _unregistered(self._model),
+            "unregistered": _unregistered(self._model, held),
         }
 
     def _on_cpu(self) -> list[_Gradient]:
@@ -286,7 +286,7 @@ class LoopFacts:
             self._notes.guard(self._forward_ends, output)
 
     def _forward_ends(self, output: object) -> None:
-        found = first_tensor(output) if self._is_sample() else None
+        found = _scores_of(output) if self._is_sample() else None
         if found is not None and not is_transformed(found):
             self._output.add(found, more=facts_of_output)
             if found.requires_grad:
@@ -310,8 +310,6 @@ class LoopFacts:
 
     def _added(self, one: _Gradient, parameter: Tensor) -> None:
         one.added(parameter)
-        if one is self._gradients[-1]:
-            self._counts["backwards_in_evaluation_mode"] += self._in_evaluation_mode
 
     def before_step(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
         """Look at gradients; `StepListener`."""
@@ -342,6 +340,8 @@ class LoopFacts:
         if not known.n_own:
             self._counts["foreign_steps"] += 1
             return
+        # The forward that it follows: an attack's own, before it, may well be in evaluation mode.
+        self._counts["steps_in_evaluation_mode"] += self._in_evaluation_mode
         for one in self._gradients:
             if id(one.parameter) in known.members:
                 one.stepped()
@@ -356,6 +356,12 @@ class LoopFacts:
             found = _Optimizer(optimizer, set(self._named), self._shapes)
             self._optimizers[id(optimizer)] = found
         return found
+
+
+def _scores_of(output: object) -> Tensor | None:
+    """The output that is looked at: ``logits`` of a mapping that has them, else the first."""
+    logits: object = output.get("logits") if isinstance(output, Mapping) else None
+    return logits if isinstance(logits, Tensor) else first_tensor(output)
 
 
 def _members(optimizer: Optimizer) -> Iterator[Tensor]:
@@ -395,8 +401,11 @@ def _modules(model: nn.Module) -> list[dict[str, Any]]:
     return found[:500]
 
 
-def _unregistered(model: nn.Module) -> list[str]:
-    """Attributes that hold modules in a plain list or dictionary: their parameters are not seen."""
+def _unregistered(model: nn.Module, held: set[int]) -> list[str]:
+    """Attributes that hold modules in a plain list or dictionary: their parameters are not seen.
+
+    Not those that are frozen, or that an optimizer has all the same: they are hidden on purpose.
+    """
     known = set(model.modules())
     found = list[str]()
     for name, module in model.named_modules():
@@ -405,6 +414,7 @@ def _unregistered(model: nn.Module) -> list[str]:
             if key.startswith("_") or not isinstance(value, list | tuple | dict):
                 continue
             hidden = [m for m in items if isinstance(m, nn.Module) and m not in known]
-            if any(next(m.parameters(), None) is not None for m in hidden):
+            parameters = [p for m in hidden for p in m.parameters()]
+            if any(p.requires_grad and id(p) not in held for p in parameters):
                 found.append(f"{name}.{key}".lstrip("."))
     return found[:LISTED]
