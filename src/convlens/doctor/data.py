@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from convlens.core.records import Finding
-from convlens.doctor.evidence import Evidence
+from convlens.doctor.evidence import PATIENCE, Evidence
 
 SURE = 0.999
 """A share that is 1 but for rounding."""
 
 
 def find_nan_in_data(e: Evidence) -> Finding | None:
-    """Inputs that are not finite."""
+    """Inputs that are not finite; a network may be made for missing values, and learn."""
     n = e.number("input", "nonfinite", 0)
     if not n:
         return None
+    spoilt = not len(e.loss) or not np.isfinite(e.loss).all()
+    spoilt = spoilt or any((h.nonfinite > 0).any() for h in e.record.layers)
     return Finding(
         "nan-in-data",
-        "problem",
+        "problem" if spoilt else "note",
         f"The inputs hold {n:,.0f} values that are NaN or infinite in the "
         f"{e.number('input', 'n'):.0f} batches that were looked at.",
         fix="Drop or fill these values before training, e.g. with torch.nan_to_num or the mean of "
@@ -45,7 +49,7 @@ def find_input_scale(e: Evidence) -> Finding | None:
     measured = (
         f"The inputs reach from {low:.4g} to {high:.4g} (mean {mean:.4g}, deviation {std:.4g})"
     )
-    severity = "problem" if e.is_poor else "note"
+    severity = e.severity("note")
     if size > LARGE_INPUT:
         return Finding(
             "input-not-normalized",
@@ -92,8 +96,14 @@ def find_shape_broadcast(e: Evidence) -> Finding | None:
     """A loss whose gradient depends on the outputs alone: its targets were averaged away."""
     shape = e.facts("output").get("shape")
     alone = e.number("output_gradient", "gradient_from_output_alone", 0)
-    if not isinstance(shape, list) or len(shape) < 2 or alone < SURE:
+    if not isinstance(shape, list) or len(shape) < 2 or alone < SURE or not len(e.loss):
         return None
+    # To one same target for all, as in a least squares GAN, the loss is what its gradient says.
+    slope, told = (e.first("output_gradient", n) for n in ("gradient_slope", "squared_value"))
+    if not 1.99 < slope < 2.01 or not e.loss[0] > 1.01 * told:
+        return None
+    if e.count("training_forwards") > 1.5 * max(e.count("optimizer_steps"), e.min_steps):
+        return None  # the loss may be the sum of several
     return Finding(
         "shape-broadcast-in-loss",
         "problem",
@@ -118,7 +128,7 @@ def find_output_activation(e: Evidence) -> Finding | None:
             confidence="certain",
         )
     low, high = e.number("output", "min"), e.number("output", "max")
-    if binary and low >= 0 and high <= 1 and not entropy:
+    if binary and low >= 0 and high <= 1 and not entropy and _ends_in_sigmoid(e):
         return Finding(
             "sigmoid-before-bce-with-logits",
             "problem",
@@ -138,6 +148,19 @@ def find_output_activation(e: Evidence) -> Finding | None:
             confidence="certain",
         )
     return None
+
+
+def _ends_in_sigmoid(e: Evidence) -> bool:
+    """Scores may lie between 0 and 1 in the first steps; not for long, and not about 0.5."""
+    if any(str(m.get("kind")) in ("Sigmoid", "Hardsigmoid") for m in e.modules[-3:]):
+        return True
+    mean, low = e.first("output", "mean"), e.first("output", "min")
+    return 0.2 < mean < 0.8 and low > 0.02 and e.number("output", "n", 0) > LATER
+
+
+LATER = 8
+"""The first batches that are looked at follow each other, then come ones that are 64 steps apart;
+in a trial they come after the network has memorized a batch."""
 
 
 def find_softmax_axis(e: Evidence) -> Finding | None:
@@ -163,6 +186,8 @@ def find_constant_output(e: Evidence) -> Finding | None:
     low, high = e.number("output", "min"), e.number("output", "max")
     if not (low == high and math.isfinite(low)) or e.number("output", "n", 0) < 3:
         return None
+    if e.count("optimizer_steps") < min(e.min_steps, 10):
+        return None  # last layers often begin with zeros
     shape = e.facts("output").get("shape", [])
     one = isinstance(shape, list) and len(shape) > 1 and shape[1] == 1 and low == 1
     return Finding(
@@ -200,7 +225,7 @@ def find_labels_shifted(e: Evidence) -> Finding | None:
     accuracy = e.accuracy
     if e.n_classes < 3 or accuracy is None or len(e.loss) < e.min_steps:
         return None
-    if e.ends[1] > 0.5 * math.log(e.n_classes) or accuracy >= SHIFTED / e.n_classes:
+    if not e.learned > 0.5 or not 0 <= accuracy < SHIFTED / e.n_classes:
         return None
     return Finding(
         "labels-shifted",
@@ -222,51 +247,78 @@ def find_first_class_unused(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "labels-shifted",
-        "problem",
+        e.severity("warning"),
         f"The labels run from 1 to {high:.0f}, and the {shape[1]} outputs count from 0: class 0 "
         f"never occurs in {n * shape[0]:.0f} items.",
         fix="Subtract 1 from the labels, and use as many outputs as classes.",
     )
 
 
+SORTED = 0.2
+"""Von Neumann's ratio: the mean square of the steps from a label to the next, by twice the variance
+of all labels. It is 1 in random order, whatever the frequencies of the classes, with a deviation of
+about 1 / √items; 0.2 is order."""
+
+ENOUGH_ITEMS = 200
+"""With 200 items von Neumann's ratio is 1 ± 0.07 in random order."""
+
+
 def find_labels(e: Evidence) -> Finding | None:
     """Labels that are all the same, or sorted: read off the gradient of the cross entropy."""
-    if not e.takes_scores:
+    fits = max(e.number("output_gradient", name, 0) for name in ("cross_entropy", "likelihood"))
+    shape, n = e.facts("output").get("shape", []), e.number("output_gradient", "n", 0)
+    if fits < 0.5 or not isinstance(shape, list) or len(shape) != 2 or n < 5:
         return None
-    if len(e.facts("output").get("shape", [])) != 2 or e.number("output_gradient", "n", 0) < 5:
-        return None
-    low, high = (e.number("output_gradient", f"label_{end}") for end in ("min", "max"))
+    low, high, mean, square, step, constant = (
+        e.number("output_gradient", f"label_{name}")
+        for name in ("min", "max", "mean", "square", "step", "constant")
+    )
     if low == high:
+        # A contrastive loss has its positive at index 0, and stays far from 0.
+        if len(e.loss) > PATIENCE and e.learned < 0.5:
+            return None
         return Finding(
             "constant-labels",
             "problem",
-            f"Every label in the {e.number('output_gradient', 'n'):.0f} batches that were looked "
-            f"at is {low:.0f}.",
+            f"Every label in the {n:.0f} batches that were looked at is {low:.0f}.",
             fix="Look at how the labels are read: a wrong column or folder gives one class only.",
         )
-    same, constant = (
-        e.number("output_gradient", f"label_{name}") for name in ("same_as_before", "constant")
+    ratio = step / (2 * (square - mean**2))
+    if n * shape[0] < ENOUGH_ITEMS or not ratio < SORTED:
+        return None
+    return Finding(
+        "data-not-shuffled",
+        "problem",
+        f"{constant:.0%} of the batches hold one class only, and labels differ from the one before "
+        f"by {ratio:.0%} of what they would in random order (von Neumann's ratio): the data are "
+        "sorted by class.",
+        fix="Use DataLoader(…, shuffle=True) for the training data.",
     )
-    if constant > 0.5 or same > 0.9:
-        return Finding(
-            "data-not-shuffled",
-            "problem",
-            f"{constant:.0%} of the batches hold one class only, and {same:.0%} of the items have "
-            "the label of the one before: the data are sorted by class.",
-            fix="Use DataLoader(…, shuffle=True) for the training data.",
-        )
-    return None
+
+
+DUPLICATES = 0.3
+"""The least share of met items in any validation batch: a third of each is no chance."""
 
 
 def find_duplicates(e: Evidence) -> Finding | None:
-    """Validation batches that were training data."""
+    """Validation batches that were training data.
+
+    Not of inputs of a few whole numbers, of which there are no more different ones; and not
+    without figures of a validation.
+    """
     share, n = e.number("validation_items", "share_met"), e.number("validation_items", "batches", 0)
     least = e.number("validation_items", "least_share_met", 0)
-    if n < 2 or least < 0.3:
+    if n < 2 or least < DUPLICATES:
+        return None
+    if not e.count("validation_forwards") and not any(x.valid_loss or x.metrics for x in e.epochs):
+        return None
+    items, distinct = (e.number("validation_items", name, 0) for name in ("items", "distinct"))
+    rounds = max(len(e.epochs), 1)  # a validation set is looked at in every epoch
+    if e.number("input", "whole", 0) >= SURE and distinct * rounds < 0.5 * items:
         return None
     return Finding(
         "train-data-duplicated-in-validation",
-        "problem",
+        "problem" if share < SURE else "warning",
         f"{share:.0%} of the items in validation batches were met in training batches: the "
         "validation does not measure how well the network generalizes.",
         fix="Split before augmenting or oversampling, by group where one source gives several "
@@ -318,7 +370,7 @@ def find_dropout(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "dropout-too-high",
-        "problem" if e.is_poor else "warning",
+        e.severity("note"),
         f"{len(found)} dropout layers have p={found[0]['p']:g} and zero that share of the values.",
         layer=str(found[0]["name"]),
         fix="Use p between 0.1 and 0.5; p is the share that is dropped.",

@@ -9,23 +9,19 @@ import numpy as np
 
 from convlens.core.records import SEVERITIES, Finding, RunRecord
 from convlens.doctor import data, fallback, loop, optimization, trial
-from convlens.doctor.activations import (
-    DEAD_WARNING,
-    find_activation_cycles,
-    find_dead_channels,
-    find_nonfinite_activations,
-)
+from convlens.doctor.activations import find_activation_cycles, find_dead_channels
+from convlens.doctor.causes import without_effects
 from convlens.doctor.evidence import MIN_STEPS, Evidence
 from convlens.doctor.losses import (
-    ends,
     find_failure,
     find_loss_not_falling,
     find_memorized,
-    find_nonfinite_loss,
     find_nothing_learned,
     find_overfitting,
     find_still_improving,
 )
+from convlens.doctor.nonfinite import find_nonfinite
+from convlens.doctor.summary import healthy, too_short
 
 Rule = Callable[[Evidence], Finding | None]
 
@@ -69,25 +65,46 @@ CAUSES: Sequence[Rule] = (
 """The rules on causes, those that explain most first."""
 
 
-FALLBACKS: Sequence[Rule] = (fallback.find_model_too_small, fallback.find_labels_shuffled)
-"""The rules on a run that has not learned, asked where no other rule has found a problem."""
+FALLBACKS: Sequence[Rule] = (
+    fallback.find_model_too_small,
+    fallback.find_labels_shuffled,
+    find_nothing_learned,
+    find_loss_not_falling,
+)
+"""The rules on a run that has not learned, asked in turn where no other has found a problem."""
 
 
 def diagnose(record: RunRecord) -> list[Finding]:
     """What the rules find in a record, worst first.
 
     Never empty: a run without steps, one that is too short to judge and one with nothing wrong say
-    so. Findings of the same severity come in the order of cause and effect.
+    so. Findings of the same severity come in the order of cause and effect, and what an earlier
+    problem explains is left out.
     """
     with np.errstate(all="ignore"):
         evidence = Evidence(record)
         findings = [found for rule in CAUSES if (found := rule(evidence)) is not None]
-        if not any(one.severity == "problem" for one in findings):
-            findings += _effects(evidence)
-        else:
-            findings += [one for one in _effects(evidence) if one.kind in BESIDE_A_CAUSE]
-    order = [SEVERITIES.index(one.severity) for one in findings]
-    return [findings[i] for i in sorted(range(len(findings)), key=order.__getitem__)]
+        findings = without_effects([*findings, *_effects(evidence)])
+        long = len(evidence.loss) >= MIN_STEPS
+        if long and not _has(findings, "problem"):
+            found = (rule(evidence) for rule in FALLBACKS)
+            findings += [one for one in found if one is not None][:1]
+        if all(map(_is_small, findings)):
+            findings.append(healthy(evidence) if long else too_short(evidence))
+    return _worst_first(findings)
+
+
+def _has(findings: Sequence[Finding], *severities: str) -> bool:
+    return any(one.severity in severities for one in findings)
+
+
+def _is_small(finding: Finding) -> bool:
+    """Whether nothing looks wrong all the same."""
+    return finding.severity == "note" and finding.kind != "loss-not-falling"
+
+
+def _worst_first(findings: Sequence[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 TRIALS: Sequence[Rule] = (
@@ -103,16 +120,16 @@ def judge_trial(record: RunRecord) -> list[Finding]:
     with np.errstate(all="ignore"):
         evidence = Evidence(record)
         rules = [rule for rule in CAUSES if rule not in OF_WHOLE_RUNS]
-        findings = [found for rule in (*rules, *TRIALS) if (found := rule(evidence)) is not None]
-        if not any(one.severity == "problem" for one in findings):
-            findings += [found for rule in OF_SHORT_RUNS if (found := rule(record)) is not None]
+        rules += [*TRIALS, find_nonfinite]
+        findings = [found for rule in rules if (found := rule(evidence)) is not None]
+        findings = without_effects(findings)
     if not findings:
         findings = [
             Finding(
                 "healthy", "good", "Nothing looks wrong in what was tried.", confidence="likely"
             )
         ]
-    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+    return _worst_first(findings)
 
 
 OF_WHOLE_RUNS = (
@@ -124,75 +141,22 @@ OF_WHOLE_RUNS = (
 )
 """The rules that a check's own loop gives no occasion to."""
 
-OF_SHORT_RUNS = (find_nonfinite_loss, find_nonfinite_activations)
-"""The rules on effects that a few steps can show."""
-
-BESIDE_A_CAUSE = ("failed", "overfitting", "nonfinite-loss", "nonfinite-activations")
-"""Effects that are said beside the cause of a problem."""
-
 
 def _effects(e: Evidence) -> list[Finding]:
     """What the losses and activations show, whatever its cause."""
     record = e.record
-    of_loss = replace(record, steps=record.loss_steps)
     judged = replace(record, layers=[h for h in record.layers if len(h) >= MIN_STEPS])
-    long = len(of_loss.steps) >= MIN_STEPS
-    found = [find_failure(record), find_nonfinite_loss(of_loss), find_nonfinite_activations(record)]
-    found += [_if_poor(e, find_dead_channels(judged)), _if_poor(e, find_activation_cycles(judged))]
-    if long:
-        found += [find_overfitting(record) or find_memorized(e)]
-        if e.is_poor and not any(one and one.severity == "problem" for one in found):
-            found += [rule(e) for rule in FALLBACKS]
-        if not any(one and one.severity == "problem" for one in found):
-            found.append(find_nothing_learned(of_loss) or find_loss_not_falling(of_loss))
+    found = [find_failure(record), find_nonfinite(e)]
+    found += [_if_poor(e, find_dead_channels(judged)), find_activation_cycles(judged)]
+    if len(e.loss) >= MIN_STEPS:
+        both = [find_overfitting(record), find_memorized(e)]
+        found += _worst_first([one for one in both if one is not None])[:1]
         found.append(find_still_improving(record))
-    findings = [finding for finding in found if finding is not None]
-    if long and all(finding.kind == "still-improving" for finding in findings):
-        findings.append(_healthy(of_loss, judged))
-    elif not findings:
-        findings.append(_too_short(record, len(of_loss.steps)))
-    return findings
+    return [finding for finding in found if finding is not None]
 
 
 def _if_poor(e: Evidence, finding: Finding | None) -> Finding | None:
     """A problem is one where the run has not learned; else it is a warning."""
-    if finding is None or finding.severity != "problem" or e.is_poor or not len(e.loss):
+    if finding is None or finding.severity != "problem" or e.is_poor:
         return finding
     return replace(finding, severity="warning")
-
-
-def _too_short(record: RunRecord, n: int) -> Finding:
-    begun = len(record.steps) or any(len(history) for history in record.layers)
-    if n:
-        text = f"Only {n} step{'s' if n > 1 else ''} with a loss so far, {MIN_STEPS} are needed to "
-        text += "tell a trend from noise."
-        fix = "Let it train longer and look again."
-    elif begun or record.meta.get("status", "running") != "running":
-        text = "No loss was recorded."
-        fix = "In a loop of your own, call stats.log(loss=loss)."
-    else:
-        text = "No steps have been recorded yet, so there is nothing to judge."
-        fix = "Start the training, or look again in a moment."
-    return Finding("too-short", "note", text, fix=fix, confidence="certain")
-
-
-def _healthy(record: RunRecord, judged: RunRecord) -> Finding:
-    n, first, last = ends(record.steps.loss)
-    fix = ""
-    if judged.layers:
-        watched = (
-            f"No watched layer had {100 * DEAD_WARNING:.0f} % or more dead channels, non-finite "
-            "values, or repeated collapses."
-        )
-    elif record.layers:
-        watched = f"No layer was watched for {MIN_STEPS} columns, so little is known of them."
-    else:
-        watched = "No layers were watched, so nothing is known of the activations."
-        fix = "Train with watching on to see them."
-    return Finding(
-        "healthy",
-        "good",
-        f"Nothing looks wrong: every loss is finite, and the training loss went from {first:.3g} "
-        f"(mean of the first {n} batches) to {last:.3g} (the last {n}). {watched}",
-        fix=fix,
-    )

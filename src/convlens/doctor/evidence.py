@@ -13,17 +13,25 @@ from convlens.core.buckets import Floats, Ints
 from convlens.core.histories import LayerHistory
 from convlens.core.records import Epoch, RunRecord
 from convlens.core.steps import StepSeries
+from convlens.doctor.chance import Chance, chance_of
 
 MIN_STEPS = 20
 """In fewer steps only values that are not finite can be told from noise."""
 
 
-POOR_FALL = 0.2
-"""A network that learns loses far more than a fifth of its loss; what is only suspicious is a
-problem where the loss has fallen by less."""
+PATIENCE = 50
+"""A network has had its chance after so many steps: at the usual thousandth of their size for each
+step its weights have moved by 5 %. Earlier, and in a warm-up, nothing learned is no fault."""
 
-AT_CHANCE = 0.95
-"""A loss of 95 % of ln(classes) knows next to nothing of the inputs."""
+LEARNED = 0.1
+"""A loss that has gone less than a tenth of the way from guessing to the least possible knows
+next to nothing. Networks that were trained before, or have converged, are far beyond it from the
+first step on."""
+
+WEAK = 0.2
+"""The same for what has evidence of its own: a fifth of the way. Of a loss whose chance level is
+not known, such as a GAN's, the fall by a fifth of itself is asked instead; that alone is never a
+problem, as such a loss need not fall."""
 
 
 class Evidence:
@@ -119,14 +127,32 @@ class Evidence:
     @property
     def takes_scores(self) -> bool:
         """Whether the loss is the cross entropy of the model's outputs, taken as scores."""
-        return self.number("output_gradient", "cross_entropy", 0) > 0.5
+        return self.number("output_gradient", "cross_entropy", 0) > 0.5 or (
+            self.chance is not None and self.chance.of == "soft cross entropy"
+        )
+
+    @cached_property
+    def chance(self) -> Chance | None:
+        """What the loss of guessing is; None if the kind of loss is not known."""
+        first = float(self.steps.loss[0]) if len(self.steps) else math.nan
+        return chance_of(self.facts("output_gradient"), first) or self._chance_by_classes()
+
+    def _chance_by_classes(self) -> Chance | None:
+        """Of a loader with classes, whose loss was not seen: most likely a cross entropy."""
+        data = self.record.meta.get("data")
+        classes = data.get("classes") if isinstance(data, dict) else None
+        n = len(classes) if isinstance(classes, list) else classes
+        if self.facts("output_gradient") or not isinstance(n, int) or n < 2:
+            return None
+        return Chance("cross entropy", math.log(n), 0.0, f"ln({n}), that of guessing", n)
 
     @cached_property
     def n_classes(self) -> int:
         """Scores of an item that the cross entropy judges, else classes of the data; or 0."""
-        shape = self.facts("output").get("shape")
-        if self.takes_scores and isinstance(shape, list):
-            return int(shape[1])
+        if self.chance is not None and self.chance.classes:
+            return self.chance.classes
+        if self.takes_scores:
+            return int(self.number("output_gradient", "classes", 0))
         data = self.record.meta.get("data")
         classes = data.get("classes") if isinstance(data, dict) else None
         if isinstance(classes, int):
@@ -134,17 +160,51 @@ class Evidence:
         return len(classes) if isinstance(classes, list) else 0
 
     @cached_property
+    def learned(self) -> float:
+        """How far the loss has gone from guessing (0) to the least possible (1); NaN if unknown."""
+        if self.chance is None or len(self.loss) < self.min_steps:
+            return math.nan
+        return self.chance.learned(self.ends[1])
+
+    @cached_property
+    def diverged(self) -> bool:
+        """Whether most of the last losses are NaN or infinite."""
+        tail = self.loss[-max(len(self.loss) // 10, 5) :]
+        return len(tail) > 0 and bool(np.mean(~np.isfinite(tail)) > 0.5)
+
+    @cached_property
     def is_poor(self) -> bool:
         """Whether the run has clearly not learned.
 
-        Its loss hardly fell, rose or is not finite; or it is that of guessing among the classes.
+        Its loss is that of guessing, or not finite; of a loss of an unknown kind, the validation
+        accuracy is that of guessing. A GAN, a policy, a network that has converged or is fine-tuned
+        is none: a loss that does not fall is no evidence by itself.
         """
         if self.trial is not None:
             return self._is_poor_trial
-        if len(self.loss) < MIN_STEPS:
+        if self.diverged:
+            return True
+        if len(self.loss) < PATIENCE:
             return False
-        at_chance = self.n_classes > 1 and self.ends[1] > AT_CHANCE * math.log(self.n_classes)
-        return not self.fall >= POOR_FALL or at_chance
+        if math.isfinite(self.learned):
+            return self.learned < LEARNED
+        accuracy, n = self.accuracy, self.n_classes
+        return accuracy is not None and n > 1 and accuracy < 1.2 / n and not self.fall >= WEAK
+
+    @cached_property
+    def is_weak(self) -> bool:
+        """Whether it has learned little, or a loss of an unknown kind has not fallen."""
+        if self.is_poor or self.trial is not None:
+            return self.is_poor
+        if len(self.loss) < PATIENCE:
+            return False
+        return self.learned < WEAK if math.isfinite(self.learned) else not self.fall >= WEAK
+
+    def severity(self, otherwise: str) -> str:
+        """Of what is a fault only where the run has not learned: problem, warning, or otherwise."""
+        if self.is_poor:
+            return "problem"
+        return "warning" if self.is_weak and otherwise != "problem" else otherwise
 
     @property
     def _is_poor_trial(self) -> bool:
@@ -152,13 +212,15 @@ class Evidence:
         losses = (self.trial or {}).get("losses_given") or (self.trial or {}).get("losses_adam")
         if not isinstance(losses, list) or len(losses) < self.min_steps or not losses[0]:
             return False
-        return not self.fall >= POOR_FALL
+        if self.chance is not None and self.chance.learned(float(losses[0])) > 1 - WEAK:
+            return False  # it was trained before, and has nothing more to gain
+        return not self.fall >= WEAK
 
     @property
     def adam_learns(self) -> bool:
         """Whether Adam memorized a batch at its usual rate."""
         losses = (self.trial or {}).get("losses_adam")
-        return isinstance(losses, list) and _fall(losses) >= POOR_FALL
+        return isinstance(losses, list) and _fall(losses) >= WEAK
 
     # ---- parameters -----------------------------------------------------------------------------
 

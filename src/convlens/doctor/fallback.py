@@ -13,11 +13,11 @@ def find_model_too_small(e: Evidence) -> Finding | None:
     narrow = [h.layer for h in e.record.layers if h.channels == 1]
     last = e.record.layers[-1].layer if e.record.layers else None
     hidden = [layer for layer in narrow if last is None or layer.index != last.index]
-    if not hidden or e.fall >= 0.5:
+    if not hidden or not e.is_weak:
         return None
     return Finding(
         "model-too-small",
-        "problem",
+        "problem" if math.isfinite(e.learned) else "warning",
         f"Layer {hidden[0].name!r} has one channel only, and the loss fell by "
         f"{max(e.fall, 0):.0%} only.",
         layer=hidden[0].name,
@@ -26,19 +26,32 @@ def find_model_too_small(e: Evidence) -> Finding | None:
     )
 
 
+BY_HEART, ERRORS = 0.03, 4.0
+"""A training loss that is 3 % of the way below guessing, and by four standard errors of its mean,
+has learned something, if only by heart."""
+
+
 def find_labels_shuffled(e: Evidence) -> Finding | None:
-    """Losses below guessing in training only, or nowhere, with gradients and steps as usual."""
-    if e.n_classes < 2 or e.accuracy is None or not e.count("backwards"):
+    """A network that learns its training data by heart, and nothing that helps with others.
+
+    Where labels do not belong to their inputs there is nothing else to learn: Zhang et al., 2017,
+    "Understanding deep learning requires rethinking generalization".
+    """
+    n, accuracy = e.n_classes, e.accuracy
+    if n < 2 or accuracy is None or e.chance is None or not e.learned > BY_HEART:
         return None
-    if e.accuracy > 1.5 / e.n_classes + 0.03 or not math.isfinite(e.fall):
+    tail = e.loss[-max(len(e.loss) // 10, 5) :]
+    if e.chance.level - tail.mean() < ERRORS * tail.std(ddof=1) / math.sqrt(len(tail)):
+        return None
+    if not 0 <= accuracy <= 1.5 / n + 0.03 or accuracy < 0.5 / n:
         return None
     return Finding(
         "labels-shuffled",
         "problem",
-        f"The validation accuracy is {e.accuracy:.1%}, that of guessing among {e.n_classes} "
-        "classes, and gradients, steps and activations are as usual: inputs and labels may not "
-        "belong together.",
+        f"The training loss fell to {e.ends[1]:.3g}, below that of guessing, while the validation "
+        f"accuracy is {accuracy:.1%}, that of guessing among {n} classes: what the network learned "
+        "holds for the training items only, as where inputs and labels do not belong together.",
         fix="Look at a batch with its labels (dls.show_batch()); shuffle and augment inputs and "
-        "labels together.",
+        "labels together, with one permutation.",
         confidence="possible",
     )

@@ -6,6 +6,9 @@ from convlens.core.records import Finding
 from convlens.core.wording import plural
 from convlens.doctor.evidence import Evidence
 
+MICRO_BATCHES = 256
+"""While a run goes on, its first step may still come, after that many micro-batches."""
+
 MOSTLY = 0.5
 """What is true of more than half of the steps is no accident."""
 
@@ -17,6 +20,8 @@ def find_missing_backward(e: Evidence) -> Finding | None:
     steps = e.count("optimizer_steps") + e.count("foreign_steps")
     if not steps or e.count("n_frozen") >= e.count("n_parameter_tensors"):
         return None
+    if e.number("output_gradient", "n", 0) or e.loop.get("changed"):
+        return None  # by torch.autograd.grad, or into parameters that are not followed
     return Finding(
         "missing-backward",
         "problem",
@@ -33,6 +38,8 @@ def find_missing_step(e: Evidence) -> Finding | None:
     if e.count("backwards") < e.min_steps or e.count("optimizer_steps"):
         return None
     if e.loop.get("changed") is not False or e.count("foreign_steps"):
+        return None
+    if e.record.meta.get("status") == "running" and e.count("backwards") < MICRO_BATCHES:
         return None
     return Finding(
         "missing-step",
@@ -56,7 +63,7 @@ def find_optimizer_of_other_model(e: Evidence) -> Finding | None:
     like = " It holds parameters of the same shapes, as an earlier instance of the model has."
     return Finding(
         "optimizer-of-other-model",
-        "problem",
+        "problem" if alike or e.is_poor else "warning",  # it may be an image that is optimized
         f"The optimizer made {e.count('foreign_steps')} steps, but holds no parameter of this "
         f"model.{like if alike else ''}",
         fix="Make the optimizer after the model, from model.parameters(), and again whenever the "
@@ -71,10 +78,9 @@ def find_parameters_not_in_optimizer(e: Evidence) -> Finding | None:
     if not n or e.count("optimizer_steps") < e.min_steps:
         return None
     trainable = e.count("n_parameter_tensors") - e.count("n_frozen")
-    poor = e.is_poor
     return Finding(
         "parameters-not-in-optimizer",
-        "problem" if poor else "note",
+        e.severity("note"),
         f"{n} of {trainable} trainable parameters are in no optimizer and stay as they were "
         f"initialized: {_named(names, n)}.",
         layer=names[0].rpartition(".")[0] or None,
@@ -103,12 +109,12 @@ def find_layers_not_registered(e: Evidence) -> Finding | None:
 def find_frozen(e: Evidence) -> Finding | None:
     """Frozen parameters in a run that does not learn."""
     n, frozen = e.count("n_parameter_tensors"), e.count("n_frozen")
-    if not frozen or not e.is_poor:
+    if not frozen or not e.is_weak:
         return None
     names = e.names("frozen")
     return Finding(
         "frozen-by-mistake",
-        "problem",
+        e.severity("note"),
         f"{frozen} of {n} parameters are frozen (requires_grad=False), and the loss hardly falls: "
         f"{_named(names, frozen)}.",
         layer=names[0].rpartition(".")[0] or None,
@@ -144,7 +150,7 @@ def find_accumulation_not_scaled(e: Evidence) -> Finding | None:
         if e.number("output_gradient", loss) == 1 and 0.5 < scale < 2:
             return Finding(
                 "accumulation-not-scaled",
-                "problem" if e.is_poor else "warning",
+                e.severity("note"),
                 f"Each optimizer step adds up the gradients of {each:.0f} backward passes, and the "
                 f"loss is not divided by {each:.0f}: the step is {each:.0f} times as large as that "
                 "of one batch of this size.",
@@ -164,7 +170,7 @@ def find_eval_mode_in_training(e: Evidence) -> Finding | None:
     kinds = sorted({str(kind) for kind in modules.values()})
     return Finding(
         "eval-mode-in-training",
-        "problem",
+        "warning" if e.learned > 0.5 else "problem",  # pretrained networks are, on purpose
         f"In {n} of {of} training steps the model was in evaluation mode: {' and '.join(kinds)} "
         "compute something else there than in training.",
         layer=str(next(iter(modules))),
@@ -175,12 +181,22 @@ def find_eval_mode_in_training(e: Evidence) -> Finding | None:
 
 
 def find_train_mode_in_evaluation(e: Evidence) -> Finding | None:
-    """Forwards without gradients, and never one in evaluation mode."""
+    """Validation in training mode: inside `validation`, or without gradients and never otherwise.
+
+    Only in a run with figures of a validation. Not those that come with most steps, as the images
+    of a GAN or the actions of a policy, nor repeated ones of a batch, as for Monte Carlo dropout.
+    """
     n = e.count("training_mode_without_gradients") + e.count("validation_in_training_mode")
     modules = [m for m in e.modules if _differs(m)]
     if n < 2 or e.count("evaluation_forwards") or not modules or not e.count("backwards"):
         return None
     if e.count("validation_forwards") > e.count("validation_in_training_mode"):
+        return None
+    if e.number("validation_items", "repeated", 0) > MOSTLY * n:
+        return None
+    told = e.count("validation_in_training_mode") > 0
+    rounds = e.count("rounds_without_gradients")
+    if not told and (rounds > MOSTLY * e.count("optimizer_steps") or not _validated(e)):
         return None
     kinds = sorted({str(m["kind"]) for m in modules})
     return Finding(
@@ -191,6 +207,10 @@ def find_train_mode_in_evaluation(e: Evidence) -> Finding | None:
         layer=str(modules[0]["name"]),
         fix="Call model.eval() before validating and predicting, and model.train() after it.",
     )
+
+
+def _validated(e: Evidence) -> bool:
+    return any(epoch.valid_loss is not None or epoch.metrics for epoch in e.epochs)
 
 
 def _differs(module: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -32,13 +33,18 @@ def early_ratio(e: Evidence) -> float:
     Vectors (biases, norms) begin at 0 or 1 and say little: matrices and kernels count.
     """
     found = [np.nanmedian(r[2:22]) for r in _matrices(e).values() if np.isfinite(r[2:22]).any()]
-    return float(np.max(found)) if found else math.nan
+    return _upper(found)
 
 
 def first_ratio(e: Evidence) -> float:
     """The largest update ratio of the first three steps, of the weights."""
     found = [float(np.nanmax(r[:3])) for r in _matrices(e).values() if np.isfinite(r[:3]).any()]
-    return max(found, default=math.nan)
+    return _upper(found)
+
+
+def _upper(ratios: Sequence[float]) -> float:
+    """The upper quartile of the layers: a last layer that begins near 0 is large beside nothing."""
+    return float(np.quantile(ratios, 0.75, method="lower")) if ratios else math.nan
 
 
 def movement(e: Evidence) -> float:
@@ -57,13 +63,13 @@ def _matrices(e: Evidence) -> dict[str, Floats]:
 def find_rate_too_high(e: Evidence) -> Finding | None:
     """Steps that are large beside the weights, in a run that does not learn."""
     ratio, first = early_ratio(e), first_ratio(e)
-    if not e.is_poor or not (ratio > LARGE_UPDATE or first > REPLACED):
+    if not e.is_weak or not (ratio > LARGE_UPDATE or first > REPLACED):
         return None
     ratio = max(ratio, first)
     lr = float(np.nanmax(e.hyper("lr"), initial=0.0)) if len(e.steps) else 0.0
     return Finding(
         "learning-rate-too-high",
-        "problem",
+        e.severity("note"),
         f"Each step changes weights by {ratio:.2g} of their size (usual is about 0.001), and the "
         f"loss does not fall; the learning rate is up to {lr:.3g}.",
         first_step=int(e.steps.step[0]),
@@ -76,17 +82,19 @@ def find_rate_too_low(e: Evidence) -> Finding | None:
     if e.count("optimizer_steps") < e.min_steps:
         return None
     went = movement(e)
-    if not e.is_poor or not 0 < went < (TINY_MOVEMENT if e.trial is None else TINY_TRIAL):
+    if not e.is_weak or not 0 < went < (TINY_MOVEMENT if e.trial is None else TINY_TRIAL):
         return None
     if e.trial is not None and (e.trial.get("scheduled") or not e.adam_learns):
         return None
     lr = e.hyper("lr")
     if len(lr) and np.isfinite(lr).any() and _ended_early(lr):
         return None
+    if e.record.meta.get("status") == "running" and len(lr) and not lr[-1] < np.nanmax(lr):
+        return None  # a warm-up that may still come to its end
     highest = float(np.nanmax(lr, initial=0.0)) if len(lr) else 0.0
     return Finding(
         "learning-rate-too-low",
-        "problem",
+        e.severity("note"),
         f"In {len(e.steps)} steps the weights moved by {went:.2g} of their size in all, and the "
         f"loss hardly fell; the learning rate is at most {highest:.3g}.",
         first_step=int(e.steps.step[0]),
@@ -113,7 +121,7 @@ def find_schedule_ends_early(e: Evidence) -> Finding | None:
     del end
     return Finding(
         "learning-rate-schedule-ends-early",
-        "problem" if e.is_poor else "warning",
+        e.severity("note"),
         f"The learning rate has fallen to a hundredth of its highest value ({lr.max():.3g}) by "
         f"step {e.steps.step[first]}, with {len(lr) - first} of {len(lr)} steps to come.",
         first_step=int(e.steps.step[first]),
@@ -132,11 +140,11 @@ def find_momentum_too_high(e: Evidence) -> Finding | None:
     """A momentum near 1 in a run whose loss rises or swings."""
     momentum = e.hyper("momentum")
     high = float(np.nanmax(momentum, initial=0.0)) if len(momentum) else 0.0
-    if not HIGH_MOMENTUM <= high <= 1 or not e.is_poor:
+    if not HIGH_MOMENTUM <= high <= 1 or not e.is_weak:
         return None
     return Finding(
         "momentum-too-high",
-        "problem",
+        e.severity("note"),
         f"The momentum is {high:g}: each gradient acts for about {1 / max(1 - high, 1e-6):,.0f} "
         "steps, and the loss does not settle.",
         first_step=int(e.steps.step[0]),
@@ -151,14 +159,14 @@ STRONG_DECAY = 0.01
 def find_decay_too_high(e: Evidence) -> Finding | None:
     """Weight decay that takes the weights away faster than gradients can build them."""
     decay, lr = e.hyper("weight_decay"), e.hyper("lr")
-    if not len(decay) or not np.isfinite(decay).any() or not e.is_poor:
+    if not len(decay) or not np.isfinite(decay).any() or not e.is_weak:
         return None
     taken = float(np.nanmedian(decay * lr))
     if taken < STRONG_DECAY:
         return None
     return Finding(
         "weight-decay-too-high",
-        "problem",
+        e.severity("note"),
         f"Weight decay {np.nanmax(decay):g} at learning rate {np.nanmax(lr):.3g} takes "
         f"{taken:.1%} of every weight at each step, and the loss hardly falls.",
         first_step=int(e.steps.step[0]),
@@ -173,7 +181,7 @@ SAME_NORM = 1e-3
 def find_clipped(e: Evidence) -> Finding | None:
     """Gradients that are clipped to a norm so small that the weights stay where they are."""
     norms = [norm for norm in e.gradient_norms.values() if len(norm)]
-    if not norms or len({len(norm) for norm in norms}) != 1 or not e.is_poor:
+    if not norms or len({len(norm) for norm in norms}) != 1 or not e.is_weak:
         return None
     total = np.sqrt(np.sum(np.square(norms), axis=0))
     if len(total) < e.min_steps or not np.isfinite(total).all() or not total.mean() > 0:
@@ -182,7 +190,7 @@ def find_clipped(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "gradient-clipped-to-nothing",
-        "problem",
+        e.severity("note"),
         f"The norm of all gradients is {total.mean():.3g} in every step: it is clipped to that, "
         f"and the weights moved by {movement(e):.2g} of their size in the whole run.",
         first_step=int(e.steps.step[0]),
@@ -199,7 +207,7 @@ def find_vanishing(e: Evidence) -> Finding | None:
     """Gradients that are next to nothing in the first layers."""
     shapes = {h.layer.name: h.layer.kind for h in e.of_parameters("gradient")}
     norms = {n: v for n, v in e.gradient_norms.items() if "×" in shapes.get(n, "")}
-    if len(norms) < 2 or not e.is_poor:
+    if len(norms) < 2 or not e.is_weak:
         return None
     typical = {name: float(np.nanmedian(norm)) for name, norm in norms.items()}
     first = next(iter(typical))
@@ -208,7 +216,7 @@ def find_vanishing(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "vanishing-gradient",
-        "problem",
+        e.severity("note"),
         f"The gradient of {first!r} ({typical[first]:.2g}) is {typical[first] / largest:.1g} of "
         f"that of the layer with the largest ({largest:.2g}): the first layers do not learn.",
         layer=first.rpartition(".")[0],
@@ -226,10 +234,15 @@ def find_constant_initialization(e: Evidence) -> Finding | None:
     ]
     if not found:
         return None
-    value = float(found[0].mean[0])
+    value, n = (
+        float(found[0].mean[0]),
+        sum("×" in h.layer.kind for h in e.of_parameters("parameter")),
+    )
+    if not e.is_weak and 2 * len(found) <= n:
+        return None  # last layers, of branches and adapters too, often begin with zeros
     return Finding(
         "constant-initialization",
-        "problem" if e.is_poor else "warning",
+        e.severity("note"),
         f"All weights of {len(found)} layers were {value:g} before the first step, so their units "
         f"compute the same and stay the same: {', '.join(repr(h.layer.name) for h in found[:3])}.",
         layer=found[0].layer.name.rpartition(".")[0],
@@ -243,20 +256,22 @@ HIGH_FIRST_LOSS = 5.0
 """A network that knows nothing has a loss near ln(classes); five times that is far from nothing."""
 
 
+FAR_TOO_HIGH = 100.0
+"""A network that was trained for other labels is wrong with confidence, at 2 to 5 times the loss of
+guessing; a hundred times that is a matter of scale."""
+
+
 def find_bad_initialization(e: Evidence) -> Finding | None:
     """A first loss far above that of guessing."""
-    classes = e.facts("output").get("shape", [0, 0])
-    n = classes[1] if isinstance(classes, list) and len(classes) > 1 else 0
-    entropy = e.first("output_gradient", "cross_entropy", 0) == 1
-    if not len(e.loss) or n < 2 or not entropy or e.record.meta.get("resumed"):
+    if e.chance is None or e.chance.of != "cross entropy" or e.record.meta.get("resumed"):
         return None
-    first, guess = float(e.loss[0]), math.log(n)
+    first, guess = float(e.loss[0]) if len(e.loss) else math.nan, e.chance.level
     if not first > HIGH_FIRST_LOSS * guess:
         return None
     return Finding(
         "bad-initialization",
-        "problem" if e.is_poor or first > 100 * guess else "note",
-        f"The first loss was {first:.4g}; guessing among {n} classes gives {guess:.2f}. The scores "
+        "problem" if first > FAR_TOO_HIGH * guess else e.severity("note"),
+        f"The first loss was {first:.4g}; guessing gives {guess:.3g}. The scores "
         f"of the untrained network reach {e.first('output', 'max'):.3g}.",
         first_step=int(e.steps.step[0]),
         fix="Use the layers' own initialization, or nn.init.kaiming_normal_; weights from N(0, 1) "
@@ -264,21 +279,25 @@ def find_bad_initialization(e: Evidence) -> Finding | None:
     )
 
 
-EXPLODED = 1e4
+EXPLODED, GROWN = 1e4, 100.0
+"""Gradients of a mean loss have norms of about 1; a loss scale of mixed precision makes them large
+from the start to the end, and then they do not grow a hundredfold."""
 
 
 def find_exploding(e: Evidence) -> Finding | None:
     """Gradients that are huge, in a run that does not learn."""
-    norms = {n: float(np.nanmax(v)) for n, v in e.gradient_norms.items() if np.isfinite(v).any()}
-    bad = any((h.nonfinite > 0).any() for h in e.of_parameters("gradient"))
-    if not norms or not (e.is_poor or bad):
+    found = {n: v[np.isfinite(v)] for n, v in e.gradient_norms.items() if np.isfinite(v).any()}
+    norms = {name: float(v.max()) for name, v in found.items()}
+    if not norms or not e.is_weak:
         return None
     worst = max(norms, key=lambda name: norms[name])
-    if not norms[worst] > EXPLODED:
+    grown = norms[worst] > GROWN * float(np.median(found[worst][:3]))
+    unknown = e.chance is None and not e.diverged
+    if not norms[worst] > EXPLODED or (unknown and not grown):
         return None
     return Finding(
         "exploding-gradient",
-        "problem",
+        e.severity("note"),
         f"The gradient of {worst!r} reached a norm of {norms[worst]:.3g}.",
         layer=worst.rpartition(".")[0],
         fix="Clip gradients (torch.nn.utils.clip_grad_norm_(…, 1.0)), lower the learning rate, or "
@@ -288,11 +307,11 @@ def find_exploding(e: Evidence) -> Finding | None:
 
 def find_half_precision(e: Evidence) -> Finding | None:
     """Weights in float16, which Adam's eps and small updates do not fit in."""
-    if "float16" not in e.names("dtypes") or not e.is_poor:
+    if "float16" not in e.names("dtypes") or not e.is_weak:
         return None
     return Finding(
         "fp16-overflow-or-underflow",
-        "problem",
+        e.severity("note"),
         "The parameters are float16: numbers below 6e-8 are 0 there (Adam's eps of 1e-8 among "
         "them), those above 65,504 infinite, and the loss does not fall.",
         first_step=int(e.steps.step[0]),

@@ -130,6 +130,7 @@ class LoopFacts:
         self._counts = dict.fromkeys(MODES.values(), 0)
         self._counts |= {"validation_forwards": 0, "validation_in_training_mode": 0}
         self._counts |= {"steps_in_evaluation_mode": 0, "foreign_steps": 0}
+        self._counts["rounds_without_gradients"] = 0
         self._checked = self._kept = 0  # steps, and those whose gradients were not reset before
         self._input, self._output, self._target = TensorFacts(), TensorFacts(), TensorFacts()
         self._output_gradient, self._items = TensorFacts(), ItemFacts()
@@ -140,6 +141,7 @@ class LoopFacts:
         self._optimizers: dict[int, _Optimizer] = {}
         self._gradients = [_Gradient(p) for p in _spread(model)]
         self._validating = False
+        self._with_gradients = True  # the forward before
         self._in_evaluation_mode = False
         self._ended: float | None = None  # the last optimizer step
         self._began: float | None = None  # the newest forward of a step
@@ -257,6 +259,8 @@ class LoopFacts:
             self._counts[MODES[module.training, grad]] += 1
         found = next((x for x in inputs if isinstance(x, Tensor)), None)
         found = first_tensor(list(inputs)) if found is None else found
+        self._counts["rounds_without_gradients"] += not grad and self._with_gradients
+        self._with_gradients = grad
         if self._validating or not grad:
             if found is not None and not is_transformed(found):
                 self._items.validate(found)

@@ -154,6 +154,7 @@ def _range(value: Tensor) -> dict[str, Tensor]:
         "mean": mean,
         "std": (squares / n).sqrt(),
         "nonfinite": (~finite).sum(),
+        "whole": (clean == clean.round()).float().mean(),
     }
     if x.ndim > 1 and len(x) > 1:
         found["spread"] = clean.reshape(len(x), -1).std(0, correction=0).mean()
