@@ -130,7 +130,7 @@ def test_no_steps_and_few_steps_say_so() -> None:
 
 def test_activations_are_judged_without_a_loss() -> None:
     dead = RunRecord({"status": "finished"}, empty_steps(), [], [make_history(0, dead=8)])
-    assert kinds(dead) == ["dead-channels"]
+    assert kinds(dead) == ["dead-relu"]
     (quiet,) = diagnose(replace(dead, layers=[make_history(0)]))
     assert quiet.text == "No loss was recorded. In a loop of your own, call stats.log(loss=loss)."
     assert "No loss was recorded" in diagnose(replace(dead, layers=[]))[0].text
@@ -223,7 +223,7 @@ def test_chance_level_needs_to_know_the_classes_and_believes_the_accuracy() -> N
 def test_dead_channels(dead: int, severity: str) -> None:
     layers = [make_history(0), make_history(1, dead=dead), make_history(2, dead=2)]
     finding = next(f for f in diagnose(replace(HEALTHY, layers=layers)) if f.severity == severity)
-    assert (finding.kind, finding.layer, finding.first_step) == ("dead-channels", "1.0", 100)
+    assert (finding.kind, finding.layer, finding.first_step) == ("dead-relu", "1.0", 100)
     assert f"{dead} of 16 in '1.0', 2 of 16 in '2.0'" in finding.text
 
 
@@ -231,11 +231,11 @@ def test_dead_channels_count_only_where_a_relu_follows_and_are_listed_briefly() 
     layers = [make_history(i, dead=12, relu=False) for i in range(3)]
     assert kinds(replace(HEALTHY, layers=layers)) == ["healthy"]
     layers = [make_history(i, dead=12) for i in range(9)]
-    finding = only(replace(HEALTHY, layers=layers), "dead-channels")
+    finding = only(replace(HEALTHY, layers=layers), "dead-relu")
     assert "12 of 16 in '5.0' and in 3 more layers" in finding.text
     always = make_history(0, dead=8)
     always.columns.positive[:, :8] = False
-    assert only(replace(HEALTHY, layers=[always]), "dead-channels").first_step == 0
+    assert only(replace(HEALTHY, layers=[always]), "dead-relu").first_step == 0
 
 
 def test_growth_and_collapse_again_and_again() -> None:
@@ -293,7 +293,7 @@ def test_problems_come_first_and_warnings_are_not_called_good() -> None:
     epochs = make_epochs([0.9, 0.5], [0.5, 0.4], 0.9)
     record = replace(HEALTHY, epochs=epochs, layers=[make_history(0, dead=12)])
     assert [f.severity for f in diagnose(record)] == ["problem", "note"]
-    assert kinds(replace(HEALTHY, layers=[make_history(0, dead=2)])) == ["dead-channels"]
+    assert kinds(replace(HEALTHY, layers=[make_history(0, dead=2)])) == ["dead-relu"]
 
 
 def test_one_class_by_a_layer_whose_values_are_all_the_same() -> None:

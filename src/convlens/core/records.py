@@ -84,7 +84,7 @@ class Finding:
     """One thing that the doctor found.
 
     Attributes:
-        kind: a stable key such as ``"one-class"`` or ``"dead-channels"``.
+        kind: a stable key such as ``"one-class"`` or ``"dead-relu"``.
         severity: one of `SEVERITIES`.
         evidence: one or two sentences: what was measured, and what it means.
         layer: the layer it is about, None for the whole run.
@@ -107,7 +107,7 @@ class Finding:
         """Evidence and fix, for a reader.
 
         >>> from convlens.core.records import Finding
-        >>> Finding("dead-channels", "note", "3 of 8 channels are dead.", fix="Lower the lr.").text
+        >>> Finding("dead-relu", "note", "3 of 8 channels are dead.", fix="Lower the lr.").text
         '3 of 8 channels are dead. Lower the lr.'
         """
         return f"{self.evidence} {self.fix}".strip()
@@ -120,7 +120,7 @@ class Findings(list[Finding]):
     """A list of findings that prints as text, a line for each.
 
     >>> from convlens.core.records import Finding, Findings
-    >>> Findings([Finding("dead-channels", "note", "3 of 8 channels are dead.")])
+    >>> Findings([Finding("dead-relu", "note", "3 of 8 channels are dead.")])
     note (likely): 3 of 8 channels are dead.
     """
 

@@ -138,7 +138,7 @@ def find_output_activation(e: Evidence) -> Finding | None:
             confidence="certain",
         )
     zeros = e.number("output", "zeros", 0)
-    if (entropy or binary) and low == 0 and zeros > 0.1:
+    if (entropy or binary) and low == 0 and high > 0 and zeros > 0.1:
         return Finding(
             "activation-on-logits",
             "problem",
@@ -324,37 +324,6 @@ def find_duplicates(e: Evidence) -> Finding | None:
         fix="Split before augmenting or oversampling, by group where one source gives several "
         "items, and validate on the other part.",
     )
-
-
-def find_normalization(e: Evidence) -> Finding | None:
-    """Batch normalization that cannot work: no running statistics, or batches of two."""
-    norms = [m for m in e.modules if "BatchNorm" in str(m.get("kind"))]
-    if not norms:
-        return None
-    still = [m for m in norms if m.get("momentum") == 0]
-    if still:
-        return Finding(
-            "batchnorm-stats-never-updated",
-            "problem",
-            f"{len(still)} of {len(norms)} batch normalizations have momentum=0: their running "
-            "mean and variance stay 0 and 1, and evaluation uses those.",
-            layer=str(still[0]["name"]),
-            fix="Use momentum=0.1 (in PyTorch the share of the new batch, not of the old value).",
-            confidence="certain",
-        )
-    shape = list(e.facts("input").get("shape") or [0])
-    if e.trial is not None:
-        shape[0] = e.trial.get("batch_size", 0)
-    if 1 < shape[0] <= 3 and e.count("backwards"):
-        return Finding(
-            "batchnorm-batch-too-small",
-            "problem",
-            f"Batch normalization has batches of {shape[0]}: their mean and variance are mostly "
-            "noise, and differ from the running ones that evaluation uses.",
-            layer=str(norms[0]["name"]),
-            fix="Use larger batches, or nn.GroupNorm instead of batch normalization.",
-        )
-    return None
 
 
 HIGH_DROPOUT = 0.9

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from convlens.core.records import SEVERITIES, Finding, RunRecord
-from convlens.doctor import data, fallback, loop, optimization, trial
+from convlens.doctor import data, fallback, loop, normalization, optimization, trial
 from convlens.doctor.activations import find_activation_cycles, find_dead_channels
 from convlens.doctor.causes import without_effects
 from convlens.doctor.evidence import MIN_STEPS, Evidence
@@ -39,7 +39,8 @@ CAUSES: Sequence[Rule] = (
     data.find_constant_output,
     data.find_several_labels,
     data.find_labels,
-    data.find_normalization,
+    normalization.find_stats_never_updated,
+    normalization.find_batch_too_small,
     loop.find_parameters_not_in_optimizer,
     loop.find_frozen,
     optimization.find_constant_initialization,
@@ -90,7 +91,8 @@ def diagnose(record: RunRecord) -> list[Finding]:
             found = (rule(evidence) for rule in FALLBACKS)
             findings += [one for one in found if one is not None][:1]
         if all(map(_is_small, findings)):
-            findings.append(healthy(evidence) if long else too_short(evidence))
+            kinds = [one.kind for one in findings]
+            findings.append(healthy(evidence, kinds) if long else too_short(evidence))
     return _worst_first(findings)
 
 
@@ -100,7 +102,7 @@ def _has(findings: Sequence[Finding], *severities: str) -> bool:
 
 def _is_small(finding: Finding) -> bool:
     """Whether nothing looks wrong all the same."""
-    return finding.severity == "note" and finding.kind != "loss-not-falling"
+    return finding.severity == "note"
 
 
 def _worst_first(findings: Sequence[Finding]) -> list[Finding]:
@@ -147,7 +149,7 @@ def _effects(e: Evidence) -> list[Finding]:
     record = e.record
     judged = replace(record, layers=[h for h in record.layers if len(h) >= MIN_STEPS])
     found = [find_failure(record), find_nonfinite(e)]
-    found += [_if_poor(e, find_dead_channels(judged)), find_activation_cycles(judged)]
+    found += [_if_weak(e, find_dead_channels(judged)), _if_weak(e, find_activation_cycles(judged))]
     if len(e.loss) >= MIN_STEPS:
         both = [find_overfitting(record), find_memorized(e)]
         found += _worst_first([one for one in both if one is not None])[:1]
@@ -155,8 +157,11 @@ def _effects(e: Evidence) -> list[Finding]:
     return [finding for finding in found if finding is not None]
 
 
-def _if_poor(e: Evidence, finding: Finding | None) -> Finding | None:
-    """A problem is one where the run has not learned; else it is a warning."""
-    if finding is None or finding.severity != "problem" or e.is_poor:
+def _if_weak(e: Evidence, finding: Finding | None) -> Finding | None:
+    """Of channels and cycles: a problem at most where the run has not learned, else a note.
+
+    A network that has learned does without the channels that are dead.
+    """
+    if finding is None or e.is_poor:
         return finding
-    return replace(finding, severity="warning")
+    return replace(finding, severity="warning" if e.is_weak or not len(e.loss) else "note")

@@ -207,6 +207,11 @@ class Evidence:
         return "warning" if self.is_weak and otherwise != "problem" else otherwise
 
     @property
+    def strict(self) -> str:
+        """The severity of what no healthy run has, where the run is at least weak."""
+        return "problem" if self.is_weak else "note"
+
+    @property
     def _is_poor_trial(self) -> bool:
         """Whether a single batch could not be memorized, which any network can."""
         losses = (self.trial or {}).get("losses_given") or (self.trial or {}).get("losses_adam")

@@ -9,7 +9,7 @@ import numpy as np
 from convlens.core.buckets import Floats
 from convlens.core.records import Epoch, Finding, RunRecord
 from convlens.doctor.activations import find_blocked_layer
-from convlens.doctor.evidence import MIN_STEPS, Evidence
+from convlens.doctor.evidence import MIN_STEPS, PATIENCE, Evidence
 
 BETTER_THAN_CHANCE = 1.5
 """An accuracy of 1.5 / classes or more is knowledge, whatever the loss says."""
@@ -66,8 +66,8 @@ def find_nothing_learned(e: Evidence) -> Finding | None:
         return Finding(
             "nothing-learned",
             "problem",
-            f"{measured}. The network has learned next to nothing from its inputs. The record does not show "
-            "why: the loop makes its steps, and gradients and updates are as usual.",
+            f"{measured}. The network has learned next to nothing from its inputs. The record does "
+            "not show why: the loop makes its steps, and gradients and updates are as usual.",
             first_step=int(e.steps.step[0]),
             fix="Run cl.check(model, batch, loss, optimizer): it tries whether the model mixes the "
             "items of a batch, is one affine map, or forgets early inputs, and whether it can "
@@ -92,7 +92,7 @@ def find_loss_not_falling(e: Evidence) -> Finding | None:
     No problem by itself: the losses of a GAN or a policy need not fall, and a network that was
     trained before has nothing more to gain.
     """
-    if not np.isfinite(e.loss).all():
+    if not np.isfinite(e.loss).all() or len(e.loss) < PATIENCE:
         return None
     n, first, last = ends(e.loss)
     if first - last > LOSS_FALL * abs(first):

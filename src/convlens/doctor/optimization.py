@@ -69,7 +69,7 @@ def find_rate_too_high(e: Evidence) -> Finding | None:
     lr = float(np.nanmax(e.hyper("lr"), initial=0.0)) if len(e.steps) else 0.0
     return Finding(
         "learning-rate-too-high",
-        e.severity("note"),
+        e.strict,
         f"Each step changes weights by {ratio:.2g} of their size (usual is about 0.001), and the "
         f"loss does not fall; the learning rate is up to {lr:.3g}.",
         first_step=int(e.steps.step[0]),
@@ -144,7 +144,7 @@ def find_momentum_too_high(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "momentum-too-high",
-        e.severity("note"),
+        e.strict,
         f"The momentum is {high:g}: each gradient acts for about {1 / max(1 - high, 1e-6):,.0f} "
         "steps, and the loss does not settle.",
         first_step=int(e.steps.step[0]),
@@ -166,7 +166,7 @@ def find_decay_too_high(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "weight-decay-too-high",
-        e.severity("note"),
+        e.strict,
         f"Weight decay {np.nanmax(decay):g} at learning rate {np.nanmax(lr):.3g} takes "
         f"{taken:.1%} of every weight at each step, and the loss hardly falls.",
         first_step=int(e.steps.step[0]),
@@ -190,7 +190,7 @@ def find_clipped(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "gradient-clipped-to-nothing",
-        e.severity("note"),
+        e.strict,
         f"The norm of all gradients is {total.mean():.3g} in every step: it is clipped to that, "
         f"and the weights moved by {movement(e):.2g} of their size in the whole run.",
         first_step=int(e.steps.step[0]),
@@ -311,7 +311,7 @@ def find_half_precision(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "fp16-overflow-or-underflow",
-        e.severity("note"),
+        e.strict,
         "The parameters are float16: numbers below 6e-8 are 0 there (Adam's eps of 1e-8 among "
         "them), those above 65,504 infinite, and the loss does not fall.",
         first_step=int(e.steps.step[0]),

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from convlens.core.records import Finding
 from convlens.doctor.activations import DEAD_WARNING
-from convlens.doctor.evidence import MIN_STEPS, Evidence
+from convlens.doctor.evidence import MIN_STEPS, PATIENCE, WEAK, Evidence
 from convlens.doctor.losses import ends
 
 
@@ -28,22 +28,29 @@ def too_short(e: Evidence) -> Finding:
     return Finding("too-short", "note", text, fix=fix, confidence="certain")
 
 
-def healthy(e: Evidence) -> Finding:
-    """That nothing looks wrong, what was looked at, and what could not be."""
+def healthy(e: Evidence, notes: Sequence[str]) -> Finding:
+    """That nothing looks wrong, what was looked at, and what could not be.
+
+    Args:
+        e: of the run.
+        notes: kinds of what was noted all the same.
+    """
+    noted = {"dead-relu", "activation-cycles"} & set(notes)
     n, first, last = ends(e.loss)
     missing = list(_missing(e))
     judged = any(len(history) >= MIN_STEPS for history in e.record.layers)
     if judged:
-        watched = (
-            f"No watched layer had {100 * DEAD_WARNING:.0f} % or more dead channels, non-finite "
-            "values, or repeated collapses."
-        )
+        dead = f"{100 * DEAD_WARNING:.0f} % or more dead channels, "
+        others = "non-finite values, or repeated collapses"
+        watched = f"No watched layer had {'' if noted else dead}{others}."
     elif e.record.layers:
         watched = f"No layer was watched for {MIN_STEPS} columns, so little is known of them."
     else:
         watched = "No layers were watched, so nothing is known of the activations."
     way = f", {e.learned:.0%} of the way from {e.chance.words}" if e.chance is not None else ""
     way = way if math.isfinite(e.learned) and e.learned > 0 else ""
+    if len(e.loss) < PATIENCE and not e.learned >= WEAK:
+        watched = f"It is too early to say whether it learns. {watched}"
     return Finding(
         "healthy",
         "good",

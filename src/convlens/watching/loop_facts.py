@@ -83,6 +83,7 @@ class _Gradient:
         self._grad: int | None = None
         self._version = -1
         self._unbroken = False
+        self._backwards_before = 0  # the last step
 
     def added(self, parameter: Tensor) -> None:
         """A backward pass has added to the gradient."""
@@ -100,6 +101,7 @@ class _Gradient:
         self._grad = None if grad is None else id(grad)
         self._version = -1 if grad is None else grad._version
         self._unbroken = grad is not None
+        self._backwards_before = self.backwards
 
     def check(self) -> None:
         """A forward begins: a gradient of zeros was reset without raising its version."""
@@ -109,8 +111,8 @@ class _Gradient:
 
     @property
     def kept(self) -> bool:
-        """Whether it has not been reset since the last step."""
-        return self._unbroken
+        """Whether it was added to without a reset since the last step."""
+        return self._unbroken and self.backwards > self._backwards_before
 
 
 class LoopFacts:
@@ -317,15 +319,15 @@ class LoopFacts:
 
     def before_step(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
         """Look at gradients; `StepListener`."""
-        self._notes.guard(self._step_begins, optimizer)
+        self._notes.guard(self._step_begins, optimizer, closure)
         return closure
 
-    def _step_begins(self, optimizer: Optimizer) -> None:
+    def _step_begins(self, optimizer: Optimizer, closure: Closure | None) -> None:
         known = self._known(optimizer)
         if not known.n_own:
             return
         own = [one for one in self._gradients if id(one.parameter) in known.members]
-        if known.steps and own:
+        if known.steps and own and closure is None:  # a closure may reset them itself
             self._checked += 1
             self._kept += any(one.kept for one in own)
         if self._is_sample():
