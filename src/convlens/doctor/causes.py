@@ -29,11 +29,17 @@ and explain all of these."""
 OF_VALIDATION = ("overfitting", "still-improving")
 
 EXPLAINED_BY: Mapping[str, Sequence[str]] = {
-    "bad-initialization": OF_GRADIENTS,
+    "bad-initialization": ("learning-rate-too-low", *OF_GRADIENTS),
     "momentum-too-high": ("learning-rate-too-high", *OF_GRADIENTS),
     "learning-rate-too-high": OF_GRADIENTS,
     "learning-rate-too-low": ("vanishing-gradient", "dead-relu", *STATES),
-    "exploding-gradient": ("vanishing-gradient", "dead-relu", *NONFINITE, *STATES),
+    "exploding-gradient": (
+        "learning-rate-too-low",
+        "vanishing-gradient",
+        "dead-relu",
+        *NONFINITE,
+        *STATES,
+    ),
     "vanishing-gradient": ("dead-relu", *STATES),
     "dead-relu": STATES,
     "nonfinite-activations": STATES,

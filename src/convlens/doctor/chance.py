@@ -52,7 +52,7 @@ def _candidates(gradient: Mapping[str, Any], loss: float) -> Iterator[Chance]:
     number = _Numbers(gradient)
     classes, values = int(number("classes", 0)), number.first
     if classes >= 2 and max(number("cross_entropy", 0), number("likelihood", 0)) > 0.5:
-        unit = _unit(loss, values("cross_entropy_value"), number("cross_entropy_scale"), number)
+        unit = _unit(loss, values("cross_entropy_value"), values("cross_entropy_scale"), number)
         if unit:
             yield _of_classes("cross entropy", classes, unit, 0.0)
     if classes >= 2 and number("soft_labels", 0) > 0.5:
@@ -82,11 +82,14 @@ def _of_classes(of: str, n: int, unit: float, floor: float) -> Chance:
 def _unit(loss: float, value: float, scale: float, number: _Numbers) -> float:
     """1 for a mean over the items, their number for a sum; 0 if the loss is something else.
 
-    The weights of a policy's gradient differ from batch to batch, those of a sum do not.
+    The weights of a policy's gradient differ from batch to batch, those of a sum do not. Items that
+    are surely right have no gradient left, and no loss: they are missing from value and scale.
     """
     if _agree(loss, value, AGREE):
         return 1.0
-    same = _agree(scale, number.first("cross_entropy_scale"), 0.1)
+    if _agree(loss, value * scale, AGREE) and _agree(scale, number.first("used"), AGREE):
+        return 1.0
+    same = _agree(scale, number("cross_entropy_scale"), 0.1)
     return scale if same and _agree(loss, value * scale, AGREE) else 0.0
 
 

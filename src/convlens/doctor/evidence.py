@@ -144,7 +144,10 @@ class Evidence:
         n = len(classes) if isinstance(classes, list) else classes
         if self.facts("output_gradient") or not isinstance(n, int) or n < 2:
             return None
-        return Chance("cross entropy", math.log(n), 0.0, f"ln({n}), that of guessing", n)
+        if (self.loss < 0).any():
+            return None
+        level = math.log(n)
+        return Chance("cross entropy", level, 0.0, f"ln({n}) = {level:.3f}, that of guessing", n)
 
     @cached_property
     def n_classes(self) -> int:

@@ -146,8 +146,8 @@ def find_accumulation_not_scaled(e: Evidence) -> Finding | None:
         return None
     each = backwards / steps
     for loss in ("cross_entropy", "binary_cross_entropy"):
-        scale = e.number("output_gradient", f"{loss}_scale")
-        if e.number("output_gradient", loss) == 1 and 0.5 < scale < 2:
+        scale = e.first("output_gradient", f"{loss}_scale")
+        if e.first("output_gradient", loss) == 1 and 0.5 < scale < 2:
             return Finding(
                 "accumulation-not-scaled",
                 e.severity("note"),

@@ -79,10 +79,10 @@ def _said(e: Evidence, first: _Event) -> str:
         value = "NaN" if np.isnan(e.loss[first.index]) else "infinite"
         later = int((~np.isfinite(e.loss)).sum()) - 1
         more = f" and at {later} later step{'s' if later > 1 else ''}" if later else ""
-        whole = "; the activations of that step are finite" if e.record.layers else ""
+        whole = " The activations of that step are finite." if e.record.layers else ""
         return (
-            f"The loss is {value} at step {first.step}{more}{whole}; the weights cannot be trusted "
-            "from then on."
+            f"The loss is {value} at step {first.step}{more}; the weights cannot be trusted from "
+            f"then on.{whole}"
         )
     history, at = first.history, first.column
     columns = history.columns

@@ -63,6 +63,8 @@ def _matrices(e: Evidence) -> dict[str, Floats]:
 def find_rate_too_high(e: Evidence) -> Finding | None:
     """Steps that are large beside the weights, in a run that does not learn."""
     ratio, first = early_ratio(e), first_ratio(e)
+    if e.chance is not None and _explodes_at_once(e):
+        return None
     if not e.is_weak or not (ratio > LARGE_UPDATE or first > REPLACED):
         return None
     ratio = max(ratio, first)
@@ -282,6 +284,12 @@ def find_bad_initialization(e: Evidence) -> Finding | None:
 EXPLODED, GROWN = 1e4, 100.0
 """Gradients of a mean loss have norms of about 1; a loss scale of mixed precision makes them large
 from the start to the end, and then they do not grow a hundredfold."""
+
+
+def _explodes_at_once(e: Evidence) -> bool:
+    """Whether gradients are huge before the first step: no rate has made them so."""
+    firsts = [norm[0] for norm in e.gradient_norms.values()]
+    return any(math.isfinite(first) and first > EXPLODED for first in firsts)
 
 
 def find_exploding(e: Evidence) -> Finding | None:

@@ -249,6 +249,7 @@ def _of_classes(g: Tensor, o: Tensor, n: int, close: float) -> dict[str, Tensor]
         "cross_entropy": torch.where(of_p, torch.zeros_like(fits), fits),
         "likelihood": of_p.to(fits.dtype),
         "cross_entropy_scale": size * share,
+        "used": used.to(g.dtype).mean(),
         "cross_entropy_value": -(value * sizes).sum() / size,
         "correct": _mean((o.argmax(1) == labels).to(o.dtype), used),
         "several_labels": _several_labels(g * n, log_p.exp(), used),
