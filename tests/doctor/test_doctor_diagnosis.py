@@ -221,7 +221,8 @@ def test_nothing_learned_while_values_still_flow() -> None:
 
 def test_chance_level_needs_to_know_the_classes_and_believes_the_accuracy() -> None:
     stuck = replace(HEALTHY, steps=make_steps(np.full(N_STEPS, 2.31)))
-    assert kinds(stuck) == ["loss-not-falling"], "accuracy 98 % is knowledge"
+    (finding,) = diagnose(stuck)
+    assert (finding.kind, finding.severity) == ("nothing-learned", "warning"), "98 % is knowledge"
     for meta in ({}, {"data": "mnist"}, {"data": {"classes": None}}):
         assert kinds(replace(stuck, meta=meta, epochs=[])) == ["loss-not-falling"]
 

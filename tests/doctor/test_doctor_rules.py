@@ -252,10 +252,9 @@ def other_order(fixed: bool) -> RunRecord:
 def validated_on_training_data(fixed: bool) -> RunRecord:
     training = Training()
     if not fixed:
-        training.valid = tuple(torch.cat([a[:96], b[:64]]) for a, b in zip(blobs(), blobs(1)))
-        training.valid = tuple(part[torch.randperm(160)] for part in training.valid[:1]) + (
-            training.valid[1],
-        )
+        order = torch.randperm(160)
+        x, y = (torch.cat([a[:96], b[:64]]) for a, b in zip(blobs(), blobs(1), strict=True))
+        training.valid = x[order], y[order]
     return training.run(evaluated=True)
 
 

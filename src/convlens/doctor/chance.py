@@ -11,6 +11,9 @@ AGREE = 0.02
 """A loss is believed to be what its gradient says if its first value agrees to 2 %: of large
 outputs only a part of the rows is looked at."""
 
+HARD = 1e-3
+"""Labels of an entropy below this are not smoothed."""
+
 EXACT = 0.002
 """The mean squared error is worked out from all values."""
 
@@ -57,8 +60,9 @@ def _candidates(gradient: Mapping[str, Any], loss: float) -> Iterator[Chance]:
             yield _of_classes("cross entropy", classes, unit, 0.0)
     if classes >= 2 and number("soft_labels", 0) > 0.5:
         floor = number("soft_floor", 0)
+        of = "soft cross entropy" if floor > HARD else "cross entropy"
         if _agree(loss, values("soft_value"), AGREE) and floor < 0.9 * math.log(classes):
-            yield _of_classes("soft cross entropy", classes, 1.0, floor)
+            yield _of_classes(of, classes, 1.0, floor)
     share = number("positives", 0)
     binary = max(number("binary_cross_entropy", 0), number("binary_likelihood", 0)) > 0.5
     # Batches of one class only are sorted, or the true and generated images of a GAN in turn.

@@ -128,7 +128,7 @@ class Evidence:
     def takes_scores(self) -> bool:
         """Whether the loss is the cross entropy of the model's outputs, taken as scores."""
         return self.number("output_gradient", "cross_entropy", 0) > 0.5 or (
-            self.chance is not None and self.chance.of == "soft cross entropy"
+            self.chance is not None and self.number("output_gradient", "soft_labels", 0) > 0.5
         )
 
     @cached_property

@@ -47,27 +47,27 @@ def find_failure(record: RunRecord) -> Finding | None:
 
 
 def find_nothing_learned(e: Evidence) -> Finding | None:
-    """A loss that ends where guessing ends, or above it, and no cause in the record."""
+    """A loss that ends near that of guessing, or above it, and no cause in the record."""
     accuracy, n = e.accuracy, e.n_classes
-    if (
-        not e.is_poor
-        or e.diverged
-        or (accuracy is not None and n and accuracy >= BETTER_THAN_CHANCE / n)
-    ):
+    if not e.is_weak or e.diverged or not (e.is_poor or math.isfinite(e.learned)):
         return None
+    knows = accuracy is not None and n > 0 and accuracy >= BETTER_THAN_CHANCE / n
+    severity = "problem" if e.is_poor and not knows else "warning"
     level = float(np.median(e.loss[-max(len(e.loss) // 4, 1) :]))
     measured = f"Over the last quarter of the steps the median loss is {level:.3f}"
     if e.chance is not None:
-        measured += f": {'no' if e.learned <= 0 else 'hardly'} better than {e.chance.words}"
+        better = "no" if e.learned <= 0 else "hardly" if e.is_poor else "little"
+        measured += f": {better} better than {e.chance.words}"
     if accuracy is not None:
         measured += f", and the accuracy is {accuracy:.2%}"
     blocked = find_blocked_layer(e.record)
     if blocked is None:
         return Finding(
             "nothing-learned",
-            "problem",
-            f"{measured}. The network has learned next to nothing from its inputs. The record does "
-            "not show why: the loop makes its steps, and gradients and updates are as usual.",
+            severity,
+            f"{measured}. The network has learned {'next to nothing' if e.is_poor else 'little'} "
+            "from its inputs. The record does not show why: the loop makes its steps, and gradients"
+            " and updates are as usual.",
             first_step=int(e.steps.step[0]),
             fix="Run cl.check(model, batch, loss, optimizer): it tries whether the model mixes the "
             "items of a batch, is one affine map, or forgets early inputs, and whether it can "
@@ -76,7 +76,7 @@ def find_nothing_learned(e: Evidence) -> Finding | None:
     layer, step, how = blocked
     return Finding(
         "one-class",
-        "problem",
+        severity,
         f"{measured}. The network can hardly tell one input from another: in layer {layer!r} "
         f"{how}, so next to nothing of the input gets past it.",
         layer=layer,

@@ -30,7 +30,8 @@ class _Event:
 
     @property
     def key(self) -> tuple[int, int, int]:
-        return self.step, self.order, self.index
+        """Where it lies in time: a backward pass goes from the last layer to the first."""
+        return self.step, self.order, -self.index if self.what == "gradient" else self.index
 
 
 def find_nonfinite(e: Evidence) -> Finding | None:

@@ -23,8 +23,8 @@ initialized with."""
 TINY_TRIAL = 0.001
 """The few steps of a trial move weights by a thousandth at least."""
 
-REPLACED = 1.0
-"""A first step as large as the weights replaces what they were initialized to."""
+REPLACED = 0.5
+"""After a first step half as large as the weights little is left of their initialization."""
 
 
 def early_ratio(e: Evidence) -> float:
@@ -81,7 +81,7 @@ def find_rate_too_high(e: Evidence) -> Finding | None:
 
 def find_rate_too_low(e: Evidence) -> Finding | None:
     """Weights that hardly move although there are gradients."""
-    if e.count("optimizer_steps") < e.min_steps:
+    if e.count("optimizer_steps") < e.min_steps or e.diverged:
         return None
     went = movement(e)
     if not e.is_weak or not 0 < went < (TINY_MOVEMENT if e.trial is None else TINY_TRIAL):
@@ -265,7 +265,7 @@ guessing; a hundred times that is a matter of scale."""
 
 def find_bad_initialization(e: Evidence) -> Finding | None:
     """A first loss far above that of guessing."""
-    if e.chance is None or e.chance.of != "cross entropy" or e.record.meta.get("resumed"):
+    if e.chance is None or not e.chance.classes or e.record.meta.get("resumed"):
         return None
     first, guess = float(e.loss[0]) if len(e.loss) else math.nan, e.chance.level
     if not first > HIGH_FIRST_LOSS * guess:
