@@ -274,12 +274,12 @@ def find_labels(e: Evidence) -> Finding | None:
         for name in ("min", "max", "mean", "square", "step", "constant")
     )
     if low == high:
-        # A contrastive loss has its positive at index 0, and stays far from 0.
-        if len(e.loss) > PATIENCE and e.learned < 0.5:
+        severity = _of_constant_labels(e, n * shape[0])
+        if severity is None:
             return None
         return Finding(
             "constant-labels",
-            "problem",
+            severity,
             f"Every label in the {n:.0f} batches that were looked at is {low:.0f}.",
             fix="Look at how the labels are read: a wrong column or folder gives one class only.",
         )
@@ -294,6 +294,25 @@ def find_labels(e: Evidence) -> Finding | None:
         "sorted by class.",
         fix="Use DataLoader(…, shuffle=True) for the training data.",
     )
+
+
+RARE = 500
+"""Of a class with a frequency of 1 %, 500 items have none with a probability of 0.7 %."""
+
+
+def _of_constant_labels(e: Evidence, items: float) -> str | None:
+    """How bad one label in all items is; None if there is another reason.
+
+    A contrastive loss has its positive at index 0, and stays far from 0. Where another class is
+    rare, the batches with it have a loss, however well the rest is known.
+    """
+    if e.trial is not None:
+        return "problem" if items >= RARE or e.n_classes > 2 else "warning"
+    if len(e.loss) > PATIENCE and e.learned < 0.5:
+        return None
+    worst = float(e.loss[-max(len(e.loss) // 4, 1) :].max()) if len(e.loss) else math.inf
+    trivial = e.chance is not None and e.chance.learned(worst) > 0.9
+    return "problem" if items >= RARE or trivial else None
 
 
 DUPLICATES = 0.3

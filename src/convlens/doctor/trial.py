@@ -9,7 +9,7 @@ from convlens.doctor.evidence import Evidence
 def find_mixed_batch(e: Evidence) -> Finding | None:
     """Outputs that depend on other items of the batch."""
     share = (e.trial or {}).get("mixes_batch")
-    if not isinstance(share, float) or share == 0:
+    if not isinstance(share, float) or not share > 0:
         return None
     return Finding(
         "batch-mixed-by-reshape",

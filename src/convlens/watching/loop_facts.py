@@ -160,7 +160,7 @@ class LoopFacts:
         self._handles = [before, after]
         for one in self._gradients:
             handle = one.parameter.register_post_accumulate_grad_hook(
-                lambda p, one=one: self._notes.guard(self._added, one, p)
+                partial(self._notes.guard, self._added, one)
             )
             self._handles.append(handle)
         step_hooks().add(self)
@@ -297,9 +297,11 @@ class LoopFacts:
             self._output.add(found, more=facts_of_output)
             if found.requires_grad:
                 output_then = found.detach()
-                found.register_hook(
-                    lambda g: self._notes.guard(self._gradient_comes, g, output_then)
-                )
+
+                def look(gradient: Tensor) -> None:
+                    self._notes.guard(self._gradient_comes, gradient, output_then)
+
+                found.register_hook(look)
 
     def _gradient_comes(self, gradient: Tensor, output: Tensor) -> None:
         if gradient.shape == output.shape and gradient.numel() <= LARGEST:
