@@ -230,7 +230,7 @@ def test_chance_level_needs_to_know_the_classes_and_believes_the_accuracy() -> N
 STUCK = make_steps(np.full(N_STEPS, 2.31))
 
 
-@pytest.mark.parametrize(("dead", "severity"), [(2, "warning"), (8, "problem")])
+@pytest.mark.parametrize(("dead", "severity"), [(2, "warning"), (14, "problem")])
 def test_dead_channels(dead: int, severity: str) -> None:
     layers = [make_history(0), make_history(1, dead=dead), make_history(2, dead=2)]
     learned, healthy = diagnose(replace(HEALTHY, layers=layers))
@@ -308,7 +308,7 @@ def test_still_improving() -> None:
 
 def test_problems_come_first_and_warnings_are_not_called_good() -> None:
     epochs = make_epochs([0.9, 0.5], [0.5, 0.4], 0.9)
-    layers = [make_history(0, dead=12)]
+    layers = [make_history(0, dead=14)]
     record = replace(HEALTHY, epochs=epochs, layers=layers, steps=STUCK)
     assert [f.severity for f in diagnose(replace(record, epochs=[]))] == ["problem"]
     rises = replace(record, meta={}, layers=[make_history(0, dead=2)])

@@ -10,8 +10,9 @@ from convlens.core.buckets import Ints
 from convlens.core.histories import LayerHistory
 from convlens.core.records import Finding, RunRecord
 
-DEAD_WARNING, DEAD_PROBLEM = 0.1, 0.25
-"""A few dead channels are common and cost little; a quarter of a layer is capacity thrown away."""
+DEAD_WARNING, DEAD_PROBLEM = 0.1, 0.75
+"""A few dead channels are common and cost little, and half of a layer is enough to learn; where
+three quarters are dead, the rest will hardly do."""
 
 MIN_BATCHES = 5
 """In one or two batches a living channel may well be without a positive value."""

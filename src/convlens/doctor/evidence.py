@@ -162,6 +162,15 @@ class Evidence:
             return classes
         return len(classes) if isinstance(classes, list) else 0
 
+    @property
+    def has_one_label(self) -> bool:
+        """Whether each item has one class, so that an accuracy compares with 1 / classes."""
+        shape = self.facts("output").get("shape")
+        if self.chance is None or not self.chance.classes:
+            return False
+        binary = self.chance.of == "binary cross entropy"
+        return not binary or (isinstance(shape, list) and (len(shape) < 2 or shape[1:] == [1]))
+
     @cached_property
     def learned(self) -> float:
         """How far the loss has gone from guessing (0) to the least possible (1); NaN if unknown."""

@@ -52,7 +52,7 @@ def find_nothing_learned(e: Evidence) -> Finding | None:
     if not e.is_weak or e.diverged or not (e.is_poor or math.isfinite(e.learned)):
         return None
     knows = accuracy is not None and n > 0 and accuracy >= BETTER_THAN_CHANCE / n
-    severity = "problem" if e.is_poor and not knows else "warning"
+    severity = "problem" if e.is_poor and not knows and not _still_falls(e) else "warning"
     level = float(np.median(e.loss[-max(len(e.loss) // 4, 1) :]))
     measured = f"Over the last quarter of the steps the median loss is {level:.3f}"
     if e.chance is not None:
@@ -84,6 +84,20 @@ def find_nothing_learned(e: Evidence) -> Finding | None:
         fix="Try a lower learning rate at the start (a one-cycle schedule warms up), or batch "
         "normalization.",
     )
+
+
+FALLS, ERRORS = 0.02, 4.0
+"""A loss that fell by 2 % from the third quarter to the last, and by four standard errors of the
+difference, is still falling: a network on a plateau may leave it (an autoencoder learns the mean
+first)."""
+
+
+def _still_falls(e: Evidence) -> bool:
+    n = len(e.loss) // 4
+    before, last = e.loss[-2 * n : -n], e.loss[-n:]
+    fall = float(before.mean() - last.mean())
+    error = math.sqrt((before.var(ddof=1) + last.var(ddof=1)) / n)
+    return fall > FALLS * abs(float(before.mean())) and fall > ERRORS * error
 
 
 def find_loss_not_falling(e: Evidence) -> Finding | None:
@@ -158,7 +172,7 @@ def find_memorized(e: Evidence) -> Finding | None:
     accuracy = e.accuracy
     if accuracy is None or len(e.epochs) < 2 or e.n_classes < 2 or len(e.loss) < MIN_STEPS:
         return None
-    if e.chance is None or e.chance.of not in ("cross entropy", "binary cross entropy"):
+    if e.chance is None or e.chance.of == "soft cross entropy" or not e.has_one_label:
         return None
     train = math.exp(-e.ends[1] * math.log(e.n_classes) / e.chance.level)
     gap = train - accuracy
