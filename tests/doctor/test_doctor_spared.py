@@ -244,6 +244,12 @@ def an_input_with_missing_values_by_design() -> list[Finding]:
 
 
 @case
+def probabilities_and_squares() -> list[Finding]:
+    model = nn.Sequential(*mlp(), nn.Softmax(1))
+    return plain(model, lambda o, y: F.mse_loss(o, F.one_hot(y, 4).float()), steps=120)
+
+
+@case
 def an_image_that_is_optimized() -> list[Finding]:
     model, image = trained(mlp()), torch.randn(16, 6, requires_grad=True)
     optimizer = torch.optim.Adam([image], 0.05)

@@ -128,7 +128,10 @@ class Evidence:
     def takes_scores(self) -> bool:
         """Whether the loss is the cross entropy of the model's outputs, taken as scores."""
         return self.number("output_gradient", "cross_entropy", 0) > 0.5 or (
-            self.chance is not None and self.number("output_gradient", "soft_labels", 0) > 0.5
+            self.chance is not None
+            and self.chance.of.endswith("cross entropy")
+            and self.chance.of != "binary cross entropy"
+            and self.number("output_gradient", "soft_labels", 0) > 0.5
         )
 
     @cached_property
