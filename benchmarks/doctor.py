@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import doctor_job
 import doctor_table
 from healthy import programs
 from pairs import machine
@@ -94,8 +95,9 @@ def _measured(
     print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them measured before", flush=True)
 
     def one(job: Mapping[str, Any], key: str) -> dict[str, Any]:
-        return {**job, "key": key, **_run(job, clinic, args.timeout)}
+        return {**job, "key": key, **_run(job, args.timeout)}
 
+    _one_core_each(clinic)
     with ThreadPoolExecutor(args.jobs) as pool:
         for row in pool.map(one, *zip(*waiting, strict=True)) if waiting else ():
             known[row["key"]] = row
@@ -113,22 +115,35 @@ def _kept(out: Path | None) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in rows}
 
 
-def _run(job: Mapping[str, Any], clinic: Path, timeout: float) -> dict[str, Any]:
-    """A program in a process of its own, on one core."""
-    paths = (HERE.parent / "src", HERE, clinic)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, paths))}
+def _run(job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """A program in a process of its own."""
+    context = multiprocessing.get_context("forkserver")
+    receiving, sending = context.Pipe(duplex=False)
     begun = time.perf_counter()
+    process = context.Process(target=doctor_job.send, args=(job, sending))
+    process.start()
+    sending.close()
     try:
-        done = subprocess.run(
-            [sys.executable, str(HERE / "doctor_job.py"), json.dumps(job)],
-            capture_output=True, text=True, env=env, timeout=timeout, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {"errors": {"process": f"not done after {timeout:g} s"}}
-    if done.returncode:
-        return {"errors": {"process": f"exit code {done.returncode}: {done.stderr[-500:]}"}}
-    found = json.loads(done.stdout.splitlines()[-1])
+        if not receiving.poll(timeout):
+            process.kill()
+            return {"errors": {"process": f"not done after {timeout:g} s"}}
+        found = receiving.recv()
+    except EOFError:
+        process.join()
+        return {"errors": {"process": f"ended with exit code {process.exitcode}"}}
+    process.join()
     return {**found, "s": round(time.perf_counter() - begun, 1)}
+
+
+def _one_core_each(clinic: Path) -> None:
+    """A server that has imported everything, from which each program's process is forked.
+
+    What it imports, and how many threads it may use, is in its environment.
+    """
+    paths = [str(HERE.parent / "src"), str(HERE), str(clinic)]
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    sys.path[:0] = paths
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["doctor_job"])
 
 
 def _say(row: Mapping[str, Any]) -> None:

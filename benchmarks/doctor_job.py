@@ -1,19 +1,18 @@
-"""One program, checked, watched and diagnosed in a process of its own: ``doctor_job.py JOB``.
+"""One program, checked, watched and diagnosed, in a process of its own.
 
-``JOB`` is JSON: set, name, seed, seconds. The last line is JSON: what was found and measured. The
-doctor is given the model, the loader, the loss, the optimizer and the run; never a name or a label.
+The doctor is given the model, the loader, the loss, the optimizer and the run; never a name or a
+label.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -155,12 +154,9 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def main() -> None:
+def send(job: Mapping[str, Any], pipe: Connection) -> None:
+    """Do a job in this process, and send what was found."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    job = json.loads(sys.argv[1])
-    sys.stdout.write("\n" + json.dumps(work(job)) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+    pipe.send(work(job))
+    pipe.close()

@@ -8,21 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from healthy import freezing, learners, networks, optimizing, sequences, structures, unusual_data
-from healthy import unusual_losses as losses
+from healthy import (
+    freezing,
+    learners,
+    networks,
+    optimizing,
+    sequences,
+    structures,
+    unusual_data,
+    unusual_losses,
+)
 from healthy.common import LearnerProgram, Program
 
 __all__ = ["LearnerProgram", "Program", "programs"]
 
 MODULES = (
-    networks,
     optimizing,
-    losses,
+    unusual_losses,
     sequences,
     structures,
     freezing,
     unusual_data,
     learners,
+    networks,
 )
 
 

@@ -85,7 +85,14 @@ def generator(seed: int) -> torch.Generator:
 
 
 def pictures(
-    n: int, seed: int, *, size: int = 32, classes: int = 5, channels: int = 3, noise: float = 1.0
+    n: int,
+    seed: int,
+    *,
+    size: int = 32,
+    classes: int = 5,
+    channels: int = 3,
+    noise: float = 1.0,
+    distraction: float = 0.6,
 ) -> tuple[Tensor, Tensor]:
     """A smooth motif of the class, shifted, over a weaker one of another class, in noise."""
     coarse = torch.randn(classes, channels, 5, 5, generator=generator(77))
@@ -98,7 +105,7 @@ def pictures(
     contrast = (0.6 + 0.8 * torch.rand(n, 2, generator=g)).tolist()
     x = torch.stack(
         [
-            p * motifs[k].roll((a, b), (1, 2)) + 0.6 * q * motifs[m].roll((c, d), (1, 2))
+            p * motifs[k].roll((a, b), (1, 2)) + distraction * q * motifs[m].roll((c, d), (1, 2))
             for k, m, (a, b, c, d), (p, q) in zip(
                 y.tolist(), other.tolist(), shifts, contrast, strict=True
             )

@@ -65,7 +65,7 @@ def learner_fit_sgd(seed: int) -> LearnerProgram:
     model = cl.simple_cnn(1, 10)
     return LearnerProgram(
         lambda path: _learner(path, seed, model, optimizer=SGD, batch_size=32),
-        lambda learn: learn.fit(3, lr=0.06),
+        lambda learn: learn.fit(6, lr=0.1),
         "the chapter's first network, SGD",
         BAR,
     )

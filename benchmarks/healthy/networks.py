@@ -29,7 +29,7 @@ def _program(
 ) -> Program:
     opt = optimizer(model.parameters(), lr=lr, **options)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, lr, n_steps + 1) if one_cycle else None
-    data = loaders(pictures, 480, seed, batch=16)
+    data = loaders(pictures, 480, seed, batch=16, noise=0.5, distraction=0.2)
     task = f"{type(model).__name__} on small pictures, {optimizer.__name__}"
     return classifier(model, opt, data, n_steps, task, BAR, scheduler=schedule)
 
