@@ -12,6 +12,13 @@ Truth = Mapping[str, Any]
 CLASSES = ("preflight", "record", "evaluation")
 TOOLS = ("check", "diagnose", "both")
 
+SEES = {
+    "check": {"preflight"},
+    "diagnose": {"record", "evaluation"},
+    "both": set(CLASSES),
+}
+"""What each tool can be asked for."""
+
 NOT_EARLY = {
     "overfitting": "validation gets worse only after a while",
     "learning-rate-schedule-ends-early": "the schedule has not ended yet",
@@ -135,11 +142,9 @@ def _missed(sick: Sequence[Row], truth: Truth) -> dict[str, Any]:
         result[tool] = {}
         for row in sick:
             kinds = problems(row, tool)
-            visible = truth[row["name"]]["visible_in"]
-            seen = tool == "both" or ("preflight" in visible) == (tool == "check") or "record" in (
-                visible if tool == "diagnose" else ()
-            )  # fmt: skip
-            if not seen or accepted(row, truth) & set(kinds[:2]):
+            if not SEES[tool] & set(truth[row["name"]]["visible_in"]):
+                continue
+            if accepted(row, truth) & set(kinds[:2]):
                 continue
             result[tool][label(row)] = kinds
             said = f"named {', '.join(kinds)}" if kinds else "missed"
