@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,11 @@ def _measured(
 
     _one_core_each(clinic)
     with ThreadPoolExecutor(args.jobs) as pool:
-        for row in pool.map(one, *zip(*waiting, strict=True)) if waiting else ():
+        for done in as_completed([pool.submit(one, job, key) for job, key in waiting]):
+            row = done.result()
             known[row["key"]] = row
             _say(row)
-            if args.out:
+            if args.out and "process" not in row["errors"]:
                 with args.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
     return [known[key] for key in keys]

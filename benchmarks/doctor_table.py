@@ -173,12 +173,15 @@ def _alarms(well: Sequence[Row], truth: Truth) -> dict[str, Any]:
 
 
 def _times(rows: Iterable[Row]) -> None:
-    print("\nseconds (check, training watched, diagnose), the slowest ten")
-    found = [
-        (sum(parts), label(row), parts)
-        for row in rows
-        if (parts := [float((row.get(p) or {}).get(s, 0)) for p, s in _PARTS])
-    ]
+    found: list[tuple[float, str, list[float]]] = []
+    for row in rows:
+        parts = [float((row.get(part) or {}).get(name, 0)) for part, name in _PARTS]
+        found.append((sum(parts), label(row), parts))
+    checks = sorted(parts[0] for _, _, parts in found)
+    print(
+        f"\ncheck took {checks[len(checks) // 2]:.1f} s in the middle and {checks[-1]:.1f} s at "
+        "most; seconds of check, training watched and diagnose, the slowest ten:"
+    )
     for total, name, parts in sorted(found, reverse=True)[:10]:
         print(f"  {total:6.1f} {name}: {', '.join(f'{s:.1f}' for s in parts)}")
 

@@ -39,17 +39,20 @@ def _ring(n: int, seed: int) -> Tensor:
 
 
 def _gan(seed: int, watched: str) -> Program:
-    """Judged by how far the generated points are from the ring; at first about 1.7."""
+    """Judged by how far the generated points are from the ring; at first about 1.7.
+
+    A batch begins with what the watched network takes: noise, or real points.
+    """
     torch.manual_seed(seed)
     maker, critic = mlp(4, 64, 64, 2), mlp(2, 64, 64, 1, act=nn.Tanh)
     to_make = torch.optim.Adam(maker.parameters(), lr=1e-3, betas=(0.5, 0.99))
     to_tell = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.5, 0.99))
-    loss_fn, g = F.binary_cross_entropy_with_logits, generator(seed)
+    loss_fn = F.binary_cross_entropy_with_logits
 
     def step(batch: Sequence[Tensor]) -> float:
-        (real,) = batch
+        start, real = batch if watched == "maker" else reversed(batch)
         yes, no = torch.ones(len(real), 1), torch.zeros(len(real), 1)
-        made = maker(torch.randn(len(real), 4, generator=g))
+        made = maker(start)
         to_tell.zero_grad()
         loss = loss_fn(critic(real), yes) + loss_fn(critic(made.detach()), no)
         loss.backward()
@@ -65,7 +68,10 @@ def _gan(seed: int, watched: str) -> Program:
             made = maker(torch.randn(500, 4, generator=generator(1)))
         return {"distance": float((made.norm(dim=1) - 2).abs().mean())}
 
-    train = loader(_ring(1000, 1000 + seed), batch=64, seed=seed)
+    noise = torch.randn(1000, 4, generator=generator(1001 + seed))
+    train = loader(noise, _ring(1000, 1000 + seed), batch=64, seed=seed)
+    if watched == "critic":
+        train = [(real, start) for start, real in train]
     model, opt = (maker, to_make) if watched == "maker" else (critic, to_tell)
     return Program(
         model, None, opt, train, None, step, evaluate, 700, f"GAN, the {watched} is watched",
@@ -204,7 +210,7 @@ def siamese(seed: int) -> Program:
     """Same class or not, half and half: guessing is right in 50 %."""
 
     def pairs(n: int, seed: int) -> tuple[Tensor, Tensor]:
-        x, y = clusters(4 * n, seed)
+        x, y = clusters(4 * n, seed, noise=1.4)
         g = generator(seed)
         same = torch.rand(n, generator=g) < 0.5
         found: list[Tensor] = []
