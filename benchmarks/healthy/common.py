@@ -25,7 +25,7 @@ class Program:
     Attributes:
         model: what is watched.
         loss_fn: ``loss_fn(model(x), y)``, or None where ``step`` works it out.
-        optimizer: one, or the one of ``model`` where there are several; None if it is not torch's.
+        optimizer: that of ``model``'s parameters; None if several share them, or none is torch's.
         train_loader: can be read again.
         valid_loader: what ``evaluate`` reads, or None.
         step: one whole training step on a batch; returns the loss.

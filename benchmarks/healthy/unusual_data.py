@@ -22,7 +22,6 @@ from healthy.common import (
     regressor,
     small_cnn,
     surface,
-    usual_step,
 )
 
 BAR = 0.5
@@ -320,12 +319,12 @@ def value_learning(seed: int) -> Program:
     places = torch.eye(10)
 
     def step(batch: Sequence[Tensor]) -> float:
-        (at,) = batch
+        place, at = batch
         to = (at + 1).clamp(max=9)
         with torch.no_grad():
             after = torch.where(at == 9, 1.0, 0.8 * frozen(places[to])[:, 0])
         model.train()
-        loss = F.mse_loss(model(places[at])[:, 0], after)
+        loss = F.mse_loss(model(place)[:, 0], after)
         opt.zero_grad()
         loss.backward()
         opt.step()
@@ -335,7 +334,8 @@ def value_learning(seed: int) -> Program:
         return loss.item()
 
     truth = 0.8 ** (9 - torch.arange(10.0))[:, None]
-    train = loader(torch.randint(10, (1000,), generator=g), batch=32, seed=seed)
+    at = torch.randint(10, (1000,), generator=g)
+    train = loader(places[at], at, batch=32, seed=seed)
     return Program(
         model, None, opt, train, None, step, lambda: r2_of(model, [(places, truth)]), 300,
         "temporal differences", 0.5, metric="r2",
@@ -398,13 +398,9 @@ def denoiser(seed: int) -> Program:
 
     model = mlp(3, 64, 64, 2, act=nn.SiLU)
     opt = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    usual = usual_step(model, F.mse_loss, opt)
-    test = noised(points[:500], generator(1))
-    return Program(
-        model, None, opt, loader(points, batch=64, seed=seed), None,
-        lambda batch: usual(noised(batch[0], g)), lambda: r2_of(model, [test], F.mse_loss), 300,
-        "diffusion", 0.4, metric="r2",
-    )  # fmt: skip
+    train = [noised(part, g) for _ in range(10) for part in points.split(64)]
+    test = [noised(points[:500], generator(1))]
+    return regressor(model, opt, (train, test), 300, "diffusion", bar=0.4)
 
 
 def collaborative_filtering(seed: int) -> Program:
