@@ -57,10 +57,6 @@ def torchvision_shufflenet(seed: int) -> Program:
     return _program(model, 0.01, 60, seed, one_cycle=True)
 
 
-def torchvision_mobilenet_v2(seed: int) -> Program:
-    return _program(tv.mobilenet_v2(num_classes=5, width_mult=0.35), 3e-3, 60, seed)
-
-
 def torchvision_efficientnet_b0(seed: int) -> Program:
     model = tv.efficientnet_b0(num_classes=5)
     return _program(model, 2e-3, 50, seed, optimizer=torch.optim.AdamW)
