@@ -1,4 +1,8 @@
-"""Networks of torchvision and timm on pictures of 32×32; guessing is right in 20 %."""
+"""Networks of torchvision and timm on pictures of 32×32; guessing is right in 20 %.
+
+Tried and left out, as they do not learn in so few steps on so small pictures: SqueezeNet 1.1,
+MobileNetV2, EfficientNet-B0, RegNetY-400MF, MnasNet.
+"""
 
 from __future__ import annotations
 
@@ -57,15 +61,6 @@ def torchvision_shufflenet(seed: int) -> Program:
     return _program(model, 0.01, 60, seed, one_cycle=True)
 
 
-def torchvision_efficientnet_b0(seed: int) -> Program:
-    model = tv.efficientnet_b0(num_classes=5)
-    return _program(model, 2e-3, 50, seed, optimizer=torch.optim.AdamW)
-
-
-def torchvision_regnet(seed: int) -> Program:
-    return _program(tv.regnet_y_400mf(num_classes=5), 1e-3, 40, seed)
-
-
 def torchvision_densenet(seed: int) -> Program:
     model = tv.DenseNet(8, (3, 3, 3), 16, num_classes=5)
     return _program(model, 0.05, 60, seed, optimizer=torch.optim.SGD, momentum=0.9, nesterov=True)
@@ -77,11 +72,6 @@ def torchvision_convnext(seed: int) -> Program:
     blocks = [CNBlockConfig(32, 64, 2), CNBlockConfig(64, 128, 2), CNBlockConfig(128, None, 2)]
     model = ConvNeXt(blocks, stochastic_depth_prob=0.1, num_classes=5)
     return _program(model, 1e-3, 100, seed, optimizer=torch.optim.AdamW, weight_decay=0.05)
-
-
-def torchvision_mnasnet(seed: int) -> Program:
-    """Its batch normalizations have momentum 0.0003."""
-    return _program(_quick_norms(tv.mnasnet0_5(num_classes=5)), 2e-3, 60, seed)
 
 
 def timm_resnet10t(seed: int) -> Program:
