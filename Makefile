@@ -28,8 +28,7 @@ lowest:
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -p no:cacheprovider -W ignore tests/cli/test_cli.py tests/data/test_data_files.py \
 		tests/runs/test_runs_checkpoints.py tests/geometry/test_geometry_pictures.py tests/watching/test_watching_compiled.py \
 		tests/integrations/test_integrations_tensorboard.py tests/integrations/test_integrations_lightning.py::test_a_recorded_fit_is_read_from_disk \
-		tests/views/test_views_browser.py::test_a_real_training_is_shown_whole \
-		tests/views/test_views_live_browser.py::test_a_training_is_seen_while_it_goes_on
+		tests/web/test_web_server.py tests/web/test_web_curves.py tests/web/test_web_report.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

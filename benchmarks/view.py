@@ -1,24 +1,33 @@
-"""What it costs to look at a run: reading it, keeping up with it, its page (`page.py`).
+"""What it costs to look at a long run: reading it, its page in a browser, and its server.
 
 The run is made up, but written as a training writes it: by `ColumnStore` and `RunWriter`, chunk by
 chunk, levels rising, merging in its own thread. Its columns are histograms of normal distributions
 whose width and mean drift, with the noise of counting, so that they compress as real ones do.
+
+The server is a process of its own; its processor time is what the kernel counted. The browser, one
+Chromium, draws in software on the same cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import page
 from convlens.core.buckets import BucketLayout
 from convlens.core.columns import CHUNK_BITS, Columns, chunk_of, level_at
 from convlens.core.histories import LayerInfo
@@ -26,7 +35,6 @@ from convlens.core.records import HANDOVER_S, Epoch
 from convlens.core.steps import StepSeries
 from convlens.runs import RunWriter, create_run, open_run
 from convlens.runs.follower import RunFollower
-from convlens.views.timeline import condense, grid_of, heat_of
 from convlens.watching.column_store import ColumnStore, Series
 from pairs import finish, machine
 
@@ -37,10 +45,12 @@ PER_CALL = 200_000  # values of a layer in one step
 N_SHAPES = 64  # distributions of a layer, from the first step to the last
 CHUNK = 1 << CHUNK_BITS
 STEPS_A_SECOND = 500
-POLLS_A_SECOND = 2
 
 Started = Any
 """Of `multiprocessing`: the second in which a run began to grow."""
+
+Tab = Any
+"""Of Playwright, which has no types that a type checker may ask for: a browser, or a page of it."""
 
 Result = dict[str, object]
 
@@ -206,50 +216,187 @@ def first_history(path: Path, rounds: int) -> list[float]:
     return times_of(lambda: RunFollower(open_run(path)).history(-2), rounds)
 
 
-def first_curves(path: Path, rounds: int) -> list[float]:
-    """The losses of all steps, by a follower that has read nothing yet."""
-    return times_of(lambda: RunFollower(open_run(path)).curves(), rounds)
+# ---- the page -----------------------------------------------------------------------------------
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from convlens.web.address import make_address
+from convlens.web.server import serve
+serve([Path(sys.argv[1])], make_address(port=0), lambda address: print(address.url, flush=True))
+"""
+
+ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+WATCH = """(() => {
+  window.drawnAt = {}; window.seen = [];
+  const look = () => {
+    const state = document.documentElement?.dataset.drawn;
+    if (state && !(state in drawnAt)) drawnAt[state] = performance.now();
+    if (state !== "all") return;
+    const models = Bokeh.documents.flatMap((doc) => [...doc.all_models]);
+    const last = models.filter((one) => one.name === "steps").map((range) => range.bounds[1] - 0.5);
+    seen.push([Math.max(...last), Date.now()]); // out of sight, figures wait
+  };
+  const what = { attributes: true, subtree: true, attributeFilter: ["data-drawn"] };
+  new MutationObserver(look).observe(document, what);
+})()"""
+"""Keeps when each state of the drawing came, and the last step that the figures in sight show."""
+
+OPEN = """async (href) => {
+  const root = document.documentElement, link = document.createElement("a");
+  const frame = () => new Promise(requestAnimationFrame);
+  link.href = href;
+  document.body.append(link);
+  const start = performance.now();
+  link.click();
+  while (root.dataset.drawn === "all") await frame();
+  while (root.dataset.drawn !== "all") await frame();
+  await frame(); await frame();
+  link.remove();
+  return performance.now() - start;
+}"""
 
 
-def heat_map(path: Path, rounds: int) -> list[float]:
-    """What is drawn of a layer that has been read."""
-    history = RunFollower(open_run(path)).history(-2)
+class Server:
+    """A server in a process of its own, for one run.
 
-    def draw() -> None:
-        grid = grid_of([history])
-        assert grid is not None
-        heat_of(condense(history, grid), grid)
+    Attributes:
+        url: the run's page.
+        layers: the names of its layers.
+    """
 
-    return times_of(draw, rounds)
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+        assert process.stdout is not None
+        base = process.stdout.readline().strip()
+        with urllib.request.urlopen(f"{base}api/runs") as answer:
+            self.key = json.load(answer)["runs"][0]["key"]
+        self.base, self.url = base, f"{base}run/{self.key}"
+
+    def layers(self) -> list[str]:
+        """The names of the run's layers."""
+        with urllib.request.urlopen(f"{self.base}api/run/{self.key}") as answer:
+            return [layer["name"] for layer in json.load(answer)["layers"]]
+
+    def share(self, seconds: float) -> float:
+        """Of a core, that it takes in the next seconds."""
+        begin, used = time.perf_counter(), self._cpu_s()
+        time.sleep(seconds)
+        return (self._cpu_s() - used) / (time.perf_counter() - begin)
+
+    def _cpu_s(self) -> float:
+        numbers = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory_mb(self) -> float:
+        """What it holds."""
+        pages = Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def keep_up(path: Path, seconds: float) -> tuple[list[float], list[float], float]:
-    """Follow a run that grows, as a page that shows the matrix, one layer and the curves.
+@contextmanager
+def serving(path: Path) -> Generator[Server]:
+    """Have a run served."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", PROGRAM, str(path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, text=True, env=environment) as process:
+        try:
+            yield Server(process)
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def browsing() -> Generator[Tab]:
+    """A Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+def opened(browser: Tab, url: str) -> Tab:
+    """A page that is drawn, in a context of its own: nothing is cached."""
+    page = browser.new_context(viewport={"width": 1366, "height": 768}).new_page()
+    page.add_init_script(WATCH)
+    page.goto(url, wait_until="commit", timeout=120_000)
+    page.wait_for_selector("html[data-drawn=all]", state="attached", timeout=120_000)
+    return page
+
+
+def first_drawings(path: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds until what is in the window is drawn, and all: the server just started, and not."""
+    found: dict[str, list[float]] = {}
+    with browsing() as browser:
+        for _ in range(rounds):
+            with serving(path) as server:
+                for kind in ("server just started", "server knows the run"):
+                    page = opened(browser, server.url)
+                    for state, at in page.evaluate("drawnAt").items():
+                        if state in ("first", "all"):
+                            found.setdefault(f"{state} drawn, {kind}", []).append(at / 1e3)
+                    page.context.close()
+    return found
+
+
+def layers_opened(path: Path, rounds: int) -> tuple[list[float], float]:
+    """Seconds from a click on another layer until all figures show it; the server's MB then."""
+    with serving(path) as server, browsing() as browser:
+        page, layers = opened(browser, server.url), server.layers()
+        times = [
+            page.evaluate(OPEN, f"{server.url}?layer={layers[(7 * i + 1) % len(layers)]}") / 1e3
+            for i in range(rounds)
+        ]
+        return times, server.memory_mb()
+
+
+def followed(path: Path, seconds: float, began: float, first: int) -> tuple[float, list[float]]:
+    """Watch a run that grows.
+
+    Args:
+        path: the run.
+        seconds: for how long.
+        began: when it began to grow, in seconds of `time.time`.
+        first: the step that it began with.
 
     Returns:
-        Processor seconds of each refresh that found something new, seconds of asking for everything
-        afterwards, and the share of a core that it took.
+        The server's share of a core, and for each batch the seconds from when it was trained on
+        until the figures in sight showed it.
     """
-    follower = RunFollower(open_run(path))
+    with serving(path) as server, browsing() as browser:
+        page = opened(browser, server.url)
+        time.sleep(4.0)  # until what came of opening is over
+        page.evaluate("seen.length = 0")
+        share = server.share(seconds)
+        seen = np.array(page.evaluate("seen"), np.float64)
+    if len(seen) < 2 or seen[-1, 0] <= seen[0, 0]:
+        raise SystemExit(f"The page was drawn {len(seen)} times in {seconds} s.")
+    step = np.arange(seen[0, 0] + 1, seen[-1, 0] + 1)
+    shown_at = seen[np.searchsorted(seen[:, 0], step), 1] / 1e3
+    return share, (shown_at - (began + (step - first + 1) / STEPS_A_SECOND)).tolist()
 
-    def ask() -> None:
-        follower.figures()
-        follower.history(-2)
-        follower.curves()
 
-    ask()
-    follower.refresh()
-    refreshes: list[float] = []
-    answers: list[float] = []
-    start, used = time.perf_counter(), time.process_time()
-    for turn in range(1, int(seconds * POLLS_A_SECOND) + 1):
-        time.sleep(max(0.0, start + turn / POLLS_A_SECOND - time.perf_counter()))
-        began = time.process_time()
-        if follower.refresh():
-            refreshes.append(time.process_time() - began)
-            answers += times_of(ask, 1)
-    share = (time.process_time() - used) / (time.perf_counter() - start)
-    return refreshes, answers, share
+def alone(path: Path, seconds: float) -> float:
+    """The server's share of a core while nobody looks at a run that grows."""
+    with serving(path) as server:
+        time.sleep(4.0)
+        return server.share(seconds)
+
+
+@contextmanager
+def busy() -> Generator[None]:
+    """Two processes that compute all the time."""
+    with ExitStack() as stack:
+        for _ in range(2):
+            process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        yield
 
 
 # ---- the report ---------------------------------------------------------------------------------
@@ -271,97 +418,68 @@ def say(title: str, times: list[float], target_s: float | None = None) -> Result
 def measure_reading(path: Path, rounds: int) -> list[Result]:
     """What a page waits for when it is opened."""
     return [
-        say("first figures of all layers", first_figures(path, rounds), 0.4),
-        say("first history of one layer", first_history(path, rounds), 0.1),
-        say("first curves", first_curves(path, rounds)),
-        say("heat map of a layer that was read", heat_map(path, rounds), 0.03),
-    ]
-
-
-def measure_following(path: Path, seconds: float) -> list[Result]:
-    """What a page costs while it is open."""
-    refreshes, answers, share = keep_up(path, seconds)
-    print(f"  polled {POLLS_A_SECOND} times a second for {seconds:g} s: {share:.2%} of a core")
-    return [
-        say("refresh with news, processor time", refreshes, 0.015),
-        say("figures, a history and curves after it", answers),
-        {"title": "share of a core", "share": share, "target": 0.05},
+        say("first figures of all layers", first_figures(path, rounds)),
+        say("first history of one layer", first_history(path, rounds)),
     ]
 
 
 def measure_page(path: Path, rounds: int) -> list[Result]:
     """What a person waits for."""
     results = [
-        say(f"first complete drawing, {kind}", times, 1.5)
-        for kind, times in page.first_drawings(path, rounds).items()
+        say(title, times, 2.0 if title.startswith("first") else None)
+        for title, times in first_drawings(path, rounds).items()
     ]
-    told, drawn = page.layers_opened(path, 3 * rounds)
-    say("a layer opened, until the page has it", told)
-    return [*results, say("a layer opened, until it is drawn", drawn, 0.3)]
+    times, memory = layers_opened(path, 5 * rounds)
+    print(f"  the server holds {memory:.0f} MB")
+    return [*results, say("a layer opened, until all is drawn", times, 0.5)]
 
 
-def measure_live(path: Path, seconds: float, n_steps: int, began: float) -> list[Result]:
+def measure_live(path: Path, seconds: float, first: int, began: float) -> list[Result]:
     """What a page costs its server, and how far it is behind."""
-    shares = page.followed(path, seconds, began, n_steps, STEPS_A_SECOND)
-    print(f"  the server with a page open: {shares[0]:.2%} of a core, with none: {shares[1]:.2%}")
-    result = say("from a batch until the page shows it", shares[2].tolist(), 1.0)
-    late = float((shares[2] > 1.0).mean())
-    print(f"    ({late:.2%} of the batches were shown after more than a second)")
-    cost: Result = {"title": "server", "share": shares[0], "without": shares[1], "target": 0.05}
-    return [cost, result | {"late": late}]
+    results: list[Result] = []
+    share, late = followed(path, seconds, began, first)
+    results += [say_share("the server with a page open", share, 0.05)]
+    results += [say("from a batch until the page shows it", late, 4.0)]
+    results += [say_share("the server with none", alone(path, seconds / 2), 0.01)]
+    with busy():
+        share, late = followed(path, seconds, began, first)
+    results += [say_share("the server, both cores busy", share)]
+    return [*results, say("from a batch until it is shown, both cores busy", late, 4.0)]
 
 
-def measure_slowing(base: Path, rounds: int, threads: int, *, drawn: bool) -> Result:
-    """What being looked at costs a training: all blocks against those in which nobody looked.
-
-    Beside it, all but those against another block of each round, which should be the same.
-    """
-    sums, step_s, share = page.slowed(base, rounds, threads, drawn=drawn)
-    where = "drawn by a browser on these cores" if drawn else "drawn elsewhere"
-    title = f"training with {threads} thread{'s' if threads > 1 else ''}, its page {where}"
-    everything, alone, other = np.moveaxis(sums, 2, 0)
-    print(f"  {title}: {rounds} rounds, {1e3 * step_s:.2f} ms a step")
-    print(f"    the server took {share:.2%} of a core")
-    result: Result = {"title": title, "rounds": rounds, "target": 1.01, "server": share}
-    some = np.random.default_rng(0).integers(rounds, size=(4000, rounds))
-    for name, new, old in (("followed", everything, alone), ("A/A", everything - alone, other)):
-        (t, n), (t_old, n_old) = new[:, some].sum(axis=2), old[:, some].sum(axis=2)
-        low, high = np.percentile((t / n) / (t_old / n_old), [2.5, 97.5])
-        (t, n), (t_old, n_old) = new.sum(axis=1), old.sum(axis=1)
-        middle = float((t / n) / (t_old / n_old))
-        print(f"    {name:<10} ratio {middle:.4f} (95 % interval {low:.4f} to {high:.4f})")
-        result[name] = {"ratio": middle, "low": float(low), "high": float(high)}
-    return result
+def say_share(title: str, share: float, target: float | None = None) -> Result:
+    """Print a share of a core."""
+    met = (
+        "" if target is None else f", target {target:.0%}: {'met' if share <= target else 'missed'}"
+    )
+    print(f"  {title:<44} {share:8.2%} of a core{met}")
+    return {"title": title, "share": share, "target": target}
 
 
-PARTS = ("reading", "page", "live", "slowing")
+PARTS = ("reading", "page", "live")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100_000)
     parser.add_argument("--layers", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--slowing-rounds", type=int, default=120, help="of five seconds each")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of following a growing run")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=40.0, help="of following a growing run")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--run", type=Path, help="a run made before, for reading and page")
     arguments = parser.parse_args()
     results: list[Result] = []
+    print(machine())
     with tempfile.TemporaryDirectory() as base:
         path = arguments.run or Path(base) / "run"
-        if arguments.run is None and {"reading", "page", "live"} & set(arguments.parts):
-            results += measure_growing(arguments, path)
-        print(machine())
+        if "live" in arguments.parts:
+            results += measure_growing(arguments, Path(base) / "run")
+        elif not arguments.run:
+            make_run(path, arguments.steps, arguments.layers)
         if "reading" in arguments.parts:
             results += measure_reading(path, arguments.rounds)
         if "page" in arguments.parts:
-            results += measure_page(path, max(arguments.rounds // 3, 3))
-        if "slowing" in arguments.parts:
-            rounds = arguments.slowing_rounds
-            results.append(measure_slowing(Path(base) / "a", rounds, 1, drawn=False))
-            results.append(measure_slowing(Path(base) / "b", rounds, 2, drawn=False))
-            results.append(measure_slowing(Path(base) / "c", max(rounds // 4, 1), 1, drawn=True))
+            results += measure_page(path, arguments.rounds)
     finish(results)
 
 
@@ -381,12 +499,7 @@ def measure_growing(arguments: argparse.Namespace, path: Path) -> list[Result]:
             f"{steps:,} steps of {layers} layers, written in {time.perf_counter() - start:.0f} s, "
             f"growing by {STEPS_A_SECOND} steps a second"
         )
-        found: list[Result] = []
-        if "reading" in arguments.parts:
-            found += measure_following(path, arguments.seconds)
-        if "live" in arguments.parts:
-            found += measure_live(path, arguments.seconds, steps, began.value)
-        return found
+        return measure_live(path, arguments.seconds, steps, began.value)
     finally:
         over.set()
         training.join()

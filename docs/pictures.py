@@ -1,7 +1,9 @@
 """Makes every picture of the README and the docs from real runs: `python docs/pictures.py [RUN]`.
 
-RUN is the folder of a run of `make demo`; without it the demo is trained first. `--only` names
-what to make. Needs Chromium and the package's extra `test`; takes about two minutes on two cores.
+RUN is the folder of a run of `make demo`; without it the demo is trained first. `--samples` is a
+folder with the runs of `tests/web/sample_runs.py` that the page's pictures show; without it they
+are trained too. `--only` names what to make. Needs Chromium and the package's extra `test`; takes
+about three minutes on two cores.
 """
 
 from __future__ import annotations
@@ -32,18 +34,17 @@ def demo(folder: Path) -> Path:
 
 
 def shoot_report(run: Path) -> None:
-    """Part of the report, for the README."""
+    """The first layer in the report, for the README."""
 
-    def wait(page: Page) -> None:
-        for plot in page.locator("#layers .plot:visible, #layer-0 .plot:visible").all():
-            plot.locator("canvas").first.wait_for()
-        page.wait_for_function("!document.querySelector('#layer-0 .bk-loading')")
+    def remove_others(page: Page) -> None:
+        others = "main > section:not(#layers), details.layer:not(#layer-0)"
+        page.locator(others).evaluate_all("found => found.forEach((one) => one.remove())")
 
     with tempfile.TemporaryDirectory() as folder, files.chromium() as browser:
         page = cl.report(run, Path(folder) / "report.html")
         files.screenshot(
-            browser, page.as_uri(), "report",
-            size=(1280, 14000), prepare=wait, first="#layer-0", last="#plot-layer-0",
+            browser, page.as_uri(), "report", size=(1280, 2800), ready=pictures_page.DRAWN,
+            prepare=remove_others, first="#layer-0", last="#layer-0 .figure",
         )  # fmt: skip
 
 
@@ -51,6 +52,7 @@ def main() -> None:
     """Draw all that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, nargs="?", help="a run of make demo")
+    parser.add_argument("--samples", type=Path, help="a folder of runs of tests/web/sample_runs.py")
     parser.add_argument("--only", choices=PARTS, action="append", help="what to make")
     arguments = parser.parse_args()
     parts = arguments.only or PARTS
@@ -65,7 +67,11 @@ def main() -> None:
         if "report" in parts:
             shoot_report(run)
         if "page" in parts:
-            pictures_page.draw(run)
+            samples = arguments.samples or Path(folder) / "samples"
+            if arguments.samples is None:
+                pictures_page.make_samples(samples)
+            pictures_page.draw(run, samples)
+            pictures_page.draw_gif(run)
 
 
 if __name__ == "__main__":

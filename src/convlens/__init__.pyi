@@ -1,7 +1,7 @@
 """The public names, listed once: `lazy_loader` reads them from here too."""
 
 from . import geometry, models
-from ._api import diagnose, report, watch
+from ._api import diagnose, report, view, watch
 from .data import DataLoaders, from_arrays, load_image, mnist
 from .errors import (
     ArgumentError,
@@ -86,6 +86,7 @@ __all__ = [
     "show_planes",
     "simple_cnn",
     "summary",
+    "view",
     "watch",
 ]
 

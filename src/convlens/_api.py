@@ -186,6 +186,44 @@ def report(run: Run | HasRun | str | Path, out: str | Path | None = None) -> Pat
         ArgumentError: if it has no run.
         RunError: if there is no readable run, or the file cannot be written.
     """
-    from convlens.views import write_report
+    from convlens.web.report import write_report
 
     return write_report(run_of(run), None if out is None else Path(out))
+
+
+def view(
+    path: Run | HasRun | str | Path = "runs",
+    *,
+    iframe: bool = False,
+    port: int = 0,
+    height: int = 800,
+) -> None:
+    """Show a run, or the runs in a folder: in a notebook's cell, else in the browser.
+
+    In a notebook, a run's findings, numbers and pictures are put in the cell. They stay there when
+    the notebook is opened again. ``iframe=True`` shows the whole page, which works as long as the
+    notebook's kernel runs on the browser's machine. Outside of a notebook, the page is served
+    until the process ends, and its address is printed.
+
+    >>> model = cl.simple_cnn(1, 10)
+    >>> with cl.watch(model, run="auto") as stats:
+    ...     out = model(torch.rand(8, 1, 28, 28))
+    >>> cl.view(stats.run_path)
+    The page is at http://127.0.0.1:.../ until this process ends.
+
+    Args:
+        path: a folder of runs, a run's directory, an opened run, or an object that records to one.
+        iframe: in a notebook, whether the whole page is shown, from a server in this process.
+        port: the server's port; 0 for a free one.
+        height: of the frame in pixels.
+
+    Raises:
+        ArgumentError: if an argument has a value that cannot work.
+        RunError: if there is no such folder, or no readable run.
+    """
+    from convlens.core.argument_checks import check_path
+    from convlens.web.notebook import show
+
+    known = isinstance(path, str | os.PathLike)
+    place = check_path("path", path) if known else run_of(path).path
+    show(place, iframe=iframe, port=port, height=height)

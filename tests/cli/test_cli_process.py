@@ -205,7 +205,7 @@ def test_what_is_written_after_a_failure_is_dropped(tmp_path):
         ("import convlens.cli", ["runs"]),
         ("import sqlite3", ["runs"]),
         ("import torch._C", ["summary", "simple_cnn"]),
-        ("import convlens.views.report", ["report", "runs/mine", "--out", "never.html"]),
+        ("import convlens.web.report", ["report", "runs/mine", "--out", "never.html"]),
     ],
 )
 def test_an_interrupt_while_modules_are_imported(folder, marker, arguments):

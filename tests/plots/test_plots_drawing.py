@@ -104,11 +104,19 @@ def test_loss_draws_only_what_there_is_on_the_axes_it_is_given():
 def test_smoothing_weighs_finite_values_by_their_distance_to_both_sides():
     values = np.array([4.0, 2.0, np.nan, 0.0, 7.0])
     kernel = 0.5 ** np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
+    kernel[0, 1:] = kernel[1, 3:] = 0.0  # no further ahead than back
     known = np.isfinite(values)
     expected = kernel[:, known] @ values[known] / kernel[:, known].sum(axis=1)
     expected[2] = np.nan
     np.testing.assert_allclose(smoothed(values, 0.5), expected)
     np.testing.assert_allclose(smoothed(values, 0.0), values)
+
+
+def test_smoothing_begins_where_a_steeply_falling_loss_begins():
+    fall = 2.5 * 0.8 ** np.arange(200) + 0.1
+    smooth = smoothed(fall, 0.98)
+    assert smooth[0] == fall[0]
+    assert (np.diff(smooth[:100]) < 0).all()
 
 
 def test_smoothing_neither_lags_behind_nor_follows_one_huge_loss():

@@ -110,8 +110,7 @@ def read(folder: Path) -> dict[str, str]:
 def followed(run: Run) -> list[Any]:
     follower = RunFollower(run)
     figures = [follower.figures(quantity) for quantity in ("activation", "gradient")]
-    newest = follower.newest(1000)
-    return [figures, follower.history(1), follower.curves(50), dict(follower.meta), newest]
+    return [figures, follower.history(1), follower.curves(50), dict(follower.meta), follower.steps]
 
 
 def flips(file: Path) -> list[int]:

@@ -24,7 +24,6 @@ from runs_data import (
 
 from convlens.core.columns import CHUNK_BITS, Columns, chunk_of
 from convlens.core.histories import FIGURES, LayerHistory, LayerInfo
-from convlens.core.records import Epoch
 from convlens.core.steps import StepCurves, StepSeries
 from convlens.errors import ArgumentError, LayerNotFoundError, RunError
 from convlens.runs import Run, RunWriter, create_run, join_run, open_run
@@ -210,10 +209,10 @@ def spy_on_chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     whole = ColumnReader._read
 
     def counted(
-        self: ColumnReader, info: LayerInfo, layout: object, chunks: list[Chunk]
+        self: ColumnReader, info: LayerInfo, layout: object, chunks: list[Chunk], **more: bool
     ) -> Columns:
         found.append(len(chunks))
-        return whole(self, info, layout, chunks)
+        return whole(self, info, layout, chunks, **more)
 
     monkeypatch.setattr(ColumnReader, "_read", counted)
     return found
@@ -304,75 +303,23 @@ def steps_until(writer: RunWriter, stop: int) -> None:
     writer.flush(wait=True)
 
 
-def test_a_glance_gives_what_came_after_a_step(writer: RunWriter) -> None:
-    steps_until(writer, 100)
-    follower = RunFollower(open_run(writer.path))
-    assert follower.curves().last_step[-1] == 99
-    steps_until(writer, 2100)  # chunks have 1,024
-    write(writer, 0, 10, layer=0)
-    newest = follower.newest(99)
-    assert newest.steps.step.tolist() == list(range(100, 2100))
-    np.testing.assert_array_equal(newest.steps.loss, 1.0 / (1 + np.arange(100, 2100)))
-    assert newest.steps.wall_s[-1] == 2099 * 0.5
-    assert (newest.status, newest.n_layers) == ("running", len(LAYERS))
-    assert follower.newest(2098).steps.step.tolist() == [2099]
-    assert len(follower.newest(5000).steps) == 0
-    assert follower.curves().last_step[-1] == 99, "a glance is no refresh"
-    assert follower.refresh()
-    assert follower.curves().last_step[-1] == 2099
-
-
-def test_a_glance_keeps_the_epochs_until_there_are_others(writer: RunWriter) -> None:
-    follower = RunFollower(open_run(writer.path))
-    epochs = [Epoch(i, i * 10, i * 10 + 9, 1.0, 0.5, {}, 1.0) for i in range(3)]
-    writer.write_epoch(epochs[0])
-    writer.flush(wait=True)
-    known = follower.epochs
-    assert follower.newest(-1).epochs is known
-    writer.write_epoch(epochs[1])
-    writer.flush(wait=True)
-    two = follower.newest(-1).epochs
-    assert list(two) == epochs[:2]
-    steps_until(writer, 5)
-    assert follower.newest(-1).epochs is two
-    assert list(follower.epochs) == epochs[:1]
-    writer.close()
-    assert follower.newest(-1).status == "finished"
-
-
-def test_a_glance_at_files_that_did_not_change_opens_none(
-    writer: RunWriter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps_until(writer, 10)
-    writer.close()
-    for file in writer.path.iterdir():
-        os.utime(file, (1e9, 1e9))
-    follower = RunFollower(open_run(writer.path))
-    newest = follower.newest(3)
-    monkeypatch.setattr("convlens.runs.follower.reading", lambda _: pytest.fail("it was opened"))
-    assert follower.newest(3) is newest
-
-
-def test_a_glance_meets_another_run_in_the_same_place(tmp_path: Path) -> None:
+def test_another_run_in_the_same_place_is_met(tmp_path: Path) -> None:
     one, other = (create_run(directory=tmp_path / name) for name in ("one", "other"))
     for writer, n in ((one, 5), (other, 8)):
         steps_until(writer, n)
     place = tmp_path / "place"
     shutil.copytree(one.path, place)  # as a crash leaves it
     follower = RunFollower(open_run(place))
-    assert len(follower.newest(-1).steps) == 5
+    marks = [follower.mark]
+    assert len(follower.steps) == 5
     shutil.rmtree(place)
     with pytest.raises(RunError, match="cannot be opened"):
-        follower.newest(-1)
+        follower.refresh()
     shutil.copytree(other.path, place)
-    assert len(follower.newest(-1).steps) == 8
-    shutil.rmtree(place)
-    shutil.copytree(one.path, place)
-    assert len(follower.newest(-1).steps) == 5
-    steps_until(one, 12)  # which is in the log alone: a mirror brings a new one
-    shutil.copy(one.path / f"{DATABASE}-wal", place / "log")
-    (place / "log").replace(place / f"{DATABASE}-wal")
-    assert len(follower.newest(-1).steps) == 12
+    follower.refresh()
+    marks.append(follower.mark)
+    assert len(follower.steps) == 8
+    assert len(set(marks)) == 2, "a mark belongs to one state"
     for writer in (one, other):
         writer.close()
 
@@ -494,7 +441,7 @@ def test_a_writer_can_be_killed_and_can_close(tmp_path: Path) -> None:
             follower = follower or RunFollower(run)
             follower.refresh()
             assert len(follower.history(0)) == n
-            assert follower.newest(-1).status == "running"
+            assert follower.meta["status"] == "running"
         process.kill() if kill else process.stdin.close()
         process.wait()
         follower.refresh()

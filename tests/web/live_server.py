@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from convlens.web.address import Address, make_address
 from convlens.web.server import Server
@@ -29,6 +29,7 @@ def serving(places: Sequence[Path], token: str | None = None) -> Iterator[Addres
         started.set()
         await stop.wait()
         server.close()
+        await server._http.close_all_connections()  # browsers keep theirs open
 
     def run() -> None:
         try:
@@ -52,8 +53,15 @@ def serving(places: Sequence[Path], token: str | None = None) -> Iterator[Addres
     assert not thread.is_alive()
 
 
+class Served(Protocol):
+    """Something on a port of 127.0.0.1."""
+
+    @property
+    def port(self) -> int: ...
+
+
 def get(
-    address: Address, path: str = "/", headers: Mapping[str, str] | None = None, method: str = "GET"
+    address: Served, path: str = "/", headers: Mapping[str, str] | None = None, method: str = "GET"
 ) -> tuple[int, dict[str, str], str]:
     """Status, headers and body; the path goes out exactly as it is given."""
     connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=30)

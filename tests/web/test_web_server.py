@@ -27,4 +27,4 @@ def test_what_there_is_not_is_said(recorded):
         for path in ("/run/0123456789abcdef", "/nothing", "/figure/nothing", "/api/run/x"):
             status, _, body = get(address, path)
             assert status in (404, 410)
-            assert "<p>" in body
+            assert ('"error"' if path.startswith("/api/") else "<p>") in body

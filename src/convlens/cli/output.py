@@ -19,13 +19,13 @@ def print_line(line: str, stream: TextIO | None = None) -> None:
     print(printable(line), file=stream or sys.stdout, flush=True)
 
 
-def check_out(path: Path) -> None:
+def check_out(path: Path, option: str = "--out") -> None:
     """Raise ArgumentError if no file can be made at ``path``."""
     if path.is_dir():
-        raise ArgumentError(f"--out {path} is a folder; give the name of a file.")
+        raise ArgumentError(f"{option} {path} is a folder; give the name of a file.")
     if not path.parent.is_dir():
         raise ArgumentError(
-            f"--out {path} lies in a folder that does not exist; make it, or give another name."
+            f"{option} {path} lies in a folder that does not exist; make it, or give another name."
         )
 
 

@@ -16,7 +16,7 @@ from convlens.core.wording import plural
 from convlens.errors import ArgumentError, RunError
 
 if TYPE_CHECKING:
-    from convlens.views.live import Address
+    from convlens.web import Address
 
 NICE = 10
 """Added to the niceness of the page's server, so that a training beside it comes first."""
@@ -29,6 +29,13 @@ def add_commands(commands: Commands) -> None:
     add = add_command(commands, "report", make_report).add_argument
     add("run", type=Path, help="the run's directory")
     add("--out", type=Path, metavar="FILE", help="output file (default: RUN/report.html)")
+    add(
+        "--gif",
+        type=Path,
+        metavar="FILE",
+        help="instead, write how a layer's feature maps change from epoch to epoch",
+    )
+    add("--layer", default="", help="the layer of --gif (default: the first convolution)")
 
     add = add_command(commands, "view", view).add_argument
     add("runs", type=Path, nargs="*", default=[RUNS], help="folders of runs, or of one run each")
@@ -56,10 +63,16 @@ def make_report(arguments: argparse.Namespace) -> None:
             open_run(folder)
         except RunError as error:  # of the wrong argument, unlike a damaged run
             raise ArgumentError(str(error)) from error
-    if arguments.out is not None:
-        check_out(arguments.out)
+    for option, out in (("--out", arguments.out), ("--gif", arguments.gif)):
+        if out is not None:
+            check_out(out, option)
     with interruptible():
-        print_line(str(report(arguments.run, arguments.out)))
+        if arguments.gif is None:
+            print_line(str(report(folder, arguments.out)))
+        else:
+            from convlens.web.gif import write_gif
+
+            print_line(str(write_gif(open_run(folder), arguments.gif, arguments.layer)))
 
 
 def list_all(arguments: argparse.Namespace) -> None:
@@ -98,7 +111,8 @@ def list_all(arguments: argparse.Namespace) -> None:
 
 def view(arguments: argparse.Namespace) -> None:
     """Show runs in the browser, also while they are trained."""
-    from convlens.views.live import make_address, serve
+    from convlens.web import make_address
+    from convlens.web.server import serve
 
     address = make_address(
         arguments.address, arguments.port, arguments.token, tuple(arguments.host_name)

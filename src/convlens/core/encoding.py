@@ -34,6 +34,9 @@ LIMIT = 1 << 28
 HEADER_LIMIT = 1 << 20
 """Bytes that its header may have."""
 
+FIRST_PART = 1 << 12
+"""Bytes that are inflated first where the last array is left out: most headers fit."""
+
 
 def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """Named arrays as compressed bytes.
@@ -57,22 +60,22 @@ def pack(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return struct.pack("<I", len(raw)) + zlib.compress(raw, level=1)
 
 
-def unpack(payload: bytes, limit: int = LIMIT) -> dict[str, NDArray[Any]]:
+def unpack(payload: bytes, limit: int = LIMIT, *, last: bool = True) -> dict[str, NDArray[Any]]:
     """The arrays that `pack` wrote, writable.
 
     Args:
         payload: the bytes.
         limit: bytes that they may have once inflated.
+        last: False leaves out the last array, which is not inflated.
 
     Raises:
         RunError: if the bytes are not such a packet, to the last byte.
     """
     try:
+        if not last:
+            return _arrays(*_inflate_all_but_last(payload, limit))
         raw = _inflate(payload, limit)
-        (length,) = struct.unpack_from("<I", raw)
-        if length > min(HEADER_LIMIT, len(raw) - 4):
-            raise ValueError(f"its header cannot have {length:,} bytes")
-        return _arrays(raw, json.loads(raw[4 : 4 + length]), 4 + length)
+        return _arrays(raw, *_header(raw))
     except _DAMAGES as error:
         raise RunError(
             f"A packet of arrays ({len(payload)} bytes) cannot be decoded ({error}); "
@@ -93,6 +96,30 @@ def _inflate(payload: bytes, limit: int) -> bytes:
     return raw
 
 
+def _inflate_all_but_last(payload: bytes, limit: int) -> tuple[bytes, list[Any], int]:
+    """Content, header and its end, as `_arrays` takes them, without the last array."""
+    stream = zlib.decompressobj()
+    raw = stream.decompress(payload[4:], FIRST_PART)
+    if struct.unpack_from("<I", raw)[0] > FIRST_PART - 4:
+        raw = _inflate(payload, limit)
+    header, begin = _header(raw)
+    header = header[:-1]
+    size = begin + sum(math.prod(shape) * np.dtype(dtype).itemsize for _, dtype, shape in header)
+    if size > limit:
+        raise ValueError(f"{size:,} bytes once inflated, expected at most {limit:,}")
+    if size > len(raw):
+        raw += stream.decompress(stream.unconsumed_tail, size - len(raw))
+    return raw[:size], header, begin
+
+
+def _header(raw: bytes) -> tuple[list[Any], int]:
+    """The header, and where it ends."""
+    (length,) = struct.unpack_from("<I", raw)
+    if length > min(HEADER_LIMIT, len(raw) - 4):
+        raise ValueError(f"its header cannot have {length:,} bytes")
+    return json.loads(raw[4 : 4 + length]), 4 + length
+
+
 def _arrays(raw: bytes, header: list[Any], begin: int) -> dict[str, NDArray[Any]]:
     """The arrays of a header, which fill ``raw`` from ``begin`` on."""
     arrays: dict[str, NDArray[Any]] = {}
@@ -105,7 +132,7 @@ def _arrays(raw: bytes, header: list[Any], begin: int) -> dict[str, NDArray[Any]
             raise ValueError(f"{name} of shape {shape} is larger than any array that is kept")
         size, width = math.prod(shape), np.dtype(dtype).itemsize
         planes = np.frombuffer(raw, np.uint8, size * width, begin).reshape(width, size)
-        arrays[name] = planes.T.copy().reshape(-1).view(dtype).reshape(shape)
+        arrays[name] = planes.T.copy().view(dtype).reshape(shape)
         begin += size * width
     if begin != len(raw):
         raise ValueError(f"{len(raw)} bytes instead of {begin}")

@@ -219,7 +219,7 @@ counted, ranges of inputs and outputs, parameters without optimizer."""
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A whole run as plain numbers: what the doctor, the plots and the views are given.
+    """A whole run as plain numbers: what the doctor, the plots and the page are given.
 
     Attributes:
         meta: facts by name: versions, seed, command, data, model, classes, status ….

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from convlens.core.buckets import Ints
+from convlens.core.buckets import Flags, Ints
 from convlens.core.histories import LayerHistory
 from convlens.core.records import Finding, RunRecord
 
@@ -93,9 +93,7 @@ def find_blocked_layer(record: RunRecord) -> tuple[str, int, str] | None:
     """The first layer that lets next to nothing through: name, since which step, and how."""
     for history in record.layers:
         after_relu = history.near_zero_after_relu if history.layer.feeds_relu else history.near_zero
-        scale = np.maximum(np.abs(history.mean), history.eps)
-        constant = history.std <= NEARLY_CONSTANT * scale
-        blocked = (after_relu > NEARLY_ALL_ZERO) | constant
+        blocked = (after_relu > NEARLY_ALL_ZERO) | _constant(history)
         tail = last_quarter(history)
         if not len(history) or not blocked[tail].all():
             continue
@@ -108,6 +106,32 @@ def find_blocked_layer(record: RunRecord) -> tuple[str, int, str] | None:
             how = f"{share:.1%} of the values are near zero{relu}"
         return history.layer.name, _after_last(history, np.flatnonzero(~blocked)), how
     return None
+
+
+def find_constant_layer(record: RunRecord) -> Finding | None:
+    """The first layer that gives the same value for every image and place, ReLU or not."""
+    judged = [h for h in record.layers if _can_judge(h)]
+    found = [h for h in judged if _constant(h)[last_quarter(h)].all()]
+    if not found:
+        return None
+    first, others = found[0], len(found) - 1
+    more = f", and {others} later layer{'s' if others > 1 else ''} too" if others else ""
+    return Finding(
+        "constant-layer",
+        "warning",
+        f"Layer {first.layer.name!r} gives the same value, {first.mean[-1]:.3g}, for every image "
+        f"in the last quarter of the steps{more}: nothing of the image gets through it.",
+        layer=first.layer.name,
+        first_step=_after_last(first, np.flatnonzero(~_constant(first))),
+        fix="Look at its weights and at what they began as; try a lower learning rate or batch "
+        "normalization.",
+        confidence="certain",
+    )
+
+
+def _constant(history: LayerHistory) -> Flags:
+    scale = np.maximum(np.abs(history.mean), history.eps)
+    return history.std <= NEARLY_CONSTANT * scale
 
 
 def last_quarter(history: LayerHistory) -> slice:

@@ -9,7 +9,11 @@ import numpy as np
 
 from convlens.core.records import SEVERITIES, Finding, RunRecord
 from convlens.doctor import data, fallback, loop, normalization, optimization, trial
-from convlens.doctor.activations import find_activation_cycles, find_dead_channels
+from convlens.doctor.activations import (
+    find_activation_cycles,
+    find_constant_layer,
+    find_dead_channels,
+)
 from convlens.doctor.causes import without_effects
 from convlens.doctor.evidence import MIN_STEPS, Evidence
 from convlens.doctor.losses import (
@@ -150,6 +154,8 @@ def _effects(e: Evidence) -> list[Finding]:
     judged = replace(record, layers=[h for h in record.layers if len(h) >= MIN_STEPS])
     found = [find_failure(record), find_nonfinite(e)]
     found += [_if_weak(e, find_dead_channels(judged)), _if_weak(e, find_activation_cycles(judged))]
+    if not any(one is not None and one.severity == "problem" for one in found):
+        found.append(_if_weak(e, find_constant_layer(judged)))  # else it is what those lead to
     if len(e.loss) >= MIN_STEPS:
         both = [find_overfitting(record), find_memorized(e)]
         found += _worst_first([one for one in both if one is not None])[:1]

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 SMOOTH = 0.98
 """How much of its weight the smoothed loss keeps from each step to the next."""
 
+NEGLIGIBLE = 1e-3
+"""Weight of a distance beyond which the smoothing does not look at how far it is to the start."""
+
 REACH = 40.0
 """The smoothed loss takes in at most a fortieth of the run to either side."""
 
@@ -161,7 +164,8 @@ def distinct_groups(band: Band) -> list[int]:
 def smoothed_loss(curves: StepCurves, smooth: float = SMOOTH, *, log: bool) -> Floats:
     """(K,) the training loss without its noise: an exponential mean in both directions.
 
-    It looks both ways so that it does not lag behind, as a running mean does.
+    It looks both ways so that it does not lag behind, as a running mean does. Near the start it
+    looks no further ahead than back, so that it begins where the loss begins.
 
     Args:
         curves: the training's series.
@@ -177,11 +181,17 @@ def smoothed_loss(curves: StepCurves, smooth: float = SMOOTH, *, log: bool) -> F
 def smoothed(values: Floats, weight: float) -> Floats:
     """Mean of all finite values, each weighing ``weight ** distance`` in steps, to both sides.
 
-    NaN where the value itself is not finite.
+    The first values are averaged over as many values after them as there are before them. NaN where
+    the value itself is not finite.
     """
     finite = np.isfinite(values)
-    total = _both_ways(np.where(finite, values, 0.0), weight)
-    mass = _both_ways(finite.astype(np.float64), weight)
+    known = np.where(finite, values, 0.0)
+    total, mass = _both_ways(known, weight), _both_ways(finite.astype(np.float64), weight)
+    for i in range(len(values) // 2):
+        if weight**i < NEGLIGIBLE:
+            break
+        kernel = weight ** np.abs(np.arange(-i, i + 1))
+        total[i], mass[i] = kernel @ known[: 2 * i + 1], kernel @ finite[: 2 * i + 1]
     return np.divide(total, mass, out=np.full(len(values), np.nan), where=finite)
 
 

@@ -11,10 +11,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, Self, TypeVar
+
+import numpy as np
 
 from convlens.core.buckets import BucketLayout
-from convlens.core.columns import CHUNK_BITS, Columns, coarsen, decode, empty_columns, join
+from convlens.core.columns import CHUNK_BITS, Columns, decode, empty_columns, join
 from convlens.core.histories import OPTIMIZER_STEP, LayerHistory, LayerInfo
 from convlens.errors import RunError
 from convlens.runs.database_reader import Transaction, cannot_open, explained
@@ -23,7 +25,14 @@ from convlens.runs.schema import DATABASE, parsed, rank_database
 MOST_LAYERS, MOST_LEVEL = 1 << 24, 56
 """Bounds for validation: the number of layers, and the level of a column (2^56 steps)."""
 
-T = TypeVar("T")
+
+class Sliceable(Protocol):
+    """What is made of columns: slices of it are of the same columns."""
+
+    def __getitem__(self, rows: slice, /) -> Self: ...
+
+
+T = TypeVar("T", bound=Sliceable)
 
 
 @dataclass(frozen=True)
@@ -119,9 +128,10 @@ class ColumnReader:
             found = self._chunks.setdefault((quantity, layer), [])
             found.append(Chunk(start, level, crc, rank))
 
-    def read(self, info: LayerInfo, layout: BucketLayout) -> Columns:
-        """All columns of a series."""
-        return self._read(info, layout, sorted(self._chunks.get((info.quantity, info.index), ())))
+    def read(self, info: LayerInfo, layout: BucketLayout, *, counts: bool = True) -> Columns:
+        """All columns of a series, perhaps without their bucket counts."""
+        chunks = sorted(self._chunks.get((info.quantity, info.index), ()))
+        return self._read(info, layout, chunks, counts=counts)
 
     def blocks(
         self,
@@ -129,6 +139,8 @@ class ColumnReader:
         layout: BucketLayout,
         known: Mapping[int, Block[T]],
         make: Callable[[Columns], T],
+        *,
+        counts: bool = True,
     ) -> dict[int, Block[T]]:
         """The blocks of a series, of which only those are read that have changed.
 
@@ -136,28 +148,33 @@ class ColumnReader:
             info: the series.
             layout: its buckets.
             known: the blocks that were read before, at the same level.
-            make: what to make of a block's columns.
+            make: what to make of the columns of all new blocks, which is then cut into them.
+            counts: whether these have their bucket counts.
         """
         chunks: dict[int, list[Chunk]] = {}
         for chunk in sorted(self._chunks.get((info.quantity, info.index), ())):
             chunks.setdefault(chunk.start >> (self.level + CHUNK_BITS), []).append(chunk)
-        found: dict[int, Block[T]] = {}
-        for number, own in chunks.items():
-            old = known.get(number)
-            if old is not None and old.chunks == own:
-                found[number] = old
-            else:
-                found[number] = Block(own, make(self._read(info, layout, own)))
-        return found
+        found = {n: known[n] for n, own in chunks.items() if n in known and known[n].chunks == own}
+        new = [number for number in chunks if number not in found]
+        if new:
+            own = [chunk for number in new for chunk in chunks[number]]
+            columns = self._read(info, layout, own, counts=counts)
+            cuts = np.array([*new, new[-1] + 1]) << (self.level + CHUNK_BITS)
+            made, ends = make(columns), np.searchsorted(columns.first_step, cuts).tolist()
+            for number, begin, end in zip(new, ends[:-1], ends[1:], strict=True):
+                found[number] = Block(chunks[number], made[begin:end])
+        return {number: found[number] for number in chunks}
 
-    def _read(self, info: LayerInfo, layout: BucketLayout, chunks: Sequence[Chunk]) -> Columns:
+    def _read(
+        self, info: LayerInfo, layout: BucketLayout, chunks: Sequence[Chunk], *, counts: bool
+    ) -> Columns:
         parts: list[Columns] = []
         for chunk in chunks:
             record = self._records[chunk.rank]
             with explained(record.file):
                 key = info.quantity, info.index, chunk.start, chunk.level
                 (payload,) = record.values("columns", key)
-                parts.append(coarsen(decode(payload, layout.size), self.level))
+                parts.append(decode(payload, layout.size, counts=counts))
         return join(parts, self.level) if parts else empty_columns(layout.size, 0)
 
 

@@ -92,6 +92,12 @@ class Transaction:
             self._keys[name] = found
         return self._keys[name]
 
+    def take_keys(self, older: Transaction) -> None:
+        """Take the keys from an older transaction on the same file where nothing has changed."""
+        for name, keys in older._keys.items():
+            if older.totals[name] == self.totals[name]:
+                self._keys[name] = keys
+
     def values(self, name: str, key: Key) -> Key:
         """The values of the row with a key, which must be one of `keys`."""
         mark = self.keys(name)[key]

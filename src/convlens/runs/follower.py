@@ -36,6 +36,7 @@ from convlens.core.layers import find_layer
 from convlens.core.records import Epoch
 from convlens.core.steps import StepCurves, StepSeries, check_points, join_steps, sum_up
 from convlens.core.training_curves import POINTS
+from convlens.errors import RunError
 from convlens.runs.column_reader import Block, ColumnReader, Watched, read_watched
 from convlens.runs.database_reader import Transaction, cannot_open, explained
 from convlens.runs.lock import writer_of
@@ -106,6 +107,9 @@ class _BlockFigures:
     first: Ints
     last: Ints
     values: NDArray[np.float32]
+
+    def __getitem__(self, rows: slice) -> _BlockFigures:
+        return _BlockFigures(self.first[rows], self.last[rows], self.values[:, rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,11 +182,17 @@ class RunFollower:
         self._state = _State()
         self._reading = Lock()
         self._stamp: object = None  # of the files when they were read; None if unknown
+        self._records: Sequence[Transaction] = ()  # of the last reading, over by now
         self._tables: dict[str, tuple[object, object]] = {}  # name to (total, value)
         self._seen = -1  # the version at the last refresh
         self._quantities: dict[str, None] = {}
         self._figures: dict[str, None] = {}
         self._series: dict[SeriesKey, LayerInfo] = {}
+        self._readable: tuple[dict[Any, Any], ...] = (
+            {},
+            {},
+            {},
+        )  # of these three, at the last reading
 
     def __repr__(self) -> str:
         return f"RunFollower({str(self.run.path)!r}, version {self.version})"
@@ -197,11 +207,21 @@ class RunFollower:
         Raises:
             RunError: if the run cannot be read; the state stays as it was.
         """
-        stamp = _stamp(self.run.path)
+        stamp = files_stamp(self.run.path)
         if stamp is None or stamp != self._stamp:
             self._read(stamp)
         seen, self._seen = self._seen, self.version
         return seen != self.version
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of nearly all that is kept."""
+        state = self._state
+        figures = [v for found in state.figures.values() for v in found.joined.values.values()]
+        blocks = [block.value for one in state.series.values() for block in one.blocks.values()]
+        kept = 2 * sum(values.nbytes for values in figures)  # as they were read, and joined
+        kept += sum(columns.counts.nbytes + 4 * columns.positive.nbytes for columns in blocks)
+        return kept + sum(128 * len(steps) for _, steps in state.steps.values())
 
     @property
     def mark(self) -> str:
@@ -301,14 +321,20 @@ class RunFollower:
     def _read_once(self, known: bool = True) -> _State:
         """The state, read if there is none yet or if what is asked for is not in it."""
         if not known or not self._state.run:
-            return self._read(_stamp(self.run.path))
+            return self._read(files_stamp(self.run.path))
         return self._state
 
     def _read(self, stamp: object) -> _State:
         with self._reading:
             self._stamp = None
-            with self.run.transactions() as records:
-                new = self._after(self._state, records)
+            try:
+                with self.run.transactions() as records:
+                    new = self._after(self._state, records)
+            except RunError:  # what cannot be read is not asked for again: the rest may be intact
+                kept = map(dict, self._readable)
+                self._quantities, self._figures, self._series = cast("Any", kept)
+                raise
+            self._readable = dict(self._quantities), dict(self._figures), dict(self._series)
             self.version += not new.looks_like(self._state)
             self._state, self._stamp = new, stamp
             return new
@@ -318,7 +344,10 @@ class RunFollower:
         main, meta = records[0], self._meta(records[0])
         run = meta.get("created"), *((str(record.file), _inode(record.file)) for record in records)
         if run[: len(old.run)] != old.run:
-            old = _State()
+            old, self._records = _State(), ()
+        for record, older in zip(records, self._records, strict=False):
+            record.take_keys(older)
+        self._records = records
         epochs = self._known(main, "epochs", partial(read_epochs, main))
         with explained(main.file):
             watched = {q: read_watched(main, q, counted_in(meta)) for q in list(self._quantities)}
@@ -372,7 +401,7 @@ def _read_figures(reader: ColumnReader, watched: Watched, known: _Figures | None
             return _BlockFigures(columns.first_step, columns.last_step, values)
 
         old = {} if known is None else known.series[i]
-        found.append(reader.blocks(info, watched.layout, old, make))
+        found.append(reader.blocks(info, watched.layout, old, make, counts=False))
     return _Figures(watched, reader.level, found)
 
 
@@ -396,7 +425,7 @@ def _inode(file: Path) -> int:
         raise cannot_open(file, error.strerror) from error
 
 
-def _stamp(folder: Path) -> tuple[Any, ...] | None:
+def files_stamp(folder: Path) -> tuple[Any, ...] | None:
     """Names, sizes and times of a run's files; None if they are too young to prove anything.
 
     Whether their writer lives is part of it: where it was killed, nothing in them changes. They are

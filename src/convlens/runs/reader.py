@@ -105,6 +105,15 @@ class Run(ValidationPlots):
         n_steps, n_epochs = plural(len(steps), "step"), plural(len(epochs), "epoch")
         return f"Run({path}, {meta.get('status')}, {n_steps}, {n_epochs})"
 
+    def _repr_html_(self) -> str | None:
+        """The run's figures in a notebook's cell; its `repr` where they cannot be made."""
+        from convlens.runs.notebook import run_html
+
+        try:
+            return run_html(self)
+        except Exception:
+            return None
+
     def __enter__(self) -> Self:
         return self
 
@@ -406,9 +415,8 @@ def _histories(
     counts: bool = True,
 ) -> list[LayerHistory]:
     reader = ColumnReader(records)
-    columns = (reader.read(info, watched.layout) for info in layers)
-    kept = (part if counts else part.without_counts() for part in columns)
-    return [watched.history(info, part) for info, part in zip(layers, kept, strict=True)]
+    columns = (reader.read(info, watched.layout, counts=counts) for info in layers)
+    return [watched.history(info, part) for info, part in zip(layers, columns, strict=True)]
 
 
 def _without_counts(records: Sequence[Transaction], quantity: str) -> list[LayerHistory]:

@@ -26,12 +26,15 @@ class Address:
         port: its port; 0 lets the system choose a free one.
         token: what a browser has to know; empty on loopback if none is asked for.
         names: further names by which the machine is reached, for a ``host`` that others can reach.
+        frame_token: what the address of a frame in a notebook has to hold; empty if no other page
+            may hold this one in a frame.
     """
 
     host: str = "127.0.0.1"
     port: int = 5006
     token: str = field(default="", repr=False)
     names: tuple[str, ...] = ()
+    frame_token: str = field(default="", repr=False)
 
     @property
     def loopback(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from http.cookies import CookieError
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data: blob:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors {ancestors}"
+        "base-uri 'none'; form-action 'self'; frame-ancestors {ancestors}"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -41,7 +42,8 @@ class Guard:
                 "This page is not served under that name; open the address that was printed.",
             )
         origin = request.headers.get("Origin")
-        if (origin is not None and not self._is_ours(origin)) or _is_of_another_site(request):
+        foreign = _is_of_another_site(request) and not self._is_frame(request)
+        if foreign or (origin is not None and not self._is_ours(origin)):
             return 403, "Pages of other sites may not read this one."
         if request.method not in ("GET", "HEAD"):
             return 405, "This page can only be read."
@@ -60,6 +62,21 @@ class Guard:
     def cookie(self) -> str:
         """The cookie's name: cookies are shared by all ports of a machine."""
         return f"convlens-token-{self.address.port}"
+
+    @property
+    def ancestors(self) -> str:
+        """The pages that may hold this one in a frame, as a Content-Security-Policy has them."""
+        return "http://localhost:* http://127.0.0.1:*" if self.address.frame_token else "'none'"
+
+    def _is_frame(self, request: HTTPServerRequest) -> bool:
+        """Whether it is for a frame in a notebook, whose page has another port.
+
+        No cookie is needed: what the page in the frame then asks for is of the same origin.
+        """
+        token = self.address.frame_token
+        given = request.query_arguments.get("frame", [b""])[-1]
+        frame = request.headers.get("Sec-Fetch-Dest") == "iframe"
+        return frame and bool(token) and hmac.compare_digest(given, token.encode())
 
     def _is_ours(self, origin: str) -> bool:
         try:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
+from typing import Any, ClassVar
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from convlens.errors import ConvlensError
 from convlens.web import formatting
-from convlens.web.figures.registry import FIGURES
+from convlens.web.distances import Comparison, names_of
+from convlens.web.figures.registry import COMPARED, FIGURES
 from convlens.web.figures.style import DARK, embed
-from convlens.web.panels.registry import PANELS
+from convlens.web.panels.registry import COMPARED_PANELS, PANELS
 from convlens.web.run_data import RunData
 from convlens.web.static import version
 from convlens.web.view import View
+
+_OF_PICTURES = dict.fromkeys(
+    ("epoch", "channel", "row", "col", "pixel_row", "pixel_col", "true", "predicted")
+) | {"maps": "", "scale": "", "probe": 0}
+"""Figures do not depend on these, but the layer's on the epoch: another unit draws none anew."""
 
 
 class Page:
@@ -30,6 +38,7 @@ class Page:
     """
 
     live = True
+    panels: ClassVar[Mapping[str, Callable[..., Mapping[str, Any]]]] = PANELS
 
     def __init__(self, run: RunData, view: View) -> None:
         self.run = run
@@ -57,7 +66,8 @@ class Page:
             words: what it shows, for screen readers.
             changes: of the view.
         """
-        source = f"/figure/{name}?run={self.run.key}&{self.view.but(**changes).query}"
+        view = self.view.but(**{**_OF_PICTURES, **changes})
+        source = f"/figure/{name}?run={self.run.key}&{view.query}"
         return figure_place(f"figure-{name}", height, words, src=source)
 
     def panel(self, name: str, **changes: Any) -> Markup:  # noqa: ANN401 — fields of View
@@ -70,7 +80,7 @@ class Page:
                     page=page,
                     run=page.run,
                     view=page.view,
-                    **PANELS[name](page),
+                    **self.panels[name](page),
                 )
             )
         except Exception as error:
@@ -79,6 +89,62 @@ class Page:
     @staticmethod
     def _url(path: str, view: View) -> str:
         return f"{path}?{view.query}" if view.query else path
+
+
+class ComparePage(Page):
+    """What the templates of a comparison are given.
+
+    Args:
+        runs: those that can be read, at least one.
+        view: what of them is looked at.
+        comparison: the distances of two runs, None while they are worked out.
+        problems: a sentence for each run that cannot be read, by its key.
+
+    Attributes:
+        pages: a page of each run.
+        names: what each run is called; see `names_of`.
+    """
+
+    panels: ClassVar[Mapping[str, Callable[..., Mapping[str, Any]]]] = COMPARED_PANELS
+
+    def __init__(
+        self,
+        runs: Sequence[RunData],
+        view: View,
+        comparison: Comparison | None = None,
+        problems: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(runs[0], view)
+        self.view, self.comparison, self.problems = view, comparison, problems or {}
+        self.pages = [Page(run, view) for run in runs]
+        self.names = names_of([run.run for run in runs])
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """The watched layers that all of the runs have, by name."""
+        return [name for name in self.run.names if all(name in p.run.names for p in self.pages)]
+
+    @property
+    def layer(self) -> str:
+        """The chosen one of them, empty for none."""
+        known = self.view.layer in self.layers
+        return self.view.layer if known else next(iter(self.layers), "")
+
+    def url(self, **changes: Any) -> str:  # noqa: ANN401 — fields of View
+        """The address of this page with some fields of the view changed."""
+        return f"/compare?{self._query(**changes)}"
+
+    def figure(self, name: str, height: int, words: str, **changes: Any) -> Markup:  # noqa: ANN401
+        """The place of a figure of `COMPARED`; see `Page.figure`."""
+        source = f"/figure/{name}?{self._query(**changes)}"
+        return figure_place(f"figure-{name}", height, words, src=source)
+
+    def _query(self, **changes: Any) -> str:  # noqa: ANN401 — fields of View
+        keys = [*(page.run.key for page in self.pages), *self.problems]
+        given = self.view.but(**changes).query
+        return "&".join(
+            [*(f"run={quote(key, safe='')}" for key in keys), *([given] if given else [])]
+        )
 
 
 def figure_place(key: str, height: int, words: str, **data: str) -> Markup:
@@ -90,8 +156,8 @@ def figure_place(key: str, height: int, words: str, **data: str) -> Markup:
 
 
 def draw(page: Page, name: str) -> str:
-    """A figure of a run as JSON."""
-    return embed(FIGURES[name](page))
+    """A figure of a run, or of several, as JSON."""
+    return embed(COMPARED[name](page) if isinstance(page, ComparePage) else FIGURES[name](page))
 
 
 def render(template: str, **context: Any) -> str:  # noqa: ANN401

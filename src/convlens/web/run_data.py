@@ -18,7 +18,7 @@ from convlens.core.records import (
     Picture,
     RunRecord,
 )
-from convlens.core.snapshots import Snapshot
+from convlens.core.snapshots import Probes, Snapshot
 from convlens.core.steps import StepCurves, StepSeries, sum_up, take_steps
 from convlens.runs.follower import RunFollower
 
@@ -29,7 +29,7 @@ S = TypeVar("S", bound=Snapshot)
 
 
 class RunData:
-    """One run as it was read last. Made anew for every request; what is costly, the follower keeps.
+    """One run as it was read last; made anew whenever something new was read.
 
     Args:
         key: the run's name in addresses.
@@ -44,6 +44,8 @@ class RunData:
         self.run = follower.run
         self.meta: Mapping[str, Any] = follower.meta
         self.epochs: Sequence[Epoch] = follower.epochs
+        self._kept: dict[tuple[type[Snapshot], str], list[int]] = {}
+        self._modules: dict[type[Snapshot], list[str]] = {}
 
     @property
     def name(self) -> str:
@@ -68,6 +70,8 @@ class RunData:
     @cached_property
     def curves(self) -> StepCurves:
         """Losses of the steps that have one, in at most `POINTS` entries."""
+        if self.loss_steps is self.steps:
+            return self.hypers
         return sum_up(self.loss_steps, POINTS)
 
     @cached_property
@@ -110,7 +114,21 @@ class RunData:
 
     def snapshot_epochs(self, kind: type[Snapshot], layer: str = "") -> list[int]:
         """The epochs of which there is a snapshot of a kind and layer."""
-        return self.run.snapshot_epochs(kind, layer)
+        key = (kind, layer)
+        if key not in self._kept:
+            self._kept[key] = self.run.snapshot_epochs(kind, layer)
+        return self._kept[key]
+
+    def snapshot_layers(self, kind: type[Snapshot]) -> list[str]:
+        """The layers of which there is a snapshot of a kind, in the model's order."""
+        if kind not in self._modules:
+            self._modules[kind] = self.run.snapshot_layers(kind)
+        return self._modules[kind]
+
+    @cached_property
+    def probes(self) -> Probes | None:
+        """The probe images, None if there are none."""
+        return self.run.snapshot(Probes)
 
     def pictures(self, name: str) -> list[Picture]:
         """The images kept under a name, by epoch."""
@@ -143,3 +161,8 @@ class RunData:
             if one.layer in self.names and one.severity in ("problem", "warning"):
                 return str(one.layer)
         return self.names[0] if self.names else ""
+
+
+def is_own_loop(run: RunData) -> bool:
+    """Whether a run is of a loop of one's own, watched: only a Learner knows its epochs before."""
+    return "n_epochs" not in run.meta

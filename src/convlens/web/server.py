@@ -7,39 +7,43 @@ import errno
 import os
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import urlencode
 
 from bokeh.settings import settings
 from tornado.httpserver import HTTPServer
-from tornado.iostream import StreamClosedError
+from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import Application, RequestHandler
 
 from convlens.errors import ArgumentError, ConvlensError
 from convlens.web.address import Address
 from convlens.web.guard import HEADERS, Guard
-from convlens.web.pages import cannot_show, render
-from convlens.web.site import Answer, NoSuchPageError, Site, html
-from convlens.web.static import bokeh_js, site_css, site_js
-from convlens.web.store import RunStore, lower_priority
+from convlens.web.pages import cannot_show
+from convlens.web.site import Answer, NoSuchPageError, Site, refusal
+from convlens.web.static import served, version
+from convlens.web.store import RunStore, Workers
 
 DRAWING_THREADS = 2
 
 MAX_WAITING = 500
 """Requests that wait for a thread; more are told to come back."""
 
-MAX_CACHED_BYTES = 24 << 20
+MAX_CACHED_BYTES = 16 << 20
 """Answers that are kept, as long as their run has nothing new."""
 
-SLOW_S = 60.0
-"""A reader who has not taken an answer after this many seconds is disconnected."""
+MAX_SENDING_BYTES = 64 << 20
+"""Answers on their way; while slow readers take longer, others are told to come back."""
 
-JAVASCRIPT, CSS = "text/javascript; charset=utf-8", "text/css; charset=utf-8"
+MAX_CONNECTIONS = 400
+"""A process may have about a thousand files open."""
+
+PART, SLOW_S, IDLE_S = 1 << 18, 20.0, 30.0
+"""Bytes sent at a time; seconds after which a reader is disconnected who takes or asks nothing."""
 
 
 def serve(
@@ -57,9 +61,8 @@ def serve(
         RunError: if a place is no folder.
         ArgumentError: if the address cannot be served on.
     """
-    store = RunStore(places)
     with suppress(KeyboardInterrupt):
-        asyncio.run(_serve(store, address, ready))
+        asyncio.run(_serve(RunStore(places), address, ready))
 
 
 async def _serve(
@@ -97,14 +100,15 @@ class Server:
         except OSError as error:
             raise ArgumentError(_not_served(address, error)) from error
         self.address = replace(address, port=listening.getsockname()[1])
-        self._drawing = _Drawing()
-        rest = {"guard": Guard(self.address), "site": Site(store), "drawing": self._drawing}
+        self._drawing = _Drawing(Site(store))
+        rest = {"guard": Guard(self.address), "drawing": self._drawing}
         application = Application(
             [(r"/static/(.*)", _Static, rest), (r".*", _Pages, rest)],
             log_function=_silent,
+            ancestors=Guard(self.address).ancestors,
         )
-        self._http = HTTPServer(
-            application, idle_connection_timeout=120, body_timeout=10,
+        self._http = _BoundedServer(
+            application, idle_connection_timeout=IDLE_S, body_timeout=10,
             max_header_size=32 << 10, max_body_size=0,
         )  # fmt: skip
         self._http.add_socket(listening)
@@ -115,68 +119,99 @@ class Server:
         self._drawing.close()
 
 
+class _BoundedServer(HTTPServer):
+    """Takes no more connections than there can be files open."""
+
+    n_open = 0
+
+    def handle_stream(self, stream: IOStream, address: Any) -> None:  # noqa: ANN401 — Tornado's
+        """A new connection."""
+        if self.n_open >= MAX_CONNECTIONS:
+            stream.close()
+            return
+        self.n_open += 1
+        super().handle_stream(stream, address)
+
+    def on_close(self, server_conn: object) -> None:
+        """One has ended."""
+        self.n_open -= 1
+        super().on_close(server_conn)
+
+
 class _Drawing:
     """A bounded pool of threads that make answers, and the answers that are still right."""
 
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(DRAWING_THREADS, "convlens", initializer=lower_priority)
-        self._waiting = 0
+    def __init__(self, site: Site) -> None:
+        self._site, self._workers = site, Workers(DRAWING_THREADS)
+        self._waiting = self._sending = self._bytes = 0
         self._kept: OrderedDict[str, Answer] = OrderedDict()
-        self._bytes = 0
+        self._lock = Lock()
 
-    async def answer(self, site: Site, path: str, query: dict[str, list[str]]) -> Answer:
-        """The answer to a request, drawn anew if its run has changed since the last time.
-
-        Raises:
-            ConvlensError: if there is nothing under this address.
-        """
-        if self._waiting >= MAX_WAITING:
-            return Answer(503, html(render("message.html", sentence=BUSY)))
+    async def answer(self, path: str, query: dict[str, list[str]]) -> Answer:
+        """The answer to a request, drawn anew if its run has changed since the last time."""
+        if self._waiting >= MAX_WAITING or self._sending > MAX_SENDING_BYTES:
+            return refusal(path, 503, "The server has too many requests to answer; try again soon.")
         self._waiting += 1
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, self._draw, site, path, query)
+            return await asyncio.wrap_future(self._workers.submit(lambda: self._draw(path, query)))
         finally:
             self._waiting -= 1
 
-    def _draw(self, site: Site, path: str, query: dict[str, list[str]]) -> Answer:
-        mark = site.mark(path, query)
-        if query.pop("after", [""])[0] == mark and mark:
-            return Answer(204)
-        key = f"{mark} {path}?{urlencode(query, doseq=True)}"
-        known = self._kept.get(key)
-        if known is None:
-            known = site.answer(path, query, mark)
-            self._keep(key, known)
-        return known
+    def _draw(self, path: str, query: dict[str, list[str]]) -> Answer:
+        try:
+            mark = self._site.mark(path, query)
+            if mark and query.pop("after", [""])[-1] == mark:
+                return Answer(204)
+            key = f"{mark} {path}?{urlencode(query, doseq=True)}" if mark else ""
+            with self._lock:
+                known = self._kept.get(key)
+            if known is None:
+                known = self._site.answer(path, query, mark)
+                if key:
+                    self._keep(key, known)
+            return known
+        except NoSuchPageError as error:
+            return refusal(path, 404, str(error))
+        except ConvlensError as error:
+            return refusal(path, 410, str(error))
+        except Exception as error:
+            return refusal(path, 422, cannot_show(error))
 
     def _keep(self, key: str, answer: Answer) -> None:
-        if key not in self._kept:
-            self._kept[key] = answer
-            self._bytes += len(answer.body)
-        while self._bytes > MAX_CACHED_BYTES and self._kept:
-            with suppress(KeyError):  # the other thread may have taken it
-                self._bytes -= len(self._kept.popitem(last=False)[1].body)
+        with self._lock:
+            if key not in self._kept:  # the other thread may have drawn the same
+                self._kept[key] = answer
+                self._bytes += len(key) + len(answer.body)
+            while self._bytes > MAX_CACHED_BYTES:
+                old, dropped = self._kept.popitem(last=False)
+                self._bytes -= len(old) + len(dropped.body)
+
+    @contextmanager
+    def sent(self, answer: Answer) -> Generator[None]:
+        """While an answer is on its way."""
+        self._sending += len(answer.body)
+        try:
+            yield
+        finally:
+            self._sending -= len(answer.body)
 
     def close(self) -> None:
         """Begin nothing any more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-BUSY = "The server has too many requests to answer; try again in a few seconds."
+        self._workers.close()
+        self._site.store.close()
 
 
 class _Handler(RequestHandler):
     """Refuses whom the guard refuses, and puts the safe headers on every answer."""
 
-    def initialize(self, guard: Guard, site: Site, drawing: _Drawing) -> None:
+    def initialize(self, guard: Guard, drawing: _Drawing) -> None:
         """What it answers with."""
-        self._guard, self._site, self._drawing = guard, site, drawing
+        self._guard, self._drawing = guard, drawing
 
     def set_default_headers(self) -> None:
         """Also of errors."""
         for name, value in HEADERS.items():
-            self.set_header(name, value.replace("{ancestors}", "'self'"))
+            self.set_header(name, value.replace("{ancestors}", self.settings["ancestors"]))
         self.set_header("Cache-Control", "no-store")
         self.clear_header("Server")
 
@@ -189,25 +224,25 @@ class _Handler(RequestHandler):
             self.set_header("Content-Type", "text/plain; charset=utf-8")
             self.finish(sentence + "\n")
 
-    def check_xsrf_cookie(self) -> None:
-        """Nothing is changed here."""
-
     def write_error(self, status_code: int, **_more: Any) -> None:  # noqa: ANN401
         """A plain sentence; Tornado's own shows its paths."""
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(f"This request cannot be answered ({status_code}).\n")
 
     async def send(self, answer: Answer) -> None:
-        """Send an answer; whoever does not take it is disconnected."""
+        """Send an answer, part by part; whoever does not take one is disconnected."""
         self.set_status(answer.status)
         if answer.status != 204:
             self.set_header("Content-Type", answer.kind)
-            self.write(answer.body)
-        sent = asyncio.ensure_future(self.finish())
+            self.set_header("Content-Length", str(len(answer.body)))
+        body = b"" if self.request.method == "HEAD" else answer.body
         try:
-            await asyncio.wait_for(asyncio.shield(sent), SLOW_S)
+            for at in range(0, len(body), PART):
+                self.write(body[at : at + PART])
+                await asyncio.wait_for(self.flush(), SLOW_S)
+            await self.finish()
         except TimeoutError:
-            self.request.connection.stream.close()  # pyright: ignore[reportAttributeAccessIssue]
+            self.detach().close()
         except StreamClosedError:
             pass
 
@@ -215,26 +250,29 @@ class _Handler(RequestHandler):
 class _Pages(_Handler):
     """Everything that is made of runs."""
 
+    _asked: asyncio.Task[Answer] | None = None
+
     async def get(self) -> None:
         """Answer with a page, a figure or data."""
         query = {
             name: [value.decode("utf-8", "replace") for value in values]
             for name, values in self.request.query_arguments.items()
         }
-        if "token" in query:
+        if query.pop("token", None) and self.request.path == "/":
             self._keep_token(query)
             return
-        try:
-            answer = await self._drawing.answer(self._site, self.request.path, query)
-        except NoSuchPageError as error:
-            answer = Answer(404, html(render("message.html", sentence=str(error))))
-        except ConvlensError as error:
-            answer = Answer(410, html(render("message.html", sentence=str(error))))
-        except Exception as error:
-            answer = Answer(422, html(render("message.html", sentence=cannot_show(error))))
-        await self.send(answer)
+        self._asked = asyncio.ensure_future(self._drawing.answer(self.request.path, query))
+        with suppress(asyncio.CancelledError):
+            answer = await self._asked
+            with self._drawing.sent(answer):
+                await self.send(answer)
 
     head = get
+
+    def on_connection_close(self) -> None:
+        """Nobody waits any more: what is not begun need not be drawn."""
+        if self._asked is not None:
+            self._asked.cancel()
 
     def _keep_token(self, query: dict[str, list[str]]) -> None:
         """Take the token out of the address, where it would be seen and kept, into a cookie.
@@ -246,8 +284,8 @@ class _Pages(_Handler):
         token = self._guard.address.token
         if token:
             self.set_cookie(self._guard.cookie, token, httponly=True, samesite="Lax", path="/")
-        rest = urlencode({k: v for k, v in query.items() if k != "token"}, doseq=True)
-        self.redirect(self.request.path + (f"?{rest}" if rest else ""))
+        rest = urlencode(query, doseq=True)
+        self.redirect(f"/?{rest}" if rest else "/")
 
 
 class _Static(_Handler):
@@ -255,16 +293,12 @@ class _Static(_Handler):
 
     async def get(self, name: str) -> None:
         """One of the few files that there are; browsers keep what its version is part of."""
-        found = {
-            "bokeh.js": (bokeh_js, JAVASCRIPT), "site.js": (site_js, JAVASCRIPT),
-            "site.css": (site_css, CSS),
-        }.get(name)  # fmt: skip
-        if found is None:
+        if name not in served():
             self.send_error(404)
             return
-        if self.get_query_argument("v", ""):
+        if self.get_query_argument("v", "") == version():
             self.set_header("Cache-Control", "private, max-age=31536000, immutable")
-        await self.send(Answer(200, found[0]().encode(), found[1]))
+        await self.send(Answer(200, *served()[name]))
 
     head = get
 
@@ -279,7 +313,7 @@ def _not_served(address: Address, error: OSError) -> str:
 
 def _listen(address: Address) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listening = socket.create_server((address.host, address.port), family=family, backlog=128)
+    listening = socket.create_server((address.host, address.port), family=family, backlog=512)
     listening.setblocking(False)
     return listening
 

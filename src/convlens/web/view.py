@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 from urllib.parse import urlencode
+
+MAX_TEXT = 1_000
+"""Characters of a value, such as a layer's name; it stands in every link of the page."""
 
 _WHOLE = re.compile(r"-?[0-9]{1,9}")
 
@@ -25,6 +28,7 @@ class View:
         log: ``"on"`` or ``"off"`` for the loss axis, empty to decide by its values.
         smooth: how much of its weight the smoothed loss keeps from step to step, 0 to 0.999.
         metric: the metric drawn, empty for the first.
+        logged: the number drawn that a loop logged besides its loss, empty for the first.
         epoch: the epoch of snapshots, -1 for before training, None for the newest.
         maps: the module whose feature maps are shown, empty for the layer.
         scale: ``"shared"`` colours the feature maps of all channels on one scale.
@@ -48,6 +52,7 @@ class View:
     log: str = ""
     smooth: float | None = None
     metric: str = ""
+    logged: str = ""
     epoch: int | None = None
     maps: str = ""
     scale: str = ""
@@ -80,13 +85,13 @@ class View:
     @property
     def query(self) -> str:
         """The parameters of its URL; those that are as usual are left out."""
-        usual = asdict(View())
-        return urlencode({k: v for k, v in asdict(self).items() if v != usual[k] and v is not None})
+        usual = vars(View())
+        return urlencode({k: v for k, v in vars(self).items() if v != usual[k] and v is not None})
 
 
 def _parsed(text: str, kind: str) -> object:
     if kind.startswith("str"):
-        return text
+        return text if len(text) <= MAX_TEXT else None
     if kind.startswith("int"):
         return int(text) if _WHOLE.fullmatch(text) else None
     try:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import bokeh
 import numpy as np
 from bokeh.core.json_encoder import serialize_json
 from bokeh.document import Document
-from bokeh.embed import json_item
 from bokeh.models import (
+    BasicTicker,
     ColumnDataSource,
     CrosshairTool,
     DataRange1d,
@@ -23,6 +24,7 @@ from bokeh.models import (
     HoverTool,
     Label,
     LinearAxis,
+    Node,
     NoOverlap,
     Range,
     Range1d,
@@ -55,6 +57,11 @@ PALE = "#eceff2"
 CLEAR = "rgba(0, 0, 0, 0)"
 ZERO = "#8a4fbf"
 """Marks a value that is exactly 0 where the axis is logarithmic."""
+PROBLEM, WARNING = "#b4281a", "#a86400"
+"""Marks sick layers."""
+
+RUNS = (BLUE, ORANGE, GREEN, ZERO, "#b5487f", "#8f6a00", "#2596b0", "#6d7780")
+"""Colours of runs in one figure."""
 
 DARK: Mapping[str, str] = {
     CARD: "#161b20",
@@ -67,6 +74,12 @@ DARK: Mapping[str, str] = {
     ORANGE: "#f08a4b",
     GREEN: "#34c79d",
     ZERO: "#c79af0",
+    PROBLEM: "#ff8a78",
+    WARNING: "#e0b050",
+    RUNS[4]: "#ee90bd",
+    RUNS[5]: "#dcb84a",
+    RUNS[6]: "#62d2e8",
+    RUNS[7]: "#b4bfc9",
 }
 """What each colour of a figure becomes on a dark page; ``site.js`` replaces them.
 
@@ -81,6 +94,12 @@ STEPS = "steps"
 LEFT, RIGHT = 104, 96
 """Pixels beside the frame of figures that stand above one another: names on the left, legends and
 colour bars on the right."""
+
+ROOM = 0.008
+"""Share of the steps by which a time axis is longer on either side: a dot at its end is whole."""
+
+SMALL = 160
+"""Pixels of height below which a figure has few ticks."""
 
 MIN_WIDTH = 260
 """Pixels below which a figure gets a line to itself."""
@@ -141,7 +160,8 @@ class StepAxis:
     def __init__(
         self, span: tuple[int, int], epochs: Sequence[Epoch] = (), marked: int | None = None
     ) -> None:
-        low, high = span[0] - 0.5, span[1] + 0.5
+        room = max(0.5, ROOM * (span[1] - span[0]))
+        low, high = span[0] - room, span[1] + room
         self.range = Range1d(start=low, end=high, bounds=(low, high), min_interval=1, name=STEPS)
         self.epochs = epochs
         self._cursor = Span(dimension="height", line_color=SOFT, line_dash="dotted")
@@ -190,6 +210,9 @@ class StepAxis:
         plot.add_tools(CrosshairTool(overlay=self._cursor))
         plot.xaxis.ticker.min_interval = 1  # pyright: ignore[reportAttributeAccessIssue]
         plot.xaxis.formatter.use_scientific = False  # pyright: ignore[reportAttributeAccessIssue]
+        plot.yaxis.major_label_policy = NoOverlap()
+        if height < SMALL and not log:
+            plot.yaxis.ticker = BasicTicker(desired_num_ticks=4)
         plot.xgrid.visible = False
         plot.add_layout(self._marked)
         if epoch_names:
@@ -264,18 +287,41 @@ def line(
         legend: its words in the legend.
         y_range_name: the y range it belongs to.
     """
-    source = ColumnDataSource({"x": float32(x), "y": float32(y)})
+    data = {"x": float32(x), "y": float32(y)}
+    source = ColumnDataSource(data)
     style: dict[str, Any] = {"color": color, "alpha": alpha, "y_range_name": y_range_name}
     if legend is not None:
         style["legend_label"] = legend
     dash = [6, 4] if dashed else []
     drawn = plot.line("x", "y", source=source, line_width=width, line_dash=dash, **style)
-    few = bool(np.isfinite(source.data["y"]).sum() <= FEW) if points is None else points
-    dots = plot.scatter("x", "y", source=source, size=6, **style)
-    dots.visible = few
+    few = bool(np.isfinite(data["y"]).sum() <= FEW) if points is None else points
+    # Without dots, not with invisible ones: those would make the entry of the legend grey.
+    dots = ColumnDataSource({name: column if few else column[:0] for name, column in data.items()})
+    spots = plot.scatter("x", "y", source=dots, size=6, **style)
+    for renderer in (drawn, spots):  # nothing is selected or muted: fewer models are sent
+        renderer.update(nonselection_glyph="auto", muted_glyph="auto")
     if word:
         add_hover(plot, drawn, [(word, f"@y{{{number}}}" if number else "@y")])
     return drawn
+
+
+def add_tips(
+    plot: figure, drawn: GlyphRenderer[Any], values: Mapping[str, Sequence[str] | NDArray[Any]]
+) -> None:
+    """One tooltip for all that a figure shows at a step of a line: two would cover each other.
+
+    Args:
+        plot: the figure.
+        drawn: the line that has a point at every step.
+        values: (K,) numbers or texts by what they are.
+    """
+    source, tips = drawn.data_source, [("batch", "@x{0,0}")]
+    assert isinstance(source, ColumnDataSource)
+    for i, (word, column) in enumerate(values.items()):
+        source.data[f"tip{i}"] = column
+        written = f"@tip{i}{{0.[000000]}}" if isinstance(column, np.ndarray) else f"@tip{i}"
+        tips.append((harmless(word), written))
+    plot.add_tools(HoverTool(renderers=[drawn], tooltips=tips, mode="vline"))
 
 
 def add_hover(
@@ -299,16 +345,17 @@ def say(plot: figure, sentence: str) -> None:
         visible=bool(sentence), text_color=SOFT, text_font=FONT, text_font_size="13px",
         text_align="center", text_baseline="middle",
     )  # fmt: skip
-    from bokeh.models import Node
-
     label.x, label.y = Node.frame.center.clone(), Node.frame.center.clone()  # pyright: ignore[reportAttributeAccessIssue]
     plot.add_layout(label)
 
 
-def spreads(low: Floats, high: Floats, finite: Ints) -> bool:
-    """Whether a few huge values would press all others flat, and a log scale can help."""
+def spreads(low: Floats, high: Floats, finite: Ints, times: float = 300.0) -> bool:
+    """Whether the highest value, so many times the median, would press all others flat.
+
+    Only of positive values, of which there can be a logarithmic axis.
+    """
     low, high = low[finite > 0], high[finite > 0]
-    return bool(len(high) and (low > 0).all() and high.max() > 300 * np.median(high))
+    return bool(len(high) and (low > 0).all() and high.max() > times * np.median(high))
 
 
 def embed(root: UIElement) -> str:
@@ -316,4 +363,11 @@ def embed(root: UIElement) -> str:
     # Of its own, else Bokeh copies from this process's current one, and fails where that is gone.
     document = Document(theme=THEME)
     document.add_root(root)
-    return serialize_json(json_item(root)).replace("<", "\\u003c")
+    # What `bokeh.embed.json_item` makes; that looks through all models several times more.
+    item = {
+        "target_id": None,
+        "root_id": root.id,
+        "doc": document.to_json(deferred=False),
+        "version": bokeh.__version__,
+    }
+    return serialize_json(item).replace("<", "\\u003c")

@@ -1,22 +1,66 @@
-"""The run in one line: name, how it stands, and its numbers."""
+"""The run in one line: name, how it stands, the verdict, and its numbers."""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from convlens.core.records import LOSS_AT_EVERY_STEP
 from convlens.web import formatting
+from convlens.web.panels.verdict import badge
 
 if TYPE_CHECKING:
     from convlens.web.pages import Page
+    from convlens.web.run_data import RunData
+
+STATUS = {"running": "busy", "failed": "problem", "crashed": "problem"}
+"""Classes of statuses in style sheets; that a run is finished says nothing of how good it is."""
+
+MAX_METRICS = 3
 
 
 def header(page: Page) -> dict[str, Any]:
-    """Status and the numbers of the newest epoch."""
+    """Status, verdict and the numbers of the newest epoch."""
     run = page.run
+    shown = [*_outcome(run), ("epochs", _epochs(run)), ("steps", formatting.number(_n_steps(run)))]
+    wall_s = run.meta.get("wall_s")
+    if not isinstance(wall_s, int | float):
+        spent = sum(epoch.wall_s for epoch in run.epochs)
+        wall_s = max(spent, *run.steps.wall_s[-1:].tolist(), 0.0)
+    model = run.meta.get("model")
+    count = model.get("n_parameters") if isinstance(model, dict) else None
+    shown.append(("time", formatting.duration(wall_s) if wall_s else formatting.NONE))
+    shown.append(("parameters", formatting.number(count) if type(count) is int else ""))
+    return {
+        "numbers": [(name, value) for name, value in shown if value not in ("", formatting.NONE)],
+        "kind": STATUS.get(run.status, ""),
+        "badge": badge(run.findings),
+        "ago": max(0, round((datetime.now(UTC) - run.last_written).total_seconds())),
+    }
+
+
+def _outcome(run: RunData) -> list[tuple[str, str]]:
     newest = run.epochs[-1] if run.epochs else None
-    shown = [(n, formatting.metric(n, v)) for n, v in (newest.metrics if newest else {}).items()]
+    metrics = list(newest.metrics.items())[:MAX_METRICS] if newest else []
+    shown = [(formatting.short(name, 18), formatting.metric(name, v)) for name, v in metrics]
     if newest is not None and newest.valid_loss is not None:
-        shown.append(("validation loss", formatting.loss(newest.valid_loss)))
-    shown.append(("epochs", str(len(run.epochs))))
-    shown.append(("steps", formatting.number(run.span[1] + 1)))
-    return {"numbers": shown}
+        return [*shown, ("validation loss", formatting.loss(newest.valid_loss))]
+    if newest is not None and newest.train_loss is not None:
+        return [*shown, ("training loss", formatting.loss(newest.train_loss))]
+    last = run.curves.loss.mean[-1:].tolist()
+    return [*shown, *(("training loss", formatting.loss(value)) for value in last)]
+
+
+def _epochs(run: RunData) -> str:
+    planned, n = run.meta.get("n_epochs"), len(run.epochs)
+    if type(planned) is int and planned > n:
+        return f"{n} of {planned:,}"
+    return f"{n}" if n else ""
+
+
+def _n_steps(run: RunData) -> int:
+    """Optimizer steps: those recorded, or, where a loop logs few or none, those watched."""
+    if len(run.steps) and run.meta.get(LOSS_AT_EVERY_STEP, True):
+        return len(run.steps)
+    last = [*run.steps.step[-1:].tolist(), *run.figures().last_step[-1:].tolist()]
+    return max(last, default=-1) + 1

@@ -1,4 +1,4 @@
-"""To be written."""
+"""Everything of what a layer makes of images, in one part: for the report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ if TYPE_CHECKING:
 
 
 def inside(page: Page) -> dict[str, Any]:
-    """To be written."""
+    """Its parts are asked for by the template."""
     del page
     return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
@@ -30,7 +31,17 @@ def bokeh_js() -> str:
 
 
 @cache
+def served() -> Mapping[str, tuple[bytes, str]]:
+    """Content and media type of each file by its name."""
+    script, style = "text/javascript; charset=utf-8", "text/css; charset=utf-8"
+    return {
+        "bokeh.js": (bokeh_js().encode(), script),
+        "site.js": (site_js().encode(), script),
+        "site.css": (site_css().encode(), style),
+    }
+
+
+@cache
 def version() -> str:
     """Differs whenever one of them does, so that browsers may keep them."""
-    text = site_css() + site_js() + bokeh_js()
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(b"".join(content for content, _ in served().values())).hexdigest()[:12]

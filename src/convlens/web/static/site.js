@@ -6,6 +6,7 @@
   const POLL_MS = 2000;
   const NEAR = "700px"; // figures this far outside the window are drawn
   const KEEP = 24; // of more figures, those far away are taken down again
+  const HIDDEN = "[hidden], details:not([open])"; // what is in these is not drawn
 
   const root = document.documentElement;
   const systemDark = window.matchMedia("(prefers-color-scheme: dark)");
@@ -31,46 +32,53 @@
   }
 
   function recoloured(json) {
+    if (innerWidth < 640) json = json.replaceAll(/"min_border_(left|right)":([4-9]\d|\d{3,})/g, '"min_border_$1":36'); // a phone
     if (root.dataset.theme !== "dark") return json;
     return dark.reduce((text, [light, other]) => text.replaceAll(light, other), json);
   }
 
   // ---- figures: their JSON is a Bokeh item ----
 
-  const drawn = new Map(); // element -> { doc, item, json }
+  const drawn = new Map(); // element -> { doc, item, json, state }
   const begun = new WeakSet(); // elements whose first drawing has been asked for
   let queue = Promise.resolve(); // one after the other: so the newest of Bokeh's documents is known
 
   async function jsonOf(element) {
     if (element.dataset.item) return document.getElementById(element.dataset.item).textContent;
     const response = await fetch(element.dataset.src);
-    if (!response.ok) throw new Error(new DOMParser().parseFromString(await response.text(), "text/html").body.textContent.trim());
+    if (!response.ok) throw new Error(sentence(new DOMParser().parseFromString(await response.text(), "text/html")));
     return response.text();
   }
+
+  // What a page says that is not the one asked for; the guard sends its sentence alone.
+  const sentence = (page) => (page.querySelector("main p:not(.state)") ?? page.body).textContent.trim();
 
   function draw(element) {
     begun.add(element);
     queue = queue.then(() => drawNow(element)).catch((error) => {
       if (drawn.has(element)) erase(element);
       element.textContent = error.message;
+      element.classList.add("failed");
     });
     return queue;
   }
 
   async function drawNow(element) {
-    if (!element.isConnected || element.closest("[hidden]")) return;
-    const json = recoloured(await jsonOf(element));
+    if (!element.isConnected || element.closest(HIDDEN)) return;
+    const state = [element.dataset.src, root.dataset.mark, root.dataset.theme].join(" ");
     const old = drawn.get(element);
-    if (old?.json === json) return;
+    if (old?.state === state) return; // of an address and a version there is one drawing
+    const json = recoloured(await jsonOf(element));
     const item = JSON.parse(json);
-    if (old && await changed(old, item)) {
-      old.json = json;
+    if (old && (old.json === json || await changed(old, item))) {
+      Object.assign(old, { json, state });
       return;
     }
     if (old) erase(element);
+    element.classList.remove("failed");
     await Bokeh.embed.embed_item(item, element.id);
     const doc = Bokeh.documents.at(-1);
-    drawn.set(element, { doc, item, json });
+    drawn.set(element, { doc, item, json, state });
     listen(element, doc);
     if (drawn.size > KEEP) erase(farthest());
   }
@@ -156,6 +164,7 @@
       const zoomed = model.name === "steps" && wanted !== null;
       if (!(zoomed && (key === "start" || key === "end"))) model.setv({ [key]: value });
     }
+    if (wanted) fit(old.doc);
     old.item = withIds(item, old.item); // the drawn models keep their ids
     return true;
   }
@@ -209,13 +218,42 @@
       range.properties.start.change.connect(follow);
       range.properties.end.change.connect(follow);
     }
+    if (wanted) fit(doc);
     const links = doc.get_model_by_name("links");
-    const plot = doc.get_model_by_name("linked");
-    if (links && plot) {
-      plot.on_event("tap", ({ y }) => {
+    for (const plot of [doc.get_model_by_name("linked"), doc.get_model_by_name("linked-names")]) {
+      if (links && plot) plot.on_event("tap", ({ y }) => {
         const href = (links.data.get?.("href") ?? links.data.href)[Math.round(y)];
         if (href) follow(href);
       });
+    }
+  }
+
+  // The y axis of plots tagged "fit" spans what is drawn of the zoomed steps, also between two points:
+  // Bokeh fits a logarithmic axis to all steps.
+  function fit(doc) {
+    for (const plot of doc.roots().flatMap((one) => one.children ?? [one])) {
+      if (!plot.tags?.includes("fit")) continue;
+      const log = plot.y_scale.type.includes("Log");
+      const { start, end } = wanted ?? { start: -Infinity, end: Infinity };
+      let low = Infinity, high = -Infinity;
+      for (const { data } of plot.renderers.map((one) => one.data_source)) {
+        const [x, y] = ["x", "y"].map((name) => data.get?.(name) ?? data[name] ?? []);
+        for (let i = 0; i < x.length; i++) {
+          const j = Math.min(i + 1, x.length - 1);
+          for (const at of [x[i], start, end]) {
+            if ((at - x[i]) * (at - x[j]) > 0) continue; // not on the way to the next point
+            const value = x[j] === x[i] ? y[i] : y[i] + ((at - x[i]) / (x[j] - x[i])) * (y[j] - y[i]);
+            if (at < start || at > end || !Number.isFinite(value) || (log && value <= 0)) continue;
+            low = Math.min(low, value);
+            high = Math.max(high, value);
+          }
+        }
+      }
+      if (low > high) continue;
+      const [a, b] = log ? [Math.log10(low), Math.log10(high)] : [low, high];
+      const room = 0.06 * (b - a) || (log ? 0.1 : 0.1 * Math.abs(a)) || 1;
+      const [from, to] = [a - room, b + room].map((value) => (log ? 10 ** value : value));
+      plot.y_range.setv({ start: from, end: to });
     }
   }
 
@@ -225,6 +263,7 @@
     for (const { doc } of drawn.values()) {
       const range = doc.get_model_by_name("steps");
       if (range?.bounds) range.setv(steps ?? { start: range.bounds[0], end: range.bounds[1] });
+      queueMicrotask(() => fit(doc)); // Bokeh sets the y axis after the steps that were dragged
     }
     linking = false;
     for (const button of all("[data-show-all]")) button.hidden = steps === null;
@@ -259,6 +298,7 @@
     if (sent.get(part) === html) return;
     const focused = part.contains(document.activeElement) ? document.activeElement.dataset.key ?? document.activeElement.id : null;
     const scrolled = all("[data-scroll]", part).map((e) => [e.dataset.scroll, e.scrollLeft, e.scrollTop]);
+    const ticked = all("input[name]:checked", part).map((element) => element.value); // to compare runs
     const old = new Map(all(".figure", part).map((element) => [element.id, element]));
     const fresh = document.createElement("div");
     fresh.innerHTML = html;
@@ -272,17 +312,19 @@
     for (const element of old.values()) if (drawn.has(element)) erase(element);
     part.replaceChildren(...fresh.childNodes);
     sent.set(part, html);
+    for (const element of all("input[name]", part)) element.checked ||= ticked.includes(element.value);
     for (const element of all(".figure", part)) near.observe(element);
     for (const fold of all("details[data-fold]", part)) {
       const kept = stored(`fold-${fold.dataset.fold}`);
       if (kept !== null) fold.open = kept === "open";
     }
+    for (const button of all("[data-show-all]", part)) button.hidden = wanted === null;
     for (const [key, left, top] of scrolled) part.querySelector(`[data-scroll="${CSS.escape(key)}"]`)?.scrollTo(left, top);
     if (focused) (part.querySelector(`[data-key="${CSS.escape(focused)}"]`) ?? document.getElementById(focused))?.focus();
   }
 
-  async function show(url) {
-    const mine = ++asked;
+  async function show(url, polled = false) {
+    const mine = polled ? asked : ++asked;
     root.dataset.drawn = "no";
     const response = await fetch(url);
     if (mine !== asked) return false; // something else was clicked meanwhile
@@ -297,32 +339,45 @@
     const here = all("[data-part]");
     if (!response.ok || here.length !== parts.size || here.some((part) => !parts.has(part.dataset.part))) {
       if (response.ok) location.assign(url);
-      else trouble(page.body.textContent.trim());
+      else trouble(sentence(page));
       return false;
     }
     for (const part of here) put(part, parts.get(part.dataset.part).innerHTML);
     document.title = page.title;
     root.dataset.mark = page.documentElement.dataset.mark ?? "";
     trouble("");
-    await redraw();
+    await redraw(polled);
     return true;
   }
 
-  // The figures that are drawn, of the newest state; those in the window first.
-  async function redraw() {
+  const whenSeen = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      whenSeen.unobserve(target);
+      draw(target);
+    }
+  });
+
+  // The figures that are drawn, of the newest state; those in the window first. While a run grows,
+  // the others wait until they are scrolled to.
+  async function redraw(seenOnly = false) {
+    const mine = asked;
     const top = (element) => Math.abs(element.getBoundingClientRect().top);
     for (const element of [...drawn.keys()].sort((a, b) => top(a) - top(b))) {
-      if (element.isConnected) draw(element);
-      else erase(element);
+      const { top: above, bottom } = element.getBoundingClientRect();
+      if (!element.isConnected) erase(element);
+      else if (seenOnly && (above > innerHeight || bottom < 0)) whenSeen.observe(element);
+      else draw(element);
     }
     await queue;
-    root.dataset.drawn = "all";
+    if (mine === asked) root.dataset.drawn = "all";
   }
 
   function samePage(url) {
     return root.dataset.server !== undefined && url.origin === location.origin && url.pathname === location.pathname;
   }
 
+  let following = 0;
   async function follow(href) {
     const url = new URL(href, location.href);
     if (!samePage(url)) {
@@ -334,7 +389,8 @@
     const at = url.hash;
     url.hash = "";
     history.pushState(null, "", url);
-    await show(url);
+    following += 1; // meanwhile nothing is polled: "nothing new" would take the place of the answer
+    await show(url).finally(() => { following -= 1; });
     if (at) document.getElementById(at.slice(1))?.scrollIntoView({ block: "nearest", behavior: "smooth" });
   }
 
@@ -353,14 +409,25 @@
     place.hidden = words === "";
   }
 
+  // "3 s ago" goes on counting while nothing new comes.
+  const since = new WeakMap();
+  function count() {
+    for (const element of all("[data-ago]")) {
+      if (!since.has(element)) since.set(element, performance.now() - 1000 * element.dataset.ago);
+      const s = Math.round((performance.now() - since.get(element)) / 1000);
+      element.textContent = s < 120 ? `${s} s` : `${Math.round(s / 60)} min`;
+    }
+  }
+
   async function poll() {
     for (;;) {
+      count();
       await wait(POLL_MS);
-      if (document.hidden || !root.dataset.mark) continue;
+      if (document.hidden || !root.dataset.mark || following) continue;
       const url = new URL(location.href);
       url.searchParams.set("after", root.dataset.mark);
       try {
-        await show(url);
+        await show(url, true);
       } catch {
         trouble("The connection to convlens view is lost. As soon as it answers again, this page goes on.");
       }
@@ -386,7 +453,7 @@
   }
 
   function toCell(element, { row, col }) {
-    follow(element.dataset.to.replace("ROW", row).replace("COL", col));
+    follow(element.dataset.to.replace(/ROW(?!.*ROW)/, row).replace(/COL(?!.*COL)/, col)); // the last: a layer may be named so
   }
 
   document.addEventListener("click", (event) => {
@@ -438,17 +505,30 @@
   document.addEventListener("toggle", (event) => {
     const { fold } = event.target.dataset;
     if (fold) stored(`fold-${fold}`, event.target.open ? "open" : "closed");
+    showFigures(event.target);
   }, true);
+
+  // Draws the figures in what has been shown, erases those in what has been hidden.
+  function showFigures(place) {
+    for (const element of all(".figure", place)) {
+      if (!element.closest(HIDDEN)) draw(element);
+      else if (drawn.has(element)) erase(element);
+    }
+  }
+
+  // A link to a folded place unfolds it.
+  function unfold() {
+    const place = document.querySelector(":target");
+    if (place?.tagName === "DETAILS") place.open = true;
+  }
+  addEventListener("hashchange", unfold);
 
   // One of several figures of a report: <select data-choice> has the ids of what it shows.
   function choose(select) {
     for (const { value } of select.options) {
       const place = document.getElementById(value);
       place.hidden = value !== select.value;
-      for (const element of all(".figure", place)) {
-        if (place.hidden && drawn.has(element)) erase(element);
-        else if (!place.hidden) draw(element);
-      }
+      showFigures(place);
     }
   }
 
@@ -502,7 +582,7 @@
   // ---- on paper: figures as still pictures, folds open ----
 
   window.addEventListener("beforeprint", () => {
-    for (const fold of all("details:not([open])")) Object.assign(fold, { open: true }).dataset.wasFolded = "";
+    for (const fold of all("details:not([open], [data-unprinted])")) Object.assign(fold, { open: true }).dataset.wasFolded = "";
     for (const [element, { doc }] of drawn) {
       const still = Bokeh.index.find_one(doc.roots()[0]).export("auto").canvas;
       still.className = "still";
@@ -526,10 +606,11 @@
       if (element.getBoundingClientRect().top < innerHeight) draw(element);
     }
     begin(document);
+    unfold();
     await queue;
     root.dataset.drawn = "first";
-    for (const element of all(".figure")) {
-      if (all(".figure").length > KEEP) break;
+    const shown = all(".figure").filter((element) => !element.closest(HIDDEN));
+    for (const element of shown.length > KEEP ? [] : shown) {
       await new Promise((resume) => requestIdleCallback(resume, { timeout: 500 }));
       if (!drawn.has(element)) await draw(element);
     }
