@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,6 +58,11 @@ def is_affine(model: nn.Module, x: Any) -> bool | None:  # noqa: ANN401
     return float((fm - (fa + fb) / 2).abs().amax()) < TOLERANCE * size
 
 
+def has_recurrent(model: nn.Module) -> bool:
+    """Whether there is a recurrent layer of torch's."""
+    return any(isinstance(module, nn.RNNBase) for module in model.modules())
+
+
 def forgotten(model: nn.Module, x: Any) -> dict[str, float]:  # noqa: ANN401
     """By recurrent module, the gradient at the first step of its input beside that at the last."""
     found = dict[str, float]()
@@ -78,7 +84,7 @@ def forgotten(model: nn.Module, x: Any) -> dict[str, float]:  # noqa: ANN401
                     return None
                 given = first if first.requires_grad else first.detach().requires_grad_()
                 axis = 1 if module.batch_first else 0
-                given.register_hook(lambda g: look(name, axis, g))
+                given.register_hook(partial(look, name, axis))
                 return (given, *args[1:])
 
             handles.append(module.register_forward_pre_hook(begin))

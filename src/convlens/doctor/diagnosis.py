@@ -91,6 +91,7 @@ def diagnose(record: RunRecord) -> list[Finding]:
 
 
 TRIALS: Sequence[Rule] = (
+    trial.find_warned_broadcast,
     trial.find_mixed_batch,
     trial.find_affine,
     trial.find_forgotten,
@@ -106,14 +107,33 @@ def judge_trial(record: RunRecord) -> list[Finding]:
         findings = [found for rule in (*rules, *TRIALS) if (found := rule(evidence)) is not None]
         if not any(one.severity == "problem" for one in findings):
             findings += [found for rule in OF_SHORT_RUNS if (found := rule(record)) is not None]
-    if not findings:
-        findings = [
-            Finding(
-                "healthy", "good", "Nothing looks wrong in what was tried.", confidence="likely"
-            )
-        ]
+    findings = list({finding.kind: finding for finding in reversed(findings)}.values())[::-1]
+    if all(finding.severity == "note" for finding in findings):
+        text = "Nothing looks wrong in what was tried."
+        findings.append(Finding("healthy", "good", text, confidence="likely"))
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
+
+def judge_batch(record: RunRecord) -> list[Finding]:
+    """What one batch shows, before any training step; worst first, empty if nothing is wrong."""
+    with np.errstate(all="ignore"):
+        evidence = Evidence(record)
+        findings = [found for rule in OF_ONE_BATCH if (found := rule(evidence)) is not None]
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+OF_ONE_BATCH: Sequence[Rule] = (
+    loop.find_layers_not_registered,
+    data.find_nan_in_data,
+    data.find_shape_broadcast,
+    data.find_output_activation,
+    data.find_softmax_axis,
+    data.find_normalization,
+    data.find_dropout,
+    data.find_input_scale,
+    data.find_first_class_unused,
+)
+"""The rules that need a forward pass and the loss's gradient at the output only."""
 
 OF_WHOLE_RUNS = (
     loop.find_train_mode_in_evaluation,

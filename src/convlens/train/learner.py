@@ -17,8 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
+from convlens.checking.mismatch_errors import (
+    check_loss,
+    check_output,
+    check_scores,
+    explain_forward,
+    explain_loss,
+)
 from convlens.core.argument_checks import check_whole
 from convlens.core.records import RecordSink
+from convlens.core.wording import function_name
 from convlens.data import Batches, DataLoaders
 from convlens.data.batches import first_batch, images_and_labels
 from convlens.data.prediction_inputs import network_inputs
@@ -38,14 +46,7 @@ from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
 from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
-from convlens.train.metrics import Metric, function_name, measure
-from convlens.train.mismatch_errors import (
-    check_loss,
-    check_output,
-    check_scores,
-    explain_forward,
-    explain_loss,
-)
+from convlens.train.metrics import Metric, measure
 from convlens.train.run_setup import model_facts, recording
 from convlens.train.schedules import Constant, OneCycle, Schedule
 

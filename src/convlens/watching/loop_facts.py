@@ -219,8 +219,8 @@ class LoopFacts:
             "validation_items": self._items.facts(),
             "waited_s": round(self._waited_s, 4),
             "computed_s": round(self._computed_s, 4),
-            "modules": _modules(self._model),
-            "unregistered": _unregistered(self._model),
+            "modules": module_facts(self._model),
+            "unregistered": unregistered(self._model),
         }
 
     def _on_cpu(self) -> list[_Gradient]:
@@ -380,7 +380,7 @@ def _differs_in_training(module: nn.Module) -> bool:
     )
 
 
-def _modules(model: nn.Module) -> list[dict[str, Any]]:
+def module_facts(model: nn.Module) -> list[dict[str, Any]]:
     """The modules without children: name, class, and what of them matters to the doctor."""
     found = list[dict[str, Any]]()
     for name, module in model.named_modules():
@@ -395,7 +395,7 @@ def _modules(model: nn.Module) -> list[dict[str, Any]]:
     return found[:500]
 
 
-def _unregistered(model: nn.Module) -> list[str]:
+def unregistered(model: nn.Module) -> list[str]:
     """Attributes that hold modules in a plain list or dictionary: their parameters are not seen."""
     known = set(model.modules())
     found = list[str]()

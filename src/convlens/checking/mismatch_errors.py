@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convlens.core.wording import type_name
+from convlens.core.wording import function_name, type_name
 from convlens.errors import ConvlensError, TrainingError, warn
 from convlens.execution import shapes, unwrapped
-from convlens.train.metrics import function_name
 from convlens.watching.layer_selection import BatchNorm
 
 _CLASS_LOSSES = {
