@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -102,7 +101,7 @@ def look(setup: Setup, batch: Any) -> list[Finding]:  # noqa: ANN401
     loss = setup.loss_of(batch)
     made = first_tensor(outputs[0]) if outputs else None
     if loss is not None and loss.requires_grad and made is not None and made.requires_grad:
-        found: Sequence[Tensor | None] = torch.autograd.grad(loss, made, allow_unused=True)
-        gradients += [gradient for gradient in found if gradient is not None]
+        made.register_hook(gradients.append)
+        loss.backward()
     x, y = split(batch)
     return findings_of_batch(setup.model, None, x, y, made, gradients[0] if gradients else None)

@@ -132,6 +132,22 @@ def check_output(loss: Loss, output: object, y: Tensor, classes: Sequence[str]) 
             )
 
 
+def checking_loss(loss: Loss, classes: Sequence[str]) -> Loss:
+    """The loss, with the errors of `check_output`, `explain_loss` and `check_loss`."""
+    return partial(_checked, loss, tuple(classes))
+
+
+def _checked(loss: Loss, classes: Sequence[str], output: Tensor, y: Tensor) -> Tensor:
+    check_output(loss, output, y, classes)
+    try:
+        value = loss(output, y)
+    except Exception as error:
+        explain_loss(error, loss, output, y, classes)
+        raise
+    check_loss(value, loss)
+    return value
+
+
 def explain_loss(
     error: Exception, loss: Loss, output: object, y: Tensor, classes: Sequence[str]
 ) -> None:

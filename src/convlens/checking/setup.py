@@ -58,6 +58,8 @@ class Setup:
         model = copy.deepcopy(self.model, memo)
         optimizer = None if self.optimizer is None else _optimizer_copy(self.optimizer, memo)
         loss, step = copy.deepcopy(self.loss, memo), copy.deepcopy(self.step, memo)
+        if _n_shared(model, optimizer) != _n_shared(self.model, self.optimizer):
+            raise TypeError("the copies of model and optimizer have no parameters in common")
         for parameter in model.parameters():
             parameter.grad = None
         return Setup(model, optimizer, loss, step)
@@ -127,7 +129,7 @@ class Setup:
 
     def with_adam(self) -> Setup:
         """The same with an optimizer that trains nearly everything at its usual rate."""
-        trained = [p for p in self.model.parameters() if p.requires_grad]
+        trained = [p for p in self.model.parameters() if p.requires_grad and p.is_leaf]
         adam = torch.optim.Adam(trained, lr=1e-3) if trained else None
         return Setup(self.model, adam, self.loss, self.step)
 
@@ -139,6 +141,13 @@ def _optimizer_copy(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
     own = {name: value for name, value in vars(optimizer).items() if name not in OWN}
     vars(made).update(copy.deepcopy(own, memo))
     return made
+
+
+def _n_shared(model: nn.Module, optimizer: Optimizer | None) -> int:
+    """How many parameters of a model are in an optimizer; TorchScript copies its own way."""
+    groups: list[dict[str, Any]] = [] if optimizer is None else optimizer.param_groups
+    held = {id(p) for group in groups for p in group["params"]}
+    return sum(id(p) in held for p in model.parameters())
 
 
 def _needs_closure(optimizer: Optimizer) -> bool:

@@ -18,9 +18,6 @@ from convlens.core.records import RunRecord
 from convlens.watching.activation_watch import ActivationWatch
 from convlens.watching.backends.dispatch import PARALLEL_VALUES
 
-STEPS = 40
-"""Steps of a trial at most: on the same few items any network learns them in so many."""
-
 LEAST = 3
 """Steps from which on an optimizer's steps can be judged."""
 
@@ -38,7 +35,7 @@ def prepare() -> None:
     model = nn.Sequential(nn.Linear(1, n), nn.BatchNorm1d(n), nn.ReLU())
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     setup = Setup(model, optimizer, lambda output, _: output.mean(), None)
-    train(setup, [(torch.randn(4, 1), torch.zeros(4))], 0.0, steps=1)
+    train(setup, [(torch.randn(4, 1), torch.zeros(4))], Deadline(0.0, 0.0), 0.0, 1)
 
 
 class Deadline:
@@ -69,9 +66,9 @@ class Deadline:
 def train(
     setup: Setup,
     batches: Sequence[Any],
-    deadline: Deadline | float,
-    share: float = 1.0,
-    steps: int = STEPS,
+    deadline: Deadline,
+    share: float,
+    steps: int,
 ) -> RunRecord:
     """Train a copy on batches, in turn, and record it.
 
@@ -82,14 +79,13 @@ def train(
         share: of the time, after which no step begins.
         steps: at most.
     """
-    until = deadline if isinstance(deadline, Deadline) else Deadline(time.perf_counter(), 1e9)
     stats = ActivationWatch(setup.model, gradients=True, updates=True)
     made = 0
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         with stats:
             for i in range(steps):
-                if i and not until.allows(1, share if i >= LEAST else 1.0):
+                if i and not deadline.allows(1, share if i >= LEAST else 1.0):
                     break
                 began = time.perf_counter()
                 batch = batches[i % len(batches)]
@@ -101,7 +97,7 @@ def train(
 
                 setup.train_on(batch, seen)
                 made += setup.optimizer is not None
-                until.took(time.perf_counter() - began)
+                deadline.took(time.perf_counter() - began)
     record = stats.record()
     meta = {**record.meta, MADE: made}
     texts = [str(one.message) for one in said if BROADCAST in str(one.message)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -43,6 +44,9 @@ with the given optimizer end."""
 
 TRIAL_STEPS = 24
 """Steps of the trial on several batches at most: three passes over eight."""
+
+MEMORIZING_STEPS = 40
+"""Steps on one batch at most: the same few items nearly any network learns in so many."""
 
 MEMORIZED = 15
 """In fewer steps a network that learns may not have lost a fifth of its loss."""
@@ -154,7 +158,8 @@ def check(
     read_s = time.perf_counter() - began
     with torch.inference_mode(mode=False), torch.enable_grad():
         pristine, why = _copied(setup)
-        with _untouched(setup):
+        with _untouched(setup), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the training says them again
             prepare()
             began = max(began, time.perf_counter() - PREPARING_S - read_s)
             work = _Check(pristine or setup, why, Deadline(began, seconds))
@@ -355,7 +360,8 @@ class _Check:
                 continue
             setup = self.setup.copied()
             setup = setup.with_adam() if name == "adam" else setup
-            losses: list[float] = train(setup, batches, self.deadline, share).steps.loss.tolist()
+            record = train(setup, batches, self.deadline, share, MEMORIZING_STEPS)
+            losses: list[float] = record.steps.loss.tolist()
             if len(losses) < MEMORIZED:
                 self.not_tried.append(f"whether one batch can be learned by heart with {by}")
                 continue
