@@ -130,10 +130,10 @@ CASES: dict[str, tuple[Case, Case]] = {
         replace(VALUES, loss=lambda output, y: (output - y).square().mean()),
         VALUES,
     ),
-    "learning-rate-too-high": (replace(GOOD, optimizer=rate(3.0, torch.optim.Adam)), None),
+    "learning-rate-too-high": (replace(GOOD, optimizer=rate(20.0)), None),
     "learning-rate-too-low": (replace(GOOD, optimizer=rate(1e-7)), None),
     "input-not-normalized": (
-        replace(GOOD, x=X * 15 + 40, optimizer=rate(0.3)),
+        replace(GOOD, x=X * 5 + 30, optimizer=rate(0.3)),
         replace(GOOD, optimizer=rate(0.3)),
     ),
     "layers-not-registered": (

@@ -302,12 +302,13 @@ class _Check:
 
     def _trial(self, batches: Sequence[Any]) -> tuple[RunRecord, list[Any]]:
         """Some steps on several batches, and the batches with as many items as there is time."""
-        small = self._sized(batches)
+        small, record = self._sized(batches)
         setup, by = self.setup.copied(), type(self.setup.optimizer).__name__
         if setup.optimizer is None:
             self.not_tried.append("the learning rate, as no optimizer was given")
             setup, by = setup.with_adam(), "Adam"
-        record = train(setup, small, self.deadline, TRIAL, TRIAL_STEPS)
+        if self.deadline.allows(1) or self.setup.optimizer is None:
+            record = train(setup, small, self.deadline, TRIAL, TRIAL_STEPS)
         n = int(record.meta[MADE])
         if n:
             self.tried.append(f"{plural(n, 'training step')} with {by} on a copy")
@@ -316,36 +317,31 @@ class _Check:
             self.not_tried.append("training steps, as neither loss nor step was given")
         return _with_all_labels(record, batches), small
 
-    def _sized(self, batches: Sequence[Any]) -> list[Any]:
-        """The batches with as many items as there is time for."""
+    def _sized(self, batches: Sequence[Any]) -> tuple[list[Any], RunRecord]:
+        """The batches with as many items as there is time for, and the record of a first step."""
         n = n_items(batches[0])
         if n <= FEWEST or not all(map(has_items, batches)):
-            self._timed(batches[0])
-            return list(batches)
+            return list(batches), self._first_step(batches[0])
         try:
-            items, took = FEWEST, self._timed(first_items(batches[0], FEWEST, n))
+            items, record = FEWEST, self._first_step(first_items(batches[0], FEWEST, n))
         except Exception:  # it may be made for batches of this size only
-            self._timed(batches[0])
-            return list(batches)
-        step_s = STEP_SHARE * self.deadline.seconds
-        if took < step_s or self.deadline.left() > 4 * took:  # the first step is slow
+            return list(batches), self._first_step(batches[0])
+        step_s, took = STEP_SHARE * self.deadline.seconds, self.deadline.step_s
+        if took < step_s or self.deadline.allows(4):  # the first step is slow
             items = min(n, MEASURED if took < step_s else FEWEST)
-            took = self._timed(first_items(batches[0], items, n))
+            record = self._first_step(first_items(batches[0], items, n))
+            took = self.deadline.step_s
         size = min(n, max(int(items * step_s / took), FEWEST))
         self.deadline.step_s = took * max(size / items, 1.0)
         if size == n:
-            return list(batches)
+            return list(batches), record
         self.tried.append(f"{size} items of each, as the network is slow")
-        return [first_items(batch, size, n_items(batch)) for batch in batches]
+        return [first_items(batch, size, n_items(batch)) for batch in batches], record
 
-    def _timed(self, batch: Any) -> float:  # noqa: ANN401
-        """Seconds of a training step on a copy."""
-        setup = self.setup.copied()
-        began = time.perf_counter()
-        setup.train_on(batch, lambda _: None)
-        took = time.perf_counter() - began
-        self.deadline.step_s = took
-        return took
+    def _first_step(self, batch: Any) -> RunRecord:  # noqa: ANN401
+        """A step on a copy, which is timed."""
+        self.deadline.step_s = 0.0
+        return train(self.setup.copied(), [batch], self.deadline, 0.0, 1)
 
     def _memorize(self, batches: Sequence[Any]) -> dict[str, Any]:
         """How far the loss of one batch falls, with the given optimizer and with Adam."""
@@ -376,6 +372,7 @@ class _Check:
             self.not_tried.append("experiments on the inputs, which are no single tensor")
             return found
         model = self.setup.copied().model
+        share = PROBES if self.deadline.allows(2 * MEMORIZED) else 1.0
         trials: Sequence[tuple[str, str, Callable[[nn.Module, Any], Any]]] = (
             ("mixes_batch", "whether items of a batch change each other's output",
              probes.mixes_batch),
@@ -385,7 +382,7 @@ class _Check:
         for name, words, trial in trials:
             if name == "forgotten" and not probes.has_recurrent(model):
                 continue
-            if not self.deadline.allows(2, PROBES):
+            if not self.deadline.allows(2, share):
                 self.not_tried.append(words)
                 continue
             try:

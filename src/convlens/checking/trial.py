@@ -49,6 +49,7 @@ class Deadline:
     def __init__(self, begin: float, seconds: float) -> None:
         self.begin, self.seconds = begin, seconds
         self.step_s = 0.0  # the longest of the last steps
+        self.around_s = 0.0  # what watching took before and after the steps of a trial
 
     def left(self, share: float = 1.0) -> float:
         """Seconds until this share of the time is over."""
@@ -56,7 +57,7 @@ class Deadline:
 
     def allows(self, steps: int, share: float = 1.0) -> bool:
         """Whether so many steps end before."""
-        return self.left(share) > steps * self.step_s
+        return self.left(share) > steps * self.step_s + self.around_s
 
     def took(self, seconds: float) -> None:
         """A step took so long; earlier ones are slowly forgotten, the first is often slow."""
@@ -75,10 +76,12 @@ def train(
     Args:
         setup: the copy.
         batches: of which one is taken after the other.
-        deadline: when to stop; at least `LEAST` steps are made unless the whole time is over.
+        deadline: when to stop; one step is always made, and `LEAST` of them unless the whole time
+            is over.
         share: of the time, after which no step begins.
         steps: at most.
     """
+    start, in_steps = time.perf_counter(), 0.0
     stats = ActivationWatch(setup.model, gradients=True, updates=True)
     made = 0
     with warnings.catch_warnings(record=True) as said:
@@ -97,10 +100,13 @@ def train(
 
                 setup.train_on(batch, seen)
                 made += setup.optimizer is not None
-                deadline.took(time.perf_counter() - began)
+                took = time.perf_counter() - began
+                in_steps += took
+                deadline.took(took)
     record = stats.record()
     meta = {**record.meta, MADE: made}
     texts = [str(one.message) for one in said if BROADCAST in str(one.message)]
+    deadline.around_s = time.perf_counter() - start - in_steps
     if texts:
         meta["broadcast"] = texts[0]
     return replace(record, meta=meta)
