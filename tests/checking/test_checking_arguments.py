@@ -24,7 +24,9 @@ def mlp() -> nn.Sequential:
 
 def checked(data: object, loss: Any = LOSS, **given: Any) -> cl.CheckResult:
     model = given.pop("model", None) or mlp()
-    optimizer = given.pop("optimizer", torch.optim.Adam(model.parameters(), 0.01))
+    if "optimizer" not in given:
+        given["optimizer"] = torch.optim.Adam(model.parameters(), 0.01)
+    optimizer = given.pop("optimizer")
     return cl.check(model, data, loss, optimizer, seconds=given.pop("seconds", 1), **given)
 
 
@@ -79,7 +81,7 @@ class Two(nn.Module):
         return self.net(a + b)
 
 
-Pair = namedtuple("Pair", ["image", "label"])  # noqa: PYI024 — as data sets give them
+Pair = namedtuple("Pair", ["image", "label"])
 NAMED = {"values": X, "mask": torch.ones_like(X), "labels": Y}
 
 BATCHES: dict[str, Any] = {
@@ -119,7 +121,7 @@ ERRORS = {
     "shape": ((X[:, :3], Y), LOSS, "training-step-raises", "takes 4 features"),
     "dtype": ((X, Y.float()), LOSS, "training-step-raises", "CrossEntropyLoss cannot take"),
     "none": (X, LOSS, "training-step-raises", "raises"),
-    "number": ((X, Y), lambda out, y: 0.5, "training-step-raises", "must return a tensor"),  # noqa: ARG005
+    "number": ((X, Y), lambda out, y: 0.5, "training-step-raises", "must return a tensor"),
 }
 
 
@@ -184,10 +186,10 @@ def test_what_is_printed() -> None:
     loader = DataLoader(TensorDataset(X, Y), 8)
     broken = nn.Sequential(*mlp(), nn.Softmax(1))
     text = str(checked(loader, model=broken))
-    first, tried = text.split("\n")[0], text.split("\n")[-1]
+    first = text.splitlines()[0]
     assert first.startswith("problem (certain): The outputs are probabilities")
     assert "Remove the softmax" in first
-    assert "3 batches of 8 items" in tried
+    assert "3 batches of 8 items" in text
     healthy = str(checked(loader))
     assert "Nothing looks wrong" in healthy
     assert "steps on one batch with Adam" in healthy

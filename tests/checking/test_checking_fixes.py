@@ -113,6 +113,7 @@ VALUES = Case(
     score=explained,
 )
 GOOD = Case()
+MISSING = torch.where(torch.arange(240)[:, None] % 37 == 5, torch.nan, X)
 TAGS = torch.stack([X[:, 0] > 0, X[:, 1] > 0, X.norm(dim=1) > 1], 1).float()
 
 CASES: dict[str, tuple[Case, Case]] = {
@@ -130,12 +131,12 @@ CASES: dict[str, tuple[Case, Case]] = {
         replace(VALUES, loss=lambda output, y: (output - y).square().mean()),
         VALUES,
     ),
-    "learning-rate-too-high": (replace(GOOD, optimizer=rate(20.0)), None),
-    "learning-rate-too-low": (replace(GOOD, optimizer=rate(1e-7)), None),
-    "input-not-normalized": (
-        replace(GOOD, x=X * 5 + 30, optimizer=rate(0.3)),
-        replace(GOOD, optimizer=rate(0.3)),
+    "weight-decay-too-high": (
+        replace(GOOD, optimizer=lambda m: torch.optim.AdamW(m.parameters(), 0.01, weight_decay=50)),
+        replace(GOOD, optimizer=lambda m: torch.optim.AdamW(m.parameters(), 0.01)),
     ),
+    "learning-rate-too-low": (replace(GOOD, optimizer=rate(1e-7)), None),
+    "nan-in-data": (replace(GOOD, x=MISSING), replace(GOOD, x=MISSING.nan_to_num())),
     "layers-not-registered": (
         replace(GOOD, model=lambda: Listed(list)),
         replace(GOOD, model=lambda: Listed(nn.ModuleList)),

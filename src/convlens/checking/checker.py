@@ -19,12 +19,13 @@ from convlens.checking.batches import cloned, first_items, has_items, n_items, s
 from convlens.checking.failures import not_copied, raised
 from convlens.checking.first_batch import look
 from convlens.checking.loaders import batches_of, device_of
+from convlens.checking.mismatch_errors import out_of_range
 from convlens.checking.setup import Loss, Setup, Step
 from convlens.checking.trial import MADE, Deadline, prepare, train
 from convlens.core.records import LOOP, SEVERITIES, Finding, Findings, RunRecord
 from convlens.core.wording import plural, type_name
 from convlens.doctor.diagnosis import judge_trial
-from convlens.errors import ArgumentError
+from convlens.errors import ArgumentError, TrainingError
 from convlens.execution import copy_of, preserved, unwrapped
 from convlens.watching.loop_facts import unregistered
 from convlens.watching.optimizer_hooks import step_hooks
@@ -60,6 +61,13 @@ OF_OPTIMIZERS = (
     *("weight-decay-too-high", "parameters-not-in-optimizer"),
 )
 """What is not said where no optimizer was given."""
+
+
+FEW_LABELS = 20
+"""Of two classes, fewer items than these may all be of one by chance."""
+
+OF_LABELS = ("constant-labels", "data-not-shuffled")
+"""What is not said of so few items."""
 
 
 class CheckResult(Findings):
@@ -278,13 +286,15 @@ class _Check:
             return [raised(error, batches[0])]
         optimizer = self.setup.optimizer
         facts: dict[str, Any] = {"batch_size": n, "scheduled": _is_scheduled(optimizer)}
-        facts |= self._probe(small[0])
+        facts |= self._probe(batches[0], n_items(small[0]))
         if record.steps.loss.size:
             facts |= self._memorize(small[:1])
         judged = judge_trial(replace(record, meta={**record.meta, "trial": facts}))
         if optimizer is None:
             judged = [finding for finding in judged if finding.kind not in OF_OPTIMIZERS]
-        findings += _untrainable(self.setup.model) or judged
+        if sum(map(n_items, batches)) < FEW_LABELS:
+            judged = [finding for finding in judged if finding.kind not in OF_LABELS]
+        findings += _untrainable(self.setup.model) or [*_out_of_range(record, batches), *judged]
         return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
     def _static(self, batch: Any, why: Exception) -> list[Finding]:  # noqa: ANN401
@@ -366,7 +376,14 @@ class _Check:
             self.tried.append(f"{len(losses)} steps on one batch with {by} ({fall})")
         return found
 
-    def _probe(self, batch: Any) -> dict[str, Any]:  # noqa: ANN401
+    def _probe(self, batch: Any, size: int) -> dict[str, Any]:  # noqa: ANN401
+        """Experiments on the outputs for a batch, or its first ``size`` items if there is no time.
+
+        They are several forward passes, without a backward pass most of them.
+        """
+        n = n_items(batch)
+        if size < n and not self.deadline.allows(4 * n // max(size, 1), PROBES):
+            batch = first_items(batch, size, n)
         x, found = split(batch)[0], dict[str, Any]()
         if not isinstance(x, Tensor):
             self.not_tried.append("experiments on the inputs, which are no single tensor")
@@ -431,15 +448,33 @@ def _is_scheduled(optimizer: Optimizer | None) -> bool:
     return any("initial_lr" in group for group in groups)
 
 
+def _out_of_range(record: RunRecord, batches: Sequence[Any]) -> list[Finding]:
+    """A problem with labels that have no output, in items that were not trained on."""
+    shape: object = (record.loop.get("output") or {}).get("shape")
+    gradient: dict[str, float] = record.loop.get("output_gradient") or {}
+    targets = _labels(batches)
+    if not targets or gradient.get("cross_entropy", 0) < 1 or not isinstance(shape, list):
+        return []
+    y, n = torch.cat(targets), int(shape[1])
+    sentence = out_of_range(y[y != -100], n)
+    return [] if sentence is None else [raised(TrainingError(sentence), batches[0])]
+
+
+def _labels(batches: Sequence[Any]) -> list[Tensor]:
+    """The targets of the batches if each is (N,) whole numbers, else none."""
+    targets = [split(batch)[1] for batch in batches]
+    plain = [y for y in targets if isinstance(y, Tensor) and y.ndim == 1 and len(y) > 1]
+    whole = [y for y in plain if not (y.is_floating_point() or y.dtype == torch.bool)]
+    return whole if len(whole) == len(targets) else []
+
+
 def _with_all_labels(record: RunRecord, batches: Sequence[Any]) -> RunRecord:
     """The record with the labels of all items, where fewer were trained on."""
-    targets = [split(batch)[1] for batch in batches]
+    targets = _labels(batches)
     facts: Any = record.loop.get("output_gradient")
     if not isinstance(facts, dict) or "label_min" not in facts:
         return record
-    if not all(isinstance(y, Tensor) and y.ndim == 1 and len(y) > 1 for y in targets):
-        return record
-    if any(y.is_floating_point() for y in targets):
+    if not targets:
         return record
     same = [float((y[1:] == y[:-1]).float().mean()) for y in targets]
     labels = {

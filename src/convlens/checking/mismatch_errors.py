@@ -226,7 +226,11 @@ def _are_classes(output: Tensor, y: Tensor) -> bool:
 def _out_of_range(loss: Loss, output: Tensor, y: Tensor) -> str | None:
     given: dict[str, Any] = loss.keywords if isinstance(loss, partial) else {}
     ignored = given.get("ignore_index", getattr(loss, "ignore_index", -100))
-    labels, n = y[y != ignored], output.shape[1]
+    return out_of_range(y[y != ignored], output.shape[1])
+
+
+def out_of_range(labels: Tensor, n: int) -> str | None:
+    """Why a model with ``n`` outputs has none for some of the labels."""
     low, high = (int(v) for v in torch.aminmax(labels)) if len(labels) else (0, 0)
     if low >= 0 and high < n:
         return None
