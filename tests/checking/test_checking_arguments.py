@@ -150,6 +150,16 @@ def test_nothing_to_train() -> None:
     none = checked((X, Y), model=nn.Flatten(), optimizer=None)[0]
     assert (none.kind, none.severity) == ("no-parameters", "problem")
 
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = [mlp()]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[0](x)
+
+    assert checked((X, Y), model=Hidden(), optimizer=None)[0].kind == "layers-not-registered"
+
 
 def test_small_batches_and_models_made_for_one_size() -> None:
     assert not checked((X[:1], Y[:1])).problems

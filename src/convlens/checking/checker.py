@@ -33,6 +33,9 @@ from convlens.watching.optimizer_hooks import step_hooks
 FEWEST = 2
 """Items of a batch at least, where a network is too slow for the whole batch."""
 
+PROBED = 4
+"""Items at least of an experiment: one that is replaced, and others that it must not change."""
+
 MEASURED = 32
 """Items at most of the step that is timed."""
 
@@ -277,7 +280,10 @@ class _Check:
         self.tried.append(f"{len(batches)} {kinds} of {plural(n, 'item')}")
         if self.why_not_copied is not None:
             self.not_tried.append("training steps, as the model cannot be copied")
-            return self._static(batches[0], self.why_not_copied)
+            return [*self._static(batches[0]), not_copied(self.why_not_copied)]
+        if next(self.setup.model.parameters(), None) is None:
+            self.not_tried.append("training steps, as the model has no parameters")
+            return [*_untrainable(self.setup.model), *self._static(batches[0])]
         findings = _mode_finding(self.setup.model)
         try:
             self._initialize(batches[0])
@@ -297,12 +303,12 @@ class _Check:
         findings += _untrainable(self.setup.model) or [*_out_of_range(record, batches), *judged]
         return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
-    def _static(self, batch: Any, why: Exception) -> list[Finding]:  # noqa: ANN401
+    def _static(self, batch: Any) -> list[Finding]:  # noqa: ANN401
         self.tried.append("a forward pass, and the gradient of the loss at its output")
         try:
-            return [*look(self.setup, batch), not_copied(why)]
+            return look(self.setup, batch)
         except Exception as error:
-            return [raised(error, batch), not_copied(why)]
+            return [raised(error, batch)]
 
     def _initialize(self, batch: Any) -> None:  # noqa: ANN401
         """Give lazy modules their shapes, on the copy that all others are made of."""
@@ -383,7 +389,7 @@ class _Check:
         """
         n = n_items(batch)
         if size < n and not self.deadline.allows(4 * n // max(size, 1), PROBES):
-            batch = first_items(batch, size, n)
+            batch = first_items(batch, max(size, PROBED), n)
         x, found = split(batch)[0], dict[str, Any]()
         if not isinstance(x, Tensor):
             self.not_tried.append("experiments on the inputs, which are no single tensor")
