@@ -46,7 +46,9 @@ def is_affine(model: nn.Module, x: Any) -> bool | None:  # noqa: ANN401
     if not isinstance(x, Tensor) or not x.is_floating_point() or len(x) < 2 or len(weights) < 2:
         return None
     half = len(x) // 2
-    # Far apart, so that a ReLU would be in another piece.
+    # Far apart, so that a ReLU would be in another piece: also where the inputs themselves are tiny
+    # beside the biases.
+    x = x / x.std().clamp(min=1e-12)
     a, b = x[:half] * 3, -x[half : 2 * half] * 2
     fa, fb = _outputs(model, a, b)
     fm, _ = _outputs(model, (a + b) / 2, b)
