@@ -170,7 +170,7 @@ def test_small_batches_and_models_made_for_one_size() -> None:
 def test_without_an_optimizer_nothing_is_said_of_rates() -> None:
     result = checked((X, Y), optimizer=None)
     assert not result.problems
-    assert "the learning rate, as no optimizer was given" in result.not_tried
+    assert "the learning rate, as no optimizer of torch was given" in result.not_tried
 
 
 def test_a_slow_network_keeps_to_the_seconds() -> None:

@@ -163,7 +163,8 @@ def check(
     began = time.perf_counter()
     _check_arguments(model, loss, optimizer, step, seconds)
     batches = batches_of(data, seconds / 5)
-    setup = Setup(unwrapped(model), optimizer, loss, step)
+    known = optimizer if isinstance(optimizer, Optimizer) else None  # several in one, say
+    setup = Setup(unwrapped(model), known, loss, step)
     device = device_of(setup.model)
     batches = [cloned(batch, device) for batch in batches]
     read_s = time.perf_counter() - began
@@ -206,7 +207,7 @@ def _check_arguments(
             raise ArgumentError(f"{name} must be a function, got {value!r:.60}.")
     if loss is not None and step is not None:
         raise ArgumentError("loss and step were both given; step returns the loss itself.")
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
+    if optimizer is not None and not callable(getattr(optimizer, "step", None)):
         raise ArgumentError(
             "optimizer must be a torch.optim.Optimizer made of the model's parameters, such as "
             f"torch.optim.AdamW(model.parameters()), got {optimizer!r:.60}."
@@ -321,7 +322,7 @@ class _Check:
         small, record = self._sized(batches)
         setup, by = self.setup.copied(), type(self.setup.optimizer).__name__
         if setup.optimizer is None:
-            self.not_tried.append("the learning rate, as no optimizer was given")
+            self.not_tried.append("the learning rate, as no optimizer of torch was given")
             setup, by = setup.with_adam(), "Adam"
         if self.deadline.allows(1) or self.setup.optimizer is None:
             record = train(setup, small, self.deadline, TRIAL, TRIAL_STEPS)

@@ -61,8 +61,8 @@ def is_affine(model: nn.Module, x: Any) -> bool | None:  # noqa: ANN401
 
 
 def has_recurrent(model: nn.Module) -> bool:
-    """Whether there is a recurrent layer of torch's."""
-    return any(isinstance(module, nn.RNNBase) for module in model.modules())
+    """Whether there is a recurrent layer without gates."""
+    return any(isinstance(module, nn.RNN) for module in model.modules())
 
 
 def forgotten(model: nn.Module, x: Any) -> dict[str, float]:  # noqa: ANN401
@@ -76,7 +76,7 @@ def forgotten(model: nn.Module, x: Any) -> dict[str, float]:  # noqa: ANN401
 
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNN):  # an untrained LSTM forgets too, and can learn not to
 
             def begin(
                 module: nn.RNNBase, args: tuple[Any, ...], name: str = name

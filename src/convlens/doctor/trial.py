@@ -70,7 +70,7 @@ def find_forgotten(e: Evidence) -> Finding | None:
     name, share = next(iter(lost.items()))
     return Finding(
         "vanishing-gradient",
-        "problem",
+        "problem" if e.is_poor else "warning",
         f"In {name!r} the gradient at the first step of the sequence is {share:.1g} of the "
         "largest: what lies far back is never learned.",
         layer=name,
