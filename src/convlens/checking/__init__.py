@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from convlens.checking.check import CheckResult, check
+from convlens.checking.checker import CheckResult, check
+from convlens.checking.first_batch import findings_of_batch
 
-__all__ = ["CheckResult", "check"]
+__all__ = ["CheckResult", "check", "findings_of_batch"]

@@ -1,92 +1,43 @@
-"""Batches from a loader or one that is given, with the loader left as it was."""
+"""What a batch is: its inputs and targets, its items, and copies of parts of it."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from convlens.core.wording import type_name
-from convlens.errors import ArgumentError
-from convlens.execution import same_random
-
-MOST = 8
-"""Batches that are taken from a loader."""
-
-
-@contextmanager
-def untouched(data: object) -> Generator[None]:
-    """Restore the random generators and plain attributes of a loader and its samplers."""
-    parts = [data]
-    for name in ("sampler", "batch_sampler"):
-        part = getattr(data, name, None)
-        parts += [part, getattr(part, "sampler", None)]
-    own = {id(part): part for part in parts if hasattr(part, "__dict__")}
-    generators = [
-        g for p in own.values() if isinstance(g := getattr(p, "generator", None), torch.Generator)
-    ]
-    with ExitStack() as stack:
-        stack.enter_context(same_random((), generators))
-        for part in own.values():
-            stack.callback(_restore, part, dict(vars(part)))
-        yield
-
-
-def _restore(part: object, state: Mapping[str, object]) -> None:
-    vars(part).clear()
-    vars(part).update(state)
-
-
-def batches_of(data: object, seconds: float) -> list[Any]:
-    """The first batches of a loader, or the one batch that was given.
-
-    Raises:
-        ArgumentError: if it is an iterator, which can be read only once, or empty.
-    """
-    if is_batch(data):
-        return [data]
-    if isinstance(data, Iterator):
-        raise ArgumentError(
-            f"data is {type_name(data)}, an iterator that can be read only once; give a batch, "
-            "next(iterator), or the loader itself."
-        )
-    if not isinstance(data, Iterable):
-        raise ArgumentError(
-            f"data must be a batch (x, y) or a loader of batches, got {data!r:.60}."
-        )
-    found, until = list[Any](), time.perf_counter() + seconds
-    for batch in cast("Iterable[Any]", data):
-        found.append(batch)
-        if len(found) == MOST or time.perf_counter() > until:
-            break
-    if not found:
-        raise ArgumentError("data is a loader without a batch; is its dataset empty?")
-    return found
+TARGETS = ("labels", "label", "targets", "target", "y")
+"""The keys under which mappings have their targets."""
 
 
 def is_batch(data: object) -> bool:
-    """Whether it is one batch: a tensor, a mapping, or a tuple or list that begins with one."""
-    if isinstance(data, Tensor | Mapping):
-        return True
-    return isinstance(data, tuple | list) and bool(data) and isinstance(data[0], Tensor | Mapping)
+    """Whether it is one batch: a tensor, a mapping, a tuple, or a list that begins with a tensor.
+
+    A list of mappings or of pairs is a list of batches.
+    """
+    if isinstance(data, Tensor | Mapping | tuple):
+        return not isinstance(data, tuple) or bool(data)
+    if not isinstance(data, list) or not data:
+        return False
+    parts = cast("list[object]", data)
+    return isinstance(parts[0], Tensor) or (
+        isinstance(parts[0], Mapping) and isinstance(parts[-1], Tensor)
+    )
 
 
 def split(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401 — whatever a loader gives
     """Inputs and targets of a batch; None without targets.
 
-    The last entry of a tuple is the targets; of a mapping ``labels``, ``label``, ``target`` or
-    ``targets``.
+    The last entry of a tuple is the targets; of a mapping that with one of the keys `TARGETS`.
     """
     if isinstance(batch, Mapping):
         whole = cast("Mapping[str, Any]", batch)
-        names = [n for n in ("labels", "label", "targets", "target", "y") if n in whole]
-        if not names:
+        name = next((n for n in TARGETS if n in whole), None)
+        if name is None:
             return whole, None
-        return {k: v for k, v in whole.items() if k != names[0]}, whole[names[0]]
+        return {k: v for k, v in whole.items() if k != name}, whole[name]
     if isinstance(batch, tuple | list):
         parts = cast("Sequence[Any]", batch)
         if len(parts) == 1:
@@ -95,43 +46,72 @@ def split(batch: Any) -> tuple[Any, Any]:  # noqa: ANN401 — whatever a loader 
     return batch, None
 
 
-def call(model: torch.nn.Module, x: Any) -> Any:  # noqa: ANN401
-    """The model's output for the inputs of a batch."""
+def call(model: nn.Module, x: Any) -> Any:  # noqa: ANN401
+    """The model's output for the inputs of a batch; several are its arguments."""
     if isinstance(x, Mapping):
         return model(**cast("Mapping[str, Any]", x))
     return model(*x) if isinstance(x, tuple) else model(x)
 
 
-def first_items(value: Any, n: int) -> Any:  # noqa: ANN401
-    """The first items of a batch."""
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
+    """The same with each tensor in it changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {k: mapped(v, change) for k, v in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, tuple | list):
+        return _like(value, [mapped(v, change) for v in cast("Sequence[Any]", value)])
+    return value
+
+
+def cloned(value: Any, device: torch.device | None = None) -> Any:  # noqa: ANN401
+    """A copy, since a model may write into its input; on another device if one is given."""
+
+    def clone(tensor: Tensor) -> Tensor:
+        copy = tensor.detach().clone()
+        copy = copy if device is None else copy.to(device)
+        return copy.requires_grad_(tensor.requires_grad)
+
+    if isinstance(value, Tensor | Mapping | tuple | list):
+        return mapped(value, clone)
+    move = getattr(value, "to", None)  # of a batch of graphs, say
+    return value if device is None or move is None else move(device)
+
+
+def n_items(batch: Any) -> int:  # noqa: ANN401
+    """How many items a batch has: the length of its targets, else of its first tensor; or 0."""
+    x, y = split(batch)
+    return _length(y) or _length(x)
+
+
+def has_items(batch: Any) -> bool:  # noqa: ANN401
+    """Whether its items can be taken apart: every tensor in it has one entry for each."""
+    lengths = set[int]()
+    mapped(batch, lambda tensor: (lengths.add(len(tensor) if tensor.ndim else 0), tensor)[1])
+    return lengths == {n_items(batch)}
+
+
+def first_items(value: Any, n: int, size: int) -> Any:  # noqa: ANN401
+    """The first ``n`` of the ``size`` items of a batch."""
     if isinstance(value, Tensor):
         return value[:n]
     if isinstance(value, Mapping):
-        return {k: first_items(v, n) for k, v in cast("Mapping[str, Any]", value).items()}
+        return {k: first_items(v, n, size) for k, v in cast("Mapping[str, Any]", value).items()}
     if isinstance(value, tuple | list):
-        parts = [first_items(v, n) for v in cast("Sequence[Any]", value)]
-        return tuple(parts) if isinstance(value, tuple) else parts
+        parts = cast("Sequence[Any]", value)
+        if len(parts) == size and not any(isinstance(part, Tensor) for part in parts):
+            return _like(value, list(parts[:n]))  # file names, say
+        return _like(value, [first_items(part, n, size) for part in parts])
     return value
 
 
-def on_device(value: Any, device: torch.device) -> Any:  # noqa: ANN401
-    """The same on another device."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {k: on_device(v, device) for k, v in cast("Mapping[str, Any]", value).items()}
-    if isinstance(value, tuple | list):
-        parts = [on_device(v, device) for v in cast("Sequence[Any]", value)]
-        return tuple(parts) if isinstance(value, tuple) else parts
-    return value
+def _length(value: Any) -> int:  # noqa: ANN401
+    found = list[int]()
+    mapped(value, lambda tensor: (found.append(len(tensor) if tensor.ndim else 0), tensor)[1])
+    return found[0] if found else 0
 
 
-def size_of(value: Any) -> int:  # noqa: ANN401
-    """How many items a batch has, 0 if that cannot be said."""
-    if isinstance(value, Tensor):
-        return len(value) if value.ndim else 0
-    if isinstance(value, Mapping):
-        return max(map(size_of, cast("Mapping[str, Any]", value).values()), default=0)
-    if isinstance(value, tuple | list):
-        return max(map(size_of, cast("Sequence[Any]", value)), default=0)
-    return 0
+def _like(value: Any, parts: list[Any]) -> Any:  # noqa: ANN401
+    """A list, tuple or named tuple of these parts."""
+    make: Any = getattr(type(value), "_make", tuple if isinstance(value, tuple) else list)
+    return make(parts)

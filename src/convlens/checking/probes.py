@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +46,9 @@ def is_affine(model: nn.Module, x: Any) -> bool | None:  # noqa: ANN401
     if not isinstance(x, Tensor) or not x.is_floating_point() or len(x) < 2 or len(weights) < 2:
         return None
     half = len(x) // 2
-    # Far apart, so that a ReLU would be in another piece.
+    # Far apart, so that a ReLU would be in another piece: also where the inputs themselves are tiny
+    # beside the biases.
+    x = x / x.std().clamp(min=1e-12)
     a, b = x[:half] * 3, -x[half : 2 * half] * 2
     fa, fb = _outputs(model, a, b)
     fm, _ = _outputs(model, (a + b) / 2, b)
@@ -55,6 +58,11 @@ def is_affine(model: nn.Module, x: Any) -> bool | None:  # noqa: ANN401
     if not size > 1e-6 * max(float(fa.abs().amax()), 1e-12):
         return None  # the output does not depend on the input at all
     return float((fm - (fa + fb) / 2).abs().amax()) < TOLERANCE * size
+
+
+def has_recurrent(model: nn.Module) -> bool:
+    """Whether there is a recurrent layer without gates."""
+    return any(isinstance(module, nn.RNN) for module in model.modules())
 
 
 def forgotten(model: nn.Module, x: Any) -> dict[str, float]:  # noqa: ANN401
@@ -68,7 +76,7 @@ def forgotten(model: nn.Module, x: Any) -> dict[str, float]:  # noqa: ANN401
 
     handles = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNN):  # an untrained LSTM forgets too, and can learn not to
 
             def begin(
                 module: nn.RNNBase, args: tuple[Any, ...], name: str = name
@@ -78,7 +86,7 @@ def forgotten(model: nn.Module, x: Any) -> dict[str, float]:  # noqa: ANN401
                     return None
                 given = first if first.requires_grad else first.detach().requires_grad_()
                 axis = 1 if module.batch_first else 0
-                given.register_hook(lambda g: look(name, axis, g))
+                given.register_hook(partial(look, name, axis))
                 return (given, *args[1:])
 
             handles.append(module.register_forward_pre_hook(begin))

@@ -2,99 +2,111 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from convlens.checking.batches import call, split
+from convlens.checking.batches import split
+from convlens.checking.setup import Setup
 from convlens.core.records import RunRecord
 from convlens.watching.activation_watch import ActivationWatch
+from convlens.watching.backends.dispatch import PARALLEL_VALUES
 
-STEPS = 40
-"""Steps of a trial at most: on the same few items any network learns them in so many."""
+LEAST = 3
+"""Steps from which on an optimizer's steps can be judged."""
 
-Loss = Callable[[Any, Any], Tensor]
-Step = Callable[[nn.Module, Any], Tensor]
+MADE = "steps_made"
+"""The fact of a trial's record that holds how many steps its optimizer made."""
+
+BROADCAST = "Using a target size"
+"""How torch's losses begin their warning about outputs and targets of different shapes."""
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What trains: a model, its optimizer or None, and how a batch becomes a loss.
+@cache
+def prepare() -> None:
+    """Load, or compile once on this machine, what a watched step needs."""
+    n = PARALLEL_VALUES
+    model = nn.Sequential(nn.Linear(1, n), nn.BatchNorm1d(n), nn.ReLU())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    setup = Setup(model, optimizer, lambda output, _: output.mean(), None)
+    train(setup, [(torch.randn(4, 1), torch.zeros(4))], Deadline(0.0, 0.0), 0.0, 1)
 
-    Attributes:
-        model: the model.
-        optimizer: its optimizer, None if none was given.
-        loss: of output and targets, None if there is ``step``.
-        step: of model and batch, None if there is ``loss``.
+
+class Deadline:
+    """When to stop, and how long the next step will take.
+
+    Args:
+        begin: when the check began.
+        seconds: how long it may last.
     """
 
-    model: nn.Module
-    optimizer: Optimizer | None
-    loss: Loss | None
-    step: Step | None
+    def __init__(self, begin: float, seconds: float) -> None:
+        self.begin, self.seconds = begin, seconds
+        self.step_s = 0.0  # the longest of the last steps
+        self.around_s = 0.0  # what watching took before and after the steps of a trial
 
-    def copied(self) -> Setup:
-        """The same with copies of model and optimizer, which belong together as before."""
-        made = copy.deepcopy((self.model, self.optimizer))
-        if made[1] is not None:
-            # A learning rate scheduler has put a step of its own there, that of the original.
-            vars(made[1]).pop("step", None)
-        for parameter in made[0].parameters():
-            parameter.grad = None
-        return Setup(made[0], made[1], self.loss, self.step)
+    def left(self, share: float = 1.0) -> float:
+        """Seconds until this share of the time is over."""
+        return self.begin + share * self.seconds - time.perf_counter()
 
-    def loss_of(self, batch: Any) -> Tensor | None:  # noqa: ANN401
-        """The loss of a batch; None without a loss function, after a forward pass."""
-        if self.step is not None:
-            return self.step(self.model, batch)
-        x, y = split(batch)
-        output = call(self.model, x)
-        if self.loss is None:
-            return None
-        return self.loss(output, y)
+    def allows(self, steps: int, share: float = 1.0) -> bool:
+        """Whether so many steps end before."""
+        return self.left(share) > steps * self.step_s + self.around_s
+
+    def took(self, seconds: float) -> None:
+        """A step took so long; earlier ones are slowly forgotten, the first is often slow."""
+        self.step_s = max(seconds, 0.5 * self.step_s)
 
 
-def train(setup: Setup, batches: Sequence[Any], until: float, steps: int = STEPS) -> RunRecord:
-    """Train a copy on batches, in turn, and record it; ends at a time, after 3 steps at least."""
+def train(
+    setup: Setup,
+    batches: Sequence[Any],
+    deadline: Deadline,
+    share: float,
+    steps: int,
+) -> RunRecord:
+    """Train a copy on batches, in turn, and record it.
+
+    Args:
+        setup: the copy.
+        batches: of which one is taken after the other.
+        deadline: when to stop; one step is always made, and `LEAST` of them unless the whole time
+            is over.
+        share: of the time, after which no step begins.
+        steps: at most.
+    """
+    start, in_steps = time.perf_counter(), 0.0
     stats = ActivationWatch(setup.model, gradients=True, updates=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    made = 0
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         with stats:
             for i in range(steps):
-                batch = batches[i % len(batches)]
-                loss = setup.loss_of(batch)
-                target = split(batch)[1]
-                if loss is None:
-                    if i >= 2:
-                        break
-                    continue
-                stats.log(loss=loss.mean(), target=target)
-                if loss.requires_grad:
-                    loss.mean().backward()
-                if setup.optimizer is not None:
-                    setup.optimizer.step()
-                    setup.optimizer.zero_grad()
-                    _reset(setup.model)
-                if i >= 2 and time.perf_counter() > until:
+                if i and not deadline.allows(1, share if i >= LEAST else 1.0):
                     break
-    return stats.record()
+                began = time.perf_counter()
+                batch = batches[i % len(batches)]
+                target = split(batch)[1]
 
+                def seen(loss: Tensor, target: object = target) -> None:
+                    known = {"target": target} if isinstance(target, Tensor) else {}
+                    stats.log(loss=loss.detach(), **known)
 
-def _reset(model: nn.Module) -> None:
-    """Also of parameters that the optimizer does not have."""
-    for parameter in model.parameters():
-        parameter.grad = None
-
-
-def with_adam(setup: Setup) -> Setup:
-    """The same with an optimizer that trains nearly everything at its usual rate."""
-    trained = [p for p in setup.model.parameters() if p.requires_grad]
-    adam = torch.optim.Adam(trained, lr=1e-3) if trained else None
-    return Setup(setup.model, adam, setup.loss, setup.step)
+                setup.train_on(batch, seen)
+                made += setup.optimizer is not None
+                took = time.perf_counter() - began
+                in_steps += took
+                deadline.took(took)
+    record = stats.record()
+    meta = {**record.meta, MADE: made}
+    texts = [str(one.message) for one in said if BROADCAST in str(one.message)]
+    deadline.around_s = time.perf_counter() - start - in_steps
+    if texts:
+        meta["broadcast"] = texts[0]
+    return replace(record, meta=meta)

@@ -17,7 +17,7 @@ INTERRUPTED = 130
 
 
 def main() -> NoReturn:
-    """Run the command and exit: 0 done, 1 it failed, 2 its arguments cannot work, 130 Ctrl-C."""
+    """Run the command and exit: 0 done, 1 it failed, 2 wrong arguments, 3 a problem, 130 Ctrl-C."""
     arguments = _parser().parse_args()
     try:
         arguments.run_command(arguments)

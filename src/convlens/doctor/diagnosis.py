@@ -114,6 +114,7 @@ def _worst_first(findings: Sequence[Finding]) -> list[Finding]:
 
 
 TRIALS: Sequence[Rule] = (
+    trial.find_warned_broadcast,
     trial.find_mixed_batch,
     trial.find_affine,
     trial.find_forgotten,
@@ -129,14 +130,33 @@ def judge_trial(record: RunRecord) -> list[Finding]:
         rules += [*TRIALS, find_nonfinite]
         findings = [found for rule in rules if (found := rule(evidence)) is not None]
         findings = without_effects(findings)
-    if not findings:
-        findings = [
-            Finding(
-                "healthy", "good", "Nothing looks wrong in what was tried.", confidence="likely"
-            )
-        ]
+    findings = list({finding.kind: finding for finding in reversed(findings)}.values())[::-1]
+    if all(map(_is_small, findings)):
+        text = "Nothing looks wrong in what was tried."
+        findings.append(Finding("healthy", "good", text, confidence="likely"))
     return _worst_first(findings)
 
+
+def judge_batch(record: RunRecord) -> list[Finding]:
+    """What one batch shows, before any training step; worst first, empty if nothing is wrong."""
+    with np.errstate(all="ignore"):
+        evidence = Evidence(record)
+        findings = [found for rule in OF_ONE_BATCH if (found := rule(evidence)) is not None]
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+OF_ONE_BATCH: Sequence[Rule] = (
+    loop.find_layers_not_registered,
+    data.find_nan_in_data,
+    data.find_shape_broadcast,
+    data.find_output_activation,
+    data.find_softmax_axis,
+    data.find_normalization,
+    data.find_dropout,
+    data.find_input_scale,
+    data.find_first_class_unused,
+)
+"""The rules that need a forward pass and the loss's gradient at the output only."""
 
 OF_WHOLE_RUNS = (
     loop.find_train_mode_in_evaluation,

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
 from convlens.core.records import Finding
 from convlens.doctor.evidence import Evidence
+
+
+def find_warned_broadcast(e: Evidence) -> Finding | None:
+    """Outputs and targets of different shapes, of which torch's loss warned."""
+    text = e.record.meta.get("broadcast")
+    shapes = re.findall(r"torch\.Size\(\[([\d, ]*)\]\)", text) if isinstance(text, str) else []
+    if len(shapes) != 2:
+        return None
+    target, output = (f"({sizes},)" if "," not in sizes else f"({sizes})" for sizes in shapes)
+    return Finding(
+        "shape-broadcast-in-loss",
+        "problem",
+        f"The loss compares outputs {output} with targets {target}: they are broadcast to one "
+        "shape, so each output is compared with targets of other items too.",
+        fix="Give both the same shape: output.squeeze(1), or target.unsqueeze(1).",
+        confidence="certain",
+    )
 
 
 def find_mixed_batch(e: Evidence) -> Finding | None:
@@ -51,7 +70,7 @@ def find_forgotten(e: Evidence) -> Finding | None:
     name, share = next(iter(lost.items()))
     return Finding(
         "vanishing-gradient",
-        "problem",
+        "problem" if e.is_poor else "warning",
         f"In {name!r} the gradient at the first step of the sequence is {share:.1g} of the "
         "largest: what lies far back is never learned.",
         layer=name,

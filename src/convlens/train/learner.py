@@ -17,8 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
+from convlens.checking import CheckResult, check
+from convlens.checking.mismatch_errors import (
+    check_loss,
+    check_output,
+    check_scores,
+    checking_loss,
+    explain_forward,
+    explain_loss,
+)
 from convlens.core.argument_checks import check_whole
 from convlens.core.records import RecordSink
+from convlens.core.wording import function_name
 from convlens.data import Batches, DataLoaders
 from convlens.data.batches import first_batch, images_and_labels
 from convlens.data.prediction_inputs import network_inputs
@@ -33,19 +43,13 @@ from convlens.train.callbacks.base import (
     CancelFitError,
 )
 from convlens.train.callbacks.checkpoint import Checkpoint
+from convlens.train.callbacks.first_batch import FirstBatch
 from convlens.train.callbacks.nonfinite import NonFiniteGuard, check_finite
 from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
 from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
-from convlens.train.metrics import Metric, function_name, measure
-from convlens.train.mismatch_errors import (
-    check_loss,
-    check_output,
-    check_scores,
-    explain_forward,
-    explain_loss,
-)
+from convlens.train.metrics import Metric, measure
 from convlens.train.run_setup import model_facts, recording
 from convlens.train.schedules import Constant, OneCycle, Schedule
 
@@ -144,7 +148,7 @@ class Learner:
         self._checked: set[bool] = set()  # modes (training or not) whose first output was checked
         self._events: dict[str, list[Callable[[Learner], None]]] = {}
         self.callbacks: list[Callback] = []
-        always = [Recorder(), NonFiniteGuard(), *([Progress()] if progress else [])]
+        always = [Recorder(), NonFiniteGuard(), FirstBatch(), *([Progress()] if progress else [])]
         for callback in [*always, *([Checkpoint()] if run is not None else []), *callbacks]:
             self.add_callback(callback)
 
@@ -157,6 +161,27 @@ class Learner:
         )
 
     # ---- what a user calls ----------------------------------------------------------------------
+
+    def check(self, lr: float = 1e-3, *, seconds: float = 5.0) -> CheckResult:
+        """Say what would go wrong in a training, before it; see `convlens.check`.
+
+        Some steps are made on copies, with an optimizer as `fit` makes it. Nothing is changed.
+
+            >>> dls = cl.from_arrays(torch.rand(8, 1, 9, 9), [0, 1] * 4, layout="NCHW")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+            >>> learn.check(seconds=1).tried[0]
+            '1 batch of 8 items'
+
+        Args:
+            lr: the learning rate to try, that of `fit` or the highest of a schedule.
+            seconds: how long to try, at least 1.
+
+        Raises:
+            ArgumentError: if an argument, or one of the Learner's, cannot work.
+        """
+        optimizer = make_optimizer(self.make_optimizer, self.model.parameters(), lr)
+        loss = checking_loss(self.loss_function, self.dls.classes)
+        return check(self.model, self.dls.train, loss, optimizer, seconds=seconds)
 
     def fit(self, n_epochs: int, lr: float = 1e-3, *, callbacks: Sequence[Callback] = ()) -> None:
         """Train for ``n_epochs`` at a constant learning rate; momentum is not changed.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -223,8 +223,8 @@ class LoopFacts:
             "validation_items": self._items.facts(),
             "waited_s": round(self._waited_s, 4),
             "computed_s": round(self._computed_s, 4),
-            "modules": _modules(self._model),
-            "unregistered": _unregistered(self._model, held),
+            "modules": module_facts(self._model),
+            "unregistered": unregistered(self._model, held),
         }
 
     def _on_cpu(self) -> list[_Gradient]:
@@ -394,7 +394,7 @@ def _differs_in_training(module: nn.Module) -> bool:
     )
 
 
-def _modules(model: nn.Module) -> list[dict[str, Any]]:
+def module_facts(model: nn.Module) -> list[dict[str, Any]]:
     """The modules without children: name, class, and what of them matters to the doctor."""
     found = list[dict[str, Any]]()
     for name, module in model.named_modules():
@@ -409,7 +409,7 @@ def _modules(model: nn.Module) -> list[dict[str, Any]]:
     return found[:500]
 
 
-def _unregistered(model: nn.Module, held: set[int]) -> list[str]:
+def unregistered(model: nn.Module, held: Collection[int] = ()) -> list[str]:
     """Attributes that hold modules in a plain list or dictionary: their parameters are not seen.
 
     Not those that are frozen, or that an optimizer has all the same: they are hidden on purpose.
