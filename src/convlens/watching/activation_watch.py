@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from convlens.core.histories import FORWARD, LayerHistory, LayerInfo
 from convlens.core.layer_histories import UpdateHistories
 from convlens.core.outcome import outcome_of
-from convlens.core.records import LOOP, RecordSink, RunRecord
+from convlens.core.records import RecordSink, RunRecord
 from convlens.errors import ArgumentError
 from convlens.watching import normalization
 from convlens.watching.aggregator import Aggregator, Slot
@@ -131,7 +131,7 @@ class ActivationWatch(LoggingHistories):
         )
         self._log = StepLog(self._inner, self._notes, self._clock, flush_sink=flush_sink)
         self._parameters.epochs = self._log.epochs
-        self._facts = LoopFacts(self._inner, self._notes)
+        self._facts = LoopFacts(self._inner, self._notes, parts=not count_forwards)
         self._log.loop = self._facts
         if count_forwards:
             self.aggregator.counted = self._parameters.aggregator.counted = FORWARD
@@ -207,7 +207,7 @@ class ActivationWatch(LoggingHistories):
         meta = {
             "status": "running" if self._handles else "finished",
             "counted": self.aggregator.counted,
-            LOOP: self._facts.facts(),
+            **self._log.meta(),
         }
         layers = [self.history(i) for i in range(len(self._slots))]
         return RunRecord(meta, self._log.steps, self._log.epochs, layers, parameters)
@@ -369,6 +369,8 @@ class ActivationWatch(LoggingHistories):
         if step < 0:
             raise ArgumentError(f"number must be at least 0, got {step}; it is the step's number.")
         self._next_step = step + 1
+        if not self.count_forwards:
+            self._facts.told_step()
         if self._began is None:
             self._began = time.perf_counter()
         self._watched = step % self.every == 0
