@@ -77,6 +77,7 @@ class ActivationWatch(LoggingHistories):
         layers, eps, every, mode, sample, gradients, updates, count_forwards: see `convlens.watch`.
         sink: where finished columns are written to besides memory.
         flush_sink: flush the sink after each write.
+        rates: keep the learning rates of each optimizer step also where nothing is logged.
 
     Attributes:
         run_path: the directory of the run that it records to by itself (``run`` of
@@ -100,6 +101,7 @@ class ActivationWatch(LoggingHistories):
         count_forwards: bool = True,
         sink: RecordSink | None = None,
         flush_sink: bool = False,
+        rates: bool = False,
     ) -> None:
         check_eps(eps)
         check_every(every)
@@ -132,7 +134,7 @@ class ActivationWatch(LoggingHistories):
         self._log = StepLog(self._inner, self._notes, self._clock, flush_sink=flush_sink)
         self._parameters.epochs = self._log.epochs
         self._facts = LoopFacts(self._inner, self._notes, parts=not count_forwards)
-        self._log.loop = self._facts
+        self._log.loop, self._log.rates, self._log.sink = self._facts, rates, sink
         if count_forwards:
             self.aggregator.counted = self._parameters.aggregator.counted = FORWARD
         self._lock = ForwardLock()

@@ -60,6 +60,7 @@ class StepLog(CurvePlots, TrainingCurves):
         optimizer_steps: how many steps these optimizers have made.
         sink: where steps and epochs are written to besides memory.
         loop: whose facts are written with them.
+        rates: keep the learning rates of each optimizer step also where nothing was ever logged.
         run_closed: whether there was a sink and nothing can be written to it any more.
     """
 
@@ -73,7 +74,7 @@ class StepLog(CurvePlots, TrainingCurves):
     ) -> None:
         self.sink: RecordSink | None = None
         self.loop: LoopFacts | None = None
-        self.run_closed = False
+        self.run_closed = self.rates = False
         self._parameters = {id(parameter) for parameter in model.parameters()}
         self._notes, self._clock, self._flush_sink = notes, clock, flush_sink
         self._rows: list[_Row] = []  # not read yet; the newest may still get numbers
@@ -114,7 +115,7 @@ class StepLog(CurvePlots, TrainingCurves):
             if self.loop is not None and "target" in numbers:
                 self.loop.target(numbers["target"])
             values = {n: _number(n, value) for n, value in numbers.items() if n != "target"}
-            if self._is_closed():
+            if not values or self._is_closed():
                 return
             step, wall_s = self._clock()
             self._logged = True
@@ -261,7 +262,7 @@ class StepLog(CurvePlots, TrainingCurves):
             self._hypers = {name: [v for own in every for v in own[name]] for name in found}
             step, wall_s = self._clock()
             step = max(step, 0)
-            if not self._logged and not self.run_closed:  # a loop that logs nothing has rates too
+            if self.rates and not self._logged and not self.run_closed:
                 self._row(step).wall_s = wall_s
             for row in self._rows:
                 if row.step == step or not row.hypers:
