@@ -33,17 +33,17 @@ def loop_of(stats):
     return stats.record().loop
 
 
-def train(model, n=10, optimizer=None, stats=None, run=None):
+def train(model, n=10, optimizer=None, stats=None):
     """A usual loop, watched; the watcher."""
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1)
-    with cl.watch(model) if stats is None else nullcontext(stats) as stats:
+    with cl.watch(model) if stats is None else nullcontext(stats) as watched:
         for x, y in batches(n):
             loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            stats.log(loss=loss, target=y)
-    return stats
+            watched.log(loss=loss, target=y)
+    return watched
 
 
 def test_a_usual_loop_is_counted():
@@ -130,10 +130,14 @@ def test_an_optimizer_that_is_not_torchs_is_unseen():
             F.cross_entropy(model(x), y).backward()
             with torch.no_grad():
                 for p in model.parameters():
-                    p -= 0.1 * p.grad
+                    p.sub_(0.1 * p.grad)
                     p.grad = None
     facts = loop_of(stats)
-    assert (facts["optimizer_steps"], facts["changed"], facts["unseen_optimizer"]) == (0, True, True)
+    assert (facts["optimizer_steps"], facts["changed"], facts["unseen_optimizer"]) == (
+        0,
+        True,
+        True,
+    )
 
 
 def test_steps_that_the_loop_tells_and_an_optimizer_inside_another():

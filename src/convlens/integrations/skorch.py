@@ -1,3 +1,4 @@
+# pyright: basic, reportIncompatibleMethodOverride=false
 """`WatchCallback`: watches the module that a skorch ``NeuralNet`` trains."""
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class WatchCallback(Callback):
 
     def on_epoch_end(self, net: NeuralNet, **_: object) -> None:
         """Log the epoch's numbers."""
-        row = {name: v for name, v in net.history[-1].items() if not _is_kept_apart(name)}
+        row = {name: v for name, v in dict(net.history[-1]).items() if not _is_kept_apart(name)}
         self._watched().log_epoch(row)
 
     def on_train_end(self, net: NeuralNet, **_: object) -> None:  # noqa: ARG002

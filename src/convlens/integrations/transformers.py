@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002 — the events' arguments are the library's
 """`WatchCallback`: watches the model that a ``Trainer`` of Hugging Face's transformers trains."""
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ class WatchCallback(TrainerCallback):
 
     def on_train_begin(
         self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
         model: nn.Module | None = None,
         **_: object,
     ) -> None:

@@ -1,4 +1,4 @@
-"""`WatchedFit`: what the callbacks of all libraries share, a watched model and its logged numbers."""
+"""`WatchedFit`: what the callbacks of all libraries share: a watched model, logged numbers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ class WatchedFit:
             raise ArgumentError(
                 f"{owner} takes no mode: it records what training batches run, in any mode."
             )
-        self._options = {**options, "count_forwards": False}  # the trainer says which step begins
+        self._options: dict[str, Any] = {
+            **options,
+            "count_forwards": False,
+        }  # the trainer says which step begins
         inspect.signature(ActivationWatch).bind(None, layers, **self._options)
         self._owner, self._layers, self._run = owner, layers, run
         self._stats: ActivationWatch | None = None
@@ -100,7 +103,7 @@ def is_number(value: object) -> bool:
     if isinstance(value, Tensor):
         return value.numel() == 1 and not value.is_complex() and not value.is_meta
     one = isinstance(value, np.ndarray) and value.size == 1 and value.dtype.kind in "fiub"
-    return one or (isinstance(value, Real) and not isinstance(value, bool))
+    return one or (isinstance(value, Real) and value is not True and value is not False)
 
 
 def target_of(batch: object) -> Tensor | None:

@@ -39,6 +39,7 @@ from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
 from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
+from convlens.train.memory_record import record_of
 from convlens.train.metrics import Metric, function_name, measure
 from convlens.train.mismatch_errors import (
     check_loss,
@@ -47,7 +48,6 @@ from convlens.train.mismatch_errors import (
     explain_forward,
     explain_loss,
 )
-from convlens.train.memory_record import record_of
 from convlens.train.run_setup import model_facts, recording
 from convlens.train.schedules import Constant, OneCycle, Schedule
 

@@ -43,7 +43,11 @@ class GradientResets:
     def attach(self, added: Callable[[GradientResets], None]) -> RemovableHandle:
         """Call this function after each backward pass that adds to the gradient."""
         hook = self.parameter.register_post_accumulate_grad_hook
-        return hook(lambda _: added(self))
+
+        def call(parameter: Tensor) -> None:  # noqa: ARG001
+            added(self)
+
+        return hook(call)
 
     def added(self) -> None:
         """A backward pass has added to the gradient."""

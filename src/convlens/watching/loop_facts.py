@@ -139,7 +139,7 @@ class LoopFacts:
         parameters = list(named.values())
         if self._parameters and any(map(is_traceable_wrapper_subclass, self._parameters)):
             return  # FSDP has others in their places during a forward
-        if any(not isinstance(p, nn.Parameter) for p in parameters):
+        if any(not isinstance(p, nn.Parameter) for p in parameters):  # pyright: ignore[reportUnnecessaryIsInstance]
             return  # torch.func.functional_call too
         self._named = {id(p): name for name, p in named.items()}
         tracked = evenly_spread(parameters, TRACKED)
@@ -369,7 +369,7 @@ class LoopFacts:
         if found is not None and is_plain(found) and found.grad_fn is not None:
             kept = (found.detach(), found._version) if sample and found.ndim else None
             work = partial(self._notes.guard, self._gradient_comes, found.output_nr, kept)
-            found.grad_fn.register_prehook(lambda gradients: work(gradients))
+            found.grad_fn.register_prehook(work)
 
     def _gradient_comes(
         self, place: int, kept: tuple[Tensor, int] | None, gradients: Sequence[Tensor | None]

@@ -118,7 +118,9 @@ class StepLog(CurvePlots, TrainingCurves):
             if not values or self._is_closed():
                 return
             step, wall_s = self._clock()
-            self._logged = True
+            if not self._logged:  # the loop says itself which steps have numbers
+                self._rows = [row for row in self._rows if row.step == step]
+                self._logged = True
             row = self._row(max(step, 0))
             row.wall_s = wall_s
             row.numbers |= values
