@@ -243,8 +243,10 @@ class LoopFacts:
     def _forwards_without_gradients(self) -> dict[str, int]:
         """Those in training mode, as validation or as a part of the training step."""
         name = MODES[True, False]
-        steps = self._optimizers.steps or self._optimizers.foreign_steps
-        if self._without_gradients > max(OF_A_STEP * steps, OFTEN):
+        own, foreign = self._optimizers.steps, self._optimizers.foreign_steps
+        in_each = self._without_gradients > max(OF_A_STEP * (own or foreign), OFTEN)
+        # Where another network is trained beside it, the model makes samples, as a generator does.
+        if in_each or (own and foreign > OF_A_STEP * own):
             return {name: 0, "of_steps_without_gradients": self._counts[name]}
         return {"of_steps_without_gradients": 0}
 
