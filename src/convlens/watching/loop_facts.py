@@ -50,7 +50,7 @@ OFTEN, EVERY, OCTAVES = 8, 64, 7
 """Inputs, outputs and modes are looked at in the first `OFTEN` forwards, then in each 64th; from
 2^13 on in about 64 of each doubling, so that what is kept of them stays small."""
 
-TRACKED = 4
+TRACKED = 2
 """Parameters whose gradients are followed from step to step."""
 
 MODES = {
@@ -92,7 +92,8 @@ class LoopFacts:
         self._without_gradients = 0  # spells of forwards in training mode without gradients
         self._is_without = False
         self._checked = self._kept = 0  # steps, and those whose gradients were not reset before
-        self._told_steps = self._n_targets = self._n_looked = 0
+        self._told_steps = self._n_targets = self._n_looked = self._n_training = 0
+        self._sampling = self._must_look = False
         self._input, self._output, self._target = TensorFacts(), TensorFacts(), TensorFacts()
         self._output_gradient, self._items = TensorFacts(), ItemFacts()
         self._looked = set[str]()  # parameters whose gradients were looked for, and found
@@ -157,8 +158,7 @@ class LoopFacts:
         self._gradients = [old.get(id(p)) or GradientResets(p) for p in tracked]
         for one in self._gradients:
             one.backwards = 0
-        added = partial(self._notes.guard, self._added)
-        self._parameter_handles = [one.attach(added) for one in self._gradients]
+        self._parameter_handles = [one.attach(self._added) for one in self._gradients]
 
     @contextmanager
     def validation(self) -> Generator[None]:
@@ -288,10 +288,21 @@ class LoopFacts:
     def _forward_begins(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        if is_capturing():
-            return
-        grad, transformed = torch.is_grad_enabled(), in_transform()
+        grad = torch.is_grad_enabled()
         self._count(module, grad)
+        if grad and not self._validating:
+            self._in_evaluation_mode = not module.training
+            self._time_begins()
+            self._n_training += 1
+            self._sampling = _is_sample(self._n_training)
+            if not self._sampling and not self._must_look:
+                return
+        if not is_capturing():
+            self._look(grad, args, kwargs)
+
+    def _look(self, grad: bool, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Look at a forward's input: of a validation, or of a sample of the training."""
+        transformed = in_transform()
         inputs = [*args, *kwargs.values()]
         found = next((x for x in inputs if isinstance(x, Tensor)), None)
         found = first_tensor(inputs) if found is None else found
@@ -302,11 +313,9 @@ class LoopFacts:
                 with as_if_outside(found.device):
                     self._items.validate(found)
             return
-        self._in_evaluation_mode = not module.training
-        self._time_begins()
-        if self._is_sample() and not transformed:
+        if self._sampling and not transformed:
             self._sample(found, kwargs.get("labels"))
-        elif self._must_look():
+        else:
             self._look_at_gradients()
 
     def _count(self, module: nn.Module, grad: bool) -> None:
@@ -348,19 +357,16 @@ class LoopFacts:
             for one in self._gradients:
                 one.keep_values()
 
-    def _must_look(self) -> bool:
-        """Whether gradients may be reset in a way that raises no version."""
-        return self._kept >= OFTEN or any(one.found_zeros for one in self._gradients)
-
     def _look_at_gradients(self) -> None:
         for one in self._gradients:
             one.look()
+            self._must_look = self._must_look or one.found_zeros
 
     def _forward_ends(self, output: object) -> None:
-        if self._validating or not torch.is_grad_enabled() or is_capturing() or in_transform():
+        sample = self._sampling
+        if not sample and not self._must_look:
             return
-        sample = self._is_sample()
-        if not sample and not self._must_look():
+        if self._validating or not torch.is_grad_enabled() or is_capturing() or in_transform():
             return
         found = scores_of(output)
         if found is not None and sample and is_plain(found):
@@ -390,16 +396,15 @@ class LoopFacts:
                 more = partial(facts_of_gradient, output=output)
                 self._output_gradient.add(gradient, more=more)
 
-    def _is_sample(self) -> bool:
-        counts = self._counts
-        return _is_sample(counts[MODES[True, True]] + counts[MODES[False, True]])
-
     # ---- gradients and steps --------------------------------------------------------------------
 
     def _added(self, one: GradientResets) -> None:
-        one.added()
-        if one is self._gradients[-1]:
-            self._counts["backwards_in_evaluation_mode"] += self._in_evaluation_mode
+        try:
+            one.added()
+            if self._in_evaluation_mode and one is self._gradients[-1]:
+                self._counts["backwards_in_evaluation_mode"] += 1
+        except Exception as error:
+            self._notes.failed(error)
 
     def before_step(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
         """Look at gradients; `StepListener`."""
@@ -416,9 +421,11 @@ class LoopFacts:
     def _judge_gradients(self, optimizer: Optimizer, members: set[int], *, first: bool) -> None:
         """See whether they were reset since the last step, and which parameters have one."""
         own = [one for one in self._gradients if id(one.parameter) in members]
-        if own and not first:
+        if not first and own:
             self._checked += 1
             self._kept += any(one.was_kept() for one in own)
+            # It may be that gradients are reset in a way that raises no version.
+            self._must_look = self._must_look or self._kept >= OFTEN
         self._n_looked += 1
         if _is_sample(self._n_looked):
             for parameter in parameters_of(optimizer):
