@@ -33,7 +33,10 @@ def test_an_example_runs(tmp_path, block, left_behind):
     assert len(list(tmp_path.glob(left_behind))) == 1
 
 
-@pytest.mark.parametrize("library", ["Lightning", "skorch", "Ignite", "transformers", "TensorBoard"])
+LIBRARIES = ["Lightning", "skorch", "Ignite", "transformers", "TensorBoard"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_a_missing_library_is_named(monkeypatch, library):
     name = library.lower()
     install = {"ignite": "pytorch-ignite", "transformers": "transformers accelerate"}

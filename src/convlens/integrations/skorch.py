@@ -99,7 +99,8 @@ class WatchCallback(Callback):
 
     def on_epoch_end(self, net: NeuralNet, **_: object) -> None:
         """Log the epoch's numbers."""
-        row = {name: v for name, v in dict(net.history[-1]).items() if not _is_kept_apart(name)}
+        newest: Any = net.history[-1]
+        row = {name: v for name, v in newest.items() if not _is_kept_apart(name)}
         self._watched().log_epoch(row)
 
     def on_train_end(self, net: NeuralNet, **_: object) -> None:  # noqa: ARG002
