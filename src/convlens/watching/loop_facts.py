@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from threading import get_ident
 from typing import Any
@@ -368,11 +368,14 @@ class LoopFacts:
             return
         if self._validating or not torch.is_grad_enabled() or is_capturing() or in_transform():
             return
-        found = scores_of(output)
+        found = other = None
+        with suppress(Exception):  # a tensor of a class of its own may refuse whatever it is asked
+            found = scores_of(output)
+            other = first_tensor(output) if found is None else None
         if found is not None and sample and is_plain(found):
             with as_if_outside(found.device):
                 self._output.add(found, more=facts_of_output)
-        found = first_tensor(output) if found is None else found
+        found = other if found is None else found
         # A hook of the node, not of the tensor, which would warn of it when it is pickled.
         if found is not None and is_plain(found) and found.grad_fn is not None:
             kept = (found.detach(), found._version) if sample and found.ndim else None

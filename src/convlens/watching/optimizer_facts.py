@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import get_ident
 from typing import Any
 from weakref import ref
@@ -30,9 +30,13 @@ class KnownOptimizer:
     """
 
     def __init__(self, optimizer: Optimizer, own: set[int], shapes: Sequence[torch.Size]) -> None:
-        self.of = ref(optimizer)
+        self.of: Callable[[], Optimizer | None] = ref(optimizer)
         self.kind, self.steps = type(optimizer).__name__, 0
         self.read(optimizer, own, shapes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the optimizer, in a copy of the watcher."""
+        return {**vars(self), "of": _gone}
 
     def read(self, optimizer: Optimizer, own: set[int], shapes: Sequence[torch.Size]) -> None:
         """Read its parameters anew, as a group may have been added."""
@@ -123,6 +127,10 @@ class OptimizerFacts:
     def facts(self) -> list[dict[str, Any]]:
         """Those that are known, the first ones first."""
         return [one.facts() for one in list(self._known.values())[:LISTED]]
+
+
+def _gone() -> None:
+    """What a reference to an optimizer that is no more returns."""
 
 
 def parameters_of(optimizer: Optimizer) -> Iterator[Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import Parameter
 from torch.utils._python_dispatch import (
     _disable_current_modes,  # pyright: ignore[reportPrivateUsage]
     is_traceable_wrapper_subclass,
@@ -63,8 +64,9 @@ def is_plain(x: Tensor) -> bool:
     parameter whose memory FSDP has given back.
     """
     return (
-        x.layout == torch.strided
-        and not x.is_meta
+        (type(x) is Tensor or isinstance(x, Parameter))
+        and x.layout == torch.strided
+        and not (x.is_nested or x.is_meta)
         and not is_transformed(x)
         and not is_traceable_wrapper_subclass(x)
         and (x.untyped_storage().nbytes() > 0 or not x.numel())
