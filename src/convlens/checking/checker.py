@@ -27,7 +27,7 @@ from convlens.core.wording import plural, type_name
 from convlens.doctor.diagnosis import judge_trial
 from convlens.errors import ArgumentError, TrainingError
 from convlens.execution import copy_of, preserved, unwrapped
-from convlens.watching.loop_facts import unregistered
+from convlens.watching.module_facts import unregistered
 from convlens.watching.optimizer_hooks import step_hooks
 
 FEWEST = 2

@@ -14,7 +14,7 @@ from convlens.checking.setup import Setup
 from convlens.core.records import LOOP, Finding, RunRecord
 from convlens.core.steps import empty_steps
 from convlens.doctor.diagnosis import judge_batch
-from convlens.watching.loop_facts import module_facts, unregistered
+from convlens.watching.module_facts import module_facts, unregistered
 from convlens.watching.outputs import first_tensor
 from convlens.watching.tensor_facts import (
     LARGEST,

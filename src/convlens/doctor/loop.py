@@ -184,7 +184,8 @@ def find_train_mode_in_evaluation(e: Evidence) -> Finding | None:
     """Validation in training mode: inside `validation`, or without gradients and never otherwise.
 
     Only in a run with figures of a validation. Not those that come with most steps, as the images
-    of a GAN or the actions of a policy, nor repeated ones of a batch, as for Monte Carlo dropout.
+    of a GAN or the actions of a policy, which are counted as ``of_steps_without_gradients``, nor
+    repeated ones of a batch, as for Monte Carlo dropout.
     """
     n = e.count("training_mode_without_gradients") + e.count("validation_in_training_mode")
     modules = [m for m in e.modules if _differs(m)]
@@ -195,8 +196,7 @@ def find_train_mode_in_evaluation(e: Evidence) -> Finding | None:
     if e.number("validation_items", "repeated", 0) > MOSTLY * n:
         return None
     told = e.count("validation_in_training_mode") > 0
-    rounds = e.count("rounds_without_gradients")
-    if not told and (rounds > MOSTLY * e.count("optimizer_steps") or not _validated(e)):
+    if not told and not _validated(e):
         return None
     kinds = sorted({str(m["kind"]) for m in modules})
     return Finding(

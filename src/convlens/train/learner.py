@@ -27,11 +27,12 @@ from convlens.checking.mismatch_errors import (
     explain_loss,
 )
 from convlens.core.argument_checks import check_whole
-from convlens.core.records import RecordSink
+from convlens.core.records import Findings, RecordSink, RunRecord
 from convlens.core.wording import function_name
 from convlens.data import Batches, DataLoaders
 from convlens.data.batches import first_batch, images_and_labels
 from convlens.data.prediction_inputs import network_inputs
+from convlens.doctor import diagnose
 from convlens.errors import ArgumentError, TrainingError
 from convlens.execution.devices import pick_device
 from convlens.geometry import Summary, summary
@@ -49,6 +50,7 @@ from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
 from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
+from convlens.train.memory_record import record_of
 from convlens.train.metrics import Metric, measure
 from convlens.train.run_setup import model_facts, recording
 from convlens.train.schedules import Constant, OneCycle, Schedule
@@ -211,6 +213,14 @@ class Learner:
             ArgumentError, TrainingError, NonFiniteLossError: as `fit`.
         """
         self._fit(n_epochs, OneCycle(lr_max, div, div_final, pct_start, moms), callbacks)
+
+    def record(self) -> RunRecord:
+        """Everything that the last fit has recorded, from memory."""
+        return record_of(self)
+
+    def diagnose(self) -> Findings:
+        """Say what is wrong with the last fit, from memory; see `convlens.diagnose`."""
+        return Findings(diagnose(self.record()))
 
     def validate(self, batches: Batches | None = None) -> dict[str, float]:
         """Loss and metrics over all items of ``batches``, ``dls.valid`` if None.

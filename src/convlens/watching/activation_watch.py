@@ -19,7 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from convlens.core.histories import FORWARD, LayerHistory, LayerInfo
 from convlens.core.layer_histories import UpdateHistories
 from convlens.core.outcome import outcome_of
-from convlens.core.records import LOOP, RecordSink, RunRecord
+from convlens.core.records import RecordSink, RunRecord
 from convlens.errors import ArgumentError
 from convlens.watching import normalization
 from convlens.watching.aggregator import Aggregator, Slot
@@ -77,6 +77,7 @@ class ActivationWatch(LoggingHistories):
         layers, eps, every, mode, sample, gradients, updates, count_forwards: see `convlens.watch`.
         sink: where finished columns are written to besides memory.
         flush_sink: flush the sink after each write.
+        rates: keep the learning rates of each optimizer step also where nothing is logged.
 
     Attributes:
         run_path: the directory of the run that it records to by itself (``run`` of
@@ -100,6 +101,7 @@ class ActivationWatch(LoggingHistories):
         count_forwards: bool = True,
         sink: RecordSink | None = None,
         flush_sink: bool = False,
+        rates: bool = False,
     ) -> None:
         check_eps(eps)
         check_every(every)
@@ -131,8 +133,8 @@ class ActivationWatch(LoggingHistories):
         )
         self._log = StepLog(self._inner, self._notes, self._clock, flush_sink=flush_sink)
         self._parameters.epochs = self._log.epochs
-        self._facts = LoopFacts(self._inner, self._notes)
-        self._log.loop = self._facts
+        self._facts = LoopFacts(self._inner, self._notes, parts=not count_forwards)
+        self._log.loop, self._log.rates, self._log.sink = self._facts, rates, sink
         if count_forwards:
             self.aggregator.counted = self._parameters.aggregator.counted = FORWARD
         self._lock = ForwardLock()
@@ -207,7 +209,7 @@ class ActivationWatch(LoggingHistories):
         meta = {
             "status": "running" if self._handles else "finished",
             "counted": self.aggregator.counted,
-            LOOP: self._facts.facts(),
+            **self._log.meta(),
         }
         layers = [self.history(i) for i in range(len(self._slots))]
         return RunRecord(meta, self._log.steps, self._log.epochs, layers, parameters)
@@ -369,6 +371,8 @@ class ActivationWatch(LoggingHistories):
         if step < 0:
             raise ArgumentError(f"number must be at least 0, got {step}; it is the step's number.")
         self._next_step = step + 1
+        if not self.count_forwards:
+            self._facts.told_step()
         if self._began is None:
             self._began = time.perf_counter()
         self._watched = step % self.every == 0

@@ -24,6 +24,7 @@ from convlens.plots import CurvePlots, LayerPlots
 from convlens.watching.loop_facts import LoopFacts
 from convlens.watching.notes import CannotSketchError, Notes, described
 from convlens.watching.optimizer_hooks import Closure, step_hooks
+from convlens.watching.outputs import is_capturing
 
 Hypers = Mapping[str, list[float | Tensor]]
 
@@ -59,6 +60,7 @@ class StepLog(CurvePlots, TrainingCurves):
         optimizer_steps: how many steps these optimizers have made.
         sink: where steps and epochs are written to besides memory.
         loop: whose facts are written with them.
+        rates: keep the learning rates of each optimizer step also where nothing was ever logged.
         run_closed: whether there was a sink and nothing can be written to it any more.
     """
 
@@ -72,7 +74,7 @@ class StepLog(CurvePlots, TrainingCurves):
     ) -> None:
         self.sink: RecordSink | None = None
         self.loop: LoopFacts | None = None
-        self.run_closed = False
+        self.run_closed = self.rates = False
         self._parameters = {id(parameter) for parameter in model.parameters()}
         self._notes, self._clock, self._flush_sink = notes, clock, flush_sink
         self._rows: list[_Row] = []  # not read yet; the newest may still get numbers
@@ -82,17 +84,19 @@ class StepLog(CurvePlots, TrainingCurves):
         self._optimizers: dict[int, tuple[set[int], Hypers]] = {}  # by id; ids of parameters
         self._hypers: Hypers = {}  # of all optimizers
         self._loss_at_every_step = True
+        self._logged = self._attached = False
         self.optimizer_steps = 0
         self._flushed_at, self._epoch_wall_s, self._first_step = time.monotonic(), 0.0, 0
 
     def attach(self) -> None:
         """Listen to optimizers."""
         step_hooks().add(self)
+        self._attached = True
 
     @property
     def has_numbers(self) -> bool:
         """Whether anything was logged of a step."""
-        return bool(self._rows or self._parts)
+        return self._logged
 
     @property
     def steps(self) -> StepSeries:
@@ -111,17 +115,25 @@ class StepLog(CurvePlots, TrainingCurves):
             if self.loop is not None and "target" in numbers:
                 self.loop.target(numbers["target"])
             values = {n: _number(n, value) for n, value in numbers.items() if n != "target"}
-            if self._is_closed():
+            if not values or self._is_closed():
                 return
             step, wall_s = self._clock()
-            step = max(step, 0)
-            if not self._rows or self._rows[-1].step != step:
-                self._rows.append(_Row(step, len(self._epochs), self._hypers))
-            row = self._rows[-1]
+            if not self._logged:  # the loop says itself which steps have numbers
+                self._rows = [row for row in self._rows if row.step == step]
+                self._logged = True
+            row = self._row(max(step, 0))
             row.wall_s = wall_s
             row.numbers |= values
-            if len(self._rows) > BLOCK or time.monotonic() > self._flushed_at + HANDOVER_S:
-                self._flush()
+            self._flush_if_due()
+
+    def _row(self, step: int) -> _Row:
+        if not self._rows or self._rows[-1].step != step:
+            self._rows.append(_Row(step, len(self._epochs), self._hypers))
+        return self._rows[-1]
+
+    def _flush_if_due(self) -> None:
+        if len(self._rows) > BLOCK or time.monotonic() > self._flushed_at + HANDOVER_S:
+            self._flush()
 
     def log_epoch(self, numbers: Mapping[str, object]) -> None:
         """End an epoch; see `LoggingHistories.log_epoch`."""
@@ -163,27 +175,40 @@ class StepLog(CurvePlots, TrainingCurves):
 
     def _flush(self, *, ended: bool = False) -> None:
         """Write the steps; ``ended`` says that the newest one gets no more numbers."""
+        if is_capturing():  # nothing can be read now
+            return
         self._flushed_at = time.monotonic()
         if self.sink is not None and self.loop is not None:
-            self.sink.write_meta({LOOP: self.loop.facts()})
+            facts = self._notes.guard(self.loop.facts)
+            if facts is not None:
+                self.sink.write_meta({LOOP: facts})
         if not self._rows:
             return
         rows, done, self._rows = self._rows, self._rows[:-1], self._rows[-1:]
         if done:
             self._losses += [loss for row in done for loss in self._loss_of(row)]
             self._parts.append(_series(done))
+        self._say_if_losses_lack(rows if ended else done)
         if self.sink is not None:
-            self._say_if_losses_lack(self.sink, rows if ended else done)
             # The newest step is written again if it gets more numbers: the sink replaces it.
             wait = self._loss_at_every_step and "loss" not in rows[-1].numbers
             self.sink.write_steps(_series(done if wait else rows))
             self._flush_sink_too()
 
-    def _say_if_losses_lack(self, sink: RecordSink, rows: Sequence[_Row]) -> None:
+    def _say_if_losses_lack(self, rows: Sequence[_Row]) -> None:
         """Say in the run, once, that a loss of NaN may be one that was not logged."""
         if self._loss_at_every_step and any("loss" not in row.numbers for row in rows):
             self._loss_at_every_step = False
-            sink.write_meta({LOSS_AT_EVERY_STEP: False})
+            if self.sink is not None:
+                self.sink.write_meta({LOSS_AT_EVERY_STEP: False})
+
+    def meta(self) -> dict[str, Any]:
+        """The facts that a run has of the steps logged so far."""
+        facts = {} if self.loop is None else {LOOP: self.loop.facts()}
+        all_have = all("loss" in row.numbers for row in self._rows[:-1])
+        newest = self._rows[-1:] if self.run_closed or not self._attached else []
+        all_have = all_have and all("loss" in row.numbers for row in newest)
+        return facts | {LOSS_AT_EVERY_STEP: self._loss_at_every_step and all_have}
 
     @contextmanager
     def _guarded(self) -> Generator[None]:
@@ -198,6 +223,7 @@ class StepLog(CurvePlots, TrainingCurves):
     def close(self) -> None:
         """Write everything, and stop listening to optimizers."""
         step_hooks().remove(self)
+        self._attached = False
         with self._guarded():
             self._flush(ended=True)
 
@@ -236,10 +262,14 @@ class StepLog(CurvePlots, TrainingCurves):
             self._optimizers[id(optimizer)] = parameters, hypers
             every = [own for _, own in self._optimizers.values()]
             self._hypers = {name: [v for own in every for v in own[name]] for name in found}
-            step = max(self._clock()[0], 0)
+            step, wall_s = self._clock()
+            step = max(step, 0)
+            if self.rates and not self._logged and not self.run_closed:
+                self._row(step).wall_s = wall_s
             for row in self._rows:
                 if row.step == step or not row.hypers:
                     row.hypers = self._hypers
+            self._flush_if_due()
         except Exception as error:
             self._notes.say("log", why=described(error))
 
