@@ -275,16 +275,22 @@ def test_scatter_of_what_a_collapse_left_is_no_cycle() -> None:
 def test_one_rise_and_fall_is_no_cycle() -> None:
     once = np.interp(np.arange(N_STEPS), [0, 100, 200, 400], [0.1, 2.0, 0.1, 0.1])
     assert kinds(replace(HEALTHY, layers=[make_history(std=once)])) == ["healthy"]
-    assert kinds(replace(HEALTHY, layers=[make_history(std=0.0)])) == ["constant-layer"]
+    flat = replace(HEALTHY, layers=[make_history(std=0.0)])
+    assert kinds(flat) == ["constant-layer", "healthy"]
 
 
 def test_a_layer_of_one_value_is_found_without_a_relu_unless_a_problem_explains_it() -> None:
     layers = [make_history(), make_history(1, std=0.0)]
-    (finding,) = diagnose(replace(HEALTHY, layers=layers))
-    assert (finding.kind, finding.severity) == ("constant-layer", "warning")
+    finding, healthy = diagnose(replace(HEALTHY, layers=layers))
+    assert (finding.kind, finding.severity) == ("constant-layer", "note"), "it does without it"
     assert (finding.layer, finding.first_step) == ("1.0", 0)
-    dead = make_history(std=0.0, dead=16)
-    assert kinds(replace(HEALTHY, layers=[dead])) == ["dead-channels"]
+    assert healthy.kind == "healthy"
+    stuck = kinds(replace(HEALTHY, layers=layers, steps=STUCK, epochs=[]))
+    assert "one-class" in stuck, "said once"
+    assert "constant-layer" not in stuck
+    dead = replace(HEALTHY, layers=[make_history(std=0.0, dead=16)])
+    assert kinds(dead) == ["dead-relu", "healthy"]
+    assert "constant-layer" not in kinds(replace(dead, steps=STUCK, epochs=[]))
 
 
 @pytest.mark.parametrize(("last", "severity"), [(0.22, "warning"), (0.4, "problem")])

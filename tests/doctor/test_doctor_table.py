@@ -22,13 +22,25 @@ def texts(node: ast.expr) -> Iterator[str]:
         yield from texts(node.orelse)
 
 
+def returned(tree: ast.Module, name: str) -> Iterator[str]:
+    """The strings that a module's function of this name can return."""
+    functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == name)
+    for node in (part for function in functions for part in ast.walk(function)):
+        if isinstance(node, ast.Return) and node.value is not None:
+            yield from texts(node.value)
+
+
 def kinds() -> set[str]:
     found = set[str]()
     for folder in ("doctor", "checking"):
         for path in (PACKAGE / folder).glob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
-                    found |= set(texts(node.args[0]))
+                    kind = node.args[0]
+                    found |= set(texts(kind))
+                    if isinstance(kind, ast.Call):
+                        found |= set(returned(tree, getattr(kind.func, "id", "")))
     return found
 
 

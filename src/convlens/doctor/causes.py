@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from convlens.core.records import Finding
 
-STATES = ("activation-cycles", "one-class", "nothing-learned", "loss-not-falling")
+STATES = ("activation-cycles", "constant-layer", "one-class", "nothing-learned", "loss-not-falling")
 """How a run looks that does not learn: said only where no problem is known."""
 
 NONFINITE = ("nonfinite-activations", "nonfinite-loss")

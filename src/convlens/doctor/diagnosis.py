@@ -92,8 +92,11 @@ def diagnose(record: RunRecord) -> list[Finding]:
         findings = without_effects([*findings, *_effects(evidence)])
         long = len(evidence.loss) >= MIN_STEPS
         if long and not _has(findings, "problem"):
-            found = (rule(evidence) for rule in FALLBACKS)
-            findings += [one for one in found if one is not None][:1]
+            last = next(filter(None, (rule(evidence) for rule in FALLBACKS)), None)
+            if last is not None:
+                if last.kind == "one-class":  # which names the layer
+                    findings = [one for one in findings if one.kind != "constant-layer"]
+                findings.append(last)
         if all(map(_is_small, findings)):
             kinds = [one.kind for one in findings]
             findings.append(healthy(evidence, kinds) if long else too_short(evidence))
@@ -174,9 +177,10 @@ def _effects(e: Evidence) -> list[Finding]:
     record = e.record
     judged = replace(record, layers=[h for h in record.layers if len(h) >= MIN_STEPS])
     found = [find_failure(record), find_nonfinite(e)]
-    found += [_if_weak(e, find_dead_channels(judged)), _if_weak(e, find_activation_cycles(judged))]
-    if not any(one is not None and one.severity == "problem" for one in found):
-        found.append(_if_weak(e, find_constant_layer(judged)))  # else it is what those lead to
+    layers = [find_dead_channels(judged), find_activation_cycles(judged)]
+    if not any(one is not None and one.severity == "problem" for one in [*found, *layers]):
+        layers.append(find_constant_layer(judged))  # else it is what those lead to
+    found += [_if_weak(e, one) for one in layers]
     if len(e.loss) >= MIN_STEPS:
         both = [find_overfitting(record), find_memorized(e)]
         found += _worst_first([one for one in both if one is not None])[:1]
@@ -185,7 +189,7 @@ def _effects(e: Evidence) -> list[Finding]:
 
 
 def _if_weak(e: Evidence, finding: Finding | None) -> Finding | None:
-    """Of channels and cycles: a problem at most where the run has not learned, else a note.
+    """Of layers: a problem at most where the run has not learned, else a note.
 
     A network that has learned does without the channels that are dead.
     """

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from convlens.core.buckets import Floats
 from convlens.core.records import Epoch, Finding, RunRecord
 
 LARGEST = 20_000
@@ -60,7 +61,7 @@ def facts_of(record: RunRecord, findings: Sequence[Finding], run: str = "") -> d
     return found
 
 
-def _steps(losses: Sequence[float], record: RunRecord) -> dict[str, Any]:
+def _steps(losses: Floats, record: RunRecord) -> dict[str, Any]:
     n = max(len(losses) // 10, 1)
     newest = {name: list(v[-1]) for name, v in record.steps.hypers.items() if len(v)}
     if not len(losses):
