@@ -419,6 +419,40 @@ def test_validation_in_training_mode_is_seen():
     assert facts["validation_forwards"] == facts["validation_in_training_mode"] == 3
 
 
+def test_the_mode_of_a_step_is_that_of_its_last_forward():
+    """An adversarial attack's own forward, before it, is often in evaluation mode."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with cl.watch(model) as stats:
+        for i, (x, y) in enumerate(batches(10)):
+            model.eval()
+            x.requires_grad_()
+            F.cross_entropy(model(x), y).backward()
+            model.train(i < 7)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x.detach()), y).backward()
+            optimizer.step()
+    assert loop_of(stats)["steps_in_evaluation_mode"] == 3
+
+
+@pytest.mark.parametrize("trained", ["no", "in the optimizer", "frozen"])
+def test_hidden_modules_are_named_unless_they_are_hidden_on_purpose(trained):
+    model, hidden = net(), nn.Linear(4, 4)
+    model.others = [hidden]
+    hidden.requires_grad_(trained != "frozen")
+    own = list(model.parameters())
+    optimizers = [torch.optim.SGD(own, lr=0.1)]
+    if trained == "in the optimizer":
+        optimizers.append(torch.optim.SGD(hidden.parameters(), lr=0.1))
+    with cl.watch(model) as stats:
+        for x, y in batches(3):
+            F.cross_entropy(model(hidden(x)), y).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert loop_of(stats)["unregistered"] == (["others"] if trained == "no" else [])
+
+
 @pytest.mark.parametrize("output", ["logits", "tuple", "loss"])
 def test_outputs_with_a_loss(output):
     class Model(Whole):
