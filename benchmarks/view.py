@@ -374,10 +374,12 @@ def followed(path: Path, seconds: float, began: float, first: int) -> tuple[floa
         page.evaluate("seen.length = 0")
         share = server.share(seconds)
         seen = np.array(page.evaluate("seen"), np.float64)
-    if len(seen) < 2 or seen[-1, 0] <= seen[0, 0]:
+    if len(seen) < 2 or seen[:, 0].max() <= seen[0, 0]:
         raise SystemExit(f"The page was drawn {len(seen)} times in {seconds} s.")
-    step = np.arange(seen[0, 0] + 1, seen[-1, 0] + 1)
-    shown_at = seen[np.searchsorted(seen[:, 0], step), 1] / 1e3
+    # A figure that is drawn late shows an older step, and a band's middle lies between steps.
+    newest = np.floor(np.maximum.accumulate(seen[:, 0]))
+    step = np.arange(newest[0] + 1, newest[-1] + 1)
+    shown_at = seen[np.searchsorted(newest, step), 1] / 1e3
     return share, (shown_at - (began + (step - first + 1) / STEPS_A_SECOND)).tolist()
 
 

@@ -63,7 +63,7 @@ def damaged(path: Path) -> None:
 def damaged_columns(path: Path) -> None:
     """Meta, steps and epochs can be read; the layers' statistics cannot."""
     with closing(sqlite3.connect(file := small(path))) as database:
-        ((payload,),) = database.execute("SELECT payload FROM columns WHERE id = 1")
+        ((payload,),) = database.execute("SELECT payload FROM columns ORDER BY id LIMIT 1")
     content = file.read_bytes()
     assert content.count(payload[:64]) == 1
     file.write_bytes(content.replace(payload[:64], bytes(64)))

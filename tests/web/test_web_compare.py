@@ -211,7 +211,11 @@ def test_a_click_on_a_row_shows_the_layer_and_nothing_overflows_a_phone(pair, pa
         page.wait_for_url(lambda url: f"layer={chosen}" not in url)
 
         page.set_viewport_size({"width": 390, "height": 844})
-        width = page.evaluate("document.documentElement.scrollWidth")
+        for _ in range(100):  # until the figures have the new width too
+            width = page.evaluate("document.documentElement.scrollWidth")
+            if width == 390:
+                break
+            page.wait_for_timeout(100)
         assert width == 390
         page.goto("about:blank")
 

@@ -253,7 +253,7 @@ def test_a_row_says_best_and_last_and_when_in_utc():
     }
     assert (rows["b"]["accuracy"], rows["b"]["last"]) == ("95.00 %", "90.00 %")
     assert rows["b"]["badge"] == ("1 problem", "problem")
-    assert (rows["a"]["kind"], rows["a"]["badge"]) == ("busy", ("not looked at yet", ""))
+    assert (rows["a"]["kind"], rows["a"]["badge"]) == ("busy", ("no verdict yet", ""))
     assert rows["a"]["started"] == "2026-11-25 08:00"
     many = [(line(f"{i}"), None) for i in range(MOST_SHOWN + 7)]
     assert runs(many, [], View())["counts"] == (MOST_SHOWN, MOST_SHOWN + 7, MOST_SHOWN + 7)

@@ -18,9 +18,6 @@ from convlens.errors import ArgumentError, RunError
 if TYPE_CHECKING:
     from convlens.web import Address
 
-NICE = 10
-"""Added to the niceness of the page's server, so that a training beside it comes first."""
-
 RECORD = "run.db"
 
 
@@ -126,8 +123,6 @@ def view(arguments: argparse.Namespace) -> None:
         print_line(f"The page is at {served.url_with_token} (Ctrl+C ends it).")
         if arguments.browser:
             webbrowser.open(served.url_with_token)
-        with suppress(AttributeError, OSError):  # only now, so that the browser is not slowed down
-            os.nice(NICE)
 
     with interruptible(), suppress(KeyboardInterrupt):
         serve(arguments.runs or [RUNS], address, ready)
