@@ -101,6 +101,29 @@ def a_frozen_backbone() -> list[Finding]:
     return plain(model, lr=3e-2, parameters=list(model[2].parameters()), steps=100)
 
 
+def linear_probe(*, requires_grad: bool) -> list[Finding]:
+    backbone = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2))
+    model = nn.Sequential(backbone.requires_grad_(requires_grad), nn.Linear(16, 4))
+    optimizer = torch.optim.Adam(model[1].parameters(), 1e-3)
+
+    def step(x: Tensor, y: Tensor, i: int) -> Tensor:
+        del i
+        model.eval()
+        return update(optimizer, F.cross_entropy(model(x), y))
+
+    return diagnosed(model, step)
+
+
+@case
+def a_frozen_backbone_in_evaluation_mode() -> list[Finding]:
+    return linear_probe(requires_grad=False)
+
+
+@case
+def a_backbone_in_evaluation_mode_and_in_no_optimizer() -> list[Finding]:
+    return linear_probe(requires_grad=True)
+
+
 @case
 def discriminator_of_a_least_squares_gan() -> list[Finding]:
     model = mlp(1)

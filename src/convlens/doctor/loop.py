@@ -162,9 +162,13 @@ def find_accumulation_not_scaled(e: Evidence) -> Finding | None:
 
 
 def find_eval_mode_in_training(e: Evidence) -> Finding | None:
-    """Backward passes through a model in evaluation mode."""
+    """Backward passes through a model in evaluation mode.
+
+    Frozen modules are put into it on purpose, as requires_grad_(False) does not keep a batch
+    normalization from following the new data.
+    """
     n, of = e.count("steps_in_evaluation_mode"), e.count("optimizer_steps")
-    modules = e.facts("evaluation_mode_modules")
+    modules = e.facts("trained_in_evaluation_mode")
     if of < e.min_steps or n <= MOSTLY * of or not modules:
         return None
     kinds = sorted({str(kind) for kind in modules.values()})

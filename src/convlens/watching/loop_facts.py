@@ -20,6 +20,7 @@ from convlens.watching.gradient_resets import GradientResets
 from convlens.watching.module_facts import (
     differs_in_training,
     evenly_spread,
+    is_trained,
     module_facts,
     only_part,
     unregistered,
@@ -99,6 +100,7 @@ class LoopFacts:
         self._looked = set[str]()  # parameters whose gradients were looked for, and found
         self._seen_gradients = set[str]()
         self._eval_modules: dict[str, str] = {}
+        self._trained_in_eval: dict[str, str] = {}  # those of them that an optimizer trains
         self._optimizers = OptimizerFacts(model)
         self._validating = self._in_evaluation_mode = self._with_closure = False
         self._inside: int | None = None  # the thread of a forward of the model itself
@@ -222,6 +224,7 @@ class LoopFacts:
                 :LISTED
             ],
             "evaluation_mode_modules": dict(list(self._eval_modules.items())[:LISTED]),
+            "trained_in_evaluation_mode": dict(list(self._trained_in_eval.items())[:LISTED]),
             "dtypes": sorted({str(p.dtype).removeprefix("torch.") for p in parameters.values()}),
             "input": self._input.read(),
             "output": self._output.read(),
@@ -349,6 +352,8 @@ class LoopFacts:
         for name, module in self._model.named_modules():
             if not module.training and differs_in_training(module):
                 self._eval_modules[name] = type(module).__name__
+                if is_trained(self._model, name, self._optimizers.held):  # it may be unfrozen later
+                    self._trained_in_eval[name] = type(module).__name__
         if x is not None:
             with as_if_outside(x.device):
                 self._input.add(x, more=facts_of_image)

@@ -64,6 +64,18 @@ def differs_in_training(module: nn.Module) -> bool:
     )
 
 
+def is_trained(model: nn.Module, name: str, held: Collection[int]) -> bool:
+    """Whether a module has parameters that need a gradient and are in ``held``, by their ids.
+
+    A module without any, such as a dropout, belongs to the smallest one around it that has some.
+    """
+    parameters = list(model.get_submodule(name).parameters())
+    while name and not parameters:
+        name = name.rpartition(".")[0]
+        parameters = list(model.get_submodule(name).parameters())
+    return any(p.requires_grad and id(p) in held for p in parameters)
+
+
 def only_part(model: nn.Module) -> nn.Module | None:
     """The child that has all of a model's parameters, if there is one.
 
