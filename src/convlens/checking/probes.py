@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -40,6 +44,9 @@ def mixes_batch(model: nn.Module, x: Any) -> float | None:  # noqa: ANN401
 def is_affine(model: nn.Module, x: Any) -> bool | None:  # noqa: ANN401
     """Whether the output for the mean of two inputs is the mean of their outputs.
 
+    Asked of the architecture, not of its weights as they are: a branch that begins at zero adds
+    nothing yet, so that a deep residual network is affine before its first step.
+
     None if it cannot be said, as of a model with a single weight matrix, which may well be affine.
     """
     weights = [p for p in model.parameters() if p.ndim >= 2]
@@ -50,14 +57,44 @@ def is_affine(model: nn.Module, x: Any) -> bool | None:  # noqa: ANN401
     # beside the biases.
     x = x / x.std().clamp(min=1e-12)
     a, b = x[:half] * 3, -x[half : 2 * half] * 2
-    fa, fb = _outputs(model, a, b)
-    fm, _ = _outputs(model, (a + b) / 2, b)
+    with _without_zeros(model):
+        fa, fb = _outputs(model, a, b)
+        fm, _ = _outputs(model, (a + b) / 2, b)
     if fa is None or fb is None or fm is None or fa.shape != fm.shape:
         return None
     size = max(float((fa - fb).abs().amax()), 1e-12)
     if not size > 1e-6 * max(float(fa.abs().amax()), 1e-12):
         return None  # the output does not depend on the input at all
     return float((fm - (fa + fb) / 2).abs().amax()) < TOLERANCE * size
+
+
+NEXT_TO_ZERO = 1e-2
+"""A parameter under this share of its usual size scales its branch down to what `TOLERANCE` does
+not see, as a layer scale that begins at 1e-6."""
+
+
+@contextmanager
+def _without_zeros(model: nn.Module) -> Generator[None]:
+    """Fill parameters that are zero, or next to it, with numbers of the usual size.
+
+    A network without activations is affine whatever they are.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = [p for p in model.parameters() if p.is_floating_point() and p.numel()]
+    usual = [1.0 if p.ndim < 2 else 1 / math.sqrt(p[0].numel()) for p in found]
+    small = [
+        float(p.detach().abs().amax()) < NEXT_TO_ZERO * u for p, u in zip(found, usual, strict=True)
+    ]
+    before = [p.detach().clone() for p in compress(found, small)]
+    try:
+        with torch.no_grad():
+            for p, size in compress(zip(found, usual, strict=True), small):
+                p.copy_(size * torch.randn(p.shape, generator=generator))
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(compress(found, small), before, strict=True):
+                p.copy_(value)
 
 
 def has_recurrent(model: nn.Module) -> bool:
