@@ -58,7 +58,6 @@ class StepLog(CurvePlots, TrainingCurves):
 
     Attributes:
         optimizer_steps: how many steps these optimizers have made.
-        sink: where steps and epochs are written to besides memory.
         loop: whose facts are written with them.
         rates: keep the learning rates of each optimizer step also where nothing was ever logged.
         run_closed: whether there was a sink and nothing can be written to it any more.
@@ -72,7 +71,7 @@ class StepLog(CurvePlots, TrainingCurves):
         *,
         flush_sink: bool,
     ) -> None:
-        self.sink: RecordSink | None = None
+        self._sink: RecordSink | None = None
         self.loop: LoopFacts | None = None
         self.run_closed = self.rates = False
         self._parameters = {id(parameter) for parameter in model.parameters()}
@@ -87,6 +86,16 @@ class StepLog(CurvePlots, TrainingCurves):
         self._logged = self._attached = False
         self.optimizer_steps = 0
         self._flushed_at, self._epoch_wall_s, self._first_step = time.monotonic(), 0.0, 0
+
+    @property
+    def sink(self) -> RecordSink | None:
+        """Where steps and epochs are written to besides memory; None in a fork of its process."""
+        inherited = self._sink is not None and self._sink.background.is_inherited
+        return None if inherited else self._sink
+
+    @sink.setter
+    def sink(self, sink: RecordSink | None) -> None:
+        self._sink = sink
 
     def attach(self) -> None:
         """Listen to optimizers."""
