@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from convlens.core.wording import type_name
 from convlens.errors import ArgumentError
@@ -158,7 +158,7 @@ def record_of(run: Run | HasRun | HasRecord | str | Path | RunRecord) -> RunReco
     if isinstance(run, RunRecord):
         return run
     without_run = getattr(run, "run_path", "") is None
-    stats = getattr(run, "stats", run) if without_run else run  # of an integration's callback
+    stats: Any = getattr(run, "stats", run) if without_run else run  # of an integration's callback
     if without_run and hasattr(stats, "record"):
         return stats.record()
     return run_of(run).record()  # pyright: ignore[reportArgumentType]

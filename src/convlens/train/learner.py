@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from operator import length_hint
@@ -52,6 +51,7 @@ from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
 from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
 from convlens.train.memory_record import record_of
 from convlens.train.metrics import Metric, measure
+from convlens.train.prediction import Prediction
 from convlens.train.run_setup import model_facts, recording
 from convlens.train.schedules import Constant, OneCycle, Schedule
 
@@ -60,27 +60,6 @@ if TYPE_CHECKING:
 
 adamw = partial(AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01)
 """The default optimizer, the chapter's: AdamW with β₂ 0.99, eps 1e-5, weight decay 0.01."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A classifier's predictions for N images.
-
-    Attributes:
-        labels: (N,) int64, the most probable class.
-        names: N names of those classes.
-        probabilities: (N, K) float32, softmax of the model's output.
-    """
-
-    labels: Tensor
-    names: tuple[str, ...]
-    probabilities: Tensor
-
-    def __repr__(self) -> str:
-        shares = self.probabilities.amax(dim=1).tolist()
-        said = [f"{name} {share:.1%}" for name, share in zip(self.names, shares, strict=True)]
-        more = ", …" if len(said) > 5 else ""
-        return f"Prediction({len(said)} images: {', '.join(said[:5])}{more})"
 
 
 class Learner:
@@ -288,9 +267,7 @@ class Learner:
             for part in network_inputs(x, self.dls, batch_size, normalized=normalized):
                 outputs.append(self._run_model(part.to(self.device)))
                 check_scores(outputs[-1], self.dls.classes)
-        probabilities = torch.cat(outputs).softmax(dim=1).cpu()
-        labels = probabilities.argmax(dim=1)
-        return Prediction(labels, tuple(map(self.dls.label, labels.tolist())), probabilities)
+        return Prediction.of_scores(torch.cat(outputs), self.dls.label)
 
     def summary(self) -> Summary:
         """Shapes, parameters, multiplications and receptive field of each layer, for one image."""

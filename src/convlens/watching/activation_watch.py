@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,22 +22,20 @@ from convlens.core.records import RecordSink, RunRecord
 from convlens.errors import ArgumentError
 from convlens.watching import normalization
 from convlens.watching.aggregator import Aggregator, Slot
-from convlens.watching.arguments import (
-    MODES,
-    check_eps,
-    check_every,
-    check_flags,
-    check_mode,
-    check_model,
-    check_sample,
-)
+from convlens.watching.arguments import MODES, check_watch
 from convlens.watching.compiled import CompiledHooks
 from convlens.watching.copies import LeftOutOfCopies
 from convlens.watching.cost import Cost, hook_seconds
 from convlens.watching.forward_lock import ForwardLock
-from convlens.watching.layer_selection import Layers, channel_rule, choose_layers, known_channels
+from convlens.watching.layer_selection import (
+    Layers,
+    channel_rule,
+    choose_layers,
+    known_channels,
+    other_names,
+)
 from convlens.watching.loop_facts import LoopFacts
-from convlens.watching.notes import CannotSketchError, Notes, named
+from convlens.watching.notes import CannotSketchError, Notes
 from convlens.watching.outputs import (
     are_fake,
     first_tensor,
@@ -49,6 +46,7 @@ from convlens.watching.outputs import (
 from convlens.watching.parameter_watch import Gradients, ParameterWatch
 from convlens.watching.relus import ReluSearch
 from convlens.watching.step_log import LoggingHistories, StepLog
+from convlens.watching.unseen import note_forwards, note_unseen
 
 
 class ActivationWatch(LoggingHistories):
@@ -103,12 +101,8 @@ class ActivationWatch(LoggingHistories):
         flush_sink: bool = False,
         rates: bool = False,
     ) -> None:
-        check_eps(eps)
-        check_every(every)
-        check_mode(mode)
-        check_sample(sample)
-        check_model(model)
-        check_flags(gradients=gradients, updates=updates, count_forwards=count_forwards)
+        flags = {"gradients": gradients, "updates": updates, "count_forwards": count_forwards}
+        check_watch(model, eps, every, mode, sample, **flags)
         self.model, self.eps, self.every, self.sample = model, eps, every, sample
         self.count_forwards, self._modes = count_forwards, MODES[mode]
         self.close_sink: Callable[[str, str | None], None] | None = None  # of a sink of its own
@@ -178,14 +172,8 @@ class ActivationWatch(LoggingHistories):
             LayerNotFoundError: if nothing has this index or name.
         """
         if isinstance(layer, str) and layer not in self.names:
-            layer = self._other_names().get(layer, layer)
+            layer = other_names(self._inner, self._chosen).get(layer, layer)
         return super().__getitem__(layer)
-
-    def _other_names(self) -> dict[str, str]:
-        """The names under which a module is registered once more, and the one it is watched by."""
-        watched = {module: name for name, module in self._chosen}
-        every = self._inner.named_modules(remove_duplicate=False)
-        return {name: watched[module] for name, module in every if module in watched}
 
     def history(self, index: int) -> LayerHistory:
         """Everything recorded of one layer so far."""
@@ -309,36 +297,22 @@ class ActivationWatch(LoggingHistories):
             self.aggregator.close()
             if attached and error is None:
                 self._note_unseen()
-                self._note_forwards()
             self._notes.write()
         finally:
             self._close_sink(error)
 
-    def _note_forwards(self) -> None:
-        """Say that columns are not iterations, as in the loop of a GAN."""
-        steps, training_only = self._log.optimizer_steps, self._modes == MODES["train"]
-        if self.count_forwards and training_only and 30 <= 3 * steps <= self._next_step:
-            self._notes.say("forwards", forwards=self._next_step, steps=steps)
-
     def _note_unseen(self) -> None:
-        unseen = [s.info for s in self._slots if not s.seen and not self._notes.left_out(s.info)]
-        now = set(self.model.modules())
-        gone = [
-            s.info.name for s, (_, m) in zip(self._slots, self._chosen, strict=True) if m not in now
-        ]
-        if gone:
-            self._notes.say("replaced", replaced=len(gone), names=named(gone))
-        n_taken, n_passed = self._lock.n_taken, self._lock.n_passed
-        if n_taken and not self._next_step:
-            self._notes.say("no step")
-        elif n_taken and unseen:
-            names = named([info.name for info in unseen])
-            self._notes.say("layers", unseen=len(unseen), all=len(self._slots), names=names)
-        elif n_passed and not n_taken:
-            mode, call = ("eval", "train") if True in self._modes else ("train", "eval")
-            self._notes.say("mode", mode=mode, passed=n_passed, call=call)
-        elif not n_taken and (self.count_forwards or self._next_step):
-            self._notes.say("no forward")
+        note_unseen(
+            self._notes,
+            self.model,
+            [(slot, module) for slot, (_, module) in zip(self._slots, self._chosen, strict=True)],
+            self._lock,
+            modes=self._modes,
+            counted=self._next_step,
+            count_forwards=self.count_forwards,
+        )
+        if self.count_forwards:
+            note_forwards(self._notes, self._modes, self._next_step, self._log.optimizer_steps)
 
     def _close_sink(self, error: BaseException | None) -> None:
         if self.close_sink is None:
@@ -491,13 +465,7 @@ class ActivationWatch(LoggingHistories):
                 self._relus.add(slot.info.name, x)
         except Exception as error:
             self._notes.leave_out(slot.info, error, output)
-            self._notes.guard(self._lose_batch_norm, slot)
-
-    def _lose_batch_norm(self, slot: Slot) -> None:
-        """The statistics of a batch normalization are not known for the current step."""
-        slot.old = None
-        if slot.batch_norm and slot.buffers is not None and self.aggregator.row >= 0:
-            slot.buffers.batch_norm[self.aggregator.row_on(slot.buffers.device)] = math.nan
+            self._notes.guard(self.aggregator.lose_batch_norm, slot)
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:  # noqa: ARG002
         if self._held or self._facts.validating or module.training not in self._modes:
