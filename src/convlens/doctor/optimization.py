@@ -157,6 +157,9 @@ def find_momentum_too_high(e: Evidence) -> Finding | None:
 STRONG_DECAY = 0.01
 """A decay that takes 1 % of the weights each step halves them in 70 steps."""
 
+DEFAULT_DECAY = 0.01
+"""AdamW's default in PyTorch. Where no more than that takes so much, the rate is at fault."""
+
 
 def find_decay_too_high(e: Evidence) -> Finding | None:
     """Weight decay that takes the weights away faster than gradients can build them."""
@@ -164,7 +167,7 @@ def find_decay_too_high(e: Evidence) -> Finding | None:
     if not len(decay) or not np.isfinite(decay).any() or not e.is_weak:
         return None
     taken = float(np.nanmedian(decay * lr))
-    if taken < STRONG_DECAY:
+    if taken < STRONG_DECAY or np.nanmax(decay) <= DEFAULT_DECAY:
         return None
     return Finding(
         "weight-decay-too-high",
