@@ -67,13 +67,15 @@ def find_rate_too_high(e: Evidence) -> Finding | None:
         return None
     if not e.is_weak or not (ratio > LARGE_UPDATE or first > REPLACED):
         return None
+    rates = e.hyper("lr")[:3] if first > ratio else e.hyper("lr")[2:22]  # of the same steps
     ratio = max(ratio, first)
-    lr = float(np.nanmax(e.hyper("lr"), initial=0.0)) if len(e.steps) else 0.0
+    lr = float(np.median(rates)) if len(rates) else math.nan
+    told = f" at a learning rate of {lr:.3g}" if lr > 0 else ""
     return Finding(
         "learning-rate-too-high",
         e.strict,
-        f"Each step changes weights by {ratio:.2g} of their size (usual is about 0.001), and the "
-        f"loss does not fall; the learning rate is up to {lr:.3g}.",
+        f"Each of the first steps changes weights by {ratio:.2g} of their size{told} (usual is "
+        "about 0.001), and the loss does not fall.",
         first_step=int(e.steps.step[0]),
         fix=f"Lower the learning rate to about {_round(lr * 0.003 / ratio)}, or warm it up.",
     )
