@@ -203,3 +203,16 @@ def test_what_is_printed() -> None:
     healthy = str(checked(loader))
     assert "Nothing looks wrong" in healthy
     assert "steps on one batch with Adam" in healthy
+
+
+def test_labels_are_those_of_all_items_where_few_are_trained_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("convlens.checking.checker.STEP_SHARE", 0.0)  # as in a slow network
+    torch.manual_seed(0)
+    y = torch.randint(0, 3, (200,))
+    y[::50] = y[1::50] = 0
+    batches = [(torch.randn(50, 4), part) for part in y.split(50)]
+    result = checked(batches, seconds=20)
+    assert "2 items of each, as the network is slow" in result.tried
+    assert not result.problems, result

@@ -483,12 +483,16 @@ def _with_all_labels(record: RunRecord, batches: Sequence[Any]) -> RunRecord:
     facts: Any = record.loop.get("output_gradient")
     if not isinstance(facts, dict) or "label_min" not in facts:
         return record
-    if not targets:
+    if not targets or min(int(y.min()) for y in targets) < 0:  # some are ignored
         return record
     same = [float((y[1:] == y[:-1]).float().mean()) for y in targets]
+    every, steps = torch.cat(targets).double(), torch.cat([y.double().diff() for y in targets])
     labels = {
-        "label_min": float(min(y.min() for y in targets)),
-        "label_max": float(max(y.max() for y in targets)),
+        "label_min": float(every.min()),
+        "label_max": float(every.max()),
+        "label_mean": float(every.mean()),
+        "label_square": float(every.square().mean()),
+        "label_step": float(steps.square().mean()),
         "label_constant": sum(share == 1 for share in same) / len(same),
         "label_same_as_before": sum(same) / len(same),
     }

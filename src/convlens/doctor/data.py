@@ -283,8 +283,11 @@ def find_labels(e: Evidence) -> Finding | None:
             f"Every label in the {n:.0f} batches that were looked at is {low:.0f}.",
             fix="Look at how the labels are read: a wrong column or folder gives one class only.",
         )
-    ratio = step / (2 * (square - mean**2))
-    if n * shape[0] < ENOUGH_ITEMS or not ratio < SORTED:
+    variance = square - mean**2
+    if n * shape[0] < ENOUGH_ITEMS or not variance > 0:
+        return None
+    ratio = step / (2 * variance)
+    if not ratio < SORTED:
         return None
     return Finding(
         "data-not-shuffled",
