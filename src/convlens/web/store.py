@@ -37,8 +37,9 @@ MAX_FINDINGS = 2_000
 LIST_S = 1.0
 """The folders are looked through again after this many seconds."""
 
-AGAIN_S = 10.0
-"""The findings of a growing run are worked out anew after this many seconds."""
+AGAIN_S, AGAIN_TIMES = 10.0, 40.0
+"""The findings of a growing run are worked out anew after this many seconds, and not before as
+many times the seconds that it took: the whole record is read, of long runs for a second."""
 
 NICENESS = 3
 """How far the server's threads lower their own priority, as ``nice`` has it.
@@ -175,9 +176,9 @@ class RunStore:
             self._findings.move_to_end(key)
             while len(self._findings) > MAX_FINDINGS:
                 self._findings.popitem(last=False)
-            due = known.mark != mark and (not growing or time.monotonic() - known.begun > AGAIN_S)
+            due = known.mark != mark and (not growing or time.monotonic() > known.again)
             if due and not known.running:
-                known.mark, known.begun, known.running = mark, time.monotonic(), True
+                known.mark, known.running = mark, True
                 self._ask_doctor(known, path)
             elif known.running and opened and not known.opened:
                 self._ask_doctor(known, path)
@@ -201,7 +202,10 @@ class RunStore:
     def _diagnose(self) -> None:
         diagnosis, path = self._asked.get()
         if diagnosis.running:  # else it was asked for twice, and is done
+            begun = time.monotonic()
             diagnosis.found = _look(path)
+            took = time.monotonic() - begun
+            diagnosis.again = begun + max(AGAIN_S, AGAIN_TIMES * took)
             diagnosis.running = diagnosis.opened = False
 
 
@@ -277,7 +281,7 @@ class _Diagnosis:
     """What is known of a run's findings."""
 
     mark: str = ""
-    begun: float = -float("inf")
+    again: float = -float("inf")
     running: bool = False
     opened: bool = False
     found: Sequence[Finding] | None = None

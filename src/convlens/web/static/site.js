@@ -3,7 +3,7 @@
 // The page works as plain links and forms; the report uses the same file without a server.
 (() => {
   const PLAY_MS = 900; // so long an epoch is shown while playing
-  const POLL_MS = 2000;
+  const POLL_MS = 2000, SLOW_POLL_MS = 3000; // between two polls; of a run that takes long to draw
   const NEAR = "700px"; // figures this far outside the window are drawn
   const KEEP = 24; // of more figures, those far away are taken down again
   const HIDDEN = "[hidden], details:not([open])"; // what is in these is not drawn
@@ -420,14 +420,16 @@
   }
 
   async function poll() {
-    for (;;) {
+    for (let took = 0; ;) {
       count();
-      await wait(POLL_MS);
+      await wait(Math.min(SLOW_POLL_MS, Math.max(POLL_MS, 10 * took)));
       if (document.hidden || !root.dataset.mark || following) continue;
       const url = new URL(location.href);
       url.searchParams.set("after", root.dataset.mark);
+      const begun = performance.now();
       try {
         await show(url, true);
+        took = performance.now() - begun;
       } catch {
         trouble("The connection to convlens view is lost. As soon as it answers again, this page goes on.");
       }
