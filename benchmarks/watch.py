@@ -3,14 +3,17 @@
 Three networks: ResNet-18 at 64×64 and batch 32, where the computing dominates; the chapter's
 network at batch 512, which makes 3.2 million values in a few milliseconds; a network of two layers
 at batch 16, where every microsecond in Python shows. All sides do the same step on the same batches
-with networks of the same weights. Beside convlens stand hooks as they are usually written, and
+with networks of the same weights. With ``--recorded`` the watched side writes a run and logs its
+losses, as in a loop of one's own. Beside convlens stand hooks as they are usually written, and
 fastai's ActivationStats where fastai is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,6 +24,7 @@ from pairs import compare, finish, verdict
 
 Step = Callable[[], None]
 Network = tuple[nn.Module, Step]
+Losses = list[Callable[[torch.Tensor], None]]
 Result = dict[str, object]
 
 
@@ -38,10 +42,14 @@ def network(
         x, y = batches[turn % len(batches)]
         turn += 1
         loss = F.cross_entropy(model(x), y)
+        for log in losses:
+            log(loss)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
+    losses: Losses = []
+    step.losses = losses  # pyright: ignore[reportFunctionMemberAccess]
     return model, step
 
 
@@ -82,10 +90,13 @@ class Watched:
     step's two threads: all of its processor time is counted.
     """
 
-    def __init__(self, net: Network) -> None:
+    def __init__(self, net: Network, run: Path | None) -> None:
         model, self.step = net
         self.n_steps = 0
-        self.stats = cl.watch(model).attach()
+        self.stats = cl.watch(model, run=run).attach()
+        if run is not None:
+            losses: Losses = self.step.losses  # pyright: ignore[reportFunctionMemberAccess]
+            losses.append(lambda loss: self.stats.log(loss=loss))
 
     def per_step(self) -> float:
         """Seconds of rare work for each step."""
@@ -156,10 +167,15 @@ NETWORKS = {
 
 
 def measure(
-    title: str, make: Callable[[], Network], target: float, rounds: int, block: int
+    title: str,
+    make: Callable[[], Network],
+    target: float,
+    rounds: int,
+    block: int,
+    run: Path | None,
 ) -> Result:
     """Compare all sides on one network."""
-    watched = Watched(make())
+    watched = Watched(make(), run)
     sides: dict[str, Step] = {
         "nothing": make()[1],
         "A/A": make()[1],
@@ -188,14 +204,23 @@ def main() -> None:
     parser.add_argument(
         "--block", type=int, default=1, help="steps of one side in a row: caches and threads stay"
     )
+    parser.add_argument("--recorded", action="store_true", help="write a run and log the losses")
     arguments = parser.parse_args()
-    finish(
-        [
-            measure(title, make, target, arguments.rounds or rounds, arguments.block)
-            for title, (make, target, rounds) in NETWORKS.items()
-            if arguments.only.lower() in title.lower()
-        ]
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        finish(
+            [
+                measure(
+                    title,
+                    make,
+                    target,
+                    arguments.rounds or rounds,
+                    arguments.block,
+                    Path(folder) / str(i) if arguments.recorded else None,
+                )
+                for i, (title, (make, target, rounds)) in enumerate(NETWORKS.items())
+                if arguments.only.lower() in title.lower()
+            ]
+        )
 
 
 if __name__ == "__main__":

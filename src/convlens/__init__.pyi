@@ -2,6 +2,7 @@
 
 from . import geometry, models
 from ._api import diagnose, report, view, watch
+from .checking import CheckResult, check
 from .data import DataLoaders, from_arrays, load_image, mnist
 from .errors import (
     ArgumentError,
@@ -50,6 +51,7 @@ __all__ = [
     "CancelBatchError",
     "CancelEpochError",
     "CancelFitError",
+    "CheckResult",
     "CheckpointError",
     "ConvlensError",
     "ConvlensWarning",
@@ -67,6 +69,7 @@ __all__ = [
     "TrainingError",
     "UpdateStats",
     "accuracy",
+    "check",
     "conv_matrix",
     "diagnose",
     "effective_receptive_field",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from convlens.core.wording import type_name
 from convlens.errors import ArgumentError
@@ -93,6 +93,7 @@ def watch(
         updates=updates,
         count_forwards=count_forwards,
         flush_sink=True,
+        rates=True,
     )
     if run is not None:
         from convlens.runs.watched_run import record_watch
@@ -137,7 +138,33 @@ def run_of(run: Run | HasRun | str | Path) -> Run:
     return open_run(run.run_path)
 
 
-def diagnose(run: Run | HasRun | str | Path | RunRecord) -> Findings:
+class HasRecord(Protocol):
+    """An object that can be judged from memory: a `Learner`, a watcher, an opened run."""
+
+    def record(self) -> RunRecord:
+        """Everything recorded so far."""
+        ...
+
+
+def record_of(run: Run | HasRun | HasRecord | str | Path | RunRecord) -> RunRecord:
+    """The record of a run or a path, else of what an object without a run has in memory.
+
+    Raises:
+        ArgumentError: if the object has neither.
+        RunError: if there is no readable run at its path.
+    """
+    from convlens.core.records import RunRecord
+
+    if isinstance(run, RunRecord):
+        return run
+    without_run = getattr(run, "run_path", "") is None
+    stats: Any = getattr(run, "stats", run) if without_run else run  # of an integration's callback
+    if without_run and hasattr(stats, "record"):
+        return stats.record()
+    return run_of(run).record()  # pyright: ignore[reportArgumentType]
+
+
+def diagnose(run: Run | HasRun | HasRecord | str | Path | RunRecord) -> Findings:
     """Say what is wrong with a run, and what to try: findings in words, worst first.
 
     It is never empty: a run without steps, one that is too short to judge and one with nothing
@@ -149,20 +176,26 @@ def diagnose(run: Run | HasRun | str | Path | RunRecord) -> Findings:
     >>> [(finding.severity, finding.kind) for finding in cl.diagnose(stats.run_path)]
     [('note', 'too-short')]
 
-    Printed, it is a line for each finding.
+    Printed, it is a line for each finding. What keeps everything in memory is judged from there:
+
+    >>> with cl.watch(model) as stats:
+    ...     for x, y in [(torch.rand(8, 1, 28, 28), torch.arange(8))] * 25:
+    ...         stats.log(loss=torch.nn.functional.cross_entropy(model(x), y))
+    >>> cl.diagnose(stats) == cl.diagnose(stats.record())
+    True
 
     Args:
-        run: an opened run, the path of a run's directory, an object that records to one (a
-            `Learner`, the result of `watch`), or a record.
+        run: an opened run, the path of a run's directory, an object that records to one or in
+            memory (a `Learner`, the result of `watch`, an integration's callback), or a record.
 
     Raises:
         ArgumentError: if it has no run.
         RunError: if there is no readable run at its path.
     """
     from convlens import doctor
-    from convlens.core.records import Findings, RunRecord
+    from convlens.core.records import Findings
 
-    return Findings(doctor.diagnose(run if isinstance(run, RunRecord) else run_of(run).record()))
+    return Findings(doctor.diagnose(record_of(run)))
 
 
 def report(run: Run | HasRun | str | Path, out: str | Path | None = None) -> Path:

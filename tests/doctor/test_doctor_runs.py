@@ -14,7 +14,8 @@ def test_runs_of_learners_watchers_and_paths_are_all_accepted(tmp_path):
         dls, cl.simple_cnn(1, 4, widths=(4, 8)), run=tmp_path / "fit", progress=False
     )
     with pytest.raises(cl.ArgumentError, match=r"This Learner records no run. Call fit\("):
-        cl.diagnose(learn)
+        cl.report(learn)
+    assert [finding.kind for finding in cl.diagnose(learn)] == ["too-short"]  # from memory
     learn.fit(1)
     with cl.watch(learn.model, run=tmp_path / "loop") as stats:
         learn.model(torch.zeros(2, 1, 8, 8))
@@ -26,11 +27,11 @@ def test_runs_of_learners_watchers_and_paths_are_all_accepted(tmp_path):
     assert cl.diagnose(stats) == cl.diagnose(looped)
     assert str(cl.diagnose(looped)).startswith("note (")
     assert cl.report(stats).parent == tmp_path / "loop"
+    unrecorded = cl.watch(learn.model)
+    assert [finding.kind for finding in cl.diagnose(unrecorded)] == ["too-short"]
+    with pytest.raises(cl.ArgumentError, match=r"records no run\. Call cl\.watch\(model, run="):
+        cl.report(unrecorded)
     for thing, sentence in (
-        (
-            cl.watch(learn.model),
-            r"This ActivationWatch records no run\. Call cl\.watch\(model, run=",
-        ),
         (None, r"run must be a run, its path, a Learner or a watcher; got None"),
         (3, r"run must be a run, its path, a Learner or a watcher; got int"),
     ):

@@ -322,6 +322,51 @@ def test_a_recorded_fit_is_read_from_disk(data):
     assert "net.3" in cl.report(run).read_text()
 
 
+def test_losses_rates_and_metrics_are_recorded(data):
+    class Logs(Validated):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.log("train_acc", 0.5, on_epoch=True)
+            return loss
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1, weight_decay=0.01)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+
+    callback = WatchCallback(run="auto")
+    trainer(callback, max_epochs=3, check_val_every_n_epoch=2).fit(
+        Logs(), loader(data), loader(data, 64)
+    )
+    for record in (cl.open_run(callback.run_path).record(), callback.stats.record()):
+        assert record.steps.step.tolist() == list(range(24))
+        assert (record.steps.loss > 0).all()
+        assert record.steps.hypers["lr"][:, 0].tolist() == [0.1] * 8 + [0.05] * 8 + [0.025] * 8
+        assert record.steps.hypers["weight_decay"][:, 0].tolist() == [0.01] * 24
+        assert [e.valid_loss is None for e in record.epochs] == [True, False, True]
+        assert [e.metrics["train_acc"] for e in record.epochs] == [0.5] * 3
+        loop = record.loop
+        assert loop["training_forwards"] == loop["backwards"] == loop["optimizer_steps"] == 24
+        assert (loop["steps_without_reset"], loop["resets_checked"]) == (0, 23)
+        assert loop["validation_forwards"] == 4
+        assert loop["validation_in_training_mode"] == 0
+        assert loop["output_gradient"]["cross_entropy"] == 1
+        assert loop["target"]["max"] == 9
+
+
+def test_the_loss_of_a_step_of_several_batches(data):
+    callback = WatchCallback()
+    trainer(callback, accumulate_grad_batches=2).fit(Digits(), loader(data))
+    model, losses = Digits(), []
+    optimizer, batches = model.configure_optimizers(), iter(loader(data))
+    for _ in range(4):
+        parts = [F.cross_entropy(model(x), y) / 2 for x, y in (next(batches), next(batches))]
+        sum(parts).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(sum(parts).item())
+    np.testing.assert_allclose(callback.stats.recorder.steps.loss, losses, rtol=1e-5)
+
+
 def test_each_fit_begins_anew_and_records_to_a_run_of_its_own(data):
     callback, model = WatchCallback(run="auto"), Digits()
     trainer(callback).fit(model, loader(data))
@@ -429,7 +474,7 @@ def test_watching_does_not_change_the_training(data):
 def test_what_cannot_work_gets_a_sentence(data):
     with pytest.raises(cl.LayerNotFoundError, match=r"layer='conv' is not among"):
         trainer(WatchCallback(["conv"])).fit(Digits(), loader(data))
-    with pytest.raises(cl.ArgumentError, match=r"WatchCallback holds nothing yet; give it to a Tr"):
+    with pytest.raises(cl.ArgumentError, match=r"WatchCallback holds nothing yet; train with it"):
         _ = WatchCallback().stats
     assert repr(WatchCallback()) == "WatchCallback(nothing recorded yet, run=None)"
     with pytest.raises(cl.ArgumentError, match=r"WatchCallback takes no mode: it records what tr"):
@@ -471,7 +516,8 @@ if __name__ == "__main__":
     )
     trainer.callbacks.append(watch)
     trainer.fit(Net(), DataLoader(TensorDataset(x), 32))
-    print(sorted(name for name in sys.modules if name in ("lightning", "pytorch_lightning")))
+    found = sorted(name for name in sys.modules if name in ("lightning", "pytorch_lightning"))
+    sys.stdout.write(f"{found}\\n")  # at once: both ranks write to the same pipe
 """
 
 

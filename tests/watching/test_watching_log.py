@@ -47,7 +47,7 @@ def test_a_loop_with_epochs(tmp_path, recorded):
         assert steps.epoch.tolist() == [0] * 50 + [1] * 50 + [2] * 50
         np.testing.assert_allclose(steps.loss, losses)
         assert (np.diff(steps.wall_s) > 0).all()
-        assert sorted(steps.hypers) == ["lr", "momentum", "norm", "size"]
+        assert sorted(steps.hypers) == ["lr", "momentum", "norm", "size", "weight_decay"]
         np.testing.assert_allclose(steps.hypers["lr"][:, 0], 0.1 * 0.99 ** np.arange(150))
         assert set(steps.hypers["momentum"][:, 0]) == {0.9}
         assert set(steps.hypers["size"][:, 0]) == {6.0}

@@ -296,7 +296,7 @@ def test_attach_twice_and_detach():
     stats.detach()
     stats.detach()
     train(model, 1)
-    assert hooks == 7  # one a layer, one more before the batch normalization, two of the model
+    assert hooks == 9  # one a layer, one more before the batch normalization, four of the model
     assert n_hooks(model) == 0
     assert stats["0"].calls.tolist() == [1]
 

@@ -73,18 +73,23 @@ def made(path, loss, epochs=0, hypers=None, **meta):
 PROBLEM = Finding("dead-channels", "problem", "2 of 4 in 'a' are dead. So it is.", fix="Try less.")
 
 
-def test_a_collapsed_run_says_first_what_is_wrong_where_and_what_to_try(recorded):
+def test_a_collapsed_run_says_first_what_is_wrong_and_what_to_try(recorded):
     page = judged(recorded("collapsed"))
-    html = page.panel("verdict")
-    words = words_of(html)
-    assert words.startswith("2 problems found: images cannot be told apart, dead channels")
-    assert "16 of 16 in 1.0 , 29 of 32 in 2.0 , 64 of 64 in 3.0" in words
-    assert "What to do: Try a lower learning rate" in words
-    assert '<a href="/run/key?layer=1.0#layer">1.0</a>' in html
+    words = words_of(page.panel("verdict"))
+    assert words.startswith("1 problem found: learning rate too high")
+    assert "at a learning rate of 0.3" in words
+    assert "What to do: Lower the learning rate" in words
     header = page.panel("header")
     assert '<span class="status ">finished</span>' in header
-    assert '<span class="status problem">2 problems</span>' in header
+    assert '<span class="status problem">1 problem</span>' in header
     assert "accuracy 11.70 % validation loss 2.30" in words_of(header)
+
+
+def test_layers_in_a_finding_are_links(recorded):
+    finding = replace(PROBLEM, evidence="Channels are dead: 16 of 16 in '1.0', 3 of 9 in 'else'.")
+    html = page_of(recorded("collapsed"), [finding]).panel("verdict")
+    assert '<a href="/run/key?layer=1.0#layer">1.0</a>' in html
+    assert "16 of 16 in 1.0 , 3 of 9 in &#39;else&#39;." in words_of(html)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +135,9 @@ def test_a_loop_of_ones_own_shows_what_there_is(recorded):
     page = page_of(recorded("own-loop"))
     html = page.panel("curves")
     assert "stats.log(loss=loss)" in html
-    assert "figure" not in html
-    assert words_of(page.panel("header")).endswith("steps 60 parameters 30,282")
+    titles = [one["text"] for one in models(page, "Title") if "text" in one]
+    assert titles == ["Learning rate and momentum"]  # those are seen without being logged
+    assert re.search(r"steps 60 time \S+ s parameters 30,282$", words_of(page.panel("header")))
     page = page_of(recorded("own-loop-logged"), logged="root")
     titles = [one["text"] for one in models(page, "Title") if "text" in one]
     assert titles[-3:] == ["accuracy", "root", "Learning rate and momentum"]
@@ -196,11 +202,18 @@ def test_in_a_browser_the_loss_fits_what_is_zoomed_and_the_key_l_changes_its_axi
 def test_in_a_browser_a_collapsed_run_is_understood_on_the_first_screen(page, recorded):
     with serving([recorded("collapsed").parent]) as address:
         page.goto(f"{address.url}run/{key_of(address, 'collapsed')}")
-        page.get_by_text("2 problems found").wait_for()
-        for text in ("64 of 64 in", "leaky ReLU", "2 problems found"):
+        page.get_by_text("1 problem found").wait_for()
+        for text in ("Each of the first steps", "Lower the learning rate", "1 problem found"):
             box = page.locator("#verdict").get_by_text(text).first.bounding_box()
             assert box["y"] + box["height"] < 300
-        page.locator("#verdict").get_by_role("link", name="2.0", exact=True).click()
+        page.goto("about:blank")
+
+
+def test_in_a_browser_a_finding_leads_to_its_layer(page, recorded):
+    with serving([recorded("nan").parent]) as address:
+        page.goto(f"{address.url}run/{key_of(address, 'nan')}")
+        link = page.locator("#verdict").get_by_role("link", name="4.0", exact=True).first
+        link.click()
         page.locator("html[data-drawn=all]").wait_for()
-        assert page.url.endswith("layer=2.0")
+        assert page.url.endswith("layer=4.0")
         page.goto("about:blank")

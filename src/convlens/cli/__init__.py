@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from convlens.cli import recorded_runs, summary_and_field, training
+from convlens.cli import diagnosis, recorded_runs, summary_and_field, training
 from convlens.cli.options import Parser
 from convlens.cli.output import print_line
 from convlens.errors import ArgumentError, ConvlensError, LayerNotFoundError
@@ -17,7 +17,10 @@ INTERRUPTED = 130
 
 
 def main() -> NoReturn:
-    """Run the command and exit: 0 done, 1 it failed, 2 its arguments cannot work, 130 Ctrl-C."""
+    """Run the command and exit.
+
+    0 done, 1 it failed, 2 its arguments cannot work, 3 a problem was found, 130 Ctrl-C.
+    """
     arguments = _parser().parse_args()
     try:
         arguments.run_command(arguments)
@@ -40,7 +43,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"convlens {version('convlens')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for group in (training, recorded_runs, summary_and_field):
+    for group in (training, recorded_runs, diagnosis, summary_and_field):
         group.add_commands(commands)
     return parser
 

@@ -1,4 +1,4 @@
-"""``convlens train``."""
+"""``convlens train`` and ``convlens check``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from convlens.cli.output import interruptible, print_line
 from convlens.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from convlens.data import DataLoaders
     from convlens.train import Learner
+
+PROBLEM = 3
+"""The exit code where there is a problem."""
 
 
 def add_commands(commands: Commands) -> None:
@@ -35,6 +39,45 @@ def add_commands(commands: Commands) -> None:
     add("--gradients", action="store_true", help="also record each parameter's gradient")
     add("--updates", action="store_true", help="also record each parameter's update")
     add("--json", action="store_true", help="end with one line of JSON")
+
+    add = add_command(commands, "check", check).add_argument
+    add("data", choices=["mnist"], help="what would be trained on")
+    add("--model", default="simple_cnn", help="simple_cnn, or file.py:object, which runs that "
+        "Python file with all that it does")  # fmt: skip
+    add("--lr", type=positive_number, default=0.1, help="learning rate; with one-cycle its peak")
+    add("--batch-size", type=whole_number(1), default=512, help="images per step")
+    add("--norm", choices=["batch", "none"], default="batch", help="normalization of simple_cnn")
+    add("--seed", type=whole_number(0, 2**64 - 1), default=0,
+        help="seed of the weights and of the order of the images")  # fmt: skip
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
+    add("--seconds", type=positive_number, default=5.0, help="how long to try, at least 1")
+    add("--json", action="store_true", help="print JSON")
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Say what would go wrong in a training, before it; exits with 3 if there is a problem."""
+    import torch
+
+    from convlens.models.by_name import find_model
+    from convlens.train import Learner
+
+    dls = _data(arguments)
+    torch.manual_seed(arguments.seed)
+    channels = int(dls.facts()["input_shape"][0])
+    norm = None if arguments.norm == "none" else arguments.norm
+    model, made_for = find_model(arguments.model, channels, len(dls.classes), norm=norm)
+    if made_for is not None and arguments.model != "simple_cnn":
+        raise ArgumentError(
+            f"--model {arguments.model} comes without weights; give file.py:object, a function "
+            "that makes the model with its initial weights."
+        )
+    with interruptible():
+        learn = Learner(dls, model, run=None, progress=False, seed=arguments.seed)
+        result = learn.check(arguments.lr, seconds=arguments.seconds)
+    for line in [json.dumps(result.to_dict())] if arguments.json else str(result).split("\n"):
+        print_line(line)
+    if result.problems:
+        sys.exit(PROBLEM)
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -58,7 +101,7 @@ def train(arguments: argparse.Namespace) -> None:
 def _learner(arguments: argparse.Namespace) -> Learner:
     import torch
 
-    from convlens import data, train
+    from convlens import train
     from convlens.models import simple_cnn
 
     class Announce(train.Callback):
@@ -67,13 +110,7 @@ def _learner(arguments: argparse.Namespace) -> Learner:
         def before_fit(self, learn: Learner) -> None:
             print_line(f"Watch it: convlens view {shlex.quote(str(learn.run_path))}")
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ArgumentError("--device cuda: torch finds no such device here; give cpu, or auto.")
-    dls = getattr(data, arguments.data)(
-        batch_size=arguments.batch_size,
-        device=None if arguments.device == "auto" else arguments.device,
-        seed=arguments.seed,
-    )
+    dls = _data(arguments)
     torch.manual_seed(arguments.seed)
     norm = None if arguments.norm == "none" else arguments.norm
     return train.Learner(
@@ -89,6 +126,21 @@ def _learner(arguments: argparse.Namespace) -> Learner:
         ],
         seed=arguments.seed,
         base=arguments.out,
+    )
+
+
+def _data(arguments: argparse.Namespace) -> DataLoaders:
+    """The data to train on."""
+    import torch
+
+    from convlens import data
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ArgumentError("--device cuda: torch finds no such device here; give cpu, or auto.")
+    return getattr(data, arguments.data)(
+        batch_size=arguments.batch_size,
+        device=None if arguments.device == "auto" else arguments.device,
+        seed=arguments.seed,
     )
 
 

@@ -7,7 +7,7 @@ doctor read them back, from memory or from a run's record, and cannot tell the d
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,7 +84,7 @@ class Finding:
     """One thing that the doctor found.
 
     Attributes:
-        kind: a stable key such as ``"one-class"`` or ``"dead-channels"``.
+        kind: a stable key such as ``"one-class"`` or ``"dead-relu"``.
         severity: one of `SEVERITIES`.
         evidence: one or two sentences: what was measured, and what it means.
         layer: the layer it is about, None for the whole run.
@@ -107,7 +107,7 @@ class Finding:
         """Evidence and fix, for a reader.
 
         >>> from convlens.core.records import Finding
-        >>> Finding("dead-channels", "note", "3 of 8 channels are dead.", fix="Lower the lr.").text
+        >>> Finding("dead-relu", "note", "3 of 8 channels are dead.", fix="Lower the lr.").text
         '3 of 8 channels are dead. Lower the lr.'
         """
         return f"{self.evidence} {self.fix}".strip()
@@ -120,7 +120,7 @@ class Findings(list[Finding]):
     """A list of findings that prints as text, a line for each.
 
     >>> from convlens.core.records import Finding, Findings
-    >>> Findings([Finding("dead-channels", "note", "3 of 8 channels are dead.")])
+    >>> Findings([Finding("dead-relu", "note", "3 of 8 channels are dead.")])
     note (likely): 3 of 8 channels are dead.
     """
 
@@ -212,6 +212,11 @@ LOSS_AT_EVERY_STEP = "loss_at_every_step"
 """The name of the fact of a run that is False if some of its steps have no loss, which is NaN."""
 
 
+LOOP = "loop"
+"""The name of the fact of a run that holds what its loop did with the model: forwards and steps
+counted, ranges of inputs and outputs, parameters without optimizer."""
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """A whole run as plain numbers: what the doctor, the plots and the page are given.
@@ -221,12 +226,23 @@ class RunRecord:
         steps: every recorded step.
         epochs: every finished epoch.
         layers: the watched layers' histories, in order of their index.
+        of_parameters: by quantity (``"gradient"``, ``"parameter"``, ``"update"``) the histories of
+            the watched parameters without bucket counts, in order of their index.
     """
 
     meta: Mapping[str, Any]
     steps: StepSeries
     epochs: Sequence[Epoch]
     layers: Sequence[LayerHistory]
+    of_parameters: Mapping[str, Sequence[LayerHistory]] = field(
+        default_factory=dict[str, Sequence[LayerHistory]]
+    )
+
+    @property
+    def loop(self) -> Mapping[str, Any]:
+        """What the loop did with the model, see `LOOP`; empty if that was not recorded."""
+        found = self.meta.get(LOOP)
+        return found if isinstance(found, dict) else {}
 
     @property
     def loss_steps(self) -> StepSeries:

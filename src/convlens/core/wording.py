@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 
 def plural(count: int, word: str) -> str:
     """A count and its noun.
@@ -16,6 +18,12 @@ def plural(count: int, word: str) -> str:
 def type_name(value: object) -> str:
     """The name of a value's type in an error message, "None" for None."""
     return "None" if value is None else type(value).__name__
+
+
+def function_name(function: object) -> str:
+    """The name of a metric, a loss or an optimizer factory in records, tables and messages."""
+    inner: object = function.func if isinstance(function, partial) else function
+    return getattr(inner, "__name__", type(inner).__name__)
 
 
 def n_bytes(count: int) -> str:

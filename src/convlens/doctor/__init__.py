@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from convlens.doctor.diagnosis import diagnose
+from convlens.doctor.facts import facts_of
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "facts_of"]

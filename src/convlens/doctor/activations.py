@@ -10,8 +10,9 @@ from convlens.core.buckets import Flags, Ints
 from convlens.core.histories import LayerHistory
 from convlens.core.records import Finding, RunRecord
 
-DEAD_WARNING, DEAD_PROBLEM = 0.1, 0.25
-"""A few dead channels are common and cost little; a quarter of a layer is capacity thrown away."""
+DEAD_WARNING, DEAD_PROBLEM = 0.1, 0.75
+"""A few dead channels are common and cost little, and half of a layer is enough to learn; where
+three quarters are dead, the rest will hardly do."""
 
 MIN_BATCHES = 5
 """In one or two batches a living channel may well be without a positive value."""
@@ -32,30 +33,6 @@ MIN_PERIOD = 10
 generated images of a GAN."""
 
 
-def find_nonfinite_activations(record: RunRecord) -> Finding | None:
-    """The first layer whose output held NaN or infinite values, and when."""
-    found = [
-        (int(h.first_step[bad[0]]), h.layer, float(h.nonfinite[bad[0]]))
-        for h in record.layers
-        if len(bad := np.flatnonzero(h.nonfinite > 0))
-    ]
-    if not found:
-        return None
-    step, layer, share = min(found, key=lambda one: (one[0], one[1].index))
-    others = f", later in {len(found)} layers in all" if len(found) > 1 else ""
-    return Finding(
-        "nonfinite-activations",
-        "problem",
-        f"Layer {layer.name!r} gave values that are NaN or infinite from step {step} on "
-        f"({share:.2%} of its values in that column{others}).",
-        layer=layer.name,
-        first_step=step,
-        fix="Try a lower learning rate, gradient clipping or batch normalization; if it begins at "
-        "step 0, look for such values in the images or in loaded weights.",
-        confidence="certain",
-    )
-
-
 def find_dead_channels(record: RunRecord) -> Finding | None:
     """Channels before a ReLU without one positive value in the last quarter of the steps."""
     layers = [h for h in record.layers if h.layer.feeds_relu and h.channels and _can_judge(h)]
@@ -67,7 +44,7 @@ def find_dead_channels(record: RunRecord) -> Finding | None:
     listed = ", ".join(f"{int(m.sum())} of {m.size} in {h.layer.name!r}" for h, m in found[:6])
     more = f" and in {len(found) - 6} more layers" if len(found) > 6 else ""
     return Finding(
-        "dead-channels",
+        "dead-relu",
         "problem" if mask.mean() >= DEAD_PROBLEM else "warning",
         "Channels are dead, with no positive value for any image in the last quarter of the "
         f"steps, so that ReLU makes them zero and no gradient reaches them: {listed}{more}.",
@@ -94,7 +71,7 @@ def find_activation_cycles(record: RunRecord) -> Finding | None:
     steps = ", ".join(str(worst.first_step[p]) for p in peaks[:4])
     return Finding(
         "activation-cycles",
-        "problem",
+        "warning",
         f"The standard deviation of layer {worst.layer.name!r} grew at least {SWING:g}-fold "
         f"and collapsed again {len(peaks)} times{where}, with peaks at step {steps}"
         f"{' …' if len(peaks) > 4 else ''}: that is how unstable training looks.",

@@ -1,90 +1,198 @@
-"""All rules together, worst finding first."""
+"""All rules on a record together, worst finding first, causes before consequences."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from convlens.core.records import SEVERITIES, Finding, RunRecord
+from convlens.doctor import data, fallback, loop, normalization, optimization, trial
 from convlens.doctor.activations import (
-    DEAD_WARNING,
     find_activation_cycles,
     find_constant_layer,
     find_dead_channels,
-    find_nonfinite_activations,
 )
+from convlens.doctor.causes import without_effects
+from convlens.doctor.evidence import MIN_STEPS, Evidence
 from convlens.doctor.losses import (
-    ends,
     find_failure,
     find_loss_not_falling,
-    find_nonfinite_loss,
+    find_memorized,
     find_nothing_learned,
     find_overfitting,
     find_still_improving,
 )
+from convlens.doctor.nonfinite import find_nonfinite
+from convlens.doctor.summary import healthy, too_short
 
-MIN_STEPS = 20
-"""In fewer steps only values that are not finite can be told from noise."""
+Rule = Callable[[Evidence], Finding | None]
+
+CAUSES: Sequence[Rule] = (
+    loop.find_missing_backward,
+    loop.find_missing_step,
+    loop.find_optimizer_of_other_model,
+    loop.find_layers_not_registered,
+    loop.find_missing_zero_grad,
+    loop.find_eval_mode_in_training,
+    data.find_nan_in_data,
+    data.find_shape_broadcast,
+    data.find_output_activation,
+    data.find_softmax_axis,
+    data.find_constant_output,
+    data.find_several_labels,
+    data.find_labels,
+    normalization.find_stats_never_updated,
+    normalization.find_batch_too_small,
+    loop.find_parameters_not_in_optimizer,
+    loop.find_frozen,
+    optimization.find_constant_initialization,
+    data.find_dropout,
+    data.find_channels_mixed,
+    data.find_input_scale,
+    loop.find_accumulation_not_scaled,
+    optimization.find_decay_too_high,
+    optimization.find_clipped,
+    optimization.find_schedule_ends_early,
+    optimization.find_half_precision,
+    optimization.find_bad_initialization,
+    optimization.find_momentum_too_high,
+    optimization.find_rate_too_high,
+    optimization.find_exploding,
+    optimization.find_rate_too_low,
+    optimization.find_vanishing,
+    loop.find_train_mode_in_evaluation,
+    data.find_duplicates,
+    data.find_labels_shifted,
+    data.find_first_class_unused,
+)
+"""The rules on causes, those that explain most first."""
+
+
+FALLBACKS: Sequence[Rule] = (
+    fallback.find_model_too_small,
+    fallback.find_labels_shuffled,
+    find_nothing_learned,
+    find_loss_not_falling,
+)
+"""The rules on a run that has not learned, asked in turn where no other has found a problem."""
 
 
 def diagnose(record: RunRecord) -> list[Finding]:
     """What the rules find in a record, worst first.
 
-    Rules on the loss need `MIN_STEPS` steps with a loss; those on activations need layers with as
-    many columns. Never empty: a run without steps, one that is too short to judge and one with
-    nothing wrong say so. Findings of the same severity come in the order of their usual cause and
-    effect.
+    Never empty: a run without steps, one that is too short to judge and one with nothing wrong say
+    so. Findings of the same severity come in the order of cause and effect, and what an earlier
+    problem explains is left out.
     """
-    of_loss = replace(record, steps=record.loss_steps)
-    judged = replace(record, layers=[h for h in record.layers if len(h) >= MIN_STEPS])
-    long = len(of_loss.steps) >= MIN_STEPS
-    found = [find_failure(record), find_nonfinite_loss(of_loss), find_nonfinite_activations(record)]
-    if long:
-        found.append(find_nothing_learned(of_loss) or find_loss_not_falling(of_loss))
-    found += [find_dead_channels(judged), find_activation_cycles(judged)]
-    if not any(finding and finding.severity == "problem" for finding in found):
-        found.append(find_constant_layer(judged))  # else it is what those lead to
-    if long:
-        found += [find_overfitting(record), find_still_improving(record)]
-    findings = [finding for finding in found if finding is not None]
-    if long and all(finding.kind == "still-improving" for finding in findings):
-        findings.append(_healthy(of_loss, judged))
-    elif not findings:
-        findings.append(_too_short(record, len(of_loss.steps)))
+    with np.errstate(all="ignore"):
+        evidence = Evidence(record)
+        findings = [found for rule in CAUSES if (found := rule(evidence)) is not None]
+        findings = without_effects([*findings, *_effects(evidence)])
+        long = len(evidence.loss) >= MIN_STEPS
+        if long and not _has(findings, "problem"):
+            last = next(filter(None, (rule(evidence) for rule in FALLBACKS)), None)
+            if last is not None:
+                if last.kind == "one-class":  # which names the layer
+                    findings = [one for one in findings if one.kind != "constant-layer"]
+                findings.append(last)
+        if all(map(_is_small, findings)):
+            kinds = [one.kind for one in findings]
+            findings.append(healthy(evidence, kinds) if long else too_short(evidence))
+    return _worst_first(findings)
+
+
+def _has(findings: Sequence[Finding], *severities: str) -> bool:
+    return any(one.severity in severities for one in findings)
+
+
+def _is_small(finding: Finding) -> bool:
+    """Whether nothing looks wrong all the same."""
+    return finding.severity == "note"
+
+
+def _worst_first(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def _too_short(record: RunRecord, n: int) -> Finding:
-    begun = len(record.steps) or any(len(history) for history in record.layers)
-    if n:
-        text = f"Only {n} step{'s' if n > 1 else ''} with a loss so far, {MIN_STEPS} are needed to "
-        text += "tell a trend from noise."
-        fix = "Let it train longer and look again."
-    elif begun or record.meta.get("status", "running") != "running":
-        text = "No loss was recorded."
-        fix = "In a loop of your own, call stats.log(loss=loss)."
-    else:
-        text = "No steps have been recorded yet, so there is nothing to judge."
-        fix = "Start the training, or look again in a moment."
-    return Finding("too-short", "note", text, fix=fix, confidence="certain")
+TRIALS: Sequence[Rule] = (
+    trial.find_warned_broadcast,
+    trial.find_mixed_batch,
+    trial.find_affine,
+    trial.find_forgotten,
+)
+"""The rules on what only a check tries."""
 
 
-def _healthy(record: RunRecord, judged: RunRecord) -> Finding:
-    n, first, last = ends(record.steps.loss)
-    fix = ""
-    if judged.layers:
-        watched = (
-            f"No watched layer had {100 * DEAD_WARNING:.0f} % or more dead channels, non-finite "
-            "values, or repeated collapses."
-        )
-    elif record.layers:
-        watched = f"No layer was watched for {MIN_STEPS} columns, so little is known of them."
-    else:
-        watched = "No layers were watched, so nothing is known of the activations."
-        fix = "Train with watching on to see them."
-    return Finding(
-        "healthy",
-        "good",
-        f"Nothing looks wrong: every loss is finite, and the training loss went from {first:.3g} "
-        f"(mean of the first {n} batches) to {last:.3g} (the last {n}). {watched}",
-        fix=fix,
-    )
+def judge_trial(record: RunRecord) -> list[Finding]:
+    """What the rules find in the record of a check, worst first; never empty."""
+    with np.errstate(all="ignore"):
+        evidence = Evidence(record)
+        rules = [rule for rule in CAUSES if rule not in OF_WHOLE_RUNS]
+        rules += [*TRIALS, find_nonfinite]
+        findings = [found for rule in rules if (found := rule(evidence)) is not None]
+        findings = without_effects(findings)
+    findings = list({finding.kind: finding for finding in reversed(findings)}.values())[::-1]
+    if all(map(_is_small, findings)):
+        text = "Nothing looks wrong in what was tried."
+        findings.append(Finding("healthy", "good", text, confidence="likely"))
+    return _worst_first(findings)
+
+
+def judge_batch(record: RunRecord) -> list[Finding]:
+    """What one batch shows, before any training step; worst first, empty if nothing is wrong."""
+    with np.errstate(all="ignore"):
+        evidence = Evidence(record)
+        findings = [found for rule in OF_ONE_BATCH if (found := rule(evidence)) is not None]
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+OF_ONE_BATCH: Sequence[Rule] = (
+    loop.find_layers_not_registered,
+    data.find_nan_in_data,
+    data.find_shape_broadcast,
+    data.find_output_activation,
+    data.find_softmax_axis,
+    normalization.find_stats_never_updated,
+    normalization.find_batch_too_small,
+    data.find_dropout,
+    data.find_input_scale,
+    data.find_first_class_unused,
+)
+"""The rules that need a forward pass and the loss's gradient at the output only."""
+
+OF_WHOLE_RUNS = (
+    loop.find_train_mode_in_evaluation,
+    optimization.find_schedule_ends_early,
+    loop.find_missing_zero_grad,
+    loop.find_accumulation_not_scaled,
+    data.find_duplicates,
+)
+"""The rules that a check's own loop gives no occasion to."""
+
+
+def _effects(e: Evidence) -> list[Finding]:
+    """What the losses and activations show, whatever its cause."""
+    record = e.record
+    judged = replace(record, layers=[h for h in record.layers if len(h) >= MIN_STEPS])
+    found = [find_failure(record), find_nonfinite(e)]
+    layers = [find_dead_channels(judged), find_activation_cycles(judged)]
+    if not any(one is not None and one.severity == "problem" for one in [*found, *layers]):
+        layers.append(find_constant_layer(judged))  # else it is what those lead to
+    found += [_if_weak(e, one) for one in layers]
+    if len(e.loss) >= MIN_STEPS:
+        both = [find_overfitting(record), find_memorized(e)]
+        found += _worst_first([one for one in both if one is not None])[:1]
+        found.append(find_still_improving(record))
+    return [finding for finding in found if finding is not None]
+
+
+def _if_weak(e: Evidence, finding: Finding | None) -> Finding | None:
+    """Of layers: a problem at most where the run has not learned, else a note.
+
+    A network that has learned does without the channels that are dead.
+    """
+    if finding is None or e.is_poor:
+        return finding
+    return replace(finding, severity="warning" if e.is_weak or not len(e.loss) else "note")

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from convlens.core.buckets import Floats
 from convlens.core.records import Epoch, Finding, RunRecord
 from convlens.doctor.activations import find_blocked_layer
-
-CHANCE_MARGIN = 0.03
-"""A loss within 3 % of ln(classes) knows nothing of the images: one step of learning on real data
-takes it further away, and class frequencies that differ move it by less."""
+from convlens.doctor.evidence import MIN_STEPS, PATIENCE, Evidence
 
 BETTER_THAN_CHANCE = 1.5
 """An accuracy of 1.5 / classes or more is knowledge, whatever the loss says."""
@@ -22,11 +17,11 @@ BETTER_THAN_CHANCE = 1.5
 LOSS_FALL = 0.01
 """A loss whose end is within 1 % of its beginning, or above it, did not fall."""
 
-LOSS_RISE_PROBLEM = 0.1
-"""A model that had been trained before may stay where it is; a rise by a tenth is a problem."""
-
 VALID_RISE_WARNING, VALID_RISE_PROBLEM = 0.05, 0.2
 """Validation losses move by a few per cent from epoch to epoch by chance, hardly by a fifth."""
+
+SAME_ACCURACY = 0.01
+"""Accuracies of a few hundred items differ by a point by chance."""
 
 STILL_FALLING = 0.05
 """A fall of the validation loss by 5 % in the last epoch is more than chance moves it."""
@@ -51,62 +46,39 @@ def find_failure(record: RunRecord) -> Finding | None:
     )
 
 
-def find_nonfinite_loss(record: RunRecord) -> Finding | None:
-    """The first step whose loss is NaN or infinite."""
-    steps = record.steps
-    bad = np.flatnonzero(~np.isfinite(steps.loss))
-    if not len(bad):
+def find_nothing_learned(e: Evidence) -> Finding | None:
+    """A loss that ends near that of guessing, or above it, and no cause in the record."""
+    accuracy, n = e.accuracy, e.n_classes
+    if not e.is_weak or e.diverged or not (e.is_poor or math.isfinite(e.learned)):
         return None
-    first = int(bad[0])
-    lr = steps.hypers.get("lr")
-    known = lr is not None and lr.size and np.isfinite(lr[first]).all()
-    there = f" (it was {lr[first].max():.3g} there)" if lr is not None and known else ""
-    later = len(bad) - 1
-    more = f" and at {later} later step{'s' if later > 1 else ''}" if later else ""
-    loss = "NaN" if np.isnan(steps.loss[first]) else "infinite"
-    return Finding(
-        "nonfinite-loss",
-        "problem",
-        f"The loss is {loss} at step {steps.step[first]}{more}; the weights cannot be trusted from "
-        "then on.",
-        first_step=int(steps.step[first]),
-        fix=f"Try a lower learning rate{there}, a warm-up, or batch normalization; look for wrong "
-        "values in the data if it happens at the very start.",
-        confidence="certain",
-    )
-
-
-def find_nothing_learned(record: RunRecord) -> Finding | None:
-    """A loss that ends where guessing ends: at ln(classes)."""
-    classes = _n_classes(record.meta)
-    level = float(np.median(record.steps.loss[-(len(record.steps) // 4) :]))
-    if classes < 2 or not abs(level / math.log(classes) - 1.0) <= CHANCE_MARGIN:
-        return None
-    accuracy = record.epochs[-1].metrics.get("accuracy") if record.epochs else None
-    if accuracy is not None and accuracy >= BETTER_THAN_CHANCE / classes:
-        return None
-    scored = f", and the accuracy is {accuracy:.2%}" if accuracy is not None else ""
-    measured = (
-        f"Over the last quarter of the steps the median loss is {level:.3f}: that is "
-        f"ln({classes}) = {math.log(classes):.3f}, the loss of guessing among {classes} "
-        f"classes{scored}."
-    )
-    blocked = find_blocked_layer(record)
+    knows = accuracy is not None and n > 0 and accuracy >= BETTER_THAN_CHANCE / n
+    severity = "problem" if e.is_poor and not knows and not _still_falls(e) else "warning"
+    level = float(np.median(e.loss[-max(len(e.loss) // 4, 1) :]))
+    measured = f"Over the last quarter of the steps the median loss is {level:.3f}"
+    if e.chance is not None:
+        better = "no" if e.learned <= 0 else "hardly" if e.is_poor else "little"
+        measured += f": {better} better than {e.chance.words}"
+    if accuracy is not None:
+        measured += f", and the accuracy is {accuracy:.2%}"
+    blocked = find_blocked_layer(e.record)
     if blocked is None:
         return Finding(
             "nothing-learned",
-            "problem",
-            f"{measured} The network has not begun to learn.",
-            first_step=int(record.steps.step[0]),
-            fix="Check that labels and images belong together and that the optimizer has the "
-            "model's parameters; then try a learning rate ten times higher or lower.",
+            severity,
+            f"{measured}. The network has learned {'next to nothing' if e.is_poor else 'little'} "
+            "from its inputs. The record does not show why: the loop makes its steps, and gradients"
+            " and updates are as usual.",
+            first_step=int(e.steps.step[0]),
+            fix="Run cl.check(model, batch, loss, optimizer): it tries whether the model mixes the "
+            "items of a batch, is one affine map, or forgets early inputs, and whether it can "
+            "memorize one batch. Then look at a batch with its labels.",
         )
     layer, step, how = blocked
     return Finding(
         "one-class",
-        "problem",
-        f"{measured} The network can hardly tell one image from another: in layer {layer!r} {how}, "
-        "so next to nothing of the image gets past it.",
+        severity,
+        f"{measured}. The network can hardly tell one input from another: in layer {layer!r} "
+        f"{how}, so next to nothing of the input gets past it.",
         layer=layer,
         first_step=step,
         fix="Try a lower learning rate at the start (a one-cycle schedule warms up), or batch "
@@ -114,23 +86,43 @@ def find_nothing_learned(record: RunRecord) -> Finding | None:
     )
 
 
-def find_loss_not_falling(record: RunRecord) -> Finding | None:
-    """A training loss that ends no lower than it began."""
-    loss = record.steps.loss
-    if not np.isfinite(loss).all():
+FALLS, ERRORS = 0.02, 4.0
+"""A loss that fell by 2 % from the third quarter to the last, and by four standard errors of the
+difference, is still falling: a network on a plateau may leave it (an autoencoder learns the mean
+first)."""
+
+
+def _still_falls(e: Evidence) -> bool:
+    n = len(e.loss) // 4
+    before, last = e.loss[-2 * n : -n], e.loss[-n:]
+    fall = float(before.mean() - last.mean())
+    error = math.sqrt((before.var(ddof=1) + last.var(ddof=1)) / n)
+    return fall > FALLS * abs(float(before.mean())) and fall > ERRORS * error
+
+
+def find_loss_not_falling(e: Evidence) -> Finding | None:
+    """A training loss that ends no lower than it began.
+
+    No problem by itself: the losses of a GAN or a policy need not fall, and a network that was
+    trained before has nothing more to gain.
+    """
+    if not np.isfinite(e.loss).all() or len(e.loss) < PATIENCE:
         return None
-    n, first, last = ends(loss)
+    n, first, last = ends(e.loss)
     if first - last > LOSS_FALL * abs(first):
         return None
+    good = e.chance is not None and e.learned > 0.5
     return Finding(
         "loss-not-falling",
-        "problem" if last - first > LOSS_RISE_PROBLEM * abs(first) else "warning",
+        "note" if good else "warning",
         f"The training loss did not fall: its mean was {first:.4g} over the first {n} steps and "
-        f"{last:.4g} over the last {n}.",
-        first_step=int(record.steps.step[0]),
-        fix="Try a lower learning rate if it rose, a higher one if it stayed where it was, and "
-        "check that the optimizer has the model's parameters; a model that was trained before may "
-        "simply have nothing more to gain.",
+        f"{last:.4g} over the last {n}"
+        + (f". It is far below {e.chance.words}." if good and e.chance else "."),
+        first_step=int(e.steps.step[0]),
+        fix="A network that was trained before may simply have nothing more to gain."
+        if good
+        else "If it is meant to fall (that of a GAN or a policy is not), try a lower learning rate "
+        "if it rose and a higher one if it stayed where it was, and run cl.check(…).",
         confidence="certain",
     )
 
@@ -148,17 +140,52 @@ def find_overfitting(record: RunRecord) -> Finding | None:
         return None
     if last.train_loss is None or best.train_loss is None or last.train_loss >= best.train_loss:
         return None
-    sure = rise >= VALID_RISE_PROBLEM
+    accuracies = [x.metrics["accuracy"] for x in record.epochs if "accuracy" in x.metrics]
+    # A network that is surer of its errors has a higher loss; as long as it makes no more of them,
+    # that is no harm.
+    harmless = len(accuracies) > 1 and accuracies[-1] >= max(accuracies) - SAME_ACCURACY
+    sure = rise >= VALID_RISE_PROBLEM and not harmless
     return Finding(
         "overfitting",
         "problem" if sure else "warning",
         f"The validation loss was best after epoch {best.epoch + 1} ({least:.4g}) and is "
         f"{rise:.0%} higher {since} epochs later ({now:.4g}), while the training loss fell from "
         f"{best.train_loss:.4g} to {last.train_loss:.4g}: the network is memorizing its training "
-        "images.",
+        "data.",
         first_step=best.last_step,
-        fix="Try fewer epochs, more or augmented images, or more weight decay.",
+        fix="Try fewer epochs, more or augmented data, or more weight decay.",
         confidence="likely" if sure else "possible",
+    )
+
+
+GAP_WARNING, GAP_PROBLEM = 0.2, 0.3
+"""Training and validation accuracy differ by 20 points in good networks too where there are many
+classes and few images of each (CIFAR-100); 30 points are the network's knowledge by heart."""
+
+
+def find_memorized(e: Evidence) -> Finding | None:
+    """A training loss near 0 beside a validation accuracy that is far lower.
+
+    A mean cross entropy L means that the right class gets at least exp(−L) on average, in the
+    geometric mean; the training accuracy is higher still.
+    """
+    accuracy = e.accuracy
+    if accuracy is None or len(e.epochs) < 2 or e.n_classes < 2 or len(e.loss) < MIN_STEPS:
+        return None
+    if e.chance is None or e.chance.of == "soft cross entropy" or not e.has_one_label:
+        return None
+    train = math.exp(-e.ends[1] * math.log(e.n_classes) / e.chance.level)
+    gap = train - accuracy
+    if not gap > GAP_WARNING or train < 0.9 or accuracy < 0.5 / e.n_classes:
+        return None
+    return Finding(
+        "overfitting",
+        "problem" if gap > GAP_PROBLEM else "warning",
+        f"The training loss fell to {e.ends[1]:.2g}, which is the right answer for nearly every "
+        f"training item, and the validation accuracy is {accuracy:.1%}: the network has memorized "
+        "its training data.",
+        first_step=int(e.steps.step[-1]),
+        fix="Use more or augmented data, a smaller network, weight decay or dropout.",
     )
 
 
@@ -187,14 +214,6 @@ def ends(loss: Floats) -> tuple[int, float, float]:
     """A tenth of the steps, at least 5, and the mean loss of so many at the start and the end."""
     n = max(len(loss) // 10, 5)
     return n, float(np.mean(loss[:n])), float(np.mean(loss[-n:]))
-
-
-def _n_classes(meta: Mapping[str, Any]) -> int:
-    data = meta.get("data")
-    classes = data.get("classes") if isinstance(data, Mapping) else None
-    if isinstance(classes, int):
-        return classes
-    return len(classes) if isinstance(classes, list) else 0
 
 
 def _validated(record: RunRecord) -> list[tuple[float, Epoch]]:

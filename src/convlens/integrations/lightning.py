@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convlens.errors import ArgumentError, MissingLibraryError
-from convlens.runs.watched_run import record_watch
+from torch import Tensor
+
+from convlens.errors import MissingLibraryError
+from convlens.integrations.watched_fit import WatchedFit
 from convlens.watching import ActivationWatch
 from convlens.watching.layer_selection import Layers
 
@@ -45,6 +48,9 @@ class WatchCallback(Callback):
     holds one fit: the next begins anew. What could not be seen is in ``stats.notes``, with one
     warning.
 
+    The loss that ``training_step`` returns, the learning rates, and at each epoch's end the metrics
+    that the module logs are recorded too: ``self.log("val_loss", …)`` is the validation loss.
+
     With ``gradients=True`` a step has the gradient that the optimizer gets: accumulated, clipped
     and without the scale of mixed precision. A compiled module is compiled again after the first
     step, which finds the layers before a ReLU.
@@ -78,18 +84,18 @@ class WatchCallback(Callback):
         **options: Any,  # noqa: ANN401
     ) -> None:
         super().__init__()
-        if "mode" in options:
-            raise ArgumentError(
-                "WatchCallback takes no mode: it records what training batches run, in any mode."
-            )
-        options["count_forwards"] = False  # the trainer says which step begins
-        inspect.signature(ActivationWatch).bind(None, layers, **options)
-        self._layers, self._module, self._run, self._options = layers, module, run, options
-        self._stats: ActivationWatch | None = None
-        self.run_path: Path | None = None
+        self._fit, self._module = WatchedFit("WatchCallback", layers, run, options), module
+        self._losses: tuple[int, Tensor | float] = -1, 0.0  # of a step: what was added up so far
+        self._validation: AbstractContextManager[None] | None = None
+        self._was_validated, self._step = False, -1
 
     def __repr__(self) -> str:
-        return f"WatchCallback({self._stats or 'nothing recorded yet'}, run={self.run_path})"
+        return repr(self._fit)
+
+    @property
+    def run_path(self) -> Path | None:
+        """The last fit's run, None without one."""
+        return self._fit.run_path
 
     @property
     def stats(self) -> ActivationWatch:
@@ -98,32 +104,58 @@ class WatchCallback(Callback):
         Raises:
             ArgumentError: if nothing has been fitted yet.
         """
-        if self._stats is None:
-            raise ArgumentError(
-                "WatchCallback holds nothing yet; give it to a Trainer and call trainer.fit(…) in "
-                "this process."
-            )
-        return self._stats
+        return self._fit.stats
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Attach the hooks."""
         root = pl_module if self._module is None else pl_module.get_submodule(self._module)
-        stats = ActivationWatch(root, self._layers, flush_sink=True, **self._options)
-        self.run_path = None if self._run is None else record_watch(stats, self._run)
-        self._stats = stats.attach()
+        self._losses, self._was_validated = (-1, 0.0), False
+        self._fit.begin(root)
 
     def on_train_batch_start(self, trainer: Trainer, *_: object, **__: object) -> None:
         """Say which step the batch belongs to; the same step again adds to its column."""
-        self.stats.step(trainer.global_step)
+        self._step = trainer.global_step
+        self.stats.step(self._step)
         self.stats.enter()
 
-    def on_train_batch_end(self, *_: object, **__: object) -> None:
-        """Count nothing that runs between batches."""
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        *_: object,
+        **__: object,
+    ) -> None:
+        """Count nothing that runs between batches, and log the batch's loss."""
         self.stats.leave()
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor):
+            step, before = self._losses
+            if step == self._step and pl_module.automatic_optimization:
+                loss = before + loss.detach()  # Lightning has divided it by their number
+            self._losses = self._step, loss
+        self._fit.log(loss, batch)
 
-    def on_train_epoch_end(self, *_: object, **__: object) -> None:
-        """The same for a batch that the module skipped: it ends the epoch, but has no end."""
+    def on_validation_start(self, trainer: Trainer, *_: object, **__: object) -> None:
+        """Count what runs from here on as a validation."""
+        if not trainer.sanity_checking and self._fit.has_begun:
+            self._validation = self.stats.validation()
+            self._validation.__enter__()
+
+    def on_validation_end(self, *_: object, **__: object) -> None:
+        """End that."""
+        self._was_validated = self._validation is not None
+        self._end_validation()
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: object, **__: object) -> None:
+        """Log the epoch's metrics; a batch that the module skipped has no end, but this."""
         self.stats.leave()
+        found = {name: v for name, v in trainer.callback_metrics.items() if _is_of_epoch(name)}
+        if not self._was_validated:  # those of an earlier epoch
+            found = {name: v for name, v in found.items() if not name.startswith("val")}
+        self._was_validated = False
+        self._fit.log_epoch(found)
 
     def on_train_end(self, *_: object, **__: object) -> None:
         """Remove the hooks and write what is left."""
@@ -143,5 +175,15 @@ class WatchCallback(Callback):
         self._detach(exception)
 
     def _detach(self, error: BaseException | None) -> None:
-        if self._stats is not None:
-            self._stats.detach(error)
+        self._end_validation()
+        self._fit.end(error)
+
+    def _end_validation(self) -> None:
+        if self._validation is not None:
+            self._validation.__exit__(None, None, None)
+            self._validation = None
+
+
+def _is_of_epoch(name: str) -> bool:
+    """Whether Lightning's metric is one of the whole epoch: of a batch's there is the loss."""
+    return not name.endswith("_step")

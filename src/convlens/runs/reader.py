@@ -43,6 +43,9 @@ from convlens.runs.step_chunks import read_steps
 GROWING = ("running", "crashed")
 """Statuses of runs that may be incomplete."""
 
+OF_PARAMETERS = ("gradient", "parameter", "update")
+"""The quantities that a run has of parameters."""
+
 META = dict.fromkeys(("created", "status", "error", "lost"), (str,)) | {"ranks": (int,)}
 """The types of the facts that reading relies on; all others may be any JSON."""
 
@@ -285,7 +288,10 @@ class Run(ValidationPlots):
             main, meta = records[0], read_meta(records[0])
             watched = read_watched(main, "activation", counted_in(meta))
             histories = _histories(records, watched, watched.layers, counts=counts)
-            return RunRecord(meta, read_steps(main), read_epochs(main), histories)
+            parameters = {
+                quantity: _without_counts(records, quantity) for quantity in OF_PARAMETERS
+            }
+            return RunRecord(meta, read_steps(main), read_epochs(main), histories, parameters)
 
     def _read_histories(self, index: int, *quantities: str) -> list[LayerHistory]:
         """The series at a position among those of the first quantity, and others like it."""
@@ -411,6 +417,11 @@ def _histories(
     reader = ColumnReader(records)
     columns = (reader.read(info, watched.layout, counts=counts) for info in layers)
     return [watched.history(info, part) for info, part in zip(layers, columns, strict=True)]
+
+
+def _without_counts(records: Sequence[Transaction], quantity: str) -> list[LayerHistory]:
+    watched = read_watched(records[0], quantity)
+    return _histories(records, watched, watched.layers, counts=False)
 
 
 def aligned(update: LayerHistory, parameter: LayerHistory) -> UpdateHistory:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from operator import length_hint
@@ -17,11 +16,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
+from convlens.checking import CheckResult, check
+from convlens.checking.mismatch_errors import (
+    check_loss,
+    check_output,
+    check_scores,
+    checking_loss,
+    explain_forward,
+    explain_loss,
+)
 from convlens.core.argument_checks import check_whole
-from convlens.core.records import RecordSink
+from convlens.core.records import Findings, RecordSink, RunRecord
+from convlens.core.wording import function_name
 from convlens.data import Batches, DataLoaders
 from convlens.data.batches import first_batch, images_and_labels
 from convlens.data.prediction_inputs import network_inputs
+from convlens.doctor import diagnose
 from convlens.errors import ArgumentError, TrainingError
 from convlens.execution.devices import pick_device
 from convlens.geometry import Summary, summary
@@ -33,19 +43,15 @@ from convlens.train.callbacks.base import (
     CancelFitError,
 )
 from convlens.train.callbacks.checkpoint import Checkpoint
+from convlens.train.callbacks.first_batch import FirstBatch
 from convlens.train.callbacks.nonfinite import NonFiniteGuard, check_finite
 from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
 from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
-from convlens.train.metrics import Metric, function_name, measure
-from convlens.train.mismatch_errors import (
-    check_loss,
-    check_output,
-    check_scores,
-    explain_forward,
-    explain_loss,
-)
+from convlens.train.memory_record import record_of
+from convlens.train.metrics import Metric, measure
+from convlens.train.prediction import Prediction
 from convlens.train.run_setup import model_facts, recording
 from convlens.train.schedules import Constant, OneCycle, Schedule
 
@@ -54,27 +60,6 @@ if TYPE_CHECKING:
 
 adamw = partial(AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01)
 """The default optimizer, the chapter's: AdamW with β₂ 0.99, eps 1e-5, weight decay 0.01."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A classifier's predictions for N images.
-
-    Attributes:
-        labels: (N,) int64, the most probable class.
-        names: N names of those classes.
-        probabilities: (N, K) float32, softmax of the model's output.
-    """
-
-    labels: Tensor
-    names: tuple[str, ...]
-    probabilities: Tensor
-
-    def __repr__(self) -> str:
-        shares = self.probabilities.amax(dim=1).tolist()
-        said = [f"{name} {share:.1%}" for name, share in zip(self.names, shares, strict=True)]
-        more = ", …" if len(said) > 5 else ""
-        return f"Prediction({len(said)} images: {', '.join(said[:5])}{more})"
 
 
 class Learner:
@@ -144,7 +129,7 @@ class Learner:
         self._checked: set[bool] = set()  # modes (training or not) whose first output was checked
         self._events: dict[str, list[Callable[[Learner], None]]] = {}
         self.callbacks: list[Callback] = []
-        always = [Recorder(), NonFiniteGuard(), *([Progress()] if progress else [])]
+        always = [Recorder(), NonFiniteGuard(), FirstBatch(), *([Progress()] if progress else [])]
         for callback in [*always, *([Checkpoint()] if run is not None else []), *callbacks]:
             self.add_callback(callback)
 
@@ -157,6 +142,27 @@ class Learner:
         )
 
     # ---- what a user calls ----------------------------------------------------------------------
+
+    def check(self, lr: float = 1e-3, *, seconds: float = 5.0) -> CheckResult:
+        """Say what would go wrong in a training, before it; see `convlens.check`.
+
+        Some steps are made on copies, with an optimizer as `fit` makes it. Nothing is changed.
+
+            >>> dls = cl.from_arrays(torch.rand(8, 1, 9, 9), [0, 1] * 4, layout="NCHW")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+            >>> learn.check(seconds=1).tried[0]
+            '1 batch of 8 items'
+
+        Args:
+            lr: the learning rate to try, that of `fit` or the highest of a schedule.
+            seconds: how long to try, at least 1.
+
+        Raises:
+            ArgumentError: if an argument, or one of the Learner's, cannot work.
+        """
+        optimizer = make_optimizer(self.make_optimizer, self.model.parameters(), lr)
+        loss = checking_loss(self.loss_function, self.dls.classes)
+        return check(self.model, self.dls.train, loss, optimizer, seconds=seconds)
 
     def fit(self, n_epochs: int, lr: float = 1e-3, *, callbacks: Sequence[Callback] = ()) -> None:
         """Train for ``n_epochs`` at a constant learning rate; momentum is not changed.
@@ -186,6 +192,14 @@ class Learner:
             ArgumentError, TrainingError, NonFiniteLossError: as `fit`.
         """
         self._fit(n_epochs, OneCycle(lr_max, div, div_final, pct_start, moms), callbacks)
+
+    def record(self) -> RunRecord:
+        """Everything that the last fit has recorded, from memory."""
+        return record_of(self)
+
+    def diagnose(self) -> Findings:
+        """Say what is wrong with the last fit, from memory; see `convlens.diagnose`."""
+        return Findings(diagnose(self.record()))
 
     def validate(self, batches: Batches | None = None) -> dict[str, float]:
         """Loss and metrics over all items of ``batches``, ``dls.valid`` if None.
@@ -253,9 +267,7 @@ class Learner:
             for part in network_inputs(x, self.dls, batch_size, normalized=normalized):
                 outputs.append(self._run_model(part.to(self.device)))
                 check_scores(outputs[-1], self.dls.classes)
-        probabilities = torch.cat(outputs).softmax(dim=1).cpu()
-        labels = probabilities.argmax(dim=1)
-        return Prediction(labels, tuple(map(self.dls.label, labels.tolist())), probabilities)
+        return Prediction.of_scores(torch.cat(outputs), self.dls.label)
 
     def summary(self) -> Summary:
         """Shapes, parameters, multiplications and receptive field of each layer, for one image."""

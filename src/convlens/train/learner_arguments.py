@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from torch import nn
 from torch.optim import Optimizer
 
-from convlens.core.wording import type_name
+from convlens.core.wording import function_name, type_name
 from convlens.errors import ArgumentError
 from convlens.train.callbacks.base import Callback
-from convlens.train.metrics import function_name
 
 
 def check_arguments(

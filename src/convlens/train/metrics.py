@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from convlens.core.wording import function_name
 from convlens.errors import ArgumentError, TrainingError
 
 Metric = Callable[[Tensor, Tensor], Tensor | float]
@@ -60,9 +60,3 @@ def measure(metric: Metric, output: Any, y: Tensor, device: torch.device) -> Ten
         raise TrainingError(
             f"The metric {name!r} must give one number, the mean over the batch, got {found}."
         ) from None
-
-
-def function_name(function: object) -> str:
-    """The name of a metric, a loss or an optimizer factory in records, tables and messages."""
-    inner: object = function.func if isinstance(function, partial) else function
-    return getattr(inner, "__name__", type(inner).__name__)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from convlens.core.argument_checks import check_path
 from convlens.core.outcome import outcome_of
+from convlens.core.wording import function_name
 from convlens.errors import RunError, warn
 from convlens.runs import create_run
 from convlens.runs.checkpoints import check_state
 from convlens.runs.folder import make_exact
 from convlens.runs.watched_run import environment, model_facts
-from convlens.train.metrics import function_name
 from convlens.train.schedules import Schedule, read_hypers
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -19,25 +18,24 @@ from torch.utils.hooks import RemovableHandle
 from convlens.core.histories import FORWARD, LayerHistory, LayerInfo
 from convlens.core.layer_histories import UpdateHistories
 from convlens.core.outcome import outcome_of
-from convlens.core.records import RecordSink
+from convlens.core.records import RecordSink, RunRecord
 from convlens.errors import ArgumentError
 from convlens.watching import normalization
 from convlens.watching.aggregator import Aggregator, Slot
-from convlens.watching.arguments import (
-    MODES,
-    check_eps,
-    check_every,
-    check_flags,
-    check_mode,
-    check_model,
-    check_sample,
-)
+from convlens.watching.arguments import MODES, check_watch
 from convlens.watching.compiled import CompiledHooks
 from convlens.watching.copies import LeftOutOfCopies
 from convlens.watching.cost import Cost, hook_seconds
 from convlens.watching.forward_lock import ForwardLock
-from convlens.watching.layer_selection import Layers, channel_rule, choose_layers, known_channels
-from convlens.watching.notes import CannotSketchError, Notes, named
+from convlens.watching.layer_selection import (
+    Layers,
+    channel_rule,
+    choose_layers,
+    known_channels,
+    other_names,
+)
+from convlens.watching.loop_facts import LoopFacts
+from convlens.watching.notes import CannotSketchError, Notes
 from convlens.watching.outputs import (
     are_fake,
     first_tensor,
@@ -48,6 +46,7 @@ from convlens.watching.outputs import (
 from convlens.watching.parameter_watch import Gradients, ParameterWatch
 from convlens.watching.relus import ReluSearch
 from convlens.watching.step_log import LoggingHistories, StepLog
+from convlens.watching.unseen import note_forwards, note_unseen
 
 
 class ActivationWatch(LoggingHistories):
@@ -76,6 +75,7 @@ class ActivationWatch(LoggingHistories):
         layers, eps, every, mode, sample, gradients, updates, count_forwards: see `convlens.watch`.
         sink: where finished columns are written to besides memory.
         flush_sink: flush the sink after each write.
+        rates: keep the learning rates of each optimizer step also where nothing is logged.
 
     Attributes:
         run_path: the directory of the run that it records to by itself (``run`` of
@@ -99,13 +99,10 @@ class ActivationWatch(LoggingHistories):
         count_forwards: bool = True,
         sink: RecordSink | None = None,
         flush_sink: bool = False,
+        rates: bool = False,
     ) -> None:
-        check_eps(eps)
-        check_every(every)
-        check_mode(mode)
-        check_sample(sample)
-        check_model(model)
-        check_flags(gradients=gradients, updates=updates, count_forwards=count_forwards)
+        flags = {"gradients": gradients, "updates": updates, "count_forwards": count_forwards}
+        check_watch(model, eps, every, mode, sample, **flags)
         self.model, self.eps, self.every, self.sample = model, eps, every, sample
         self.count_forwards, self._modes = count_forwards, MODES[mode]
         self.close_sink: Callable[[str, str | None], None] | None = None  # of a sink of its own
@@ -130,6 +127,8 @@ class ActivationWatch(LoggingHistories):
         )
         self._log = StepLog(self._inner, self._notes, self._clock, flush_sink=flush_sink)
         self._parameters.epochs = self._log.epochs
+        self._facts = LoopFacts(self._inner, self._notes, parts=not count_forwards)
+        self._log.loop, self._log.rates, self._log.sink = self._facts, rates, sink
         if count_forwards:
             self.aggregator.counted = self._parameters.aggregator.counted = FORWARD
         self._lock = ForwardLock()
@@ -173,14 +172,8 @@ class ActivationWatch(LoggingHistories):
             LayerNotFoundError: if nothing has this index or name.
         """
         if isinstance(layer, str) and layer not in self.names:
-            layer = self._other_names().get(layer, layer)
+            layer = other_names(self._inner, self._chosen).get(layer, layer)
         return super().__getitem__(layer)
-
-    def _other_names(self) -> dict[str, str]:
-        """The names under which a module is registered once more, and the one it is watched by."""
-        watched = {module: name for name, module in self._chosen}
-        every = self._inner.named_modules(remove_duplicate=False)
-        return {name: watched[module] for name, module in every if module in watched}
 
     def history(self, index: int) -> LayerHistory:
         """Everything recorded of one layer so far."""
@@ -195,6 +188,19 @@ class ActivationWatch(LoggingHistories):
     def updates(self) -> UpdateHistories:
         """What each optimizer's step changed, by the parameters' names, if asked for."""
         return self._parameters.updates
+
+    def record(self) -> RunRecord:
+        """Everything recorded so far, as the doctor is given it."""
+        watch, parameters = self._parameters, dict[str, Sequence[LayerHistory]]()
+        for quantity in watch.quantities:
+            parameters[quantity] = watch.histories(quantity)
+        meta = {
+            "status": "running" if self._handles else "finished",
+            "counted": self.aggregator.counted,
+            **self._log.meta(),
+        }
+        layers = [self.history(i) for i in range(len(self._slots))]
+        return RunRecord(meta, self._log.steps, self._log.epochs, layers, parameters)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -243,6 +249,7 @@ class ActivationWatch(LoggingHistories):
         # Last, so that a model which is itself a watched layer is recorded before it is left.
         self._keep(self.model, self.model.register_forward_hook(self._leave, always_call=True))
         self._parameters.attach()
+        self._facts.attach(self.model)
         self._log.attach()
         self._compiled.attach(self.model)
 
@@ -284,41 +291,28 @@ class ActivationWatch(LoggingHistories):
         self._held = self._watched = False
         self._training_s, self._began = self._watched_s(), None
         try:
+            self._facts.detach()
             self._log.close()
             self._parameters.detach(error)
             self.aggregator.close()
             if attached and error is None:
                 self._note_unseen()
-                self._note_forwards()
             self._notes.write()
         finally:
             self._close_sink(error)
 
-    def _note_forwards(self) -> None:
-        """Say that columns are not iterations, as in the loop of a GAN."""
-        steps, training_only = self._log.optimizer_steps, self._modes == MODES["train"]
-        if self.count_forwards and training_only and 30 <= 3 * steps <= self._next_step:
-            self._notes.say("forwards", forwards=self._next_step, steps=steps)
-
     def _note_unseen(self) -> None:
-        unseen = [s.info for s in self._slots if not s.seen and not self._notes.left_out(s.info)]
-        now = set(self.model.modules())
-        gone = [
-            s.info.name for s, (_, m) in zip(self._slots, self._chosen, strict=True) if m not in now
-        ]
-        if gone:
-            self._notes.say("replaced", replaced=len(gone), names=named(gone))
-        n_taken, n_passed = self._lock.n_taken, self._lock.n_passed
-        if n_taken and not self._next_step:
-            self._notes.say("no step")
-        elif n_taken and unseen:
-            names = named([info.name for info in unseen])
-            self._notes.say("layers", unseen=len(unseen), all=len(self._slots), names=names)
-        elif n_passed and not n_taken:
-            mode, call = ("eval", "train") if True in self._modes else ("train", "eval")
-            self._notes.say("mode", mode=mode, passed=n_passed, call=call)
-        elif not n_taken and (self.count_forwards or self._next_step):
-            self._notes.say("no forward")
+        note_unseen(
+            self._notes,
+            self.model,
+            [(slot, module) for slot, (_, module) in zip(self._slots, self._chosen, strict=True)],
+            self._lock,
+            modes=self._modes,
+            counted=self._next_step,
+            count_forwards=self.count_forwards,
+        )
+        if self.count_forwards:
+            note_forwards(self._notes, self._modes, self._next_step, self._log.optimizer_steps)
 
     def _close_sink(self, error: BaseException | None) -> None:
         if self.close_sink is None:
@@ -351,6 +345,8 @@ class ActivationWatch(LoggingHistories):
         if step < 0:
             raise ArgumentError(f"number must be at least 0, got {step}; it is the step's number.")
         self._next_step = step + 1
+        if not self.count_forwards:
+            self._facts.told_step()
         if self._began is None:
             self._began = time.perf_counter()
         self._watched = step % self.every == 0
@@ -398,7 +394,7 @@ class ActivationWatch(LoggingHistories):
     # ---- the hooks: whatever fails in one, the user's step goes on ------------------------------
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._held:
+        if self._held or self._facts.validating:
             return
         if torch.compiler.is_compiling():
             if module.training in self._modes:
@@ -469,16 +465,10 @@ class ActivationWatch(LoggingHistories):
                 self._relus.add(slot.info.name, x)
         except Exception as error:
             self._notes.leave_out(slot.info, error, output)
-            self._notes.guard(self._lose_batch_norm, slot)
-
-    def _lose_batch_norm(self, slot: Slot) -> None:
-        """The statistics of a batch normalization are not known for the current step."""
-        slot.old = None
-        if slot.batch_norm and slot.buffers is not None and self.aggregator.row >= 0:
-            slot.buffers.batch_norm[self.aggregator.row_on(slot.buffers.device)] = math.nan
+            self._notes.guard(self.aggregator.lose_batch_norm, slot)
 
     def _leave(self, module: nn.Module, args: object, output: object) -> None:  # noqa: ARG002
-        if self._held or module.training not in self._modes:
+        if self._held or self._facts.validating or module.training not in self._modes:
             return
         if torch.compiler.is_compiling():
             self._compiled.leave()

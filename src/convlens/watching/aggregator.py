@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -167,6 +168,12 @@ class Aggregator:
         """The current row of buffers on this device, -1 for none."""
         doubled = self._on_cuda.get(device)
         return self.row if doubled is None or self.row < 0 else doubled.offset + self.row
+
+    def lose_batch_norm(self, slot: Slot) -> None:
+        """The statistics of a batch normalization are not known for the current step."""
+        slot.old = None
+        if slot.batch_norm and slot.buffers is not None and self.row >= 0:
+            slot.buffers.batch_norm[self.row_on(slot.buffers.device)] = math.nan
 
     # ---- time -----------------------------------------------------------------------------------
 

@@ -14,6 +14,18 @@ MODES = {"train": (True,), "eval": (False,), "both": (True, False)}
 """For each ``mode``, the values of ``module.training`` for which forwards are counted."""
 
 
+def check_watch(
+    model: object, eps: object, every: object, mode: object, sample: object, **flags: object
+) -> None:
+    """Raise an `ArgumentError` unless all arguments of `convlens.watch` but ``layers`` can work."""
+    check_eps(eps)
+    check_every(every)
+    _check_mode(mode)
+    check_sample(sample)
+    _check_model(model)
+    _check_flags(**flags)
+
+
 def check_eps(eps: object) -> None:
     """Raise an `ArgumentError` unless ``eps`` is a bound of |x|."""
     if not isinstance(eps, Real) or not math.isfinite(eps):
@@ -28,14 +40,14 @@ def check_every(every: object) -> None:
         raise ArgumentError(f"every must be at least 1, got {every!r}; 1 records all steps.")
 
 
-def check_flags(**flags: object) -> None:
+def _check_flags(**flags: object) -> None:
     """Raise an `ArgumentError` unless these arguments are bools."""
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise ArgumentError(f"{name} must be True or False, got {value!r}.")
 
 
-def check_model(model: object) -> None:
+def _check_model(model: object) -> None:
     """Raise an `ArgumentError` unless ``model`` is a module that takes hooks."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model must be a torch.nn.Module, got a {type(model).__name__}.")
@@ -46,7 +58,7 @@ def check_model(model: object) -> None:
         )
 
 
-def check_mode(mode: object) -> None:
+def _check_mode(mode: object) -> None:
     """Raise an `ArgumentError` unless ``mode`` says which forwards are counted."""
     if not isinstance(mode, str) or mode not in MODES:
         raise ArgumentError(

@@ -55,6 +55,13 @@ def choose_layers(model: nn.Module, layers: Layers) -> list[tuple[str, nn.Module
     return chosen
 
 
+def other_names(model: nn.Module, chosen: Sequence[tuple[str, nn.Module]]) -> dict[str, str]:
+    """All names under which the chosen modules are registered, and the one each is watched by."""
+    watched = {module: name for name, module in chosen}
+    every = model.named_modules(remove_duplicate=False)
+    return {name: watched[module] for name, module in every if module in watched}
+
+
 def owns_parameters(module: nn.Module) -> bool:
     """Whether a module has parameters of its own, parametrized ones among them.
 

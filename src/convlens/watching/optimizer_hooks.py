@@ -7,9 +7,10 @@ come and go in a tuple.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import cache
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any, Protocol
 from weakref import ref
 
@@ -40,6 +41,7 @@ class StepHooks:
 
     def __init__(self) -> None:
         self._listeners: tuple[ref[StepListener], ...] = ()
+        self._not_told: dict[int, tuple[ref[StepListener], ...]] = {}  # by thread
         # In a step that is compiled they run between its graphs: torch breaks it there anyway.
         # Imports torch._dynamo, as making an optimizer does: so it is called before the loop.
         outside: Any = torch.compiler.disable
@@ -56,8 +58,20 @@ class StepHooks:
         with _ONE_AT_A_TIME:
             self._listeners = tuple(r for r in self._listeners if r() not in (None, listener))
 
+    @contextmanager
+    def for_new_listeners(self) -> Generator[None]:
+        """Tell those that listen already of no step that this thread makes meanwhile."""
+        thread = get_ident()
+        before = self._not_told.get(thread, ())
+        self._not_told[thread] = self._listeners
+        try:
+            yield
+        finally:
+            self._not_told[thread] = before
+
     def _told(self) -> Iterator[StepListener]:
-        found = [listener() for listener in self._listeners]
+        not_told = self._not_told.get(get_ident(), ())
+        found = [listener() for listener in self._listeners if listener not in not_told]
         return (listener for listener in found if listener is not None)
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401

@@ -116,6 +116,16 @@ class ParameterWatch:
         vars(self).update(state, _lock=RLock())
 
     @property
+    def quantities(self) -> Sequence[str]:
+        """What is watched of the parameters."""
+        return [quantity for quantity, slots in self._slots.items() if slots]
+
+    def histories(self, quantity: str) -> list[LayerHistory]:
+        """Everything recorded of a quantity so far, without bucket counts."""
+        found = [self.aggregator.history(slot.series) for slot in self._slots[quantity]]
+        return [replace(one, columns=one.columns.without_counts()) for one in found]
+
+    @property
     def gradients(self) -> Gradients:
         """By the parameters' names; an `ArgumentError` if they were not asked for."""
         if not self._wants_gradients:

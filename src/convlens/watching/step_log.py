@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from convlens.core.layer_histories import LayerHistories
-from convlens.core.records import HANDOVER_S, LOSS_AT_EVERY_STEP, Epoch, RecordSink
+from convlens.core.records import HANDOVER_S, LOOP, LOSS_AT_EVERY_STEP, Epoch, RecordSink
 from convlens.core.steps import StepSeries, join_steps
 from convlens.core.training_curves import TrainingCurves
 from convlens.errors import ArgumentError
 from convlens.plots import CurvePlots, LayerPlots
+from convlens.watching.loop_facts import LoopFacts
 from convlens.watching.notes import CannotSketchError, Notes, described
 from convlens.watching.optimizer_hooks import Closure, step_hooks
+from convlens.watching.outputs import is_capturing
 
 Hypers = Mapping[str, list[float | Tensor]]
 
@@ -56,7 +58,8 @@ class StepLog(CurvePlots, TrainingCurves):
 
     Attributes:
         optimizer_steps: how many steps these optimizers have made.
-        sink: where steps and epochs are written to besides memory.
+        loop: whose facts are written with them.
+        rates: keep the learning rates of each optimizer step also where nothing was ever logged.
         run_closed: whether there was a sink and nothing can be written to it any more.
     """
 
@@ -68,8 +71,9 @@ class StepLog(CurvePlots, TrainingCurves):
         *,
         flush_sink: bool,
     ) -> None:
-        self.sink: RecordSink | None = None
-        self.run_closed = False
+        self._sink: RecordSink | None = None
+        self.loop: LoopFacts | None = None
+        self.run_closed = self.rates = False
         self._parameters = {id(parameter) for parameter in model.parameters()}
         self._notes, self._clock, self._flush_sink = notes, clock, flush_sink
         self._rows: list[_Row] = []  # not read yet; the newest may still get numbers
@@ -79,17 +83,29 @@ class StepLog(CurvePlots, TrainingCurves):
         self._optimizers: dict[int, tuple[set[int], Hypers]] = {}  # by id; ids of parameters
         self._hypers: Hypers = {}  # of all optimizers
         self._loss_at_every_step = True
+        self._logged = self._attached = False
         self.optimizer_steps = 0
         self._flushed_at, self._epoch_wall_s, self._first_step = time.monotonic(), 0.0, 0
+
+    @property
+    def sink(self) -> RecordSink | None:
+        """Where steps and epochs are written to besides memory; None in a fork of its process."""
+        inherited = self._sink is not None and self._sink.background.is_inherited
+        return None if inherited else self._sink
+
+    @sink.setter
+    def sink(self, sink: RecordSink | None) -> None:
+        self._sink = sink
 
     def attach(self) -> None:
         """Listen to optimizers."""
         step_hooks().add(self)
+        self._attached = True
 
     @property
     def has_numbers(self) -> bool:
         """Whether anything was logged of a step."""
-        return bool(self._rows or self._parts)
+        return self._logged
 
     @property
     def steps(self) -> StepSeries:
@@ -105,18 +121,28 @@ class StepLog(CurvePlots, TrainingCurves):
     def log(self, numbers: Mapping[str, object]) -> None:
         """Add numbers to the current step; see `LoggingHistories.log`."""
         with self._guarded():
-            values = {name: _number(name, value) for name, value in numbers.items()}
-            if self._is_closed():
+            if self.loop is not None and "target" in numbers:
+                self.loop.target(numbers["target"])
+            values = {n: _number(n, value) for n, value in numbers.items() if n != "target"}
+            if not values or self._is_closed():
                 return
             step, wall_s = self._clock()
-            step = max(step, 0)
-            if not self._rows or self._rows[-1].step != step:
-                self._rows.append(_Row(step, len(self._epochs), self._hypers))
-            row = self._rows[-1]
+            if not self._logged:  # the loop says itself which steps have numbers
+                self._rows = [row for row in self._rows if row.step == step]
+                self._logged = True
+            row = self._row(max(step, 0))
             row.wall_s = wall_s
             row.numbers |= values
-            if len(self._rows) > BLOCK or time.monotonic() > self._flushed_at + HANDOVER_S:
-                self._flush()
+            self._flush_if_due()
+
+    def _row(self, step: int) -> _Row:
+        if not self._rows or self._rows[-1].step != step:
+            self._rows.append(_Row(step, len(self._epochs), self._hypers))
+        return self._rows[-1]
+
+    def _flush_if_due(self) -> None:
+        if len(self._rows) > BLOCK or time.monotonic() > self._flushed_at + HANDOVER_S:
+            self._flush()
 
     def log_epoch(self, numbers: Mapping[str, object]) -> None:
         """End an epoch; see `LoggingHistories.log_epoch`."""
@@ -158,25 +184,40 @@ class StepLog(CurvePlots, TrainingCurves):
 
     def _flush(self, *, ended: bool = False) -> None:
         """Write the steps; ``ended`` says that the newest one gets no more numbers."""
+        if is_capturing():  # nothing can be read now
+            return
         self._flushed_at = time.monotonic()
+        if self.sink is not None and self.loop is not None:
+            facts = self._notes.guard(self.loop.facts)
+            if facts is not None:
+                self.sink.write_meta({LOOP: facts})
         if not self._rows:
             return
         rows, done, self._rows = self._rows, self._rows[:-1], self._rows[-1:]
         if done:
             self._losses += [loss for row in done for loss in self._loss_of(row)]
             self._parts.append(_series(done))
+        self._say_if_losses_lack(rows if ended else done)
         if self.sink is not None:
-            self._say_if_losses_lack(self.sink, rows if ended else done)
             # The newest step is written again if it gets more numbers: the sink replaces it.
             wait = self._loss_at_every_step and "loss" not in rows[-1].numbers
             self.sink.write_steps(_series(done if wait else rows))
             self._flush_sink_too()
 
-    def _say_if_losses_lack(self, sink: RecordSink, rows: Sequence[_Row]) -> None:
+    def _say_if_losses_lack(self, rows: Sequence[_Row]) -> None:
         """Say in the run, once, that a loss of NaN may be one that was not logged."""
         if self._loss_at_every_step and any("loss" not in row.numbers for row in rows):
             self._loss_at_every_step = False
-            sink.write_meta({LOSS_AT_EVERY_STEP: False})
+            if self.sink is not None:
+                self.sink.write_meta({LOSS_AT_EVERY_STEP: False})
+
+    def meta(self) -> dict[str, Any]:
+        """The facts that a run has of the steps logged so far."""
+        facts = {} if self.loop is None else {LOOP: self.loop.facts()}
+        all_have = all("loss" in row.numbers for row in self._rows[:-1])
+        newest = self._rows[-1:] if self.run_closed or not self._attached else []
+        all_have = all_have and all("loss" in row.numbers for row in newest)
+        return facts | {LOSS_AT_EVERY_STEP: self._loss_at_every_step and all_have}
 
     @contextmanager
     def _guarded(self) -> Generator[None]:
@@ -191,6 +232,7 @@ class StepLog(CurvePlots, TrainingCurves):
     def close(self) -> None:
         """Write everything, and stop listening to optimizers."""
         step_hooks().remove(self)
+        self._attached = False
         with self._guarded():
             self._flush(ended=True)
 
@@ -222,16 +264,21 @@ class StepLog(CurvePlots, TrainingCurves):
             found = {
                 "lr": [group.get("lr", math.nan) for group in groups],
                 "momentum": [g.get("momentum", g.get("betas", (math.nan,))[0]) for g in groups],
+                "weight_decay": [group.get("weight_decay", math.nan) for group in groups],
             }
             hypers = {n: [_number(n, v) for v in values] for n, values in found.items()}
             parameters = self._parameters_of(optimizer)
             self._optimizers[id(optimizer)] = parameters, hypers
             every = [own for _, own in self._optimizers.values()]
             self._hypers = {name: [v for own in every for v in own[name]] for name in found}
-            step = max(self._clock()[0], 0)
+            step, wall_s = self._clock()
+            step = max(step, 0)
+            if self.rates and not self._logged and not self.run_closed:
+                self._row(step).wall_s = wall_s
             for row in self._rows:
                 if row.step == step or not row.hypers:
                     row.hypers = self._hypers
+            self._flush_if_due()
         except Exception as error:
             self._notes.say("log", why=described(error))
 
@@ -270,7 +317,8 @@ class LoggingHistories(LayerPlots, LayerHistories):
 
         Args:
             unnamed: none: every number needs a name.
-            numbers: by name; numbers, or tensors of one element.
+            numbers: by name; numbers, or tensors of one element. ``target``, the batch's targets
+                (a tensor of any shape), is not recorded as a number: its range is.
 
         Raises:
             ArgumentError: if one is neither or has no name.
@@ -288,6 +336,27 @@ class LoggingHistories(LayerPlots, LayerHistories):
         """
         _check_named("log(loss=loss)", unnamed)
         self._log.log(numbers)
+
+    @contextmanager
+    def validation(self) -> Generator[None]:
+        """Count the forwards inside as those of a validation, whatever the model's mode.
+
+        They begin no step. Also says whether the model was left in training mode there.
+
+        Example:
+            >>> import torch
+            >>> import convlens as cl
+            >>> model = torch.nn.Linear(4, 1)
+            >>> with cl.watch(model) as stats:
+            ...     with stats.validation():
+            ...         loss = model(torch.ones(8, 4)).mean()
+            ...     stats.log_epoch(valid_loss=loss)
+            >>> len(stats["last linear"])
+            0
+        """
+        loop = self._log.loop
+        with nullcontext() if loop is None else loop.validation():
+            yield
 
     def log_epoch(self, *unnamed: object, **numbers: float | Tensor) -> None:
         """End an epoch at the current step; epochs are numbered from 0.

@@ -141,6 +141,11 @@ class ActivationStats(_WatchCallback[ActivationWatch], LayerPlots, LayerHistorie
         if learn.training:
             self.watch.step(learn.step)
 
+    def before_loss(self, learn: Learner) -> None:
+        """Look at the range of the targets now and then."""
+        if learn.training:
+            self.watch.log(target=learn.y)
+
     def after_step(self, learn: Learner) -> None:  # noqa: ARG002
         """Have readers of the run see the step."""
         self.watch.step_done()

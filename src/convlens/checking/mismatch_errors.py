@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convlens.core.wording import type_name
+from convlens.core.wording import function_name, type_name
 from convlens.errors import ConvlensError, TrainingError, warn
 from convlens.execution import shapes, unwrapped
-from convlens.train.metrics import function_name
 from convlens.watching.layer_selection import BatchNorm
 
 _CLASS_LOSSES = {
@@ -133,6 +132,22 @@ def check_output(loss: Loss, output: object, y: Tensor, classes: Sequence[str]) 
             )
 
 
+def checking_loss(loss: Loss, classes: Sequence[str]) -> Loss:
+    """The loss, with the errors of `check_output`, `explain_loss` and `check_loss`."""
+    return partial(_checked, loss, tuple(classes))
+
+
+def _checked(loss: Loss, classes: Sequence[str], output: Tensor, y: Tensor) -> Tensor:
+    check_output(loss, output, y, classes)
+    try:
+        value = loss(output, y)
+    except Exception as error:
+        explain_loss(error, loss, output, y, classes)
+        raise
+    check_loss(value, loss)
+    return value
+
+
 def explain_loss(
     error: Exception, loss: Loss, output: object, y: Tensor, classes: Sequence[str]
 ) -> None:
@@ -211,7 +226,11 @@ def _are_classes(output: Tensor, y: Tensor) -> bool:
 def _out_of_range(loss: Loss, output: Tensor, y: Tensor) -> str | None:
     given: dict[str, Any] = loss.keywords if isinstance(loss, partial) else {}
     ignored = given.get("ignore_index", getattr(loss, "ignore_index", -100))
-    labels, n = y[y != ignored], output.shape[1]
+    return out_of_range(y[y != ignored], output.shape[1])
+
+
+def out_of_range(labels: Tensor, n: int) -> str | None:
+    """Why a model with ``n`` outputs has none for some of the labels."""
     low, high = (int(v) for v in torch.aminmax(labels)) if len(labels) else (0, 0)
     if low >= 0 and high < n:
         return None
