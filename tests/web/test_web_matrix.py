@@ -143,10 +143,12 @@ def test_in_the_browser_the_sick_layer_is_seen_at_once(page, recorded: Recorded)
         page.goto(f"{address.url}run/{key_of(address, path.name)}")
         drawn = page.locator("html[data-drawn=all]")
         drawn.wait_for()
+        said = page.locator(".verdict a", has_text="layer3.2.bn2").first
+        said.wait_for()
+        box = said.bounding_box()
+        assert box["y"] + box["height"] < 768
         worst = page.locator(".worst a").first
         assert worst.inner_text() == "layer3.2.bn2"
-        box = worst.bounding_box()
-        assert box["y"] + box["height"] < 768
         worst.click()
         page.wait_for_url("**layer=layer3.2.bn2**")
         drawn.wait_for()

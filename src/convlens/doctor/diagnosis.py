@@ -189,10 +189,12 @@ def _effects(e: Evidence) -> list[Finding]:
 
 
 def _if_weak(e: Evidence, finding: Finding | None) -> Finding | None:
-    """Of layers: a problem at most where the run has not learned, else a note.
+    """Of layers: a problem where the run has not learned, else a step less.
 
-    A network that has learned does without the channels that are dead.
+    A network that has learned does without the channels that are dead; a layer of which most are
+    costs what it costs, for nothing.
     """
     if finding is None or e.is_poor:
         return finding
-    return replace(finding, severity="warning" if e.is_weak or not len(e.loss) else "note")
+    warn = e.is_weak or not len(e.loss) or finding.severity == "problem"
+    return replace(finding, severity="warning" if warn else "note")

@@ -233,6 +233,10 @@ class Distances:
     def __init__(self) -> None:
         self._results = Results[Comparison](MAX_KEPT, lambda took: SHARE * took)
 
+    def close(self) -> None:
+        """Work out nothing any more."""
+        self._results.close()
+
     def of(self, runs: Sequence[tuple[Run, str]]) -> tuple[str, Comparison | None]:
         """The state that two runs were compared in, and the comparison, None for none yet.
 

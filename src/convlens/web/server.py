@@ -197,7 +197,7 @@ class _Drawing:
     def close(self) -> None:
         """Begin nothing any more."""
         self._workers.close()
-        self._site.store.close()
+        self._site.close()
 
 
 class _Handler(RequestHandler):

@@ -59,6 +59,11 @@ class Site:
     def __init__(self, store: RunStore) -> None:
         self.store, self._distances = store, Distances()
 
+    def close(self) -> None:
+        """Work out nothing any more."""
+        self.store.close()
+        self._distances.close()
+
     def mark(self, path: str, query: Query) -> str:
         """The version of what is under an address, decided before anything of it is drawn."""
         keys = self._keys(path, query)

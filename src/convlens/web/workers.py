@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
-from queue import LifoQueue, SimpleQueue
+from queue import Empty, LifoQueue, SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +20,9 @@ NICENESS = 3
 Beside two processes that compute all the time they get a third of a core; with 10 it would be a
 tenth, and a page would open after half a minute.
 """
+
+CLOSING_S = 0.3
+"""So long the end of the server waits for what its threads are doing."""
 
 T = TypeVar("T")
 
@@ -36,9 +39,9 @@ class Workers:
 
     def __init__(self, n: int, *, newest_first: bool = False) -> None:
         self._jobs: Any = LifoQueue() if newest_first else SimpleQueue()
-        self._n = n
-        for _ in range(n):
-            Thread(target=self._work, daemon=True).start()
+        self._threads = [Thread(target=self._work, daemon=True) for _ in range(n)]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
         """Have a job done."""
@@ -47,9 +50,18 @@ class Workers:
         return future
 
     def close(self) -> None:
-        """End the threads, after the jobs that came before where the oldest is done first."""
-        for _ in range(self._n):
+        """Cancel the jobs that wait, and give those that are being done a moment.
+
+        A thread that the end of the program stops within SQLite may hold a lock for ever.
+        """
+        with suppress(Empty):
+            while True:
+                self._jobs.get_nowait()[0].cancel()
+        for _ in self._threads:
             self._jobs.put(None)
+        until = time.monotonic() + CLOSING_S
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
         if sys.platform == "linux":  # where each thread has a priority of its own
