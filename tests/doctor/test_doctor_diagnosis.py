@@ -295,14 +295,17 @@ def test_a_layer_of_one_value_is_found_without_a_relu_unless_a_problem_explains_
     assert "constant-layer" not in kinds(replace(dead, steps=STUCK, epochs=[]))
 
 
-@pytest.mark.parametrize(("last", "severity"), [(0.22, "warning"), (0.4, "problem")])
-def test_overfitting(last: float, severity: str) -> None:
-    epochs = make_epochs([0.9, 0.3, 0.1, 0.02], [0.5, 0.2, 0.21, last], 0.9)
+@pytest.mark.parametrize(
+    ("rising", "severity"),
+    [([0.22, 0.22, 0.22], "warning"), ([0.21, 0.3, 0.4], "warning"), ([0.3, 0.3, 0.4], "problem")],
+)
+def test_overfitting(rising: list[float], severity: str) -> None:
+    epochs = make_epochs([0.9, 0.3, 0.1, 0.05, 0.02], [0.5, 0.2, *rising], 0.9)
     epochs[1].metrics["accuracy"] = 0.95  # type: ignore[index]
     finding = next(f for f in diagnose(replace(HEALTHY, epochs=epochs)) if f.severity == severity)
     assert finding.kind == "overfitting"
     assert "was best after epoch 2 (0.2)" in finding.text
-    assert "2 epochs later" in finding.text
+    assert "3 epochs later" in finding.text
     assert "the training loss fell from 0.3 to 0.02" in finding.text
 
 

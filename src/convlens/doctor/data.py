@@ -322,17 +322,24 @@ DUPLICATES = 0.3
 """The least share of met items in any validation batch: a third of each is no chance."""
 
 
+FEW_NUMBERS = 3
+"""Items of so few numbers, such as the coordinates of a pixel, come again by themselves."""
+
+
 def find_duplicates(e: Evidence) -> Finding | None:
     """Validation batches that were training data.
 
-    Not of inputs of a few whole numbers, of which there are no more different ones; and not
-    without figures of a validation.
+    Not of inputs of a few numbers, or a few whole ones, of which there are no more different ones;
+    and not without figures of a validation.
     """
     share, n = e.number("validation_items", "share_met"), e.number("validation_items", "batches", 0)
     least = e.number("validation_items", "least_share_met", 0)
     if n < 2 or least < DUPLICATES:
         return None
     if not e.count("validation_forwards") and not any(x.valid_loss or x.metrics for x in e.epochs):
+        return None
+    shape = e.facts("input").get("shape")
+    if isinstance(shape, list) and math.prod(shape[1:]) <= FEW_NUMBERS:
         return None
     items, distinct = (e.number("validation_items", name, 0) for name in ("items", "distinct"))
     rounds = max(len(e.epochs), 1)  # a validation set is looked at in every epoch

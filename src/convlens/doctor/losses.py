@@ -20,6 +20,10 @@ LOSS_FALL = 0.01
 VALID_RISE_WARNING, VALID_RISE_PROBLEM = 0.05, 0.2
 """Validation losses move by a few per cent from epoch to epoch by chance, hardly by a fifth."""
 
+RISEN_EPOCHS = 3
+"""Epochs in which the loss has stayed above its best by as much: early stopping has a patience of 3
+too (Lightning's default), as a single validation may be a bad one by chance."""
+
 SAME_ACCURACY = 0.01
 """Accuracies of a few hundred items differ by a point by chance."""
 
@@ -144,7 +148,8 @@ def find_overfitting(record: RunRecord) -> Finding | None:
     # A network that is surer of its errors has a higher loss; as long as it makes no more of them,
     # that is no harm.
     harmless = len(accuracies) > 1 and accuracies[-1] >= max(accuracies) - SAME_ACCURACY
-    sure = rise >= VALID_RISE_PROBLEM and not harmless
+    lasting = min(loss for loss, _ in epochs[-RISEN_EPOCHS:]) / least - 1.0
+    sure = lasting >= VALID_RISE_PROBLEM and not harmless
     return Finding(
         "overfitting",
         "problem" if sure else "warning",
