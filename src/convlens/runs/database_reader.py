@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Generator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from stat import S_ISREG
 
 from convlens.errors import ConvlensError, RunError
 from convlens.runs.lock import WriterState, writer_of
@@ -203,11 +204,13 @@ def _log(file: Path) -> Path:
 
 def _has_something(log: Path) -> bool:
     """Whether a write-ahead log is not empty; a ValueError if it is not a regular file."""
-    if not log.exists():
+    try:
+        found = log.stat()
+    except FileNotFoundError:  # looked for only once: SQLite may delete it at any moment
         return False
-    if not log.is_file():
+    if not S_ISREG(found.st_mode):
         raise ValueError(f"{log.name} is not a file")
-    return log.stat().st_size > LOG_HEADER
+    return found.st_size > LOG_HEADER
 
 
 def _begin(uri: str, file: Path) -> sqlite3.Connection:
