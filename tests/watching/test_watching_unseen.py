@@ -431,23 +431,20 @@ def test_two_threads_train_one_model():
     model, n = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), 300
     barrier, one_at_a_time = threading.Barrier(2, timeout=60), threading.Lock()
 
-    def step(value):
-        with torch.no_grad():
-            model(torch.full((value, 4), float(value)))
-        with one_at_a_time:  # the weight and its gradient are shared
-            model[0].weight.grad = torch.full((4, 4), float(value))
-            torch.optim.SGD([model[0].weight], lr=0.0).step()
-
     def loop(value):
+        optimizer = torch.optim.SGD([model[0].weight], lr=0.0)
         barrier.wait()
         for _ in range(n):
-            step(value)
+            with torch.no_grad():
+                model(torch.full((value, 4), float(value)))
+            with one_at_a_time:  # the weight and its gradient are shared
+                model[0].weight.grad = torch.full((4, 4), float(value))
+                optimizer.step()
 
     threads = [in_a_thread(lambda value=value: loop(value)) for value in (1, 2)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", cl.ConvlensWarning)
         with cl.watch(model, gradients=True) as stats:
-            step(1)  # before the first recorded forward optimizers' steps are not counted
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -455,13 +452,47 @@ def test_two_threads_train_one_model():
     assert [failure for thread in threads for failure in thread.failures] == []
     left = {note.split()[1]: int(note.split()[0]) for note in stats.notes if "left out" in note}
     assert set(stats["0"].calls.tolist()) == {1}
-    assert len(stats["0"]) + left.get("forwards", 0) == 2 * n + 1
+    assert len(stats["0"]) + left.get("forwards", 0) == 2 * n
     rows = stats["0"].n // 4  # images of the step's batch, which says whose it is
     np.testing.assert_array_equal(stats["2"].n // 2, rows)
     gradients = stats.gradients["0.weight"]
     assert set(gradients.calls.tolist()) == {1}
-    assert len(gradients) + left.get("optimizer", 0) == 2 * n + 1
+    assert len(gradients) + left.get("optimizer", 0) == 2 * n
     np.testing.assert_array_equal(gradients.mean, rows[gradients.first_step])
+
+
+def test_steps_of_a_forward_left_out_before_the_first_are_counted():
+    """The first forward takes long to begin; another thread has made three steps by then."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    begins, go_on = threading.Event(), threading.Event()
+
+    def step():
+        model(torch.ones(3, 4)).sum().backward()
+        optimizer.step()
+
+    with (
+        pytest.warns(cl.ConvlensWarning, match="left out"),
+        cl.watch(model, gradients=True) as stats,
+    ):
+        begin = stats.step
+
+        def slow():
+            begins.set()
+            assert go_on.wait(60)
+            begin()
+
+        stats.step = slow
+        thread = in_a_thread(step)
+        thread.start()
+        assert begins.wait(60)
+        for _ in range(3):
+            step()
+        go_on.set()
+        thread.join()
+    assert thread.failures == []
+    assert len(stats["0"]) == len(stats.gradients["0.weight"]) == 1
+    assert [note.split(" were")[0] for note in stats.notes] == ["3 forwards", "3 optimizer steps"]
 
 
 def test_watches_that_begin_and_end_while_another_thread_steps():

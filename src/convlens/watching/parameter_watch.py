@@ -99,6 +99,7 @@ class ParameterWatch:
         self._before: dict[Tensor, Tensor] = {}
         self._lock = RLock()  # for what is below, and for the aggregator
         self._thread = -1  # that has begun a step last
+        self._refused: set[int] = set()  # threads whose forward was left out before any was begun
         self._stepping: tuple[Optimizer, int] | None = None  # the outermost one, and its thread
         self._depth = 0  # how often it has called itself
         self._sketched = False  # whether the gradients of that step were
@@ -207,6 +208,7 @@ class ParameterWatch:
             if self._is_later_evaluation():
                 return
             self._thread = get_ident()
+            self._refused.clear()
             self.aggregator.begin(step)
             self._due = True
             self._n_begun += 1
@@ -224,6 +226,8 @@ class ParameterWatch:
         with self._lock:
             if self._thread == get_ident():
                 self._thread = -1
+            if not self._n_begun:
+                self._refused.add(get_ident())
 
     def _is_later_evaluation(self) -> bool:
         """Whether a forward belongs to a closure's second or later evaluation, which is no step.
@@ -244,7 +248,11 @@ class ParameterWatch:
             with self._lock:
                 parameters = list(self._parameters(optimizer))
                 begins_inside = closure is not None and self._begun_by_forwards
-                if not parameters or (self.aggregator.row < 0 and not begins_inside):
+                if not parameters:
+                    return closure
+                if self.aggregator.row < 0 and not begins_inside:
+                    if get_ident() in self._refused:
+                        self.notes.say("steps")
                     return closure
                 if not self._is_outermost(optimizer):
                     return closure
