@@ -292,6 +292,24 @@ def pairs_of_images_with_batch_normalization() -> list[Finding]:
     return plain(model, data=(x, y), batch=2)
 
 
+@case
+def a_weak_signal_in_noise() -> list[Finding]:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(3000, 6, generator=generator)
+    y = 0.33 * x[:, :1] + torch.randn(3000, 1, generator=generator)
+    return plain(mlp(1), F.mse_loss, lr=2e-3, data=(x, y), steps=200, batch=256)
+
+
+@case
+def batches_of_one_class_that_are_learned() -> list[Finding]:
+    x, y = items(800)
+    parts = [torch.where(y == label)[0][:160].split(32) for label in range(4)]
+    order = torch.cat([part for batches in zip(*parts, strict=True) for part in batches])
+    model = mlp()
+    data = x[order], y[order]
+    return plain(model, data=data, batch=32, steps=90, evaluate=lambda: [model(x)])
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_is_a_problem(name: str) -> None:
     torch.manual_seed(0)

@@ -291,7 +291,7 @@ def find_labels(e: Evidence) -> Finding | None:
         return None
     return Finding(
         "data-not-shuffled",
-        "problem",
+        "warning" if e.knows_half else "problem",
         f"{constant:.0%} of the batches hold one class only, and labels differ from the one before "
         f"by {ratio:.0%} of what they would in random order (von Neumann's ratio): the data are "
         "sorted by class.",

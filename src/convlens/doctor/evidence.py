@@ -125,6 +125,15 @@ class Evidence:
         return None
 
     @property
+    def knows_half(self) -> bool:
+        """Whether the validation accuracy is half way from guessing to 1 or more.
+
+        A network that is shown one class for long forgets the others, and is right for one only.
+        """
+        accuracy, n = self.accuracy, self.n_classes
+        return accuracy is not None and n > 1 and accuracy >= (1 + 1 / n) / 2
+
+    @property
     def takes_scores(self) -> bool:
         """Whether the loss is the cross entropy of the model's outputs, taken as scores."""
         return self.number("output_gradient", "cross_entropy", 0) > 0.5 or (

@@ -56,7 +56,8 @@ def find_nothing_learned(e: Evidence) -> Finding | None:
     if not e.is_weak or e.diverged or not (e.is_poor or math.isfinite(e.learned)):
         return None
     knows = accuracy is not None and n > 0 and accuracy >= BETTER_THAN_CHANCE / n
-    severity = "problem" if e.is_poor and not knows and not _still_falls(e) else "warning"
+    excused = knows or _still_falls(e) or _explains_some_variance(e)
+    severity = "problem" if e.is_poor and not excused else "warning"
     level = float(np.median(e.loss[-max(len(e.loss) // 4, 1) :]))
     measured = f"Over the last quarter of the steps the median loss is {level:.3f}"
     if e.chance is not None:
@@ -102,6 +103,15 @@ def _still_falls(e: Evidence) -> bool:
     fall = float(before.mean() - last.mean())
     error = math.sqrt((before.var(ddof=1) + last.var(ddof=1)) / n)
     return fall > FALLS * abs(float(before.mean())) and fall > ERRORS * error
+
+
+def _explains_some_variance(e: Evidence) -> bool:
+    """Whether a regression is surely better than the mean: the rest of the targets may be noise."""
+    if e.chance is None or e.chance.of != "mean squared error":
+        return False
+    last = e.loss[len(e.loss) // 2 :]
+    error = math.sqrt(last.var(ddof=1) / len(last))
+    return e.chance.level - float(last.mean()) > max(ERRORS * error, FALLS * e.chance.level)
 
 
 def find_loss_not_falling(e: Evidence) -> Finding | None:
