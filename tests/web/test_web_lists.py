@@ -13,8 +13,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
+import torch
 from live_server import get, key_of, serving
 
+import convlens as cl
 from convlens.core.records import Epoch, Finding, Picture
 from convlens.core.snapshots import Confusion, Mistakes
 from convlens.core.steps import StepSeries
@@ -203,6 +205,48 @@ def test_facts_are_in_plain_words(recorded):
     assert "largest learning rate" in text or "learning rate" in text
     assert not re.search(r"n_train|wall_s|input_shape", text)
     assert text.index("Versions and machine") < text.index("Conv2d(")
+
+
+def test_what_a_loop_did_is_in_plain_words(tmp_path):
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.SGD([model.weight], 0.1)
+    with cl.watch(model, run=tmp_path / "run") as stats:
+        for _ in range(3):
+            loss = model(torch.ones(6, 4)).square().mean()
+            stats.log(loss=loss, target=torch.zeros(6, 2))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        with stats.validation():
+            model(torch.ones(6, 4))
+    text = Elements(
+        Page(RunData("key", RunFollower(open_run(tmp_path / "run"))), View()).panel("about")
+    ).text
+    text = " ".join(text.split())
+    for said in (
+        "forward passes in training3",
+        "optimizer steps3",
+        "forward passes in validation1",
+        "parameters in no optimizer1",
+        "optimizersSGD",
+        "input(6, 4) float32, from 1 to 1, mean 1, standard deviation 0",
+        "target(6, 2) float32, from 0 to 0",
+    ):
+        assert said in text
+    assert "spread" not in text
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        5,
+        [],
+        {"input": 3, "optimizers": [7], "backwards": "many"},
+        {"input": {"shape": ["a", None], "min": "x", "max": {}}, "waited_s": "1"},
+    ],
+)
+def test_wrong_facts_of_a_loop_are_no_error(loop, tmp_path):
+    assert "cannot be shown" not in panel("about", path=tmp_path, meta={"loop": loop})
 
 
 # ---- the list ----

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from convlens.web.formatting import duration, label, plain
+from convlens.web.panels.loop import loop_facts
 from convlens.web.run_data import as_dict
 
 if TYPE_CHECKING:
@@ -43,11 +44,14 @@ def about(page: Page) -> dict[str, Any]:
         values["model"] = model
     groups = {
         "Run": {key: values[key] for key in RUN if key in values},
-        "Training": {k: v for k, v in values.items() if k not in (*RUN, *MACHINE)},
+        "Training": {k: v for k, v in values.items() if k not in (*RUN, *MACHINE, "loop")},
         "Versions and machine": {key: values[key] for key in MACHINE if key in values},
     }
+    worded = {name: _worded(facts) for name, facts in groups.items() if facts}
+    if loop := loop_facts(as_dict(values.get("loop"))):
+        worded["Training loop"] = loop
     return {
-        "groups": [(name, _worded(facts)) for name, facts in groups.items() if facts],
+        "groups": list(worded.items()),
         "model": text[:MOST_MODEL] if isinstance(text, str) else "",
     }
 
