@@ -71,7 +71,7 @@ def test_an_accuracy_of_guessing_tells_that_an_own_loss_has_not_learned() -> Non
 def test_what_guessing_costs_is_not_known_of_an_own_loss() -> None:
     (found,) = diagnosed([0.9, 0.95], own_loss)
     assert (found.kind, found.confidence) == ("healthy", "likely")
-    assert "Not looked at: what guessing would cost (the loss is none of" in found.evidence
+    assert "Not looked at: what guessing would cost (the kind of loss was not" in found.evidence
 
 
 @pytest.mark.parametrize("fixed", [True, False])

@@ -70,7 +70,7 @@ def _missing(e: Evidence) -> Iterator[str]:
     elif not e.facts("output_gradient"):
         yield "which loss it is (no gradient was seen at the model's output)"
     elif e.chance is None:
-        yield "what guessing would cost (the loss is none of the usual ones)"
+        yield "what guessing would cost (the kind of loss was not recognized)"
     if e.loop and not e.count("optimizer_steps"):
         yield "the optimizer's steps (it is not one of torch's, or has not made one)"
     absent = [q for q in ("gradient", "update") if not e.of_parameters(q)]
