@@ -115,6 +115,20 @@ def test_a_step_of_ones_own() -> None:
     assert not checked((X, Y), None, step=step).problems
 
 
+def test_a_step_that_does_not_call_the_model_itself() -> None:
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.head = mlp(), nn.Linear(3, 3)
+
+        def training_step(self, batch: Any) -> Tensor:
+            return LOSS(self.head(self.net(batch[0])), batch[1])
+
+    found = checked((X, Y), None, model=Module(), step=lambda model, b: model.training_step(b))
+    assert not found.problems
+    assert any("steps on one batch with Adam (the loss went from" in one for one in found.tried)
+
+
 ERRORS = {
     "range": ((X, Y + 1), LOSS, "labels-shifted", "go from 1 to 3"),
     "too few": ((X, Y * 4), LOSS, "too-few-outputs", "gives 3 outputs"),

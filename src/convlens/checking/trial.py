@@ -82,7 +82,9 @@ def train(
         steps: at most.
     """
     start, in_steps = time.perf_counter(), 0.0
-    stats = ActivationWatch(setup.model, gradients=True, updates=True)
+    told = setup.step is not None  # it may call parts of the model, as Lightning's does
+    stats = ActivationWatch(setup.model, gradients=True, updates=True, count_forwards=not told)
+    setup = _told(setup, stats)
     made = 0
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -110,3 +112,20 @@ def train(
     if texts:
         meta["broadcast"] = texts[0]
     return replace(record, meta=meta)
+
+
+def _told(setup: Setup, stats: ActivationWatch) -> Setup:
+    """The same with a step that says itself where the forward pass begins and ends."""
+    step = setup.step
+    if step is None:
+        return setup
+
+    def entered(model: nn.Module, batch: Any) -> Tensor:  # noqa: ANN401
+        stats.step()
+        stats.enter()
+        try:
+            return step(model, batch)
+        finally:
+            stats.leave()
+
+    return replace(setup, step=entered)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from convlens.core.records import Finding
-from convlens.doctor.evidence import PATIENCE, Evidence
+from convlens.doctor.evidence import BETTER_THAN_CHANCE, PATIENCE, Evidence
 
 SURE = 0.999
 """A share that is 1 but for rounding."""
@@ -225,8 +225,11 @@ def find_labels_shifted(e: Evidence) -> Finding | None:
     accuracy = e.accuracy
     if e.n_classes < 3 or accuracy is None or len(e.loss) < e.min_steps:
         return None
-    if not e.learned > 0.5 or not 0 <= accuracy < SHIFTED / e.n_classes:
+    fitted = e.learned if math.isfinite(e.learned) else e.fall
+    if not fitted > 0.5 or not 0 <= accuracy < SHIFTED / e.n_classes:
         return None
+    if max(e.accuracies) > BETTER_THAN_CHANCE / e.n_classes:
+        return None  # the labels meant the same there in an earlier epoch
     return Finding(
         "labels-shifted",
         "problem",

@@ -33,6 +33,9 @@ WEAK = 0.2
 not known, such as a GAN's, the fall by a fifth of itself is asked instead; that alone is never a
 problem, as such a loss need not fall."""
 
+BETTER_THAN_CHANCE = 1.5
+"""An accuracy of 1.5 / classes or more is knowledge, whatever the loss says."""
+
 
 class Evidence:
     """What a run's record says, in the terms of the rules.
@@ -87,6 +90,12 @@ class Evidence:
         return float(value) if isinstance(value, int | float) else default
 
     @property
+    def optimizers(self) -> list[Mapping[str, Any]]:
+        """The optimizers that made steps: ``class``, ``steps`` and what was seen of each."""
+        value = self.loop.get("optimizers")
+        return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+
+    @property
     def modules(self) -> list[Mapping[str, Any]]:
         """The modules without children: ``name``, ``kind`` and numbers of theirs."""
         value = self.loop.get("modules")
@@ -118,11 +127,13 @@ class Evidence:
     @property
     def accuracy(self) -> float | None:
         """The validation accuracy of the last epoch that has one."""
-        for epoch in reversed(self.epochs):
-            for name, value in epoch.metrics.items():
-                if name.lower() in ("accuracy", "acc", "valid_accuracy", "val_accuracy", "val_acc"):
-                    return value
-        return None
+        return self.accuracies[-1] if self.accuracies else None
+
+    @cached_property
+    def accuracies(self) -> list[float]:
+        """The validation accuracies of the epochs that have one."""
+        found = [_accuracy(epoch.metrics) for epoch in self.epochs]
+        return [value for value in found if value is not None]
 
     @property
     def knows_half(self) -> bool:
@@ -163,7 +174,10 @@ class Evidence:
 
     @cached_property
     def n_classes(self) -> int:
-        """Scores of an item that the cross entropy judges, else classes of the data; or 0."""
+        """Scores of an item that the cross entropy judges, else classes of the data; or 0.
+
+        Of another loss, those among which the targets are positions.
+        """
         if self.chance is not None and self.chance.classes:
             return self.chance.classes
         if self.takes_scores:
@@ -172,7 +186,18 @@ class Evidence:
         classes = data.get("classes") if isinstance(data, dict) else None
         if isinstance(classes, int):
             return classes
-        return len(classes) if isinstance(classes, list) else 0
+        return len(classes) if isinstance(classes, list) else self._classes_of_targets()
+
+    def _classes_of_targets(self) -> int:
+        """Scores (N, C, …) of an item, where the targets are whole numbers (N, …) below C; or 0."""
+        scores, places = (self.facts(name).get("shape") for name in ("output", "target"))
+        if not isinstance(scores, list) or len(scores) < 2:
+            return 0
+        n, whole = int(scores[1]), "int" in str(self.facts("target").get("dtype"))
+        if not whole or places != [scores[0], *scores[2:]]:
+            return 0
+        low, high = self.number("target", "min"), self.number("target", "max")
+        return n if low >= 0 and 1 <= high < n else 0
 
     @property
     def has_one_label(self) -> bool:
@@ -283,6 +308,11 @@ class Evidence:
         if values is None or not values.size:
             return np.full(len(self.steps), np.nan)
         return np.fmax.reduce(values, axis=1)
+
+
+def _accuracy(metrics: Mapping[str, float]) -> float | None:
+    names = ("accuracy", "acc", "valid_accuracy", "val_accuracy", "val_acc")
+    return next((value for name, value in metrics.items() if name.lower() in names), None)
 
 
 def _fall(losses: object) -> float:

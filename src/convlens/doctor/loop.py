@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from convlens.core.records import Finding
 from convlens.core.wording import plural
 from convlens.doctor.evidence import Evidence
@@ -57,9 +60,7 @@ def find_optimizer_of_other_model(e: Evidence) -> Finding | None:
         return None
     if not e.count("backwards") or e.loop.get("changed"):
         return None
-    optimizers = e.loop.get("optimizers")
-    found = [one for one in optimizers if isinstance(one, dict)] if optimizers else []
-    alike = any(one.get("like_model") for one in found)
+    alike = any(one.get("like_model") for one in e.optimizers)
     like = " It holds parameters of the same shapes, as an earlier instance of the model has."
     return Finding(
         "optimizer-of-other-model",
@@ -125,18 +126,33 @@ def find_frozen(e: Evidence) -> Finding | None:
 
 def find_missing_zero_grad(e: Evidence) -> Finding | None:
     """Gradients that are not reset between two steps of the optimizer."""
-    checked, kept = e.count("resets_checked"), e.count("steps_without_reset")
-    if checked < e.min_steps // 2 or kept <= MOSTLY * checked:
+    if not e.count("resets_checked"):
         return None
+    if _are_kept(e.loop, e.min_steps):
+        kept, of = e.count("steps_without_reset"), e.count("resets_checked")
+        whose, end = "optimizer steps", "."
+    else:
+        found = next((one for one in e.optimizers if _are_kept(one, e.min_steps)), None)
+        if found is None:
+            return None
+        kept, of = found["steps_without_reset"], found["resets_checked"]
+        whose = f"steps of {found['class']}, one of {len(e.optimizers)} optimizers,"
+        end = ", of every optimizer."
+    fix = "Call optimizer.zero_grad() before each loss.backward(), or after each optimizer.step()"
     return Finding(
         "missing-zero-grad",
         "problem",
-        f"Before {kept} of {checked} optimizer steps the gradients were not reset: each step uses "
-        "the sum of all gradients since the last reset.",
-        fix="Call optimizer.zero_grad() before each loss.backward(), or after each "
-        "optimizer.step().",
+        f"Before {kept} of {of} {whose} the gradients were not reset: each step uses the sum "
+        "of all gradients since the last reset.",
+        fix=fix + end,
         confidence="certain",
     )
+
+
+def _are_kept(facts: Mapping[str, Any], min_steps: int) -> bool:
+    """Whether gradients were not reset, by the facts of all optimizers or of one."""
+    checked, kept = (facts.get(name, 0) for name in ("resets_checked", "steps_without_reset"))
+    return checked >= min_steps // 2 and kept > MOSTLY * checked
 
 
 def find_accumulation_not_scaled(e: Evidence) -> Finding | None:
@@ -176,7 +192,7 @@ def find_eval_mode_in_training(e: Evidence) -> Finding | None:
         "eval-mode-in-training",
         "warning" if e.learned > 0.5 else "problem",  # pretrained networks are, on purpose
         f"In {n} of {of} training steps the model was in evaluation mode: {' and '.join(kinds)} "
-        "compute something else there than in training.",
+        f"{'compute' if len(kinds) > 1 else 'computes'} something else there than in training.",
         layer=str(next(iter(modules))),
         fix="Call model.train() before each training epoch; a validation function that calls "
         "model.eval() must call it again at its end.",
@@ -207,10 +223,15 @@ def find_train_mode_in_evaluation(e: Evidence) -> Finding | None:
         "train-mode-in-evaluation",
         "problem",
         f"All {n} forwards without gradients, as a validation makes them, ran in training mode: "
-        f"{' and '.join(kinds)} use the batch's own statistics or drop values there.",
+        f"{' and '.join(_in_training(kind) for kind in kinds)} there.",
         layer=str(modules[0]["name"]),
         fix="Call model.eval() before validating and predicting, and model.train() after it.",
     )
+
+
+def _in_training(kind: str) -> str:
+    """What a kind of module does in training mode only."""
+    return f"{kind} {'drops values' if 'Dropout' in kind else 'uses the statistics of the batch'}"
 
 
 def _validated(e: Evidence) -> bool:

@@ -9,10 +9,7 @@ import numpy as np
 from convlens.core.buckets import Floats
 from convlens.core.records import Epoch, Finding, RunRecord
 from convlens.doctor.activations import find_blocked_layer
-from convlens.doctor.evidence import MIN_STEPS, PATIENCE, Evidence
-
-BETTER_THAN_CHANCE = 1.5
-"""An accuracy of 1.5 / classes or more is knowledge, whatever the loss says."""
+from convlens.doctor.evidence import BETTER_THAN_CHANCE, MIN_STEPS, PATIENCE, Evidence
 
 LOSS_FALL = 0.01
 """A loss whose end is within 1 % of its beginning, or above it, did not fall."""

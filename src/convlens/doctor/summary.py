@@ -58,6 +58,8 @@ def healthy(e: Evidence, notes: Sequence[str]) -> Finding:
         f"(mean of the first {n} batches) to {last:.3g} (the last {n}){way}. {watched}"
         + (f" Not looked at: {'; '.join(missing)}." if missing else ""),
         fix="" if e.record.layers else "Train with watching on to see them.",
+        # Of a loss of an unknown kind a fall is all there is to say that something was learned.
+        confidence="possible" if e.is_weak else "likely",
     )
 
 
@@ -67,6 +69,8 @@ def _missing(e: Evidence) -> Iterator[str]:
         yield "what the loop did (train it under cl.watch)"
     elif not e.facts("output_gradient"):
         yield "which loss it is (no gradient was seen at the model's output)"
+    elif e.chance is None:
+        yield "what guessing would cost (the kind of loss was not recognized)"
     if e.loop and not e.count("optimizer_steps"):
         yield "the optimizer's steps (it is not one of torch's, or has not made one)"
     absent = [q for q in ("gradient", "update") if not e.of_parameters(q)]

@@ -26,7 +26,7 @@ from convlens.watching.module_facts import (
     unregistered,
 )
 from convlens.watching.notes import Notes
-from convlens.watching.optimizer_facts import LISTED, OptimizerFacts, parameters_of
+from convlens.watching.optimizer_facts import LISTED, KnownOptimizer, OptimizerFacts, parameters_of
 from convlens.watching.optimizer_hooks import Closure, step_hooks
 from convlens.watching.outputs import (
     are_fake,
@@ -427,14 +427,17 @@ class LoopFacts:
         if known is not None:
             self._with_closure = with_closure
             if known.n_own and not with_closure:
-                self._judge_gradients(optimizer, known.members, first=not known.steps)
+                self._judge_gradients(optimizer, known, first=not known.steps)
 
-    def _judge_gradients(self, optimizer: Optimizer, members: set[int], *, first: bool) -> None:
+    def _judge_gradients(self, optimizer: Optimizer, known: KnownOptimizer, *, first: bool) -> None:
         """See whether they were reset since the last step, and which parameters have one."""
-        own = [one for one in self._gradients if id(one.parameter) in members]
+        own = [one for one in self._gradients if id(one.parameter) in known.members]
         if not first and own:
+            kept = any(one.was_kept() for one in own)
+            known.checked += 1
+            known.kept += kept
             self._checked += 1
-            self._kept += any(one.was_kept() for one in own)
+            self._kept += kept
             # It may be that gradients are reset in a way that raises no version.
             self._must_look = self._must_look or self._kept >= OFTEN
         self._n_looked += 1
@@ -455,7 +458,7 @@ class LoopFacts:
         if known is None or not known.n_own:
             return
         if self._with_closure:  # which computes the gradients inside the step
-            self._judge_gradients(optimizer, known.members, first=known.steps == 1)
+            self._judge_gradients(optimizer, known, first=known.steps == 1)
         self._with_closure = self._is_without = False
         # The forward that it follows: an attack's own, before it, may well be in evaluation mode.
         self._counts["steps_in_evaluation_mode"] += self._in_evaluation_mode

@@ -27,11 +27,13 @@ class KnownOptimizer:
         n: how many they are.
         n_own: how many of them are the model's.
         steps: how many steps it has made.
+        checked, kept: steps before which it was seen whether gradients were reset, and were not.
     """
 
     def __init__(self, optimizer: Optimizer, own: set[int], shapes: Sequence[torch.Size]) -> None:
         self.of: Callable[[], Optimizer | None] = ref(optimizer)
         self.kind, self.steps = type(optimizer).__name__, 0
+        self.checked = self.kept = 0
         self.read(optimizer, own, shapes)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -53,6 +55,8 @@ class KnownOptimizer:
             "of_model": self.n_own,
             "like_model": self.like_model,
             "steps": self.steps,
+            "resets_checked": self.checked,
+            "steps_without_reset": self.kept,
         }
 
 
