@@ -192,7 +192,7 @@ def find_train_mode_in_evaluation(e: Evidence) -> Finding | None:
     repeated ones of a batch, as for Monte Carlo dropout.
     """
     n = e.count("training_mode_without_gradients") + e.count("validation_in_training_mode")
-    modules = [m for m in e.modules if _differs(m)]
+    modules = [m for m in e.modules if m.get("differs_in_training")]
     if n < 2 or e.count("evaluation_forwards") or not modules or not e.count("backwards"):
         return None
     if e.count("validation_forwards") > e.count("validation_in_training_mode"):
@@ -200,7 +200,7 @@ def find_train_mode_in_evaluation(e: Evidence) -> Finding | None:
     if e.number("validation_items", "repeated", 0) > MOSTLY * n:
         return None
     told = e.count("validation_in_training_mode") > 0
-    if not told and not _validated(e):
+    if not told and not e.was_validated:
         return None
     kinds = sorted({str(m["kind"]) for m in modules})
     return Finding(
@@ -210,18 +210,6 @@ def find_train_mode_in_evaluation(e: Evidence) -> Finding | None:
         f"{' and '.join(kinds)} use the batch's own statistics or drop values there.",
         layer=str(modules[0]["name"]),
         fix="Call model.eval() before validating and predicting, and model.train() after it.",
-    )
-
-
-def _validated(e: Evidence) -> bool:
-    return any(epoch.valid_loss is not None or epoch.metrics for epoch in e.epochs)
-
-
-def _differs(module: object) -> bool:
-    facts = module if isinstance(module, dict) else {}
-    kind = str(facts.get("kind", ""))
-    return ("Dropout" in kind and bool(facts.get("p"))) or (
-        "BatchNorm" in kind and bool(facts.get("track_running_stats", True))
     )
 
 
