@@ -27,7 +27,7 @@ def module_facts(model: nn.Module) -> list[dict[str, Any]]:
         facts: dict[str, Any] = {"name": name, "kind": type(module).__name__}
         if differs_in_training(module):
             facts["differs_in_training"] = True
-        for key in ("p", "momentum", "track_running_stats", "out_features", "dim"):
+        for key in ("p", "momentum"):
             value = getattr(module, key, None)
             if isinstance(value, bool | int | float):
                 facts[key] = value
