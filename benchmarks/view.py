@@ -155,13 +155,6 @@ class MadeUp:
         return StepSeries(step, epoch, loss, step * 1e-3, {"lr": lr, "momentum": 0.95 - 0.1 * lr})
 
 
-def make_run(path: Path, n_steps: int = 100_000, n_layers: int = 50) -> Path:
-    """Write a finished run; its folder."""
-    made_up = begin_run(path, n_steps, n_layers)
-    made_up.close()
-    return path
-
-
 def begin_run(path: Path, n_steps: int, n_layers: int) -> MadeUp:
     """Write a run that may still grow."""
     made_up = MadeUp(create_run(directory=path), n_steps, n_layers)
@@ -204,16 +197,6 @@ def times_of(action: Callable[[], object], rounds: int) -> list[float]:
         action()
         found.append(time.perf_counter() - start)
     return found
-
-
-def first_figures(path: Path, rounds: int) -> list[float]:
-    """The figures of all layers, by a follower that has read nothing yet."""
-    return times_of(lambda: RunFollower(open_run(path)).figures(), rounds)
-
-
-def first_history(path: Path, rounds: int) -> list[float]:
-    """One layer with its bucket counts, by a follower that has read nothing yet."""
-    return times_of(lambda: RunFollower(open_run(path)).history(-2), rounds)
 
 
 # ---- the page -----------------------------------------------------------------------------------
@@ -418,10 +401,12 @@ def say(title: str, times: list[float], target_s: float | None = None) -> Result
 
 
 def measure_reading(path: Path, rounds: int) -> list[Result]:
-    """What a page waits for when it is opened."""
+    """What a page waits for when it is opened, by a follower that has read nothing yet."""
+    figures = times_of(lambda: RunFollower(open_run(path)).figures(), rounds)
+    history = times_of(lambda: RunFollower(open_run(path)).history(-2), rounds)
     return [
-        say("first figures of all layers", first_figures(path, rounds)),
-        say("first history of one layer", first_history(path, rounds)),
+        say("first figures of all layers", figures),
+        say("first history of one layer", history),
     ]
 
 
@@ -451,10 +436,10 @@ def measure_live(path: Path, seconds: float, first: int, began: float) -> list[R
 
 def say_share(title: str, share: float, target: float | None = None) -> Result:
     """Print a share of a core."""
-    met = (
-        "" if target is None else f", target {target:.0%}: {'met' if share <= target else 'missed'}"
-    )
-    print(f"  {title:<44} {share:8.2%} of a core{met}")
+    line = f"  {title:<44} {share:8.2%} of a core"
+    if target is not None:
+        line += f", target {target:.0%}: {'met' if share <= target else 'missed'}"
+    print(line)
     return {"title": title, "share": share, "target": target}
 
 
@@ -477,7 +462,7 @@ def main() -> None:
         if "live" in arguments.parts:
             results += measure_growing(arguments, Path(base) / "run")
         elif not arguments.run:
-            make_run(path, arguments.steps, arguments.layers)
+            begin_run(path, arguments.steps, arguments.layers).close()
         if "reading" in arguments.parts:
             results += measure_reading(path, arguments.rounds)
         if "page" in arguments.parts:

@@ -230,3 +230,36 @@ def test_labels_are_those_of_all_items_where_few_are_trained_on(
     result = checked(batches, seconds=20)
     assert "2 items of each, as the network is slow" in result.tried
     assert not result.problems, result
+
+
+@pytest.mark.parametrize(
+    ("labels", "shuffle", "kind"),
+    [
+        (torch.arange(900) // 300, False, "data-not-shuffled"),
+        (torch.arange(900) // 300, True, None),
+        (torch.zeros(900).long(), False, "constant-labels"),
+        ((torch.arange(900) == 899).long(), False, "constant-labels"),
+    ],
+)
+def test_first_batches_with_one_label(labels: Tensor, shuffle: bool, kind: str | None) -> None:
+    torch.manual_seed(0)
+    loader = DataLoader(TensorDataset(torch.randn(900, 4), labels), 20, shuffle=shuffle)
+    result = checked(loader, seconds=20)
+    assert [found.kind for found in result.problems] == ([] if kind is None else [kind]), result
+
+
+def test_a_step_that_raises_later_is_a_finding() -> None:
+    class Tires(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.calls = mlp(), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls > 30:
+                raise ValueError("after 30 steps")
+            return self.net(x)
+
+    found = checked((X, Y), model=Tires(), seconds=20)[0]
+    assert (found.kind, found.severity) == ("training-step-raises", "problem")
+    assert "after 30 steps" in found.evidence

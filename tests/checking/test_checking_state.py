@@ -67,8 +67,9 @@ class MovingLoss(nn.Module):
 class Noisy(Dataset[Any]):
     """Augments with random generators of its own, and caches."""
 
-    def __init__(self) -> None:
+    def __init__(self, labels: Tensor = Y) -> None:
         self.rng, self.seen, self.calls = np.random.default_rng(0), dict[int, Tensor](), 0
+        self.labels = labels
 
     def __len__(self) -> int:
         return len(X)
@@ -76,7 +77,7 @@ class Noisy(Dataset[Any]):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         self.calls += 1
         self.seen[i] = X[i] + float(self.rng.normal()) + float(np.random.rand())  # noqa: NPY002
-        return self.seen[i], Y[i]
+        return self.seen[i], self.labels[i]
 
 
 class Stream(IterableDataset[Any]):
@@ -195,6 +196,7 @@ def loaders() -> dict[str, Any]:
         "sampler": DataLoader(data, 4, sampler=RandomSampler(data, generator=generator)),
         "workers": DataLoader(data, 4, shuffle=True, num_workers=2),
         "noisy": DataLoader(Noisy(), 4, shuffle=True),
+        "sorted": DataLoader(Noisy(torch.arange(16) // 10), 1),
         "stream": DataLoader(Stream(), 4),
         "own": OwnLoader(),
         "tensors": cl.from_arrays(X, Y, layout="NCHW", batch_size=4).train,
@@ -238,6 +240,17 @@ def test_a_loader_whose_workers_are_busy() -> None:
     rest = list(going)
     assert torch.equal(torch.cat([first[0], *(x for x, _ in rest)]), X)
     loader._iterator._shutdown_workers()
+
+
+def test_sparse_gradients() -> None:
+    """Which Adam does not take."""
+    model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Flatten(), nn.Linear(8, 3))
+    optimizer, x = torch.optim.SGD(model.parameters(), 0.1), torch.arange(32).reshape(16, 2) % 10
+    LOSS(model(x), Y).backward()
+    before = model[0].weight.grad.to_dense()
+    result = cl.check(model, (x, Y), LOSS, optimizer, seconds=1)
+    assert not result.problems, result
+    assert torch.equal(model[0].weight.grad.to_dense(), before)
 
 
 def test_a_loss_with_parameters_and_buffers() -> None:

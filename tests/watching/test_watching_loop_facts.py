@@ -475,6 +475,33 @@ def test_outputs_with_a_loss(output):
         assert facts["output_gradient"]["cross_entropy"] == 1
 
 
+@pytest.mark.parametrize("shape", [(50, 3, 96, 160), (2, 1, 1100, 1000), (2, 1_200_000)])
+def test_batches_that_are_too_large_to_be_looked_at_whole(shape):
+    x = torch.rand(shape)
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(1))
+    with cl.watch(model) as stats:
+        model(x).sum().backward()
+        with stats.validation(), torch.no_grad():
+            model(x.flip(0))
+    facts = loop_of(stats)
+    assert stats.notes == ()
+    assert facts["input"]["shape"] == list(shape)
+    assert facts["input"]["mean"] == pytest.approx(0.5, abs=0.01)
+    assert 0 < facts["validation_items"]["items"] < len(x)
+
+
+def test_items_are_met_again_in_batches_of_any_size():
+    x = torch.randn(64, 3, 40, 40)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4800, 1))
+    with cl.watch(model) as stats:
+        for part in x.split(16):
+            model(part).sum().backward()
+        with stats.validation(), torch.no_grad():
+            for part in x.split(7):
+                model(part)
+    assert loop_of(stats)["validation_items"]["share_met"] == 1
+
+
 def test_what_is_kept_stays_small():
     model = nn.Sequential(*[nn.Linear(2, 2) for _ in range(700)])
     with cl.watch(model) as stats:

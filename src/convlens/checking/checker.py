@@ -18,14 +18,14 @@ from convlens.checking import probes
 from convlens.checking.batches import cloned, first_items, has_items, n_items, split
 from convlens.checking.failures import not_copied, raised
 from convlens.checking.first_batch import look
+from convlens.checking.labels import other_labels, out_of_range, with_all_labels
 from convlens.checking.loaders import batches_of, device_of
-from convlens.checking.mismatch_errors import out_of_range
 from convlens.checking.setup import Loss, Setup, Step
 from convlens.checking.trial import MADE, Deadline, prepare, train
-from convlens.core.records import LOOP, SEVERITIES, Finding, Findings, RunRecord
+from convlens.core.records import Finding, Findings, RunRecord
 from convlens.core.wording import plural, type_name
-from convlens.doctor.diagnosis import judge_trial
-from convlens.errors import ArgumentError, TrainingError
+from convlens.doctor.diagnosis import judge_trial, worst_first
+from convlens.errors import ArgumentError
 from convlens.execution import copy_of, preserved, unwrapped
 from convlens.watching.module_facts import unregistered
 from convlens.watching.optimizer_hooks import step_hooks
@@ -163,6 +163,7 @@ def check(
     began = time.perf_counter()
     _check_arguments(model, loss, optimizer, step, seconds)
     batches = batches_of(data, seconds / 5)
+    others = other_labels(data, batches, seconds / 5)
     known = optimizer if isinstance(optimizer, Optimizer) else None  # several in one, say
     setup = Setup(unwrapped(model), known, loss, step)
     device = device_of(setup.model)
@@ -174,7 +175,7 @@ def check(
             warnings.simplefilter("ignore")  # the training says them again
             prepare()
             began = max(began, time.perf_counter() - PREPARING_S - read_s)
-            work = _Check(pristine or setup, why, Deadline(began, seconds))
+            work = _Check(pristine or setup, why, Deadline(began, seconds), others)
             findings = work.run(batches)
     return CheckResult(findings, work.tried, work.not_tried, time.perf_counter() - began)
 
@@ -262,15 +263,26 @@ def _restore(
     with torch.no_grad():
         for parameter, gradient, value in gradients:
             parameter.grad = gradient
-            if gradient is not None and value is not None and not torch.equal(gradient, value):
+            if gradient is None or value is None:
+                continue
+            if gradient.layout != torch.strided or not torch.equal(gradient, value):
                 gradient.copy_(value)
 
 
 class _Check:
-    """The trials of one check."""
+    """The trials of one check.
 
-    def __init__(self, setup: Setup, why: Exception | None, deadline: Deadline) -> None:
-        self.setup, self.deadline = setup, deadline
+    Args:
+        setup: what trains, a copy of it if there is one.
+        why: why there is none.
+        deadline: of all trials together.
+        others: see `other_labels`.
+    """
+
+    def __init__(
+        self, setup: Setup, why: Exception | None, deadline: Deadline, others: float
+    ) -> None:
+        self.setup, self.deadline, self.others = setup, deadline, others
         self.why_not_copied = why
         self.tried, self.not_tried = list[str](), list[str]()
 
@@ -288,23 +300,31 @@ class _Check:
         findings = _mode_finding(self.setup.model)
         try:
             self._initialize(batches[0])
-            record, small = self._trial(batches)
+            record = self._train(batches)
         except Exception as error:
             found = raised(error, batches[0])
             # Without a loss it is not known how the model is called in the training.
             return [found if self.setup.has_loss else replace(found, severity="warning")]
-        optimizer = self.setup.optimizer
-        facts: dict[str, Any] = {"batch_size": n, "scheduled": _is_scheduled(optimizer)}
-        facts |= self._probe(batches[0], n_items(small[0]))
-        if record.steps.loss.size:
-            facts |= self._memorize(small[:1])
-        judged = judge_trial(replace(record, meta={**record.meta, "trial": facts}))
-        if optimizer is None:
+        judged = judge_trial(record)
+        if self.setup.optimizer is None:
             judged = [finding for finding in judged if finding.kind not in OF_OPTIMIZERS]
         if sum(map(n_items, batches)) < FEW_LABELS:
             judged = [finding for finding in judged if finding.kind not in OF_LABELS]
-        findings += _untrainable(self.setup.model) or [*_out_of_range(record, batches), *judged]
-        return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+        findings += _untrainable(self.setup.model) or [*out_of_range(record, batches), *judged]
+        return worst_first(findings)
+
+    def _train(self, batches: Sequence[Any]) -> RunRecord:
+        """All trials that run the network; the record of the first, with what the others showed."""
+        record, small = self._trial(batches)
+        facts: dict[str, Any] = {
+            "batch_size": n_items(batches[0]),
+            "scheduled": _is_scheduled(self.setup.optimizer),
+            "other_labels": self.others,
+        }
+        facts |= self._probe(batches[0], n_items(small[0]))
+        if record.steps.loss.size:
+            facts |= self._memorize(small[:1])
+        return replace(record, meta={**record.meta, "trial": facts})
 
     def _static(self, batch: Any) -> list[Finding]:  # noqa: ANN401
         self.tried.append("a forward pass, and the gradient of the loss at its output")
@@ -334,7 +354,7 @@ class _Check:
         else:
             self.tried.append("forward passes")
             self.not_tried.append("training steps, as neither loss nor step was given")
-        return _with_all_labels(record, batches), small
+        return with_all_labels(record, batches), small
 
     def _sized(self, batches: Sequence[Any]) -> tuple[list[Any], RunRecord]:
         """The batches with as many items as there is time for, and the record of a first step."""
@@ -375,8 +395,13 @@ class _Check:
                 continue
             setup = self.setup.copied()
             setup = setup.with_adam() if name == "adam" else setup
-            record = train(setup, batches, self.deadline, share, MEMORIZING_STEPS)
-            losses: list[float] = record.steps.loss.tolist()
+            try:
+                record = train(setup, batches, self.deadline, share, MEMORIZING_STEPS)
+            except Exception:
+                if name == "given":
+                    raise
+                record = None  # Adam takes no sparse gradients, say
+            losses: list[float] = [] if record is None else record.steps.loss.tolist()
             if len(losses) < MEMORIZED:
                 self.not_tried.append(f"whether one batch can be learned by heart with {by}")
                 continue
@@ -455,46 +480,3 @@ def _is_scheduled(optimizer: Optimizer | None) -> bool:
     """Whether a learning rate scheduler has changed the optimizer's rates."""
     groups: list[dict[str, Any]] = [] if optimizer is None else optimizer.param_groups
     return any("initial_lr" in group for group in groups)
-
-
-def _out_of_range(record: RunRecord, batches: Sequence[Any]) -> list[Finding]:
-    """A problem with labels that have no output, in items that were not trained on."""
-    shape: object = (record.loop.get("output") or {}).get("shape")
-    gradient: dict[str, float] = record.loop.get("output_gradient") or {}
-    targets = _labels(batches)
-    if not targets or gradient.get("cross_entropy", 0) < 1 or not isinstance(shape, list):
-        return []
-    y, n = torch.cat(targets), int(shape[1])
-    sentence = out_of_range(y[y != -100], n)
-    return [] if sentence is None else [raised(TrainingError(sentence), batches[0])]
-
-
-def _labels(batches: Sequence[Any]) -> list[Tensor]:
-    """The targets of the batches if each is (N,) whole numbers, else none."""
-    targets = [split(batch)[1] for batch in batches]
-    plain = [y for y in targets if isinstance(y, Tensor) and y.ndim == 1 and len(y) > 1]
-    whole = [y for y in plain if not (y.is_floating_point() or y.dtype == torch.bool)]
-    return whole if len(whole) == len(targets) else []
-
-
-def _with_all_labels(record: RunRecord, batches: Sequence[Any]) -> RunRecord:
-    """The record with the labels of all items, where fewer were trained on."""
-    targets = _labels(batches)
-    facts: Any = record.loop.get("output_gradient")
-    if not isinstance(facts, dict) or "label_min" not in facts:
-        return record
-    if not targets or min(int(y.min()) for y in targets) < 0:  # some are ignored
-        return record
-    same = [float((y[1:] == y[:-1]).float().mean()) for y in targets]
-    every, steps = torch.cat(targets).double(), torch.cat([y.double().diff() for y in targets])
-    labels = {
-        "label_min": float(every.min()),
-        "label_max": float(every.max()),
-        "label_mean": float(every.mean()),
-        "label_square": float(every.square().mean()),
-        "label_step": float(steps.square().mean()),
-        "label_constant": sum(share == 1 for share in same) / len(same),
-        "label_same_as_before": sum(same) / len(same),
-    }
-    loop = {**record.loop, "output_gradient": {**facts, **labels}}
-    return replace(record, meta={**record.meta, LOOP: loop})

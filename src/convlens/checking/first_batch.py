@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from convlens.watching.module_facts import module_facts, unregistered
 from convlens.watching.outputs import first_tensor
 from convlens.watching.tensor_facts import (
     LARGEST,
+    More,
     TensorFacts,
     facts_of_gradient,
     facts_of_image,
@@ -53,7 +53,7 @@ def findings_of_batch(
         "unregistered": unregistered(model),
         "input": _facts(given, facts_of_image),
         "output": _facts(made, facts_of_output),
-        "target": _facts(wanted, None),
+        "target": _facts(wanted),
         "output_gradient": None,
     }
     if gradient is not None and made is not None and gradient.numel() <= LARGEST:
@@ -67,11 +67,11 @@ def findings_of_batch(
     return judge_batch(RunRecord(meta, empty_steps(), (), ()))
 
 
-def _facts(value: Tensor | None, more: Callable[[Tensor], dict[str, Tensor]] | None) -> object:
+def _facts(value: Tensor | None, more: More | None = None) -> object:
     if value is None:
         return None
     facts = TensorFacts()
-    facts.add(value, labels=more is None, more=more)
+    facts.add(value, more)
     return facts.read()
 
 

@@ -7,14 +7,14 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from convlens.checking.batches import is_batch
 from convlens.core.wording import type_name
@@ -101,6 +101,26 @@ def _first(data: Iterable[Any], seconds: float) -> list[Any]:
             break
     del iterator  # ends workers
     return found
+
+
+def spread_batch(data: object, n: int, seconds: float) -> Any:  # noqa: ANN401
+    """A batch of ``n`` items from all over a data set; None if no `DataLoader` reads it in order.
+
+    Begins at the end, in case that there is no time for all. The loader is as before afterwards.
+    """
+    batches = data.batch_sampler if isinstance(data, DataLoader) else None
+    if type(batches) is not BatchSampler or not isinstance(batches.sampler, SequentialSampler):
+        return None
+    loader = cast("DataLoader[Any]", data)
+    until, items = time.perf_counter() + seconds, list[Any]()
+    with loader_restored(loader), warnings.catch_warnings(action="ignore"), suppress(Exception):
+        size = len(batches.sampler)
+        for place in reversed(range(0, size, max(size // n, 1))):
+            items.append(loader.dataset[place])
+            if time.perf_counter() > until:
+                break
+        return loader.collate_fn(items)
+    return None
 
 
 @contextmanager

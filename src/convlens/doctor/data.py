@@ -266,38 +266,59 @@ ENOUGH_ITEMS = 200
 """With 200 items von Neumann's ratio is 1 ± 0.07 in random order."""
 
 
+ELSEWHERE = 0.25
+"""Of a rare class, fewer items than these are met in all parts of a data set."""
+
+
 def find_labels(e: Evidence) -> Finding | None:
     """Labels that are all the same, or sorted: read off the gradient of the cross entropy."""
     fits = max(e.number("output_gradient", name, 0) for name in ("cross_entropy", "likelihood"))
     shape, n = e.facts("output").get("shape", []), e.number("output_gradient", "n", 0)
-    if fits < 0.5 or not isinstance(shape, list) or len(shape) != 2 or n < 5:
+    if fits < 0.5 or not isinstance(shape, list) or len(shape) != 2:
         return None
-    low, high, mean, square, step, constant = (
-        e.number("output_gradient", f"label_{name}")
-        for name in ("min", "max", "mean", "square", "step", "constant")
-    )
-    if low == high:
-        severity = _of_constant_labels(e, n * shape[0])
-        if severity is None:
-            return None
-        return Finding(
-            "constant-labels",
-            severity,
-            f"Every label in the {n:.0f} batches that were looked at is {low:.0f}.",
-            fix="Look at how the labels are read: a wrong column or folder gives one class only.",
+    low, high = (e.number("output_gradient", f"label_{name}") for name in ("min", "max"))
+    others = (e.trial or {}).get("other_labels", 0)
+    if low == high and others >= ELSEWHERE:
+        return _not_shuffled(
+            e,
+            f"Every label in the first batches is {low:.0f}, and {others:.0%} of some items from "
+            "all over the data set have another one",
         )
+    if n < 5:
+        return None
+    if low != high:
+        return _sorted_labels(e) if n * shape[0] >= ENOUGH_ITEMS else None
+    severity = _of_constant_labels(e, n * shape[0])
+    if severity is None:
+        return None
+    return Finding(
+        "constant-labels",
+        severity,
+        f"Every label in the {n:.0f} batches that were looked at is {low:.0f}.",
+        fix="Look at how the labels are read: a wrong column or folder gives one class only.",
+    )
+
+
+def _sorted_labels(e: Evidence) -> Finding | None:
+    mean, square, step, constant = (
+        e.number("output_gradient", f"label_{name}")
+        for name in ("mean", "square", "step", "constant")
+    )
     variance = square - mean**2
-    if n * shape[0] < ENOUGH_ITEMS or not variance > 0:
+    if not variance > 0 or not step < SORTED * 2 * variance:
         return None
-    ratio = step / (2 * variance)
-    if not ratio < SORTED:
-        return None
+    return _not_shuffled(
+        e,
+        f"{constant:.0%} of the batches hold one class only, and labels differ from the one before "
+        f"by {step / (2 * variance):.0%} of what they would in random order (von Neumann's ratio)",
+    )
+
+
+def _not_shuffled(e: Evidence, measured: str) -> Finding:
     return Finding(
         "data-not-shuffled",
         "warning" if e.knows_half else "problem",
-        f"{constant:.0%} of the batches hold one class only, and labels differ from the one before "
-        f"by {ratio:.0%} of what they would in random order (von Neumann's ratio): the data are "
-        "sorted by class.",
+        f"{measured}: the data are sorted by class.",
         fix="Use DataLoader(…, shuffle=True) for the training data.",
     )
 
@@ -339,7 +360,7 @@ def find_duplicates(e: Evidence) -> Finding | None:
     least = e.number("validation_items", "least_share_met", 0)
     if n < 2 or least < DUPLICATES:
         return None
-    if not e.count("validation_forwards") and not any(x.valid_loss or x.metrics for x in e.epochs):
+    if not e.count("validation_forwards") and not e.was_validated:
         return None
     shape = e.facts("input").get("shape")
     if isinstance(shape, list) and math.prod(shape[1:]) <= FEW_NUMBERS:

@@ -100,7 +100,7 @@ def diagnose(record: RunRecord) -> list[Finding]:
         if all(map(_is_small, findings)):
             kinds = [one.kind for one in findings]
             findings.append(healthy(evidence, kinds) if long else too_short(evidence))
-    return _worst_first(findings)
+    return worst_first(findings)
 
 
 def _has(findings: Sequence[Finding], *severities: str) -> bool:
@@ -112,7 +112,8 @@ def _is_small(finding: Finding) -> bool:
     return finding.severity == "note"
 
 
-def _worst_first(findings: Sequence[Finding]) -> list[Finding]:
+def worst_first(findings: Sequence[Finding]) -> list[Finding]:
+    """Problems before warnings before notes; the order within each is kept."""
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
@@ -137,7 +138,7 @@ def judge_trial(record: RunRecord) -> list[Finding]:
     if all(map(_is_small, findings)):
         text = "Nothing looks wrong in what was tried."
         findings.append(Finding("healthy", "good", text, confidence="likely"))
-    return _worst_first(findings)
+    return worst_first(findings)
 
 
 def judge_batch(record: RunRecord) -> list[Finding]:
@@ -145,7 +146,7 @@ def judge_batch(record: RunRecord) -> list[Finding]:
     with np.errstate(all="ignore"):
         evidence = Evidence(record)
         findings = [found for rule in OF_ONE_BATCH if (found := rule(evidence)) is not None]
-    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+    return worst_first(findings)
 
 
 OF_ONE_BATCH: Sequence[Rule] = (
@@ -155,7 +156,6 @@ OF_ONE_BATCH: Sequence[Rule] = (
     data.find_output_activation,
     data.find_softmax_axis,
     normalization.find_stats_never_updated,
-    normalization.find_batch_too_small,
     data.find_dropout,
     data.find_input_scale,
     data.find_first_class_unused,
@@ -183,7 +183,7 @@ def _effects(e: Evidence) -> list[Finding]:
     found += [_if_weak(e, one) for one in layers]
     if len(e.loss) >= MIN_STEPS:
         both = [find_overfitting(record), find_memorized(e)]
-        found += _worst_first([one for one in both if one is not None])[:1]
+        found += worst_first([one for one in both if one is not None])[:1]
         found.append(find_still_improving(record))
     return [finding for finding in found if finding is not None]
 

@@ -110,9 +110,14 @@ class Evidence:
 
     @cached_property
     def ends(self) -> tuple[float, float]:
-        """The mean loss of the first and of the last tenth of the steps, at least 5 of them."""
-        n = max(len(self.loss) // 10, 5)
+        """The mean loss of the first and of the last `n_ends` steps."""
+        n = self.n_ends
         return float(np.mean(self.loss[:n])), float(np.mean(self.loss[-n:]))
+
+    @property
+    def n_ends(self) -> int:
+        """A tenth of the steps, at least 5."""
+        return max(len(self.loss) // 10, 5)
 
     @cached_property
     def fall(self) -> float:
@@ -123,6 +128,11 @@ class Evidence:
             return math.nan
         first, last = self.ends
         return (first - last) / abs(first) if first else math.nan
+
+    @property
+    def was_validated(self) -> bool:
+        """Whether an epoch has figures of a validation."""
+        return any(epoch.valid_loss is not None or epoch.metrics for epoch in self.epochs)
 
     @property
     def accuracy(self) -> float | None:
@@ -162,10 +172,8 @@ class Evidence:
 
     def _chance_by_classes(self) -> Chance | None:
         """Of a loader with classes, whose loss was not seen: most likely a cross entropy."""
-        data = self.record.meta.get("data")
-        classes = data.get("classes") if isinstance(data, dict) else None
-        n = len(classes) if isinstance(classes, list) else classes
-        if self.facts("output_gradient") or not isinstance(n, int) or n < 2:
+        n = self._classes_of_data
+        if self.facts("output_gradient") or n < 2:
             return None
         if (self.loss < 0).any():
             return None
@@ -182,6 +190,11 @@ class Evidence:
             return self.chance.classes
         if self.takes_scores:
             return int(self.number("output_gradient", "classes", 0))
+        return self._classes_of_data
+
+    @property
+    def _classes_of_data(self) -> int:
+        """How many classes the loader has, 0 if it is not known."""
         data = self.record.meta.get("data")
         classes = data.get("classes") if isinstance(data, dict) else None
         if isinstance(classes, int):

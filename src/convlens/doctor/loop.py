@@ -208,7 +208,7 @@ def find_train_mode_in_evaluation(e: Evidence) -> Finding | None:
     repeated ones of a batch, as for Monte Carlo dropout.
     """
     n = e.count("training_mode_without_gradients") + e.count("validation_in_training_mode")
-    modules = [m for m in e.modules if _differs(m)]
+    modules = [m for m in e.modules if m.get("differs_in_training")]
     if n < 2 or e.count("evaluation_forwards") or not modules or not e.count("backwards"):
         return None
     if e.count("validation_forwards") > e.count("validation_in_training_mode"):
@@ -216,7 +216,7 @@ def find_train_mode_in_evaluation(e: Evidence) -> Finding | None:
     if e.number("validation_items", "repeated", 0) > MOSTLY * n:
         return None
     told = e.count("validation_in_training_mode") > 0
-    if not told and not _validated(e):
+    if not told and not e.was_validated:
         return None
     kinds = sorted({str(m["kind"]) for m in modules})
     return Finding(
@@ -232,18 +232,6 @@ def find_train_mode_in_evaluation(e: Evidence) -> Finding | None:
 def _in_training(kind: str) -> str:
     """What a kind of module does in training mode only."""
     return f"{kind} {'drops values' if 'Dropout' in kind else 'uses the statistics of the batch'}"
-
-
-def _validated(e: Evidence) -> bool:
-    return any(epoch.valid_loss is not None or epoch.metrics for epoch in e.epochs)
-
-
-def _differs(module: object) -> bool:
-    facts = module if isinstance(module, dict) else {}
-    kind = str(facts.get("kind", ""))
-    return ("Dropout" in kind and bool(facts.get("p"))) or (
-        "BatchNorm" in kind and bool(facts.get("track_running_stats", True))
-    )
 
 
 def _named(names: list[str], n: int) -> str:

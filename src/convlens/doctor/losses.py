@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from convlens.core.buckets import Floats
 from convlens.core.records import Epoch, Finding, RunRecord
 from convlens.doctor.activations import find_blocked_layer
 from convlens.doctor.evidence import BETTER_THAN_CHANCE, MIN_STEPS, PATIENCE, Evidence
@@ -119,7 +118,7 @@ def find_loss_not_falling(e: Evidence) -> Finding | None:
     """
     if not np.isfinite(e.loss).all() or len(e.loss) < PATIENCE:
         return None
-    n, first, last = ends(e.loss)
+    n, (first, last) = e.n_ends, e.ends
     if first - last > LOSS_FALL * abs(first):
         return None
     good = e.chance is not None and e.learned > 0.5
@@ -220,12 +219,6 @@ def find_still_improving(record: RunRecord) -> Finding | None:
         "longer one rather than going on.",
         confidence="possible",
     )
-
-
-def ends(loss: Floats) -> tuple[int, float, float]:
-    """A tenth of the steps, at least 5, and the mean loss of so many at the start and the end."""
-    n = max(len(loss) // 10, 5)
-    return n, float(np.mean(loss[:n])), float(np.mean(loss[-n:]))
 
 
 def _validated(record: RunRecord) -> list[tuple[float, Epoch]]:

@@ -54,6 +54,7 @@ def movement(e: Evidence) -> float:
 
 
 def _matrices(e: Evidence) -> dict[str, Floats]:
+    """The update ratios of matrices and kernels, or of all parameters if there are none."""
     shapes = {h.layer.name: h.layer.kind for h in e.of_parameters("update")}
     ratios = e.update_ratios
     found = {name: ratio for name, (_, ratio) in ratios.items() if "×" in shapes[name]}
@@ -120,9 +121,7 @@ def find_schedule_ends_early(e: Evidence) -> Finding | None:
     lr = e.hyper("lr")
     if len(lr) < e.min_steps or not np.isfinite(lr).all() or not _ended_early(lr):
         return None
-    end = int(np.flatnonzero(lr < lr.max() / 100)[-1])
     first = int(np.argmax((lr < lr.max() / 100) & (np.arange(len(lr)) > np.argmax(lr))))
-    del end
     return Finding(
         "learning-rate-schedule-ends-early",
         e.severity("note"),
@@ -241,10 +240,8 @@ def find_constant_initialization(e: Evidence) -> Finding | None:
     ]
     if not found:
         return None
-    value, n = (
-        float(found[0].mean[0]),
-        sum("×" in h.layer.kind for h in e.of_parameters("parameter")),
-    )
+    value = float(found[0].mean[0])
+    n = sum("×" in h.layer.kind for h in e.of_parameters("parameter"))
     if not e.is_weak and 2 * len(found) <= n:
         return None  # last layers, of branches and adapters too, often begin with zeros
     return Finding(

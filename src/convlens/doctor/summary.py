@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from convlens.core.records import Finding
 from convlens.doctor.activations import DEAD_WARNING
 from convlens.doctor.evidence import MIN_STEPS, PATIENCE, WEAK, Evidence
-from convlens.doctor.losses import ends
 
 
 def too_short(e: Evidence) -> Finding:
@@ -36,7 +35,7 @@ def healthy(e: Evidence, notes: Sequence[str]) -> Finding:
         notes: kinds of what was noted all the same.
     """
     noted = {"dead-relu", "activation-cycles"} & set(notes)
-    n, first, last = ends(e.loss)
+    n, (first, last) = e.n_ends, e.ends
     missing = list(_missing(e))
     judged = any(len(history) >= MIN_STEPS for history in e.record.layers)
     if judged:
@@ -77,5 +76,5 @@ def _missing(e: Evidence) -> Iterator[str]:
     if absent:
         names = " and ".join(f"{name}s" for name in absent)
         yield f"{names} (cl.watch(…, gradients=True, updates=True))"
-    if not any(epoch.valid_loss is not None or epoch.metrics for epoch in e.epochs):
+    if not e.was_validated:
         yield "validation (stats.log_epoch(valid_loss=…, accuracy=…))"

@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from convlens.errors import MissingLibraryError
-from convlens.integrations.watched_fit import WatchedFit, is_number
-from convlens.watching import ActivationWatch
+from convlens.integrations.watched_fit import ShowsFit, WatchedFit, is_number
 from convlens.watching.layer_selection import Layers
 
 try:
@@ -22,7 +21,7 @@ except ImportError as error:
     ) from error
 
 
-class WatchHandler:
+class WatchHandler(ShowsFit):
     """Records every iteration of a trainer: layers, loss, rates, and the evaluators' metrics.
 
         watch = WatchHandler(model, run="auto")
@@ -51,21 +50,6 @@ class WatchHandler:
     ) -> None:
         self._model, self._loss_of = model, loss_of or _loss_of
         self._fit = WatchedFit("WatchHandler", layers, run, options)
-        self._metrics: dict[str, object] = {}
-        self._is_epoch_open = False
-
-    def __repr__(self) -> str:
-        return repr(self._fit)
-
-    @property
-    def stats(self) -> ActivationWatch:
-        """The watcher of the last run; an `ArgumentError` if there was none."""
-        return self._fit.stats
-
-    @property
-    def run_path(self) -> Path | None:
-        """The last run's directory, None without one."""
-        return self._fit.run_path
 
     def attach(self, trainer: Engine, *evaluators: Engine) -> None:
         """Listen to a trainer, and to the evaluators whose metrics belong to its epochs."""
@@ -81,12 +65,11 @@ class WatchHandler:
             evaluator.add_event_handler(Events.COMPLETED, self._evaluated)
 
     def _started(self, engine: Engine) -> None:  # noqa: ARG002
-        self._metrics, self._is_epoch_open = {}, False
         self._fit.begin(self._model)
 
     def _epoch_started(self, engine: Engine) -> None:  # noqa: ARG002
-        self._end_epoch()  # only now, as evaluators run in handlers of the epoch's end
-        self._is_epoch_open = True
+        self._fit.end_epoch()  # only now, as evaluators run in handlers of the epoch's end
+        self._fit.is_epoch_open = True
 
     def _iteration_started(self, engine: Engine) -> None:  # noqa: ARG002
         self.stats.step()
@@ -96,16 +79,10 @@ class WatchHandler:
         self._fit.log(self._loss_of(engine.state.output), batch)
 
     def _evaluated(self, engine: Engine) -> None:
-        self._metrics |= engine.state.metrics
-
-    def _end_epoch(self) -> None:
-        if self._is_epoch_open:
-            metrics = {"valid_loss" if n == "loss" else n: v for n, v in self._metrics.items()}
-            self._fit.log_epoch(metrics)
-        self._metrics, self._is_epoch_open = {}, False
+        self._fit.evaluated(engine.state.metrics)
 
     def _completed(self, engine: Engine) -> None:  # noqa: ARG002
-        self._end_epoch()
+        self._fit.end_epoch()
         self._fit.end()
 
     def _failed(self, engine: Engine, error: BaseException) -> None:

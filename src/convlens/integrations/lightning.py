@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from convlens.errors import MissingLibraryError
-from convlens.integrations.watched_fit import WatchedFit
-from convlens.watching import ActivationWatch
+from convlens.integrations.watched_fit import ShowsFit, WatchedFit
 from convlens.watching.layer_selection import Layers
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ else:
             ) from error
 
 
-class WatchCallback(Callback):
+class WatchCallback(ShowsFit, Callback):
     """Records statistics of each layer's output at every optimizer step of a ``Trainer``, exactly.
 
         watch = WatchCallback(run="auto")
@@ -88,23 +87,6 @@ class WatchCallback(Callback):
         self._losses: tuple[int, Tensor | float] = -1, 0.0  # of a step: what was added up so far
         self._validation: AbstractContextManager[None] | None = None
         self._was_validated, self._step = False, -1
-
-    def __repr__(self) -> str:
-        return repr(self._fit)
-
-    @property
-    def run_path(self) -> Path | None:
-        """The last fit's run, None without one."""
-        return self._fit.run_path
-
-    @property
-    def stats(self) -> ActivationWatch:
-        """The watcher of the last fit.
-
-        Raises:
-            ArgumentError: if nothing has been fitted yet.
-        """
-        return self._fit.stats
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Attach the hooks."""

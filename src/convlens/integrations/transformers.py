@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from convlens.errors import MissingLibraryError
-from convlens.integrations.watched_fit import WatchedFit, mean_loss
-from convlens.watching import ActivationWatch
+from convlens.integrations.watched_fit import ShowsFit, WatchedFit
 from convlens.watching.layer_selection import Layers
 
 try:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SPEEDS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
-class WatchCallback(TrainerCallback):
+class WatchCallback(ShowsFit, TrainerCallback):
     """Records every optimizer step of a ``Trainer``: layers, loss, rates, evaluations.
 
         watch = WatchCallback(run="auto")
@@ -55,22 +55,8 @@ class WatchCallback(TrainerCallback):
         self._fit = WatchedFit("WatchCallback", layers, run, options)
         self._losses: list[Tensor] = []
         self._are_parts = False  # parts of the step's loss, to be added
-        self._seen = self._is_epoch_open = False
-        self._metrics: dict[str, object] = {}
+        self._seen = False
         self._handle: RemovableHandle | None = None
-
-    def __repr__(self) -> str:
-        return repr(self._fit)
-
-    @property
-    def stats(self) -> ActivationWatch:
-        """The watcher of the last training; an `ArgumentError` if there was none."""
-        return self._fit.stats
-
-    @property
-    def run_path(self) -> Path | None:
-        """The last training's run, None without one."""
-        return self._fit.run_path
 
     def on_train_begin(
         self,
@@ -82,8 +68,7 @@ class WatchCallback(TrainerCallback):
     ) -> None:
         """Attach the hooks."""
         if model is not None:
-            self._losses, self._metrics = [], {}
-            self._seen = self._is_epoch_open = False
+            self._losses, self._seen = [], False
             self._remove()
             self._fit.begin(model)
             self._handle = model.register_forward_hook(self._read_loss, with_kwargs=True)
@@ -109,7 +94,8 @@ class WatchCallback(TrainerCallback):
         """Log the step's loss."""
         if self._losses:
             self._seen = True
-            self._fit.log(mean_loss(self._losses, add=self._are_parts))
+            total = torch.stack(self._losses).float().sum()
+            self._fit.log(total if self._are_parts else total / len(self._losses))
             self._losses = []
 
     def on_log(
@@ -128,13 +114,13 @@ class WatchCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """End the last epoch: its evaluation comes after its end."""
-        self._end_epoch()
+        self._fit.end_epoch()
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
         """Wait for the epoch's evaluation."""
-        self._is_epoch_open = True
+        self._fit.is_epoch_open = True
 
     def on_evaluate(
         self,
@@ -146,8 +132,7 @@ class WatchCallback(TrainerCallback):
     ) -> None:
         """Keep the evaluation's metrics for the epoch."""
         found = {name.removeprefix("eval_"): v for name, v in (metrics or {}).items()}
-        kept = {n: v for n, v in found.items() if n not in (*SPEEDS, "epoch")}
-        self._metrics = {"valid_loss" if n == "loss" else n: v for n, v in kept.items()}
+        self._fit.evaluated({n: v for n, v in found.items() if n not in (*SPEEDS, "epoch")})
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
@@ -155,13 +140,8 @@ class WatchCallback(TrainerCallback):
         """Remove the hooks and write what is left."""
         self._remove()
         if self._fit.has_begun:
-            self._end_epoch()
+            self._fit.end_epoch()
             self._fit.end()
-
-    def _end_epoch(self) -> None:
-        if self._is_epoch_open:
-            self._fit.log_epoch(self._metrics)
-            self._metrics, self._is_epoch_open = {}, False
 
     def _remove(self) -> None:
         if self._handle is not None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from convlens.checking.batches import split
 from convlens.errors import ArgumentError
 from convlens.runs.watched_run import record_watch
 from convlens.watching import ActivationWatch
 from convlens.watching.layer_selection import Layers
 
 VALIDATION_LOSS = re.compile(r"(val|valid|validation|eval|test)[_/.]?loss", re.IGNORECASE)
-TARGETS = ("labels", "label", "targets", "target", "y")
-"""Names under which a batch's targets are looked for in a dictionary."""
 
 
 class WatchedFit:
@@ -32,6 +30,7 @@ class WatchedFit:
 
     Attributes:
         run_path: the newest fit's run, None without one.
+        is_epoch_open: whether there is an epoch that `end_epoch` is to end.
     """
 
     def __init__(
@@ -48,6 +47,8 @@ class WatchedFit:
         inspect.signature(ActivationWatch).bind(None, layers, **self._options)
         self._owner, self._layers, self._run = owner, layers, run
         self._stats: ActivationWatch | None = None
+        self._metrics: dict[str, object] = {}
+        self.is_epoch_open = False
         self.run_path: Path | None = None
 
     def __repr__(self) -> str:
@@ -76,6 +77,7 @@ class WatchedFit:
         self.end(RuntimeError("the fit ended with an exception that was not seen"))
         stats = ActivationWatch(model, self._layers, flush_sink=True, rates=True, **self._options)
         self.run_path = None if self._run is None else record_watch(stats, self._run)
+        self._metrics, self.is_epoch_open = {}, False
         self._stats = stats.attach()
         return stats
 
@@ -97,6 +99,35 @@ class WatchedFit:
         named = {_name(str(name)): v for name, v in metrics.items() if is_number(v)}
         self.stats.log_epoch(**named)  # pyright: ignore[reportArgumentType]
 
+    def evaluated(self, metrics: Mapping[str, object]) -> None:
+        """Keep an evaluation's metrics for `end_epoch`; its loss is that of the validation."""
+        self._metrics |= {"valid_loss" if n == "loss" else n: v for n, v in metrics.items()}
+
+    def end_epoch(self) -> None:
+        """Log the open epoch, where evaluations come after its end, with their metrics."""
+        if self.is_epoch_open:
+            self.log_epoch(self._metrics)
+        self._metrics, self.is_epoch_open = {}, False
+
+
+class ShowsFit:
+    """What a callback that watches has for its user."""
+
+    _fit: WatchedFit
+
+    def __repr__(self) -> str:
+        return repr(self._fit)
+
+    @property
+    def stats(self) -> ActivationWatch:
+        """The watcher of the last fit; an `ArgumentError` if there was none."""
+        return self._fit.stats
+
+    @property
+    def run_path(self) -> Path | None:
+        """The last fit's run, None without one."""
+        return self._fit.run_path
+
 
 def is_number(value: object) -> bool:
     """Whether `convlens.watch`'s log takes it; NaN is one."""
@@ -108,21 +139,9 @@ def is_number(value: object) -> bool:
 
 def target_of(batch: object) -> Tensor | None:
     """The targets of a batch: the second of two, or what a dictionary calls so."""
-    if isinstance(batch, Mapping):
-        found = next((batch[name] for name in TARGETS if name in batch), None)
-    elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) == 2:
-        found = batch[1]
-    else:
-        found = None
+    is_pair = isinstance(batch, tuple | list) and len(batch) == 2
+    found = split(batch)[1] if is_pair or isinstance(batch, Mapping) else None
     return found if isinstance(found, Tensor) else None
-
-
-def mean_loss(losses: Sequence[Tensor], *, add: bool) -> Tensor | float:
-    """The loss of a step whose gradients several batches have given."""
-    if not losses:
-        return math.nan
-    total = sum(loss.detach().float() for loss in losses)
-    return total if add else total / len(losses)
 
 
 def _name(name: str) -> str:

@@ -182,7 +182,7 @@ class LoopFacts:
             self._n_targets += 1
             if _is_sample(self._n_targets):
                 with as_if_outside(value.device):
-                    self._target.add(value, labels=True)
+                    self._target.add(value)
 
     def told_step(self) -> None:
         """``stats.step()`` was called by the loop."""

@@ -25,7 +25,9 @@ def module_facts(model: nn.Module) -> list[dict[str, Any]]:
         if next(module.children(), None) is not None:
             continue
         facts: dict[str, Any] = {"name": name, "kind": type(module).__name__}
-        for key in ("p", "momentum", "track_running_stats", "out_features", "dim"):
+        if differs_in_training(module):
+            facts["differs_in_training"] = True
+        for key in ("p", "momentum"):
             value = getattr(module, key, None)
             if isinstance(value, bool | int | float):
                 facts[key] = value
@@ -59,9 +61,9 @@ def unregistered(model: nn.Module, held: Collection[int] = ()) -> list[str]:
 def differs_in_training(module: nn.Module) -> bool:
     """Whether a module computes something else in training mode."""
     kind = type(module).__name__
-    return "Dropout" in kind or (
-        "BatchNorm" in kind and getattr(module, "track_running_stats", True)
-    )
+    if "Dropout" in kind:
+        return bool(getattr(module, "p", True))
+    return "BatchNorm" in kind and bool(getattr(module, "track_running_stats", True))
 
 
 def is_trained(model: nn.Module, name: str, held: Collection[int]) -> bool:

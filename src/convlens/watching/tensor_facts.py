@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 LARGEST = 1 << 20
-"""Values that are looked at of a batch; of more, the first images."""
+"""Values that are looked at of a batch: of more the first items, of a larger item some lines."""
 
 CLOSE = 1e-3
 """How far sums of probabilities may be from 1."""
@@ -32,12 +32,11 @@ class TensorFacts:
         self._batches: list[dict[str, Tensor]] = []
         self._read: list[dict[str, float]] = []
 
-    def add(self, value: Tensor, *, labels: bool = False, more: More | None = None) -> None:
+    def add(self, value: Tensor, more: More | None = None) -> None:
         """Look at a batch.
 
         Args:
             value: of any type, the batch's items along the first axis.
-            labels: whether it holds classes, whose number is counted.
             more: what else to measure.
         """
         if value.is_complex() or value.is_sparse or value.is_meta or not value.numel():
@@ -48,8 +47,6 @@ class TensorFacts:
         with torch.no_grad():
             x = _part(value.detach())
             measured = _range(x)
-            if labels and not value.is_floating_point():
-                measured |= _classes(x)
             if more is not None:
                 measured |= more(x)
         self._batches.append(measured)
@@ -57,7 +54,9 @@ class TensorFacts:
             self._fetch()
 
     def _fetch(self) -> None:
-        self._read += [{n: float(v) for n, v in one.items()} for one in self._batches]
+        for one in self._batches:  # with one copy from the device
+            values = torch.stack([_precise(v) for v in one.values()]).tolist()
+            self._read.append(dict(zip(one, values, strict=True)))
         self._batches.clear()
 
     def read(self) -> dict[str, Any] | None:
@@ -65,17 +64,21 @@ class TensorFacts:
         self._fetch()
         if not self._read:
             return None
-        names = dict.fromkeys(name for one in self._read for name in one)
         found: dict[str, Any] = {"shape": self._shape, "dtype": self._dtype, "n": len(self._read)}
         found["first"] = {n: v for n, v in self._read[0].items() if math.isfinite(v)}
-        for name in names:
-            values = [one[name] for one in self._read if name in one]
-            known = [value for value in values if math.isfinite(value)]
-            if name == "nonfinite":
-                found[name] = sum(known)
-            elif known:
-                found[name] = _join(name, known)
-        return found
+        return found | joined(self._read)
+
+
+def joined(batches: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The facts of several batches as one: ranges and sums over them, the means of the rest."""
+    found = dict[str, float]()
+    for name in dict.fromkeys(name for one in batches for name in one):
+        known = [one[name] for one in batches if math.isfinite(one.get(name, math.nan))]
+        if name == "nonfinite":
+            found[name] = sum(known)
+        elif known:
+            found[name] = _join(name, known)
+    return found
 
 
 MAX_ITEMS = 20_000
@@ -122,9 +125,10 @@ def _hashes(batch: Tensor) -> tuple[int, ...]:
     """A number for each item that differs for items of different values."""
     if batch.is_cuda or batch.is_meta or batch.is_sparse or batch.ndim < 2 or not len(batch):
         return ()
-    rows = _part(batch.detach()).reshape(len(batch), -1)
+    rows = _part(batch.detach()).flatten(1)
     weights = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64).sin_()
-    return tuple(map(hash, (rows.double() @ weights).tolist()))
+    # The last bits of a product depend on how many rows there are.
+    return tuple(map(hash, (rows.double() @ weights).float().tolist()))
 
 
 def _join(name: str, values: list[float]) -> float:
@@ -134,11 +138,14 @@ def _join(name: str, values: list[float]) -> float:
 
 
 def _part(value: Tensor) -> Tensor:
-    """Its first items, as many as are looked at."""
-    if value.ndim and value.numel() > LARGEST:
-        per_item = max(value[:1].numel(), 1)
-        value = value[: max(LARGEST // per_item, 1)]
-    return value
+    """What is looked at: its first items, of one that is too large evenly spaced lines."""
+    if not value.ndim or value.numel() <= LARGEST:
+        return value
+    per_item = value[:1].numel()
+    if per_item <= LARGEST:
+        return value[: LARGEST // per_item]
+    axis = min(2, value.ndim - 1)  # the height of images, the depth of volumes
+    return value[:1].movedim(axis, 0)[:: -(-per_item // LARGEST)].movedim(0, axis)
 
 
 def _range(value: Tensor) -> dict[str, Tensor]:
@@ -159,14 +166,6 @@ def _range(value: Tensor) -> dict[str, Tensor]:
     if x.ndim > 1 and len(x) > 1:
         found["spread"] = clean.reshape(len(x), -1).std(0, correction=0).mean()
     return found
-
-
-def _classes(value: Tensor) -> dict[str, Tensor]:
-    """How many classes a batch has, and how often a label is the one before it."""
-    flat = value.reshape(len(value), -1)[:, 0] if value.ndim else value.reshape(1)
-    same = (flat[1:] == flat[:-1]).float().mean() if len(flat) > 1 else torch.tensor(0.0)
-    lowest, highest = flat.min(), flat.max()
-    return {"constant": (lowest == highest).float(), "same_as_before": same}
 
 
 ROWS = 4_096
@@ -253,7 +252,7 @@ def _of_classes(g: Tensor, o: Tensor, n: int, close: float) -> dict[str, Tensor]
         "cross_entropy_value": -(value * sizes).sum() / size,
         "correct": _mean((o.argmax(1) == labels).to(o.dtype), used),
         "several_labels": _several_labels(g * n, log_p.exp(), used),
-        **_labels(labels, used),
+        **facts_of_labels(labels, used),
         **_of_soft_labels(log_p.exp() - g * n, log_p),
     }
 
@@ -262,7 +261,7 @@ def _mean(values: Tensor, of: Tensor) -> Tensor:
     return (values * of).sum() / of.sum()
 
 
-def _labels(labels: Tensor, used: Tensor) -> dict[str, Tensor]:
+def facts_of_labels(labels: Tensor, used: Tensor) -> dict[str, Tensor]:
     """Which labels a batch has, and how far apart neighbours are; means tell their variance."""
     x, far = labels.double() if labels.device.type != "mps" else labels.float(), 1e9
     low, high = (torch.where(used, x, sign * far) for sign in (1, -1))
@@ -341,12 +340,19 @@ LINE = 1e-3
 """How far a gradient may be from a line in the outputs, of its largest deviation from its mean."""
 
 
+SEVERAL = 1 << 17
+"""Values at most whose gradients are tried for several labels: temporary tensors of 9 MB."""
+
+
 def _several_labels(g: Tensor, p: Tensor, used: Tensor) -> Tensor:
     """The share of the items whose gradient is that of a cross entropy with several labels.
 
     With S labels of 1 the gradient is S softmax(o) − t; one label is the usual case. An item whose
-    gradient is 0 is one that the loss ignores, such as padding.
+    gradient is 0 is one that the loss ignores, such as padding. Nine sums are tried at once, so
+    only some of many items are looked at.
     """
+    every = max(g.numel() // SEVERAL, 1)
+    g, p, used = g[::every], p[::every], used[::every]
     sums = torch.arange(p.shape[1] + 1, device=g.device)[:9]
     targets = sums[:, None, None] * p - g
     off = (targets - targets.round()).abs().amax(2)
