@@ -170,6 +170,18 @@ class Whole(nn.Module):
         self.net = net()
 
 
+def test_a_step_that_raises_hides_no_other_optimizers():
+    model = net()
+    broken = torch.optim.LBFGS(model[0].parameters())
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with cl.watch(model) as stats:
+        model(torch.randn(6, 4)).sum().backward()
+        with pytest.raises(TypeError):
+            broken.step()  # without its closure
+        train(model, 5, optimizer, stats)
+    assert loop_of(stats)["optimizer_steps"] == 5
+
+
 def test_a_loop_that_calls_a_part_only():
     model = Whole()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -47,9 +47,9 @@ from convlens.watching.tensor_facts import (
     facts_of_output,
 )
 
-OFTEN, EVERY, OCTAVES = 8, 64, 7
+OFTEN, EVERY, OCTAVES = 8, 64, 4
 """Inputs, outputs and modes are looked at in the first `OFTEN` forwards, then in each 64th; from
-2^13 on in about 64 of each doubling, so that what is kept of them stays small."""
+2^10 on in 8 of each doubling: a look at a batch takes as long as the rest of hundreds of steps."""
 
 TRACKED = 2
 """Parameters whose gradients are followed from step to step."""
@@ -299,6 +299,8 @@ class LoopFacts:
         grad = torch.is_grad_enabled()
         self._count(module, grad)
         if grad and not self._validating:
+            if not self._with_closure:  # a step without one has no forward inside
+                self._optimizers.between_steps()
             self._in_evaluation_mode = not module.training
             self._time_begins()
             self._n_training += 1

@@ -106,6 +106,10 @@ class OptimizerFacts:
                 self.held |= known.members & self._own
         return known
 
+    def between_steps(self) -> None:
+        """This thread is in no step: one that has not ended has raised."""
+        self._outermost.pop(get_ident(), None)
+
     @property
     def members(self) -> set[int]:
         """The ids of all parameters of optimizers that are known, also of those of other models."""
