@@ -137,18 +137,32 @@ def _join(name: str, values: list[float]) -> float:
     return max(values) if name.endswith("max") else sum(values) / len(values)
 
 
-def _part(value: Tensor) -> Tensor:
+def _part(value: Tensor, largest: int = LARGEST) -> Tensor:
     """What is looked at: its first items, of one that is too large evenly spaced lines."""
-    if not value.ndim or value.numel() <= LARGEST:
+    if not value.ndim or value.numel() <= largest:
         return value
     per_item = value[:1].numel()
-    if per_item <= LARGEST:
-        return value[: LARGEST // per_item]
+    if per_item <= largest:
+        return value[: largest // per_item]
     axis = min(2, value.ndim - 1)  # the height of images, the depth of volumes
-    return value[:1].movedim(axis, 0)[:: -(-per_item // LARGEST)].movedim(0, axis)
+    return value[:1].movedim(axis, 0)[:: -(-per_item // largest)].movedim(0, axis)
+
+
+AVERAGED = 1 << 15
+"""Values that a mean is taken of: PyTorch computes with as many in one thread."""
 
 
 def _range(value: Tensor) -> dict[str, Tensor]:
+    finite = torch.isfinite(value)
+    return {
+        "min": torch.where(finite, value, math.inf).min(),
+        "max": torch.where(finite, value, -math.inf).max(),
+        "nonfinite": (~finite).sum(),
+        **_averages(_part(value, AVERAGED)),
+    }
+
+
+def _averages(value: Tensor) -> dict[str, Tensor]:
     x = value.float() if value.dtype != torch.float64 else value
     finite = torch.isfinite(x)
     n = finite.sum().clamp(min=1)
@@ -156,11 +170,8 @@ def _range(value: Tensor) -> dict[str, Tensor]:
     mean = clean.sum() / n
     squares = torch.where(finite, (x - mean) ** 2, torch.zeros_like(x)).sum()
     found = {
-        "min": torch.where(finite, x, torch.full_like(x, math.inf)).min(),
-        "max": torch.where(finite, x, torch.full_like(x, -math.inf)).max(),
         "mean": mean,
         "std": (squares / n).sqrt(),
-        "nonfinite": (~finite).sum(),
         "whole": (clean == clean.round()).float().mean(),
     }
     if x.ndim > 1 and len(x) > 1:
@@ -340,8 +351,8 @@ LINE = 1e-3
 """How far a gradient may be from a line in the outputs, of its largest deviation from its mean."""
 
 
-SEVERAL = 1 << 17
-"""Values at most whose gradients are tried for several labels: temporary tensors of 9 MB."""
+SEVERAL = 1 << 13
+"""Values at most whose gradients are tried for several labels, with nine times as many."""
 
 
 def _several_labels(g: Tensor, p: Tensor, used: Tensor) -> Tensor:
