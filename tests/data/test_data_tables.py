@@ -70,7 +70,7 @@ def test_whole_numbers_are_classes_in_natural_order_or_numbers_if_said(read):
 def test_floats_are_numbers_or_classes_if_said(read):
     text = "file,label\na.png,0.5\nb.png,-2\nc.png,1e3\nd.png,2"
     assert read(text).items.targets.tolist() == [0.5, -2.0, 1000.0, 2.0]
-    assert read(text, kind="classes").items.classes == ("-2", "0.5", "1e3", "2")
+    assert read(text, kind="classes").items.classes == ("-2", "0.5", "2", "1e3")
 
 
 def test_a_separator_makes_several_labels(read):
