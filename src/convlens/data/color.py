@@ -156,5 +156,5 @@ def _colours(saturation: Tensor, hue: Tensor) -> Tensor:
     cos, sin = saturation * angle.cos(), saturation * angle.sin()
     turn = torch.zeros(len(hue), 3, 3, dtype=torch.float64)
     turn[:, 0, 0] = 1.0
-    turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, -sin, sin, cos
+    turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, sin, -sin, cos
     return torch.linalg.inv(to_yiq) @ turn @ to_yiq
