@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convlens.data.items import Items, Skipped
@@ -31,6 +31,7 @@ class Listing:
         skipped: what was found and left out, file by file.
         notes: sentences on what was found, to print.
         source: the folder or file that was read.
+        groups: the group of each file, if the source says it.
     """
 
     items: Items
@@ -38,6 +39,15 @@ class Listing:
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
     source: str
+    groups: tuple[Hashable, ...] | None = None
+
+    def take(self, indices: Sequence[int]) -> Listing:
+        """The files at these positions."""
+        held_out, groups = (
+            None if one is None else tuple(one[i] for i in indices)
+            for one in (self.held_out, self.groups)
+        )
+        return replace(self, items=self.items.take(indices), held_out=held_out, groups=groups)
 
 
 def is_junk(name: str) -> bool:

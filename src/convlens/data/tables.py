@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from convlens.core.argument_checks import check_path
 from convlens.core.wording import plural
 from convlens.data.items import Items, Skipped
 from convlens.data.listing import Listing, closest, closest_path, is_image_name, is_junk, some
-from convlens.data.targets import Place, read_targets
+from convlens.data.splitting import Groups, check_keys
+from convlens.data.targets import Place, plain, read_targets
 from convlens.errors import ArgumentError, DataError
 
 DELIMITERS = (",", ";", "\t")
@@ -43,8 +44,9 @@ def read_listing(
     image: str | None,
     label: str | None,
     folder: str | os.PathLike[str] | None,
-    separator: str | None,
-    kind: str | None,
+    separator: str | None = None,
+    kind: str | None = None,
+    groups: Groups = None,
 ) -> Listing:
     """The images that a CSV file names, with their labels.
 
@@ -55,6 +57,7 @@ def read_listing(
         folder: where the files lie; None for the folder of the CSV file.
         separator: of several labels in one cell; None for one label of each image.
         kind: "classes" or "numbers" for labels that are numbers.
+        groups: the column of the images' groups, or a list of them, one for each row.
 
     Raises:
         ArgumentError: if there is no such file or column, files are not there, labels are missing,
@@ -77,34 +80,58 @@ def read_listing(
         raise ArgumentError(f"{table.file!r} names no file in {some(unnamed)}; complete the table.")
     files = _files(cells, root, place, table.file)
     keep, notes = _without_repeats(files, values, place)
-    listing = listed(
-        [files[i] for i in keep],
-        [values[i] for i in keep],
-        lambda i: place(keep[i]),
-        kind=kind,
-        separator=separator,
-        source=table.file,
-    )
+    if isinstance(groups, str):
+        column = _column(table, "groups", groups)
+        groups = [row[column].strip() for row in table.rows]
     skipped = tuple(Skipped(one, f"no label in {Path(table.file).name}") for one in _others(files))
-    return Listing(listing.items, None, skipped, tuple(notes) + listing.notes, table.file)
+    listing = _listed(files, values, keep, place, kind, separator, groups)
+    notes += listing.notes
+    return replace(listing, skipped=skipped, notes=tuple(notes), source=table.file)
 
 
-def listed(
+def _listed(
     files: Sequence[str],
     labels: Sequence[Any],
+    keep: Sequence[int],
     place: Place,
-    *,
     kind: str | None,
     separator: str | None,
-    source: str,
+    groups: Groups,
 ) -> Listing:
-    """Files with their labels."""
-    targets = read_targets(labels, place, kind, separator)
-    items = Items(tuple(files), targets.values, targets.classes, targets.kind)
-    return Listing(items, None, (), targets.notes, source)
+    """Files with their labels, at the positions to keep."""
+    labels = [labels[i] for i in keep]
+    targets = read_targets(labels, lambda i: place(keep[i]), kind, separator)
+    kept = tuple(files[i] for i in keep)
+    items = Items(kept, targets.values, targets.classes, targets.kind)
+    keys = None
+    if groups is not None and not callable(groups):
+        given = _given_groups(groups, len(files))
+        check_keys(given, place)
+        keys = tuple(given[i] for i in keep)
+    return Listing(items, None, (), targets.notes, "paths", keys)
 
 
-def given_listing(paths: Any, labels: Any, kind: str | None) -> Listing:  # noqa: ANN401
+def _given_groups(groups: object, n: int) -> list[Any]:
+    if isinstance(groups, str) or not isinstance(groups, Iterable):
+        raise ArgumentError(
+            "groups must be a function of a path that gives its group, or a list with the group "
+            f"of each image, got {groups!r}."
+        )
+    given = [plain(one) for one in groups]
+    if len(given) != n:
+        raise ArgumentError(
+            f"groups has {plural(len(given), 'group')} for {plural(n, 'image')}; give one for "
+            "each, or a function of a path."
+        )
+    return given
+
+
+def given_listing(
+    paths: Any,  # noqa: ANN401
+    labels: Any,  # noqa: ANN401
+    kind: str | None = None,
+    groups: Groups = None,
+) -> Listing:
     """The listing of files and labels in memory.
 
     Raises:
@@ -131,15 +158,8 @@ def given_listing(paths: Any, labels: Any, kind: str | None) -> Listing:  # noqa
 
     files = _files(given, Path(), lambda i: f"paths[{i}]", "paths")
     keep, notes = _without_repeats(files, values, place)
-    listing = listed(
-        [files[i] for i in keep],
-        [values[i] for i in keep],
-        lambda i: place(keep[i]),
-        kind=kind,
-        separator=None,
-        source="paths",
-    )
-    return Listing(listing.items, None, (), tuple(notes) + listing.notes, "paths")
+    listing = _listed(files, values, keep, place, kind, None, groups)
+    return replace(listing, notes=(*notes, *listing.notes))
 
 
 def read_table(file: str | os.PathLike[str]) -> Table:

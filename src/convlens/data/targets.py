@@ -66,7 +66,7 @@ def read_targets(
         ArgumentError: if a label is missing, or they are not of one sort.
     """
     check_kind(kind)
-    values = [one.strip() if isinstance(one, str) else _plain(one) for one in labels]
+    values = [one.strip() if isinstance(one, str) else plain(one) for one in labels]
     several = [isinstance(one, list | tuple | set | frozenset) for one in values]
     if separator is not None or any(several):
         if kind is not None:
@@ -79,7 +79,7 @@ def read_targets(
     return _classes(values, None not in parsed, place)
 
 
-def _plain(label: Any) -> Any:  # noqa: ANN401
+def plain(label: Any) -> Any:  # noqa: ANN401
     """A scalar of NumPy's or torch's as Python's."""
     item = getattr(label, "item", None)
     return item() if item is not None and getattr(label, "ndim", 0) == 0 else label
@@ -166,7 +166,7 @@ def _labels(
                 "needs a list."
             )
         parts = one if is_several else cast("str", one).split(separator)
-        split.append({part for label in parts if (part := str(_plain(label)).strip())})
+        split.append({part for label in parts if (part := str(plain(label)).strip())})
     classes = sorted(set[str]().union(*split), key=natural)
     if not classes:
         raise ArgumentError("No image has any label; give at least one.")
