@@ -98,9 +98,7 @@ class Preprocessing:
         if self.size is not None:
             object.__setattr__(self, "size", _checked_size(self.size))
         if self.resize not in RESIZES:
-            raise ArgumentError(
-                f"resize must be 'crop', 'squish' or 'pad', got {self.resize!r}."
-            )
+            raise ArgumentError(f"resize must be 'crop', 'squish' or 'pad', got {self.resize!r}.")
         if self.channels not in (None, 1, 3):
             raise ArgumentError(f"channels must be 1, 3 or None, got {self.channels!r}.")
         if not 1.0 <= self.margin <= 4.0:
