@@ -14,7 +14,8 @@ from torch import Tensor
 from convlens.data.arrays import as_tensor
 from convlens.data.image_files import from_pillow, load_image, scaled
 from convlens.data.loaders import DataLoaders
-from convlens.data.pixels import PixelScale
+from convlens.data.pixels import PixelScale, center_cut
+from convlens.data.preprocessing import Preprocessing
 from convlens.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -53,8 +54,11 @@ def network_inputs(
             )
         scale = _scale_of(dls, "image files", in_units=False)
         for start in range(0, len(files), batch_size):
-            part = _read(files[start : start + batch_size], start, dls)
-            yield scale.from_unit(part)
+            part = files[start : start + batch_size]
+            if dls.preprocessing is None:
+                yield scale.from_unit(_read(part, start, dls))
+            else:
+                yield scale.from_uint8(_read_as_stored(part, start, dls.preprocessing, dls))
         return
     images = _as_images(x, dls)
     convert = _conversion(images, dls, normalized)
@@ -87,6 +91,27 @@ def _read(files: Sequence[File], first: int, dls: DataLoaders) -> Tensor:
             "and the size of the training images is not known; give images of one shape."
         )
     return torch.stack(images)
+
+
+def _read_as_stored(
+    files: Sequence[File], first: int, preprocessing: Preprocessing, dls: DataLoaders
+) -> Tensor:
+    """Files and Pillow images as the validation images are: (N, C, H, W) uint8."""
+    images = [
+        preprocessing.read(file)
+        if isinstance(file, str | os.PathLike)
+        else preprocessing.of(file, f"x[{first + i}]")
+        for i, file in enumerate(files)
+    ]
+    shape = dls.facts()["input_shape"]
+    size = images[0].shape[1:] if shape is None else shape[1:]
+    for i, image in enumerate(images):
+        if image.shape[1] < size[0] or image.shape[2] < size[1] or image.shape[0] != len(images[0]):
+            raise ArgumentError(
+                f"x[{first + i}] is an image of (C, H, W) = {image.shape}; the model was trained "
+                f"on {size[0]}×{size[1]}: scale it first."
+            )
+    return torch.stack([center_cut(torch.from_numpy(image), size) for image in images])
 
 
 def _in_channels(image: Tensor, n: int) -> Tensor:
