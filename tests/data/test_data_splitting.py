@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from convlens.data.duplicates import find_duplicates
 from convlens.data.items import Items
 from convlens.data.listing import Listing
-from convlens.data.splitting import find_duplicates, split, uses_folders
+from convlens.data.splitting import split, uses_folders
 from convlens.errors import ArgumentError
 
 
@@ -142,6 +143,6 @@ def test_files_of_the_same_content_are_found_across_and_within():
     listing = listing_of([4, 4])
     files = listing.items.files
     parts = split(listing, lambda path: path.stem in "267")
-    found = find_duplicates(files, ["x", "x", "x", "y", "z", "w", "v", "v"], parts)
+    found = find_duplicates(files, ["x", "x", "x", "y", "z", "w", "v", "v"], parts.train, parts.valid)
     assert found.across == (("a/0.png", "a/2.png"),)
     assert found.within == (("a/1.png", "a/0.png"), ("b/7.png", "b/6.png"))
