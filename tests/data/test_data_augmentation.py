@@ -42,6 +42,7 @@ EVERY = [
     Mixup(),
     CutMix(),
 ]
+PADS = {"reflect": "reflect", "edge": "replicate", "zeros": "constant"}
 names = [type(operation).__name__ for operation in EVERY]
 
 
@@ -91,11 +92,11 @@ def test_flips_are_exact(h, w):
         assert 8 < flipped.sum() < 32
 
 
-@pytest.mark.parametrize("mode", ["reflect", "zeros"])
+@pytest.mark.parametrize("mode", ["reflect", "edge", "zeros"])
 @pytest.mark.parametrize(("h", "w"), [(12, 12), (7, 10)])
 def test_crops_are_windows_of_the_padded_image(mode, h, w):
     x = images(60, h=h, w=w)
-    padded = F.pad(x / 255, (3, 3, 3, 3), "reflect" if mode == "reflect" else "constant")
+    padded = F.pad(x / 255, (3, 3, 3, 3), PADS[mode])
     out, _ = augmented([Crop(3, mode)], x)
     seen = set()
     for one, whole in zip(out, padded, strict=True):
@@ -122,10 +123,20 @@ def test_a_padding_larger_than_the_image_is_mirrored_again():
         assert bool(torch.isin(one, image).all())
 
 
+def test_digits_are_not_mirrored_and_keep_their_background():
+    """A stroke near the edge has no second one beyond it, on black and on white paper."""
+    x = torch.zeros(100, 1, 28, 28, dtype=torch.uint8)
+    x[:, :, 25, 13:16] = 255
+    out, _ = augmented(presets((28, 28))["digits"], x)
+    assert out.sum((1, 2, 3)).max() < 3 * 1.25**2
+    out, _ = augmented(presets((28, 28))["digits"], torch.full_like(x, 255))
+    torch.testing.assert_close(out, torch.ones_like(out))
+
+
 def test_whole_pixels_and_sampling_agree():
     x = images(16, h=14, w=11)
     for size in ((14, 11), (12, 8)):
-        for mode in ("reflect", "zeros"):
+        for mode in PADS:
             exact, _ = augmented([Flip(), Crop(3, mode)], x, size)
             sampled, _ = augmented([Flip(), Crop(3, mode), Affine(mode=mode)], x, size)
             torch.testing.assert_close(sampled, exact, atol=1e-4, rtol=0)
@@ -445,11 +456,14 @@ def test_what_augment_may_be():
         (lambda: augmentation_of(Mixup(), 8), "n_classes must be given for Mixup"),
         (lambda: augmentation_of(None, 0), "size must be"),
         (lambda: augmentation_of(None, (8, 8, 3)), "size must be"),
-        (lambda: augmentation_of([Crop(2, "zeros"), Rotate(3)], 8), "give them one mode"),
+        (
+            lambda: augmentation_of([Crop(2, "zeros"), Rotate(3)], 8),
+            "'reflect' and mode='zeros', but",
+        ),
         (lambda: Flip(p=1.5), "p must be a number from 0 to 1, got 1.5"),
         (lambda: Flip(p=True), "p must be"),
         (lambda: Crop(-1), "padding must be"),
-        (lambda: Crop(mode="edge"), "mode must be 'reflect' or 'zeros', got 'edge'"),
+        (lambda: Crop(mode="wrap"), "mode must be 'reflect', 'edge' or 'zeros', got 'wrap'"),
         (lambda: Rotate(math.nan), "degrees must be"),
         (lambda: Affine(scale=(0.2, 1)), "scale must be a number from 0.5 to 2, got 0.2"),
         (lambda: Affine(scale=1.1), "scale must be a pair"),

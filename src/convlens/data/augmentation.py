@@ -94,10 +94,11 @@ class Augmentation:
         self._mixes = any(isinstance(o, Mixing) for o in self._others)
         for operation in self.operations:
             _check_operation(operation, kind, n_classes)
-        if len(modes_of(self.operations)) > 1:
+        modes = sorted(modes_of(self.operations))
+        if len(modes) > 1:
             raise ArgumentError(
-                "augment has operations with mode='reflect' and with mode='zeros', but all of them "
-                "are one sampling of the image; give them one mode."
+                f"augment has operations with mode={' and mode='.join(map(repr, modes))}, but all "
+                "of them are one sampling of the image; give them one mode."
             )
 
     def __repr__(self) -> str:
@@ -182,12 +183,13 @@ def augmentation_of(
 def presets(size: Size) -> dict[str, tuple[Operation, ...]]:
     """The operations of each preset, for images of this size.
 
-    "digits": turned, shifted and zoomed a little, never mirrored. "small": mirrored and shifted by
-    an eighth, as is usual for CIFAR-10. "photos": an area of the photograph, mirrored, in slightly
-    other colours.
+    "digits": turned, shifted and zoomed a little, never mirrored; outside lies the background of
+    the edge, as mirrored strokes would look like parts of another digit. "small": mirrored and
+    shifted by an eighth, as is usual for CIFAR-10. "photos": an area of the photograph, mirrored,
+    in slightly other colours.
     """
     return {
-        "digits": (Affine(degrees=10, translate=(0.07, 0.07), scale=(0.9, 1.1), shear=5),),
+        "digits": (Affine(10, translate=(0.05, 0.05), scale=(0.9, 1.1), shear=5, mode="edge"),),
         "small": (Flip(), Crop(padding=max(1, round(min(size) / 8)))),
         "photos": (
             RandomResizedCrop(),

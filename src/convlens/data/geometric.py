@@ -18,7 +18,8 @@ from convlens.errors import ArgumentError
 
 Size = tuple[int, int]
 
-MODES = ("reflect", "zeros")
+MODES = {"reflect": "reflection", "edge": "border", "zeros": "zeros"}
+"""What may lie outside of an image, in torchvision's words, and what ``grid_sample`` calls it."""
 
 
 class Geometric(Operation):
@@ -86,7 +87,8 @@ class Crop(Geometric):
 
     Args:
         padding: pixels added on each side before, at least 0.
-        mode: what they are: "reflect" for the mirrored image, "zeros" for black.
+        mode: what they are: "reflect" for the mirrored image, "edge" for its outermost pixels,
+            "zeros" for black.
     """
 
     padding: int = 4
@@ -180,7 +182,8 @@ class Affine(Geometric):
         scale: the least and the greatest factor. At least 0.5: smaller images would need more than
             the four pixels that bilinear interpolation reads.
         shear: the greatest slant of upright lines in degrees, to either side.
-        mode: what lies outside: "reflect" for the mirrored image, "zeros" for black.
+        mode: what lies outside: "reflect" for the mirrored image, "edge" for its outermost pixels,
+            "zeros" for black.
     """
 
     degrees: float = 0.0
@@ -229,7 +232,8 @@ class Rotate(Geometric):
 
     Args:
         degrees: the greatest angle, to either side.
-        mode: what lies outside: "reflect" for the mirrored image, "zeros" for black.
+        mode: what lies outside: "reflect" for the mirrored image, "edge" for its outermost pixels,
+            "zeros" for black.
     """
 
     degrees: float
@@ -317,7 +321,7 @@ def modes_of(operations: Sequence[Operation]) -> set[str]:
 def check_mode(mode: str) -> None:
     """Raises ArgumentError if it does not say what lies outside of an image."""
     if mode not in MODES:
-        raise ArgumentError(f"mode must be 'reflect' or 'zeros', got {mode!r}.")
+        raise ArgumentError(f"mode must be 'reflect', 'edge' or 'zeros', got {mode!r}.")
 
 
 def _check_large_enough(canvas: Size, operations: Sequence[Geometric], size: Size) -> None:
@@ -358,7 +362,10 @@ def _picked(x: Tensor, matrices: Tensor, size: Size, mode: str) -> Tensor:
     count, channels, height, width = x.shape
     rows = _places(matrices[:, 1], size[0], height, 1).to(x.device)[:, :, None]
     columns = _places(matrices[:, 0], size[1], width, 0).to(x.device)[:, None, :]
-    index = _reflected(rows, height) * width + _reflected(columns, width)
+    if mode == "reflect":
+        index = _reflected(rows, height) * width + _reflected(columns, width)
+    else:
+        index = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)
     picked = x.flatten(2).gather(2, index.view(count, 1, -1).expand(-1, channels, -1))
     images = picked.view(count, channels, *size).to(torch.float32).div_(255)
     if mode == "zeros":
@@ -397,8 +404,7 @@ def _sampled(x: Tensor, matrices: Tensor, size: Size, mode: str) -> Tensor:
         row = weights[:, axis, 0, None] * xs
         column = weights[:, axis, 1, None] * ys + weights[:, axis, 2, None]
         torch.add(row[:, None, :], column[:, :, None], out=grid[..., axis])
-    padding = "reflection" if mode == "reflect" else "zeros"
     images = F.grid_sample(
-        x.to(torch.float32), grid, mode="bilinear", padding_mode=padding, align_corners=True
+        x.to(torch.float32), grid, mode="bilinear", padding_mode=MODES[mode], align_corners=True
     )
     return images.div_(255).clamp_(0, 1)

@@ -44,7 +44,8 @@ class Mixup(Mixing):
     def mix(self, x: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Weighted means."""
         own, partners = draws.beta(self.alpha), draws.partners().to(x.device)
-        return torch.lerp(x[partners], x, per_image(own, x)), _mixed(y, partners, own)
+        others = x.index_select(0, partners)
+        return others.lerp_(x, per_image(own, x)), _mixed(y, partners, own)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class CutMix(Mixing):
         partners = draws.partners().to(x.device)
         heights, widths = ((side * length).round() for length in x.shape[2:])
         box, shares = boxes(heights, widths, draws, x)
-        return torch.where(box, x[partners], x), _mixed(y, partners, 1 - shares)
+        others = x.index_select(0, partners)
+        return others.lerp_(x, 1 - box), _mixed(y, partners, 1 - shares)
 
 
 def _check_alpha(alpha: float) -> None:
