@@ -143,6 +143,8 @@ def test_files_of_the_same_content_are_found_across_and_within():
     listing = listing_of([4, 4])
     files = listing.items.files
     parts = split(listing, lambda path: path.stem in "267")
-    found = find_duplicates(files, ["x", "x", "x", "y", "z", "w", "v", "v"], parts.train, parts.valid)
+    found = find_duplicates(
+        files, ["x", "x", "x", "y", "z", "w", "v", "v"], parts.train, parts.valid
+    )
     assert found.across == (("a/0.png", "a/2.png"),)
     assert found.within == (("a/1.png", "a/0.png"), ("b/7.png", "b/6.png"))

@@ -60,6 +60,18 @@ class Origin:
     balance: str | None = None
     notes: tuple[str, ...] = ()
 
+    def recorded(self, kind: str) -> dict[str, Any]:
+        """What a run's record says of it, as plain JSON."""
+        return {
+            "kind": kind,
+            "source": self.source,
+            "n_skipped": len(self.skipped),
+            "preprocessing": self.preprocessing,
+            "normalization": self.normalization,
+            "augmentation": list(self.augmentation),
+            "balance": self.balance,
+        }
+
     def short(self, file: str) -> str:
         """A file's path relative to the source, if it lies in it."""
         root = os.path.join(os.path.abspath(self.source), "")  # noqa: PTH100, PTH118
@@ -213,9 +225,12 @@ class Description:
         if origin is not None:
             yield "Source", origin.source
             yield "Files", ", ".join(f"{name} {n:,}" for name, n in origin.formats.items())
-            yield "Sizes", (
-                "width {:,} / {:,} / {:,}, ".format(*origin.widths)
-                + "height {:,} / {:,} / {:,} (least, median, most)".format(*origin.heights)
+            yield (
+                "Sizes",
+                (
+                    "width {:,} / {:,} / {:,}, ".format(*origin.widths)
+                    + "height {:,} / {:,} / {:,} (least, median, most)".format(*origin.heights)
+                ),
             )
             yield from self._skipped(origin)
             yield from self._duplicates(origin)
@@ -276,11 +291,14 @@ class Description:
 
     def _duplicates(self, origin: Origin) -> Iterator[tuple[str, str]]:
         found = origin.duplicates
-        yield "Duplicates", (
-            f"{plural(len(found.across), 'image')} in train and in valid, "
-            f"{len(found.within):,} more within one of them"
-            if found.across or found.within
-            else "none"
+        yield (
+            "Duplicates",
+            (
+                f"{plural(len(found.across), 'image')} in train and in valid, "
+                f"{len(found.within):,} more within one of them"
+                if found.across or found.within
+                else "none"
+            ),
         )
         for pairs in (found.across, found.within):
             if pairs:

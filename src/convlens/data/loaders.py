@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from convlens.core.argument_checks import check_whole
-from convlens.core.wording import type_name
+from convlens.core.wording import n_bytes, type_name
 from convlens.data.batches import first_batch
+from convlens.data.description import Description, Origin, Part
+from convlens.data.items import CLASSES, LABELS, NUMBERS
 from convlens.data.pixels import PixelScale, range_scale
 from convlens.data.preprocessing import Preprocessing
 from convlens.errors import ArgumentError
@@ -46,10 +48,13 @@ class ItemLoader:
         input_shape: (C, H, W) of one image.
         device: where the batches lie.
         epoch: the epoch that the next iteration gives.
+        storage: where the images lie and how much they take, in words.
 
     Raises:
         ArgumentError: if ``batch_size`` or ``seed`` is out of its range, or no batch would be left.
     """
+
+    storage = ""
 
     def __init__(
         self,
@@ -176,6 +181,8 @@ class TensorLoader(ItemLoader):
             drop_last=drop_last,
         )
         self._x = x
+        where = "in memory" if x.device.type == "cpu" else f"on {x.device}"
+        self.storage = f"{where}: {n_bytes(x.nbytes)} of float32"
 
     def pick(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """The items at these positions of the stored order, (n,) int64 on the loader's device."""
@@ -211,10 +218,14 @@ class DataLoaders:
         scale: how the pixels were normalized, None if not known.
         preprocessing: how image files became pixels, None if not known; `predict` reads files in
             the same way.
+        kind: what the targets are: "classes" (N,) int64, "labels" (N, K) of 0 and 1, several for
+            an image, or "numbers" (N,) float32. A `Learner` chooses its loss by it.
+        class_weights: (K,) weights of the classes in the default loss, None for equal ones.
+        origin: what is known of the files, for `describe`.
 
     Raises:
-        ArgumentError: if ``train`` or ``valid`` can be iterated only once or not at all, or
-            ``classes`` is one string.
+        ArgumentError: if ``train`` or ``valid`` can be iterated only once or not at all,
+            ``classes`` is one string, or ``kind`` is unknown.
     """
 
     def __init__(
@@ -227,6 +238,9 @@ class DataLoaders:
         device: str | torch.device | None = None,
         scale: PixelScale | None = None,
         preprocessing: Preprocessing | None = None,
+        kind: str = CLASSES,
+        class_weights: Tensor | None = None,
+        origin: Origin | None = None,
     ) -> None:
         _check_batches("train", train)
         if valid is not None:
@@ -237,6 +251,11 @@ class DataLoaders:
         self.name = name
         self.scale = scale
         self.preprocessing = preprocessing
+        if kind not in (CLASSES, LABELS, NUMBERS):
+            raise ArgumentError(
+                f"kind must be {CLASSES!r}, {LABELS!r} or {NUMBERS!r}, got {kind!r}."
+            )
+        self.kind, self.class_weights, self.origin = kind, class_weights, origin
         resident = train.device if isinstance(train, ItemLoader) else "cpu"
         self.device = torch.device(resident if device is None else device)
 
@@ -257,6 +276,7 @@ class DataLoaders:
             "input_shape": list(train.input_shape) if train else None,
             "classes": list(self.classes),
             "batch_size": train.batch_size if train else None,
+            **({} if self.origin is None else self.origin.recorded(self.kind)),
         }
 
     def to_uint8(self, x: Tensor) -> NDArray[np.uint8]:
@@ -276,10 +296,44 @@ class DataLoaders:
         return self.classes[y] if 0 <= y < len(self.classes) else str(y)
 
     def captions(self, y: Tensor) -> list[str]:
-        """The captions of N images: names of labels (N,); empty for masks (N, H, W) and others."""
-        if y.ndim != 1:
-            return [""] * len(y)
-        return [self.label(v) if isinstance(v, int) else str(v) for v in y.tolist()]
+        """The captions of N images: their classes, labels or numbers; empty for masks (N, H, W).
+
+        Of several labels, or of classes that were mixed, (N, K), each is named that has a share.
+        """
+        if y.ndim == 1 and y.is_floating_point():
+            return [f"{value:.3g}" for value in y.tolist()]
+        if y.ndim == 1:
+            return [self.label(v) if isinstance(v, int) else str(v) for v in y.tolist()]
+        if y.ndim == 2 and y.shape[1] == len(self.classes):
+            return [self._shares(row) for row in y.tolist()]
+        return [""] * len(y)
+
+    def _shares(self, row: list[float]) -> str:
+        return ", ".join(
+            name if share > 0.995 else f"{name} {share:.0%}"
+            for name, share in zip(self.classes, row, strict=True)
+            if share > 0.005
+        )
+
+    def describe(self) -> Description:
+        """What is in the data: images of each class and split, sizes, skipped files, duplicates.
+
+        >>> dls = cl.from_arrays(torch.rand(8, 4, 4), [0, 1] * 4, layout="NHW", device="cpu")
+        >>> dls.describe().to_dict()["splits"]["train"]["counts"]
+        [4, 4]
+        """
+        parts = {"train": _part(self.train)}
+        if self.valid is not None:
+            parts["valid"] = _part(self.valid)
+        shape = self.facts()["input_shape"]
+        return Description(
+            self.name,
+            self.kind,
+            self.classes,
+            None if shape is None else tuple(shape),
+            parts,
+            self.origin,
+        )
 
     def show_batch(self, n: int = 32, ax: Axes | None = None) -> Axes:
         """Draw the first ``n`` images of the next training batches with their labels.
@@ -347,6 +401,12 @@ def _check_batches(argument: str, batches: Any) -> None:  # noqa: ANN401
             f"{argument} must be batches (x, y) that can be iterated in every epoch, such as a "
             f"torch DataLoader or a list of batches, got {type_name(batches)}."
         )
+
+
+def _part(batches: Batches) -> Part:
+    if not isinstance(batches, ItemLoader):
+        return Part(None, None, "")
+    return Part(len(batches.labels), batches.labels.cpu(), batches.storage)
 
 
 def _described(batches: Batches | None) -> str:
