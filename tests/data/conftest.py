@@ -33,7 +33,7 @@ class FileServer(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):  # noqa: N802
+    def do_GET(self):
         server, name = self.server, self.path[1:]
         asked = self.headers["Range"]
         server.asked.append((name, asked))

@@ -212,16 +212,20 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+def _show_nothing(_done: int, _total: int | None) -> None:
+    pass
+
+
 @contextmanager
 def _bar(name: str, url: str, wanted: bool) -> Generator[Show]:
     """How far a download is: a bar in a terminal, elsewhere a line at its start."""
     stderr: TextIO | None = sys.stderr
     if not wanted or stderr is None:  # it was closed when Python started
-        yield lambda done, total: None  # noqa: ARG005
+        yield _show_nothing
     elif not stderr.isatty():
         with suppress(OSError, ValueError):  # a full disk, a closed stream
             print(f"downloading {name} from {url}", file=stderr, flush=True)
-        yield lambda done, total: None  # noqa: ARG005
+        yield _show_nothing
     else:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
