@@ -307,6 +307,8 @@ def test_a_stream_has_an_unknown_length():
     dls = from_dataset(Stream(), batch_size=2, device="cpu")
     assert [order(dls.train) for _ in range(2)] == [[0, 1, 2, 3, 4]] * 2
     assert "train: StreamLoader, unknown number of batches" in str(dls)
+    Stream.__len__ = lambda self: 5
+    assert "train: StreamLoader, 3 batches" in str(dls)
 
     class Wrong(IterableDataset):
         def __iter__(self):

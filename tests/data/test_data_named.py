@@ -383,6 +383,9 @@ ATTACKS = {
     "a text like an allowed name that is built": b"\x80\x02U\x0bnumpy dtype}b.",
     "an array of objects": batch(np.zeros((2, 3), np.uint8), [0], dtype="O8"),
     "a name behind an array's": b"\x80\x02cnumpy.core.multiarray\n_reconstruct.x\n.",
+    "an array without a dtype": (
+        b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)R(K\x01)N\x89U\x00tb."
+    ),
     "no end": b"\x80\x02}",
     "an empty stack": b"\x80\x02a.",
     "a mark that is not there": b"\x80\x02e.",
@@ -431,6 +434,15 @@ def test_arguments_are_checked():
         dataset("mnist", validation="valid")
     with pytest.raises(ArgumentError, match="size=64 is for photographs, and mnist has images of"):
         dataset("mnist", size=64)
+
+
+def test_what_waits_for_other_parts(tmp_path):
+    with pytest.raises(ArgumentError, match="augment is not supported yet for data sets in memory"):
+        dataset("mnist", augment="digits")
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+    with pytest.raises(ArgumentError, match=f"cannot be trained on yet; .* are in {tmp_path}"):
+        dataset("imagenette", tmp_path)
 
 
 def test_where_downloads_go(monkeypatch, tmp_path):

@@ -57,7 +57,7 @@ def from_dataset(
 
     Args:
         train: a dataset with ``__len__`` and ``__getitem__``, a Hugging Face dataset, a dataset
-            that can only be iterated (its length is not known, and its order its own), or a torch
+            that can only be iterated (in its own order; schedules need its ``__len__``), or a torch
             ``DataLoader``.
         valid: the same to validate on, None for no validation.
         batch_size: images per batch. The last one of an epoch may be smaller.
@@ -167,7 +167,7 @@ class DatasetLoader:
 
 
 class StreamLoader:
-    """Batches of a dataset that can only be iterated; its length is not known.
+    """Batches of a dataset that can only be iterated, in its own order.
 
     Args:
         dataset: gives pairs (image, label), anew each time it is iterated.
@@ -185,6 +185,10 @@ class StreamLoader:
     ) -> None:
         self._dataset, self._columns, self._name = dataset, columns, name
         self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        """Number of batches of one epoch; a TypeError if the dataset has no length."""
+        return math.ceil(len(self._dataset) / self.batch_size)
 
     def __iter__(self) -> Iterator[Pair]:
         items = zip(self._dataset, map(f"{self._name}[{{}}]".format, count()), strict=False)

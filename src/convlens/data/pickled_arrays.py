@@ -91,16 +91,14 @@ class _Machine:
 
     def run(self, data: bytes) -> Any:  # noqa: ANN401
         """Follow the program to its end."""
-        for opcode, value, _ in pickletools.genops(data):
-            if opcode.name == "STOP":
-                return self.stack.pop()
+        for opcode, value, _ in pickletools.genops(data):  # it ends with STOP, or raises
             if opcode.name in PUSHES:
                 self.stack.append(CONSTANTS.get(opcode.name, value))
             elif opcode.name in self.steps:
                 self.steps[opcode.name](value)
-            else:
+            elif opcode.name != "STOP":
                 raise ValueError(f"it has the instruction {opcode.name}")
-        raise ValueError("it has no end")
+        return self.stack.pop()
 
     def _put(self, key: int) -> None:
         self.memo[key] = self.stack[-1]
