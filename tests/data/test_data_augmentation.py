@@ -26,7 +26,8 @@ from convlens.data.augmentation import (
     presets,
 )
 from convlens.data.color import adjusted
-from convlens.data.geometric import affine_matrices
+from convlens.data.geometric import Geometric, affine_matrices, geometry
+from convlens.data.operations import Draws
 from convlens.errors import ArgumentError
 
 EVERY = [
@@ -152,9 +153,8 @@ def test_affine_agrees_with_torchvision(h):
         theirs = TF.affine(
             x / 255, angle, [dx, dy], scale, [shear, 0], interpolation=InterpolationMode.BILINEAR
         )
-        values = (torch.tensor([float(v)]).double() for v in (angle, dx, dy, scale, shear))
-        ours = fixed(affine_matrices(*values), x, "zeros")
-        inside = fixed(affine_matrices(*values_of(angle, dx, dy, scale, shear)), whites(x), "zeros")
+        matrices = affine_matrices(*values_of(angle, dx, dy, scale, shear))
+        ours, inside = fixed(matrices, x), fixed(matrices, whites(x))
         inside = (F.avg_pool2d(inside, 3, 1, 1) > 0.999).expand_as(ours)
         assert inside.float().mean() > 0.4
         torch.testing.assert_close(ours[inside], theirs[inside], atol=2e-5, rtol=0)
@@ -168,11 +168,23 @@ def whites(x):
     return torch.full_like(x, 255)
 
 
-def fixed(matrices, x, mode):
-    """The images moved by matrices that are not random."""
-    from convlens.data.geometric import _sampled
+class Fixed(Geometric):
+    """Matrices that are not random."""
 
-    return _sampled(x, matrices, tuple(x.shape[2:]), mode)
+    def __init__(self, matrices):
+        self._matrices = matrices
+
+    def words(self):
+        return "fixed"
+
+    def matrices(self, draws, canvas, size):
+        return self._matrices
+
+
+def fixed(matrices, x):
+    """The images moved by these matrices, black outside."""
+    operations = [Fixed(matrices), Affine(mode="zeros")]
+    return geometry(x, operations, Draws(len(x), generator()), tuple(x.shape[2:]))
 
 
 def test_the_range_of_a_rotation_and_of_a_shift():
@@ -218,8 +230,6 @@ def test_a_resized_crop_is_an_area_of_the_image_with_bounded_distortion(h, w, si
 def test_a_resized_crop_agrees_with_torchvision():
     x = smooth(50, h=32, w=32)
     matrix = RandomResizedCrop().matrices
-    from convlens.data.operations import Draws
-
     matrices = matrix(Draws(50, generator()), (32, 32), (20, 20))
     ours, _ = augmented([RandomResizedCrop()], x, (20, 20))
     for i in range(50):  # theirs is of whole pixels: the nearest ones are almost the same
@@ -236,8 +246,6 @@ def test_a_resized_crop_agrees_with_torchvision():
 
 
 def test_an_area_that_is_too_long_is_made_smaller_and_keeps_its_shape():
-    from convlens.data.operations import Draws
-
     wide = RandomResizedCrop((1, 1), (1, 1)).matrices(Draws(3, generator()), (20, 80), (10, 10))
     assert torch.equal(wide[:, 0, 0], torch.full((3,), 2.0).double())
     assert torch.equal(wide[:, 1, 1], torch.full((3,), 2.0).double())

@@ -75,6 +75,10 @@ class ColorJitter(PixelOperation):
 class Cutout(PixelOperation):
     """Cover a square with the image's mean colour; its centre is anywhere in the image.
 
+        >>> from convlens.data.augmentation import Cutout
+        >>> Cutout(0.5).words()
+        'a square of 50 % of the side covered'
+
     Args:
         share: the square's side as a share of the image's shorter one, from 0 to 1.
     """

@@ -85,6 +85,10 @@ class Crop(Geometric):
     With ``padding=0`` the images are stored larger than they are used, and the place is random
     within them.
 
+        >>> from convlens.data.augmentation import Crop
+        >>> Crop(padding=4).words()
+        'random crop after padding by 4 pixels (reflect)'
+
     Args:
         padding: pixels added on each side before, at least 0.
         mode: what they are: "reflect" for the mirrored image, "edge" for its outermost pixels,
@@ -130,7 +134,12 @@ class RandomResizedCrop(Geometric):
     """Cut out a random area and resize it to the batch's size.
 
     The place is random too, and always within the image. An area that is too long for the image
-    is made smaller, and keeps its shape.
+    is made smaller, and keeps its shape. Interpolation is bilinear without antialiasing: images are
+    stored at most size / 0.875 large, so an area is scaled down by 1.15 at most.
+
+        >>> from convlens.data.augmentation import RandomResizedCrop
+        >>> RandomResizedCrop(scale=(0.5, 1)).words()
+        'random crop of 50 % to 100 % of the image, resized'
 
     Args:
         scale: the area's least and greatest share of the image.
@@ -175,6 +184,10 @@ class RandomResizedCrop(Geometric):
 @dataclass(frozen=True)
 class Affine(Geometric):
     """Turn, shift, zoom and slant an image about its centre.
+
+        >>> from convlens.data.augmentation import Affine
+        >>> Affine(degrees=10, scale=(0.9, 1.1)).words()
+        'rotation by up to 10°, zoom by 0.9 to 1.1 (outside: reflect)'
 
     Args:
         degrees: the greatest angle, to either side.
@@ -229,6 +242,10 @@ class Affine(Geometric):
 @dataclass(frozen=True)
 class Rotate(Geometric):
     """Turn an image about its centre.
+
+        >>> from convlens.data.augmentation import Rotate
+        >>> Rotate(15, mode="zeros").words()
+        'rotation by up to 15° (outside: zeros)'
 
     Args:
         degrees: the greatest angle, to either side.

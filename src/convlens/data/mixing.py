@@ -27,6 +27,10 @@ class Mixing(Operation):
 class Mixup(Mixing):
     """Add two images, and their labels, in shares that add up to 1 (Zhang et al., 2018).
 
+        >>> from convlens.data.augmentation import Mixup
+        >>> Mixup().words()
+        'mixup with alpha 0.2'
+
     Args:
         alpha: of the Beta(alpha, alpha) distribution that an image's own share is drawn from:
             small for one image with a trace of another, 1 for all shares alike.
@@ -51,6 +55,10 @@ class Mixup(Mixing):
 @dataclass(frozen=True)
 class CutMix(Mixing):
     """Put a box of another image in, and mix labels by area (Yun et al., 2019).
+
+        >>> from convlens.data.augmentation import CutMix
+        >>> CutMix().words()
+        'cutmix with alpha 1'
 
     Args:
         alpha: of the Beta(alpha, alpha) distribution that an image's own share of the area is drawn
