@@ -25,7 +25,9 @@ def default_loss(dls: DataLoaders, device: torch.device) -> Callable[[Tensor, Te
     if kind != CLASSES:
         return mse_loss
     weights: Tensor | None = getattr(dls, "class_weights", None)
-    return F.cross_entropy if weights is None else partial(F.cross_entropy, weight=weights.to(device))
+    return (
+        F.cross_entropy if weights is None else partial(F.cross_entropy, weight=weights.to(device))
+    )
 
 
 def mse_loss(output: Tensor, y: Tensor) -> Tensor:
