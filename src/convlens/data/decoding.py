@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Lock
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.core.terminal import printable
-from convlens.data.image_files import decoding
+from convlens.data.image_files import FORMATS, TURNED, decoding, orientation
 from convlens.data.preprocessing import Picture, Preprocessing
 from convlens.errors import ConvlensError, DataError
 
@@ -256,7 +256,7 @@ class Decoder:
         if self.only_grey and not picture.grey:
             raise ColourFoundError
         if picture.pixels.shape != self.store.shape[1:]:
-            raise OtherSizeError(file.path, picture.width, picture.height)
+            raise OtherSizeError(printable(file.path))
         return picture, hashlib.blake2b(data, digest_size=16).digest()
 
 
@@ -267,6 +267,15 @@ def first_picture(files: Sequence[SourceFile], preprocessing: Preprocessing) -> 
             return preprocessing.decode(file.content(), printable(file.path))
         except ConvlensError:
             continue
+    return None
+
+
+def size_in_header(file: SourceFile) -> tuple[int, int] | None:
+    """Width and height, upright, without decoding the pixels; None if they cannot be read."""
+    from PIL import Image
+
+    with suppress(DataError), decoding(""), Image.open(file.path, formats=FORMATS) as opened:
+        return opened.size[::-1] if orientation(opened) in TURNED else opened.size
     return None
 
 

@@ -42,6 +42,7 @@ from convlens.data.decoding import (
     Store,
     damaged_rows,
     first_picture,
+    size_in_header,
 )
 from convlens.data.free_memory import free_memory
 from convlens.data.items import Skipped
@@ -207,7 +208,7 @@ class _Build:
         try:
             decoder.run(progress=self.progress)
         except OtherSizeError as error:
-            raise DataError(_several_sizes(store.rows, *error.args)) from None
+            raise DataError(_several_sizes(self.files, *error.args)) from None
         return dict(sorted(decoder.failures.items()))
 
 
@@ -399,13 +400,15 @@ def _checked(found: Decoded, files: Sequence[SourceFile], *, strict: bool) -> De
     )
 
 
-def _several_sizes(rows: NDArray[Any], path: str, width: int, height: int) -> str:
-    good = rows[rows["state"] == GOOD]
-    widths, heights = [*good["width"].tolist(), width], [*good["height"].tolist(), height]
+def _several_sizes(files: Sequence[SourceFile], path: str) -> str:
+    known = [size for size in map(size_in_header, files) if size is not None]
+    (lowest, highest), (low, high) = (
+        (min(sides), max(sides)) for sides in zip(*known, strict=True)
+    )
     return (
-        "size=None needs images of one size, but they have several: width "
-        f"{min(widths)} to {max(widths)}, height {min(heights)} to {max(heights)} among those read "
-        f"so far, {printable(path)} has {width}×{height}; give size=(H, W)."
+        f"size=None needs images of one size, but their widths go from {lowest} to {highest} and "
+        f"their heights from {low} to {high} ({printable(path)} is the first of another size); "
+        "give size=(H, W)."
     )
 
 

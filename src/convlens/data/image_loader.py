@@ -298,8 +298,11 @@ class _RowReader:
     def __init__(self, pixels: NDArray[np.uint8]) -> None:
         self._pixels, self._row_bytes = pixels, pixels[0].nbytes
         self._handle, self._offset, self._file = -1, 0, ""
-        is_map = isinstance(pixels, np.memmap) and isinstance(pixels.base, mmap.mmap)
-        if is_map and hasattr(os, "preadv"):
+        if (
+            isinstance(pixels, np.memmap)
+            and isinstance(pixels.base, mmap.mmap)
+            and hasattr(os, "preadv")
+        ):
             self._offset, self._file = pixels.offset, str(pixels.filename)
             self._handle = os.open(self._file, os.O_RDONLY)
             weakref.finalize(self, os.close, self._handle)

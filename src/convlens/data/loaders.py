@@ -209,7 +209,8 @@ class DataLoaders:
 
     Args:
         train: batches ``(x, y)`` to train on: a `TensorLoader`, an `ImageLoader`, a torch
-            ``DataLoader``, a list of batches, or anything else that can be iterated again and again.
+            ``DataLoader``, a list of batches, or anything else that can be iterated again and
+            again.
         valid: batches to validate on, None for no validation.
         classes: the name of each label, in order of the labels; empty if not known.
         name: the name of the data, in run names and reports.
