@@ -50,7 +50,9 @@ def show(arguments: argparse.Namespace) -> None:
     check_out(arguments.out)
     dls = load_data(arguments, device="cpu")
     ax = dls.show_batch(arguments.images)
-    ax.figure.savefig(arguments.out, dpi=150, bbox_inches="tight")
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(arguments.out, dpi=150, bbox_inches="tight")
     print_line(f"{len(ax.images)} training images of {dls.name}: {arguments.out}")
 
 

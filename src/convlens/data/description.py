@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,9 +73,10 @@ class Origin:
         }
 
     def short(self, file: str) -> str:
-        """A file's path relative to the source, if it lies in it."""
-        root = os.path.join(os.path.abspath(self.source), "")  # noqa: PTH100, PTH118
-        return printable(os.path.abspath(file).removeprefix(root))  # noqa: PTH100
+        """A file's path relative to the source's folder, if it lies in it."""
+        root = os.path.abspath(self.source)  # noqa: PTH100 - links are kept
+        root = root if os.path.isdir(root) else os.path.dirname(root)  # noqa: PTH112, PTH120
+        return printable(os.path.abspath(file).removeprefix(os.path.join(root, "")))  # noqa: PTH100, PTH118
 
 
 @dataclass(frozen=True)
@@ -193,9 +194,11 @@ class Description:
         if names:
             lines.append(f"  {self.kind}: {some(names, 20)}")
         if origin.skipped:
-            reasons = Counter(one.why for one in origin.skipped)
-            why = some([f"{n:,} {why}" for why, n in reasons.most_common()], 3)
-            lines.append(f"  skipped: {why}; dls.describe() names them")
+            said = [
+                f"{origin.short(one.file)} ({one.why.partition(';')[0]})" for one in origin.skipped
+            ]
+            more = "" if len(said) <= 3 else "; dls.describe() says why"
+            lines.append(f"  skipped {plural(len(said), 'file')}: {some(said, 3)}{more}")
         lines += [f"  {note}" for note in origin.notes]
         if self._needs_balance():
             lines.append(f"  {self._balance()}")
