@@ -11,8 +11,9 @@ os.environ["MPLBACKEND"] = "Agg"
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
-    """Runs that a test makes by default land in a folder of its own."""
+    """Runs and decoded images of a test land in a folder of its own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CONVLENS_CACHE", str(tmp_path / ".image-cache"))
 
 
 @pytest.fixture(autouse=True)

@@ -19,12 +19,14 @@ PAGES = {  # the chapter's statements that each page shows
     "while-training.md": {11, 20, *range(23, 28), 29, 30, *range(33, 41)},
     "own-loop.md": set[int](),
     "not-training.md": set[int](),
+    "your-own-images.md": set[int](),
 }
 FEWEST_LINES = {
     "before-training.md": 60,
     "while-training.md": 50,
     "own-loop.md": 10,
     "not-training.md": 15,
+    "your-own-images.md": 15,
 }
 FLAGS = doctest.ELLIPSIS | doctest.REPORT_NDIFF
 

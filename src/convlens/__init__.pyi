@@ -3,7 +3,15 @@
 from . import geometry, models
 from ._api import diagnose, report, view, watch
 from .checking import CheckResult, check
-from .data import DataLoaders, from_arrays, load_image, mnist
+from .data import (
+    DataLoaders,
+    from_arrays,
+    from_csv,
+    from_files,
+    from_folder,
+    load_image,
+    mnist,
+)
 from .errors import (
     ArgumentError,
     CheckpointError,
@@ -74,6 +82,9 @@ __all__ = [
     "diagnose",
     "effective_receptive_field",
     "from_arrays",
+    "from_csv",
+    "from_files",
+    "from_folder",
     "geometry",
     "list_runs",
     "load_checkpoint",

@@ -368,8 +368,8 @@ def test_help(convlens):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["train", "cifar"], "argument data: invalid choice: 'cifar' (choose from"),
-        (["train"], "the following arguments are required: data; see convlens train --help."),
+        (["train", "cifar"], "DATA 'cifar' is no folder, no .csv file and none of"),
+        (["train"], "the following arguments are required: DATA; see convlens train --help."),
         (["train", "mnist", "--epochs", "many"], "--epochs: must be a whole number, got 'many'"),
         (["train", "mnist", "--epochs", "0"], "argument --epochs: must be at least 1, got 0; see"),
         (

@@ -219,7 +219,7 @@ def test_show_batch_of_other_iterables():
     for y, captions in (
         (torch.zeros(3, *x.shape[2:], dtype=torch.int64), []),
         (torch.zeros(3, 4), []),
-        (torch.tensor([0.5, 1.0, 2.0]), ["0.5", "1.0", "2.0"]),
+        (torch.tensor([0.5, 1.0, 2.0]), ["0.5", "1", "2"]),
     ):
         ax = DataLoaders([(x, y)]).show_batch()
         assert [text.get_text() for text in ax.texts if text.get_text()] == captions

@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from convlens.cli import diagnosis, recorded_runs, summary_and_field, training
+from convlens.cli import data, diagnosis, recorded_runs, summary_and_field, training
 from convlens.cli.options import Parser
 from convlens.cli.output import print_line
 from convlens.errors import ArgumentError, ConvlensError, LayerNotFoundError
@@ -43,7 +43,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"convlens {version('convlens')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for group in (training, recorded_runs, diagnosis, summary_and_field):
+    for group in (training, data, recorded_runs, diagnosis, summary_and_field):
         group.add_commands(commands)
     return parser
 

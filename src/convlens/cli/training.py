@@ -6,14 +6,24 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from convlens.cli.data_options import (
+    FILES_BATCH,
+    NAMED_BATCH,
+    add_data_options,
+    is_named,
+    load_data,
+)
 from convlens.cli.options import RUNS, Commands, add_command, positive_number, whole_number
 from convlens.cli.output import interruptible, print_line
 from convlens.errors import ArgumentError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from convlens.data import DataLoaders
     from convlens.train import Learner
 
@@ -24,14 +34,11 @@ PROBLEM = 3
 def add_commands(commands: Commands) -> None:
     """Add the commands of this module to the parser."""
     add = add_command(commands, "train", train).add_argument
-    add("data", choices=["mnist"], help="what to train on")
+    add_data_options(add)
     add("--epochs", type=whole_number(1), default=5, help="passes over the training images")
-    add("--lr", type=positive_number, default=0.1, help="learning rate; with one-cycle its peak")
-    add("--batch-size", type=whole_number(1), default=512, help="images per step")
+    _add_step_options(add)
     add("--norm", choices=["batch", "none"], default="batch", help="normalization")
     add("--schedule", choices=["one-cycle", "constant"], default="one-cycle", help="schedule")
-    add("--seed", type=whole_number(0, 2**64 - 1), default=0,
-        help="seed of the weights and of the order of the images")  # fmt: skip
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
     add("--out", type=Path, default=RUNS, metavar="DIR", help="folder that keeps the runs")
     add("--watch", action=argparse.BooleanOptionalAction, default=True,
@@ -41,17 +48,23 @@ def add_commands(commands: Commands) -> None:
     add("--json", action="store_true", help="end with one line of JSON")
 
     add = add_command(commands, "check", check).add_argument
-    add("data", choices=["mnist"], help="what would be trained on")
+    add_data_options(add)
     add("--model", default="simple_cnn", help="simple_cnn, or file.py:object, which runs that "
         "Python file with all that it does")  # fmt: skip
-    add("--lr", type=positive_number, default=0.1, help="learning rate; with one-cycle its peak")
-    add("--batch-size", type=whole_number(1), default=512, help="images per step")
+    _add_step_options(add)
     add("--norm", choices=["batch", "none"], default="batch", help="normalization of simple_cnn")
-    add("--seed", type=whole_number(0, 2**64 - 1), default=0,
-        help="seed of the weights and of the order of the images")  # fmt: skip
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
     add("--seconds", type=positive_number, default=5.0, help="how long to try, at least 1")
     add("--json", action="store_true", help="print JSON")
+
+
+def _add_step_options(add: Callable[..., Any]) -> None:
+    add("--lr", type=positive_number,
+        help="learning rate; with one-cycle its peak (default: 0.1 for a named data set, 0.01 for "
+        "files)")  # fmt: skip
+    add("--batch-size", type=whole_number(1),
+        help=f"images per step (default: {NAMED_BATCH} for a named data set, {FILES_BATCH} for "
+        "files)")  # fmt: skip
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -61,19 +74,20 @@ def check(arguments: argparse.Namespace) -> None:
     from convlens.models.by_name import find_model
     from convlens.train import Learner
 
-    dls = _data(arguments)
+    dls = _data(arguments, quiet=arguments.json)
     torch.manual_seed(arguments.seed)
-    channels = int(dls.facts()["input_shape"][0])
-    norm = None if arguments.norm == "none" else arguments.norm
-    model, made_for = find_model(arguments.model, channels, len(dls.classes), norm=norm)
-    if made_for is not None and arguments.model != "simple_cnn":
+    if arguments.model == "simple_cnn":
+        model, made_for = _network(dls, arguments.norm), None
+    else:
+        model, made_for = find_model(arguments.model, n_classes=len(dls.classes) or 1)
+    if made_for is not None:
         raise ArgumentError(
             f"--model {arguments.model} comes without weights; give file.py:object, a function "
             "that makes the model with its initial weights."
         )
     with interruptible():
         learn = Learner(dls, model, run=None, progress=False, seed=arguments.seed)
-        result = learn.check(arguments.lr, seconds=arguments.seconds)
+        result = learn.check(_rate(arguments), seconds=arguments.seconds)
     for line in [json.dumps(result.to_dict())] if arguments.json else str(result).split("\n"):
         print_line(line)
     if result.problems:
@@ -88,9 +102,9 @@ def train(arguments: argparse.Namespace) -> None:
     with interruptible():
         try:
             if arguments.schedule == "one-cycle":
-                learn.fit_one_cycle(arguments.epochs, arguments.lr)
+                learn.fit_one_cycle(arguments.epochs, _rate(arguments))
             else:
-                learn.fit(arguments.epochs, arguments.lr)
+                learn.fit(arguments.epochs, _rate(arguments))
             _finish(learn, arguments.json)
         except (Exception, KeyboardInterrupt):
             if learn.run_path is not None:
@@ -102,7 +116,6 @@ def _learner(arguments: argparse.Namespace) -> Learner:
     import torch
 
     from convlens import train
-    from convlens.models import simple_cnn
 
     class Announce(train.Callback):
         order = -100  # before callbacks that take long
@@ -112,11 +125,10 @@ def _learner(arguments: argparse.Namespace) -> Learner:
 
     dls = _data(arguments)
     torch.manual_seed(arguments.seed)
-    norm = None if arguments.norm == "none" else arguments.norm
     return train.Learner(
         dls,
-        simple_cnn(1, len(dls.classes), norm=norm),
-        metrics=[train.accuracy],
+        _network(dls, arguments.norm),
+        metrics=[train.accuracy] if dls.kind == "classes" else [],
         callbacks=[
             Announce(),
             train.Pictures(),
@@ -129,19 +141,33 @@ def _learner(arguments: argparse.Namespace) -> Learner:
     )
 
 
-def _data(arguments: argparse.Namespace) -> DataLoaders:
+def _rate(arguments: argparse.Namespace) -> float:
+    """The learning rate."""
+    return arguments.lr or (0.1 if is_named(arguments) else 0.01)
+
+
+def _network(dls: DataLoaders, norm: str) -> nn.Module:
+    """A `simple_cnn` for this data."""
+    from convlens.models import simple_cnn
+    from convlens.models.simple import widths_for
+
+    channels, height, width = dls.facts()["input_shape"]
+    return simple_cnn(
+        channels,
+        len(dls.classes) or 1,
+        norm="batch" if norm == "batch" else None,
+        widths=widths_for(height, width),
+    )
+
+
+def _data(arguments: argparse.Namespace, *, quiet: bool = False) -> DataLoaders:
     """The data to train on."""
     import torch
 
-    from convlens import data
-
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ArgumentError("--device cuda: torch finds no such device here; give cpu, or auto.")
-    return getattr(data, arguments.data)(
-        batch_size=arguments.batch_size,
-        device=None if arguments.device == "auto" else arguments.device,
-        seed=arguments.seed,
-    )
+    device = None if arguments.device == "auto" else arguments.device
+    return load_data(arguments, batch_size=arguments.batch_size, device=device, quiet=quiet)
 
 
 def _finish(learn: Learner, as_json: bool) -> None:
@@ -155,8 +181,12 @@ def _finish(learn: Learner, as_json: bool) -> None:
     for finding in diagnose(run):
         print_line(str(finding))
     epochs = learn.recorder.epochs
-    accuracy = epochs[-1].metrics["accuracy"]
-    print_line(f"accuracy  {accuracy:.2%}")
+    last = epochs[-1]
+    accuracy = last.metrics.get("accuracy")
+    if accuracy is not None:
+        print_line(f"accuracy  {accuracy:.2%}")
+    elif last.valid_loss is not None:
+        print_line(f"loss      {last.valid_loss:.4g}")
     print_line(f"run       {learn.run_path}")
     print_line(f"report    {page}")
     print_line(f"page      convlens view {shlex.quote(str(learn.run_path))}")

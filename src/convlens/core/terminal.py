@@ -20,6 +20,7 @@ PLAIN = {
     "∞": "inf",
     "Δ": "delta ",
     "β": "beta",
+    "█": "#",
 }
 """Replacements of non-ASCII characters for encodings that lack them."""
 

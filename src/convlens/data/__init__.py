@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from convlens.data.arrays import from_arrays
 from convlens.data.embedded import mnist
+from convlens.data.files import from_csv, from_files, from_folder
 from convlens.data.image_files import load_image
 from convlens.data.loaders import Batches, DataLoaders, TensorLoader
 from convlens.data.pixels import PixelScale
@@ -14,6 +15,9 @@ __all__ = [
     "PixelScale",
     "TensorLoader",
     "from_arrays",
+    "from_csv",
+    "from_files",
+    "from_folder",
     "load_image",
     "mnist",
 ]

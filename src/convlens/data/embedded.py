@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from convlens.data.arrays import from_arrays
+from convlens.data.idx_files import idx_array
 from convlens.data.loaders import DataLoaders
 from convlens.errors import ArgumentError, DataError
 
@@ -84,9 +84,6 @@ def mnist(
 def read_idx(name: str) -> NDArray[np.uint8]:
     """The array in an embedded xz-compressed IDX file, checked by its SHA-256; read-only.
 
-    IDX: two zero bytes, the type (0x08 for uint8), the rank, one big-endian uint32 per axis, then
-    the values in row-major order.
-
     Raises:
         DataError: if the file is missing, does not decompress, or holds other bytes.
     """
@@ -102,6 +99,4 @@ def read_idx(name: str) -> NDArray[np.uint8]:
             f"{path} is damaged: its contents have the SHA-256 {found}, expected {expected}; "
             f"{reinstall}."
         )
-    rank = raw[3]
-    shape: tuple[int, ...] = struct.unpack_from(f">{rank}I", raw, 4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    return idx_array(raw, str(path))

@@ -27,6 +27,14 @@ MOST_PIXELS = 64_000_000
 
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
 
+ORIENTATION = 0x0112
+UPRIGHT = 1
+TURNED = (5, 6, 7, 8)
+"""The EXIF tag, the value that leaves an image as it is, and those that swap width and height."""
+
+EXIF_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
+"""Where Pillow keeps the metadata in which it looks for an orientation."""
+
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 """Pillow's modes without colour."""
 
@@ -56,12 +64,7 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     """
     from PIL import Image
 
-    if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ArgumentError(f"path must be the name of an image file, got {path!r}.")
-    file = Path(path)
-    if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises where a name is too long
-        what = "is not a file" if os.path.exists(file) else "does not exist"  # noqa: PTH110
-        raise ArgumentError(f"path={str(path)!r} {what}; give an image file.")
+    file = check_file(path)
     if size is not None and not (
         isinstance(size, Sequence)  # pyright: ignore[reportUnnecessaryIsInstance]
         and len(size) == 2
@@ -69,7 +72,7 @@ def load_image(path: str | Path, size: tuple[int, int] | None = None) -> Tensor:
     ):
         raise ArgumentError(f"size must be (H, W), whole numbers of at least 1, got {size!r}.")
     with (
-        _decoding(str(file)),
+        decoding(str(file)),
         file.open("rb") as stream,
         Image.open(stream, formats=FORMATS) as opened,
     ):
@@ -86,12 +89,23 @@ def from_pillow(image: Image, name: str) -> Tensor:
     Raises:
         DataError: if it cannot be decoded, or its white is not known.
     """
-    with _decoding(name):
+    with decoding(name):
         return _values(image, name)
 
 
+def check_file(path: str | Path) -> Path:
+    """Raises ArgumentError if there is no such file."""
+    if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(f"path must be the name of an image file, got {path!r}.")
+    file = Path(path)
+    if not os.path.isfile(file):  # noqa: PTH113 - Path.is_file raises where a name is too long
+        what = "is not a file" if os.path.exists(file) else "does not exist"  # noqa: PTH110
+        raise ArgumentError(f"path={str(path)!r} {what}; give an image file.")
+    return file
+
+
 @contextmanager
-def _decoding(name: str) -> Generator[None]:
+def decoding(name: str) -> Generator[None]:
     """Turn errors of Pillow's decoders into a DataError; they raise nearly anything."""
     from PIL import Image, UnidentifiedImageError
 
@@ -123,24 +137,54 @@ def scaled(image: Tensor, size: tuple[int, int] | None) -> Tensor:
 
 def _values(image: Image, name: str) -> Tensor:
     """(C, H, W) float32, upright, from 0 to 1."""
+    image = upright(image, name)
+    if image.mode.startswith("I"):
+        return torch.from_numpy(sixteen_bits(image, name)[None])
+    return torch.from_numpy(planes(image).astype(np.float32)).div_(255)
+
+
+def upright(image: Image, name: str) -> Image:
+    """The picture as a person sees it: turned by its EXIF orientation, transparency laid on white.
+
+    Args:
+        image: a Pillow image of any mode, perhaps not read yet; it is not changed.
+        name: its name in messages.
+
+    Returns:
+        An image of the mode "L" or "RGB"; of "I" or "I;16…" if it is grey and has 16 bits.
+
+    Raises:
+        DataError: if it has too many pixels, or its white is not known.
+    """
     from PIL import ImageOps
 
     _check_size(image, name)
     image.load()
-    image = ImageOps.exif_transpose(image)
+    if orientation(image) != UPRIGHT:
+        image = ImageOps.exif_transpose(image)
     if image.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in image.info:
         image = _on_white(image)
-    grey = image.mode in GREY_MODES
     if image.mode == "F":
         raise DataError(
             f"{name} holds floating point numbers, whose white is not known; read it with another "
             "library and give the tensor."
         )
-    if image.mode.startswith("I"):
-        return torch.from_numpy(_sixteen_bits(image, name)[None])
-    pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(planes).astype(np.float32)).div_(255)
+    if image.mode in {"L", "RGB"} or image.mode.startswith("I"):
+        return image
+    return image.convert("L" if image.mode in GREY_MODES else "RGB")
+
+
+def orientation(image: Image) -> object:
+    """The EXIF orientation of an image that is read: `UPRIGHT`, 2 to 4, or `TURNED`."""
+    if image.format != "TIFF" and EXIF_KEYS.isdisjoint(image.info):
+        return UPRIGHT  # what getexif would find out slowly
+    return image.getexif().get(ORIENTATION, UPRIGHT)
+
+
+def planes(image: Image) -> NDArray[np.uint8]:
+    """The pixels of an image of mode "L" or "RGB" as (C, H, W)."""
+    pixels = np.asarray(image)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
 def _check_size(opened: Image, name: str) -> None:
@@ -157,7 +201,12 @@ def _check_size(opened: Image, name: str) -> None:
             )
 
 
-def _sixteen_bits(image: Image, name: str) -> NDArray[np.float32]:
+def sixteen_bits(image: Image, name: str) -> NDArray[np.float32]:
+    """The pixels (H, W) of a grey image of 16 bits, from 0 to 1.
+
+    Raises:
+        DataError: if they are not numbers of 16 bits.
+    """
     values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:

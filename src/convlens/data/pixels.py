@@ -61,13 +61,23 @@ class PixelScale:
 
     def from_uint8(self, pictures: Tensor) -> Tensor:
         """Pictures (N, C, H, W), uint8, as the network gets them: the inverse of `to_uint8`."""
-        raw = pictures.to(torch.float32, copy=True)
-        return self.normalize_(raw.mul_((self.white - self.black) / 255.0).add_(self.black))
+        factor, shift = self.factors(255.0, pictures.device)
+        return pictures.to(torch.float32, copy=True).mul_(factor).add_(shift)
 
     def from_unit(self, pixels: Tensor) -> Tensor:
         """Float pixels (N, C, H, W) from 0 (black) to 1 (white), as the network gets them."""
-        raw = pixels.to(torch.float32, copy=True)
-        return self.normalize_(raw.mul_(self.white - self.black).add_(self.black))
+        factor, shift = self.factors(1.0, pixels.device)
+        return pixels.to(torch.float32, copy=True).mul_(factor).add_(shift)
+
+    def factors(self, white: float, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What pixels from 0 to ``white`` are multiplied by, and what is then added: (1, C, 1, 1).
+
+        The same as to scale them to raw values, subtract the mean and divide by the deviation, in
+        two operations for each pixel instead of four.
+        """
+        factor = (self.white - self.black) / (white * self.std.double())
+        shift = (self.black - self.mean.double()) / self.std.double()
+        return tuple(one.float().to(device).view(1, -1, 1, 1) for one in (factor, shift))  # pyright: ignore[reportReturnType]
 
     def to_uint8(self, x: Tensor) -> NDArray[np.uint8]:
         """The picture of normalized images (N, C, H, W): (N, H, W, 3) if C is 3, else (N, H, W).
@@ -93,6 +103,12 @@ def measure_scale(raw: Tensor, black: float, white: float) -> PixelScale:
 def plain_scale(channels: int, black: float, white: float, unit: float = 1.0) -> PixelScale:
     """The scale that only divides by ``unit``."""
     return PixelScale(torch.zeros(channels), torch.full((channels,), unit), black, white)
+
+
+def center_cut(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle (…, h, w) of images (…, H, W): a view."""
+    top, left = ((n - m) // 2 for n, m in zip(images.shape[-2:], size, strict=True))
+    return images[..., top : top + size[0], left : left + size[1]]
 
 
 def range_scale(x: Tensor) -> PixelScale:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -14,7 +15,8 @@ from torch import Tensor
 from convlens.data.arrays import as_tensor
 from convlens.data.image_files import from_pillow, load_image, scaled
 from convlens.data.loaders import DataLoaders
-from convlens.data.pixels import PixelScale
+from convlens.data.pixels import PixelScale, center_cut
+from convlens.data.preprocessing import Preprocessing
 from convlens.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def network_inputs(
         scale = _scale_of(dls, "image files", in_units=False)
         for start in range(0, len(files), batch_size):
             part = _read(files[start : start + batch_size], start, dls)
-            yield scale.from_unit(part)
+            yield scale.from_uint8(part) if part.dtype == torch.uint8 else scale.from_unit(part)
         return
     images = _as_images(x, dls)
     convert = _conversion(images, dls, normalized)
@@ -69,17 +71,15 @@ def _is_file(x: object) -> TypeGuard[File]:
 
 
 def _read(files: Sequence[File], first: int, dls: DataLoaders) -> Tensor:
-    """Files and Pillow images from 0 to 1, in the channels and the size of the training images."""
-    shape = dls.facts()["input_shape"]
-    images: list[Tensor] = []
-    for i, file in enumerate(files):
-        if isinstance(file, str | os.PathLike):
-            image = load_image(Path(file))
-        else:
-            image = from_pillow(file, f"x[{first + i}]")
-        if shape is not None:
-            image = scaled(_in_channels(image, shape[0]), (shape[1], shape[2]))
-        images.append(image)
+    """Files and Pillow images in the channels and the size of the training images.
+
+    Returns:
+        (n, C, H, W): uint8 as the validation images were read, if that is known, else floats from
+        0 to 1.
+    """
+    shape: list[int] | None = dls.facts()["input_shape"]
+    read = _as_floats if dls.preprocessing is None else _as_stored(dls.preprocessing, shape)
+    images = [read(file, f"x[{first + i}]", shape) for i, file in enumerate(files)]
     shapes = sorted({tuple(image.shape) for image in images})
     if len(shapes) > 1:
         raise ArgumentError(
@@ -87,6 +87,32 @@ def _read(files: Sequence[File], first: int, dls: DataLoaders) -> Tensor:
             "and the size of the training images is not known; give images of one shape."
         )
     return torch.stack(images)
+
+
+def _as_floats(file: File, name: str, shape: list[int] | None) -> Tensor:
+    """From 0 to 1, scaled to the size of the training images whatever its own."""
+    is_path = isinstance(file, str | os.PathLike)
+    image = load_image(Path(file)) if is_path else from_pillow(file, name)
+    if shape is None:
+        return image
+    return scaled(_in_channels(image, shape[0]), (shape[1], shape[2]))
+
+
+def _as_stored(
+    preprocessing: Preprocessing, shape: list[int] | None
+) -> Callable[[File, str, list[int] | None], Tensor]:
+    """A function that reads an image as the validation images were: uint8, its middle."""
+    if preprocessing.size is None and shape is not None:
+        preprocessing = replace(preprocessing, size=(shape[1], shape[2]))
+
+    def read(file: File, name: str, shape: list[int] | None) -> Tensor:
+        is_path = isinstance(file, str | os.PathLike)
+        pixels = preprocessing.read(Path(file)) if is_path else preprocessing.of(file, name)
+        image = torch.from_numpy(pixels)
+        size = preprocessing.size if shape is None else (shape[1], shape[2])
+        return image if size is None else center_cut(image, size)
+
+    return read
 
 
 def _in_channels(image: Tensor, n: int) -> Tensor:

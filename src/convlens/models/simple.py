@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -47,3 +48,14 @@ def simple_cnn(
     layers += [conv(a, b, norm=norm) for a, b in pairwise(widths)]
     layers += [conv(widths[-1], n_classes, activation=False, norm=norm), nn.Flatten()]
     return nn.Sequential(*layers)
+
+
+def widths_for(height: int, width: int) -> tuple[int, ...]:
+    """Widths of a `simple_cnn` that ends at 1×1 for images of this size: its own up to 32×32.
+
+    >>> from convlens.models.simple import widths_for
+    >>> widths_for(28, 28), widths_for(100, 64)
+    ((8, 16, 32, 64), (8, 16, 32, 64, 128, 256))
+    """
+    halvings = max(5, math.ceil(math.log2(max(height, width))))
+    return tuple(min(8 * 2**i, 256) for i in range(halvings - 1))

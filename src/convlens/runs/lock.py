@@ -14,13 +14,14 @@ import json
 import os
 import platform
 import stat
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from convlens.core.file_locks import lock_folder, lock_handle
 
 SIZE = 4096
 """Bytes of the file, so that it can be rewritten in place where the disk is full."""
@@ -66,7 +67,7 @@ class WriterLock:
         until = time.monotonic() + WAIT_S
         while True:
             try:
-                _lock(self._handle, exclusive=True)
+                lock_handle(self._handle, exclusive=True)
             except BlockingIOError:
                 if time.monotonic() > until:
                     return False
@@ -126,7 +127,7 @@ def writer_of(file: Path) -> WriterState:
             return WriterState(alive=False)
         held = False
         try:
-            _lock(handle, exclusive=False)
+            lock_handle(handle, exclusive=False)
         except OSError:
             held = True
         facts = _facts(os.read(handle, SIZE))
@@ -170,21 +171,6 @@ def is_abandoned(folder: Path) -> bool:
     return True
 
 
-def lock_folder(folder: Path) -> int:
-    """Lock a folder until the handle that is returned is closed.
-
-    Raises:
-        OSError: if it is locked, or this system locks no folders.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        _lock(handle, exclusive=True)
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle
-
-
 def _facts(text: bytes) -> dict[str, Any]:
     with suppress(ValueError, RecursionError):
         facts = json.loads(text)
@@ -199,12 +185,3 @@ def _machine() -> list[str]:
     with suppress(OSError):  # several containers on one machine have different names
         names.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
     return [name for name in names if name]
-
-
-def _lock(handle: int, *, exclusive: bool) -> None:
-    """Raise a BlockingIOError if another process has it, another OSError where there are none."""
-    if sys.platform == "win32":
-        raise OSError("whether a writer is alive cannot be told on Windows")
-    import fcntl
-
-    fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from convlens.checking import CheckResult, check
@@ -30,6 +29,7 @@ from convlens.core.records import Findings, RecordSink, RunRecord
 from convlens.core.wording import function_name
 from convlens.data import Batches, DataLoaders
 from convlens.data.batches import first_batch, images_and_labels
+from convlens.data.items import CLASSES
 from convlens.data.prediction_inputs import network_inputs
 from convlens.doctor import diagnose
 from convlens.errors import ArgumentError, TrainingError
@@ -49,6 +49,7 @@ from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
 from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
+from convlens.train.losses import default_loss
 from convlens.train.memory_record import record_of
 from convlens.train.metrics import Metric, measure
 from convlens.train.prediction import Prediction
@@ -75,7 +76,9 @@ class Learner:
     Args:
         dls: the batches to train and validate on.
         model: takes x (N, C, H, W) and returns the output that the loss takes.
-        loss: function of (output, y) that returns a scalar, the mean over the batch.
+        loss: function of (output, y) that returns a scalar, the mean over the batch. None for what
+            fits ``dls.kind``: cross entropy for classes, weighted by ``dls.class_weights``, binary
+            cross entropy of logits for labels, mean squared error for numbers.
         optimizer: called with the model's parameters and ``lr=``, the schedule's highest rate, at
             the first fit; the chapter's AdamW by default. Parameter groups keep the ratio of their
             rate to that one, and a momentum of their own.
@@ -100,7 +103,7 @@ class Learner:
         self,
         dls: DataLoaders,
         model: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
         optimizer: Callable[..., Optimizer] = adamw,
         metrics: Sequence[Metric] = (),
         callbacks: Sequence[Callback] = (),
@@ -112,8 +115,9 @@ class Learner:
         progress: bool = True,
     ) -> None:
         check_arguments(dls, model, loss, optimizer, metrics, callbacks)
-        self.dls, self.loss_function, self.metrics = dls, loss, tuple(metrics)
+        self.dls, self.metrics = dls, tuple(metrics)
         self.device = dls.device if device is None else pick_device(device)
+        self.loss_function = default_loss(dls, self.device) if loss is None else loss
         self.model = model.to(self.device)
         self.seed, self.run, self.base = seed, run, base
         self.make_optimizer = optimizer
@@ -262,6 +266,10 @@ class Learner:
                 classes.
         """
         check_whole("batch_size", batch_size, 1)
+        if getattr(self.dls, "kind", CLASSES) != CLASSES:
+            raise ArgumentError(
+                f"predict is for classes, but the data has {self.dls.kind}; call learn.model."
+            )
         outputs: list[Tensor] = []
         with self._mode(training=False), torch.no_grad():
             for part in network_inputs(x, self.dls, batch_size, normalized=normalized):

@@ -49,7 +49,7 @@ def check_arguments(
 def _check_functions(loss: object, optimizer: object) -> None:
     if isinstance(loss, type):
         raise ArgumentError(f"loss={loss.__name__} is a class; give an object, {loss.__name__}().")
-    if not callable(loss):
+    if loss is not None and not callable(loss):
         raise ArgumentError(f"loss must be a function of (output, y), got {loss!r}.")
     if isinstance(optimizer, Optimizer):
         kind = type(optimizer).__name__

@@ -12,12 +12,12 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from convlens.data import DataLoaders
 from convlens.data.batches import first_batch, generators_of
-from convlens.data.loaders import TensorLoader
+from convlens.data.loaders import ItemLoader
 from convlens.execution import same_random
 
 SEED = 0
 POOL = 4
-"""From a loader other than `TensorLoader`, probes are chosen among so many times as many."""
+"""From a loader other than `ItemLoader`, probes are chosen among so many times as many."""
 
 
 def choose_probes(dls: DataLoaders, n: int) -> tuple[Tensor, Tensor] | None:
@@ -31,7 +31,7 @@ def choose_probes(dls: DataLoaders, n: int) -> tuple[Tensor, Tensor] | None:
         by training on it.
     """
     for loader in (dls.valid, dls.train):
-        if isinstance(loader, TensorLoader):
+        if isinstance(loader, ItemLoader):
             return loader.pick(choose(loader.labels, n).to(loader.device))
         if loader is not None and loader is dls.valid:
             with same_random(generators=generators_of(loader)):

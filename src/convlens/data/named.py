@@ -1,0 +1,147 @@
+"""Data sets by name: ``cl.dataset("cifar10")``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convlens.core.argument_checks import check_path
+from convlens.data.arrays import from_arrays
+from convlens.data.embedded import read_idx
+from convlens.data.loaders import DataLoaders
+from convlens.data.named_files import Files, Images, photograph_folder, read_arrays
+from convlens.data.named_sources import SOURCES
+from convlens.errors import ArgumentError
+
+NAMES = ("mnist", *SOURCES)
+"""The names of all data sets."""
+
+
+def dataset(
+    name: str,
+    folder: str | Path | None = None,
+    *,
+    validation: str | float = "test",
+    batch_size: int = 64,
+    size: int | None = None,
+    augment: Any = None,  # noqa: ANN401
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    drop_last: bool = False,
+) -> DataLoaders:
+    """A well-known data set, downloaded when it is first asked for.
+
+    "mnist" comes with the package. The others are downloaded to ``~/.cache/convlens/data``, or to
+    the folder that the environment variable ``CONVLENS_DATA`` names, and checked by their MD5:
+    "fashion-mnist" (31 MB), "cifar10" and "cifar100" (170 MB), "imagenette" (100 MB, photographs of
+    10 classes, the shorter side 160 pixels) and "imagenette-320" (340 MB, the shorter side 320
+    pixels).
+
+        >>> cl.dataset("mnist", batch_size=512, device="cpu")
+        DataLoaders('mnist', 10 classes, cpu)
+          train: 60,000 images of 1×28×28, 118 batches of 512
+          valid: 10,000 images of 1×28×28, 20 batches of 512
+
+    Args:
+        name: one of the names above.
+        folder: where the files are: as they are downloaded, or extracted. Nothing is downloaded
+            then.
+        validation: ``"test"`` validates on the images that are meant for tests; a number between 0
+            and 1 holds out that share of the training images instead, chosen by ``seed``, and
+            leaves the test images unused.
+        batch_size: images per batch.
+        size: for photographs, the height and width of the images; 128 by default for "imagenette",
+            224 for "imagenette-320". The other data sets have one size.
+        augment: how training images are changed, as in `from_folder`.
+        device: where the data lies: None for cuda if available, else cpu.
+        seed: of the training order in each epoch, and of the held-out share.
+        drop_last: leave out the last training batch of an epoch if it is smaller.
+
+    Raises:
+        ArgumentError: if an argument has a value that cannot work.
+        DataError: if a file cannot be downloaded, is missing or damaged. The message says which
+            file to put where.
+    """
+    _check_name(name)
+    if isinstance(validation, str) and validation != "test":
+        raise ArgumentError(
+            "validation must be 'test', for the test images, or the share of the training images "
+            f"to hold out, such as 0.1, got {validation!r}."
+        )
+    options: dict[str, Any] = {"batch_size": batch_size, "augment": augment, "device": device}
+    options |= {"seed": seed, "drop_last": drop_last}
+    given = None if folder is None else _check_folder(name, folder)
+    files = None if name == "mnist" else Files(name, SOURCES[name], given)
+    if files is not None and files.source.kind == "photographs":
+        return _photograph_loaders(files, validation, size, options)
+    if size is not None:
+        raise ArgumentError(
+            f"size={size!r} is for photographs, and {name} has images of one size; leave it out."
+        )
+    train, test = _mnist() if files is None else read_arrays(files)
+    classes = tuple("0123456789") if files is None else files.source.classes
+    held_out = test if isinstance(validation, str) else validation
+    return _array_loaders(name, train, held_out, classes, options)
+
+
+def _check_name(name: str) -> None:
+    if name not in NAMES:
+        near = get_close_matches(str(name), NAMES, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ArgumentError(
+            f"name must be one of {', '.join(map(repr, NAMES))}, got {name!r}{hint}."
+        )
+
+
+def _check_folder(name: str, folder: str | Path) -> Path:
+    path = check_path("folder", folder)
+    if name == "mnist":
+        raise ArgumentError("folder is not for mnist, which comes with the package; leave it out.")
+    if not path.is_dir():
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise ArgumentError(f"folder={str(folder)!r} {what}; give the folder with {name}'s files.")
+    return path
+
+
+def _mnist() -> tuple[Images, Images]:
+    train, test = (
+        (read_idx(f"{part}-images-idx3-ubyte")[:, None], read_idx(f"{part}-labels-idx1-ubyte"))
+        for part in ("train", "t10k")
+    )
+    return train, test
+
+
+def _array_loaders(
+    name: str,
+    train: Images,
+    validation: Images | float,
+    classes: Sequence[str],
+    options: dict[str, Any],
+) -> DataLoaders:
+    """The one place where the arrays of a data set, uint8 (N, C, H, W), become loaders."""
+    if options.pop("augment") is not None:
+        raise ArgumentError("augment is not supported yet for data sets in memory; leave it out.")
+    return from_arrays(
+        *train, layout="NCHW", valid=validation, classes=classes, name=name, **options
+    )
+
+
+def _photograph_loaders(
+    files: Files,
+    validation: str | float,
+    size: int | None,
+    options: dict[str, Any],
+) -> DataLoaders:
+    """The one place where a folder with train/CLASS/FILE and val/CLASS/FILE becomes loaders.
+
+    The class folders are `Source.folders`, WordNet ids; their names are `Source.classes`.
+    """
+    del validation, size, options
+    raise ArgumentError(
+        f"name={files.name!r} cannot be trained on yet; its photographs are in "
+        f"{photograph_folder(files)}."
+    )
