@@ -5,8 +5,10 @@ from ._api import diagnose, report, view, watch
 from .checking import CheckResult, check
 from .data import (
     DataLoaders,
+    dataset,
     from_arrays,
     from_csv,
+    from_dataset,
     from_files,
     from_folder,
     load_image,
@@ -79,10 +81,12 @@ __all__ = [
     "accuracy",
     "check",
     "conv_matrix",
+    "dataset",
     "diagnose",
     "effective_receptive_field",
     "from_arrays",
     "from_csv",
+    "from_dataset",
     "from_files",
     "from_folder",
     "geometry",

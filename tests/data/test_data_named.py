@@ -16,6 +16,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from convlens.data import named, named_files, named_sources
 from convlens.data.idx_files import idx_array
@@ -436,13 +437,38 @@ def test_arguments_are_checked():
         dataset("mnist", size=64)
 
 
-def test_what_waits_for_other_parts(tmp_path):
-    with pytest.raises(ArgumentError, match="augment is not supported yet for data sets in memory"):
-        dataset("mnist", augment="digits")
-    for part in ("train", "val"):
-        (tmp_path / part).mkdir()
-    with pytest.raises(ArgumentError, match=f"cannot be trained on yet; .* are in {tmp_path}"):
-        dataset("imagenette", tmp_path)
+@pytest.mark.parametrize("validation", ["test", 0.1])
+def test_an_augmented_data_set_keeps_its_sources(validation):
+    dls = dataset("mnist", augment="digits", validation=validation, batch_size=64, device="cpu")
+    n = 60_000 if validation == "test" else 54_000
+    assert (dls.train.n_items, dls.valid.n_items) == (n, 10_000 if validation == "test" else 6_000)
+    plain = dataset("mnist", validation=validation, batch_size=64, device="cpu")
+    x, y = next(iter(dls.valid))
+    x_plain, y_plain = next(iter(plain.valid))
+    torch.testing.assert_close(x, x_plain, atol=1e-4, rtol=1e-4)
+    assert torch.equal(y, y_plain)
+    assert dls.valid.items.files[0].startswith("mnist t")
+    again = dataset("mnist", augment="digits", validation=validation, batch_size=64, device="cpu")
+    batch = next(iter(dls.train))
+    assert torch.equal(batch[0], next(iter(again.train))[0])
+    assert not torch.equal(batch[0], next(iter(plain.train))[0])
+
+
+def test_photographs_have_names_for_their_classes(tmp_path, capsys):
+    source = named_sources.SOURCES["imagenette"]
+    for part, n in (("train", 3), ("val", 2)):
+        for folder in source.folders:
+            (tmp_path / part / folder).mkdir(parents=True)
+            for i in range(n):
+                image = Image.new("RGB", (40, 30), (9 * i, 50, 20 * n))
+                image.save(tmp_path / part / folder / f"{folder}_{i}.JPEG")
+    dls = dataset("imagenette", tmp_path, size=16, batch_size=4, augment="photos", device="cpu")
+    assert dls.classes == source.classes
+    assert dls.train.items.classes == source.classes
+    x, y = next(iter(dls.train))
+    assert (x.shape, y.shape) == ((4, 3, 16, 16), (4,))
+    assert (dls.train.n_items, dls.valid.n_items) == (30, 20)
+    assert "0 tench" in capsys.readouterr().out
 
 
 def test_where_downloads_go(monkeypatch, tmp_path):

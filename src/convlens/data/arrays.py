@@ -213,16 +213,25 @@ def _split(
             "valid must be a tuple (x_valid, y_valid), the share of the images to hold out, or "
             f"None, got {type_name(valid)}."
         )
-    n_valid = round(len(images) * valid) if 0.0 < valid < 1.0 else 0
-    if not 0 < n_valid < len(images):
-        raise ArgumentError(
-            f"valid must be a share between 0 and 1 that leaves at least one of {len(images)} "
-            f"images on both sides, got {valid}."
-        )
-    order = shuffled(len(images), seed, *SPLIT_KEY)
-    out, kept = order[:n_valid].sort().values, order[n_valid:].sort().values
+    kept, out = (torch.from_numpy(part) for part in held_out(len(images), float(valid), seed))
     x_out, x_kept = (images[part.to(images.device)] for part in (out, kept))
     return (x_kept, labels[kept]), (x_out, labels[out])
+
+
+def held_out(n: int, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The positions of n images to train on, and of a share of them to validate on, in order.
+
+    Raises:
+        ArgumentError: if one of them would be empty.
+    """
+    n_valid = round(n * share) if 0.0 < share < 1.0 else 0
+    if not 0 < n_valid < n:
+        raise ArgumentError(
+            f"valid must be a share between 0 and 1 that leaves at least one of {n} images on both "
+            f"sides, got {share}."
+        )
+    order = shuffled(n, seed, *SPLIT_KEY)
+    return order[n_valid:].sort().values.numpy(), order[:n_valid].sort().values.numpy()
 
 
 def _given_validation(

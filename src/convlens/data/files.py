@@ -55,18 +55,18 @@ class Settings:
 
     size: Size
     validation: Validation
-    batch_size: int
-    seed: int
-    augment: Augment
-    strict: bool
-    resize: str
-    balance: str | None
-    groups: Groups
-    normalize: str
-    drop_last: bool
-    device: str | torch.device | None
-    max_memory: int | None
-    name: str | None
+    batch_size: int = 64
+    seed: int = 0
+    augment: Augment = None
+    strict: bool = False
+    resize: str = "crop"
+    balance: str | None = None
+    groups: Groups = None
+    normalize: str = "data"
+    drop_last: bool = False
+    device: str | torch.device | None = None
+    max_memory: int | None = None
+    name: str | None = None
 
     def check(self) -> None:
         """Raises ArgumentError for what needs no file to be seen, before any is read."""
@@ -161,7 +161,7 @@ def from_folder(
     settings.check()
     if groups is not None and not callable(groups):
         raise ArgumentError(f"groups must be a function of a path, got {groups!r}.")
-    return _loaders(scan(path), settings, Path(path).resolve().name or "images")
+    return loaders_of(scan(path), settings, Path(path).resolve().name or "images")
 
 
 def from_files(  # noqa: D417 - the others are those of from_folder
@@ -213,7 +213,7 @@ def from_files(  # noqa: D417 - the others are those of from_folder
         drop_last, device, max_memory, name,
     )  # fmt: skip
     settings.check()
-    return _loaders(given_listing(paths, labels, kind, groups), settings, name)
+    return loaders_of(given_listing(paths, labels, kind, groups), settings, name)
 
 
 def from_csv(  # noqa: D417 - the others are those of from_folder
@@ -275,10 +275,10 @@ def from_csv(  # noqa: D417 - the others are those of from_folder
     )  # fmt: skip
     settings.check()
     listing = read_listing(file, image, label, folder, separator, kind, groups)
-    return _loaders(listing, settings, Path(file).stem)
+    return loaders_of(listing, settings, Path(file).stem)
 
 
-def _loaders(listing: Listing, settings: Settings, name: str) -> DataLoaders:
+def loaders_of(listing: Listing, settings: Settings, name: str) -> DataLoaders:
     """Decode what is listed, split it, and print what was found."""
     if not uses_folders(settings.validation, settings.groups, listing):
         listing = _without_held_out(listing)

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from convlens.core.argument_checks import check_path
-from convlens.data.arrays import from_arrays
+from convlens.data.arrays import from_arrays, held_out
+from convlens.data.augmentation import augmentation_of
 from convlens.data.embedded import read_idx
+from convlens.data.files import Settings, loaders_of
+from convlens.data.folders import scan
+from convlens.data.image_loader import ImageLoader, measured_scale
+from convlens.data.items import Items
 from convlens.data.loaders import DataLoaders
 from convlens.data.named_files import Files, Images, photograph_folder, read_arrays
 from convlens.data.named_sources import SOURCES
 from convlens.errors import ArgumentError
 
+if TYPE_CHECKING:
+    from convlens.data.files import Augment
+
 NAMES = ("mnist", *SOURCES)
 """The names of all data sets."""
+
+SIZES = {"imagenette": 128, "imagenette-320": 224}
+"""The height and width that photographs get unless another is given."""
 
 
 def dataset(
@@ -28,7 +41,7 @@ def dataset(
     validation: str | float = "test",
     batch_size: int = 64,
     size: int | None = None,
-    augment: Any = None,  # noqa: ANN401
+    augment: Augment = None,
     device: str | torch.device | None = None,
     seed: int = 0,
     drop_last: bool = False,
@@ -84,8 +97,8 @@ def dataset(
         )
     train, test = _mnist() if files is None else read_arrays(files)
     classes = tuple("0123456789") if files is None else files.source.classes
-    held_out = test if isinstance(validation, str) else validation
-    return _array_loaders(name, train, held_out, classes, options)
+    valid = test if isinstance(validation, str) else validation
+    return _array_loaders(name, train, valid, classes, options)
 
 
 def _check_name(name: str) -> None:
@@ -122,12 +135,36 @@ def _array_loaders(
     classes: Sequence[str],
     options: dict[str, Any],
 ) -> DataLoaders:
-    """The one place where the arrays of a data set, uint8 (N, C, H, W), become loaders."""
-    if options.pop("augment") is not None:
-        raise ArgumentError("augment is not supported yet for data sets in memory; leave it out.")
-    return from_arrays(
-        *train, layout="NCHW", valid=validation, classes=classes, name=name, **options
-    )
+    """The arrays of a data set, uint8 (N, C, H, W), as loaders."""
+    augment = options.pop("augment")
+    if augment is None:
+        return from_arrays(
+            *train, layout="NCHW", valid=validation, classes=classes, name=name, **options
+        )
+    x, y = train[0], torch.from_numpy(train[1].astype(np.int64))
+    items = Items(tuple(f"{name} train[{i}]" for i in range(len(y))), y, tuple(classes))
+    if isinstance(validation, tuple):
+        rows, held = np.arange(len(x)), None
+        x_valid, y_valid = validation[0], torch.from_numpy(validation[1].astype(np.int64))
+        valid = Items(
+            tuple(f"{name} test[{i}]" for i in range(len(y_valid))), y_valid, items.classes
+        )
+    else:
+        rows, held = held_out(len(x), validation, options["seed"])
+        x_valid, valid = x, items.take(held.tolist())
+    scale, size = measured_scale(x, rows), (int(x.shape[2]), int(x.shape[3]))
+    operations = augmentation_of(augment, size, n_classes=len(classes))
+    common: dict[str, Any] = {
+        "batch_size": options["batch_size"],
+        "scale": scale,
+        "device": options["device"],
+    }
+    loader = ImageLoader(
+        x, items.take(rows.tolist()), rows=rows, augment=operations, shuffle=True,
+        seed=options["seed"], drop_last=options["drop_last"], **common,
+    )  # fmt: skip
+    valid_loader = ImageLoader(x_valid, valid, rows=held, **common)
+    return DataLoaders(loader, valid_loader, classes=classes, name=name, scale=scale)
 
 
 def _photograph_loaders(
@@ -136,12 +173,16 @@ def _photograph_loaders(
     size: int | None,
     options: dict[str, Any],
 ) -> DataLoaders:
-    """The one place where a folder with train/CLASS/FILE and val/CLASS/FILE becomes loaders.
-
-    The class folders are `Source.folders`, WordNet ids; their names are `Source.classes`.
-    """
-    del validation, size, options
-    raise ArgumentError(
-        f"name={files.name!r} cannot be trained on yet; its photographs are in "
-        f"{photograph_folder(files)}."
+    """Photographs in train/CLASS/FILE and val/CLASS/FILE, whose folders are WordNet ids."""
+    listing = scan(photograph_folder(files))
+    names = dict(zip(files.source.folders, files.source.classes, strict=True))
+    classes = tuple(names.get(folder, folder) for folder in listing.items.classes)
+    listing = replace(listing, items=replace(listing.items, classes=classes))
+    settings = Settings(
+        size=size or SIZES[files.name],
+        validation="folders" if isinstance(validation, str) else validation,
+        name=files.name,
+        **options,
     )
+    settings.check()
+    return loaders_of(listing, settings, files.name)
