@@ -12,6 +12,8 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 import convlens as cl
+from convlens.core.snapshots import Mistakes
+from convlens.core.terminal import printable
 from convlens.data.augmentation import Flip, Mixup
 from convlens.errors import ArgumentError, ConvlensWarning, DataError
 
@@ -416,3 +418,26 @@ def test_loaders_of_ones_own_say_what_is_known():
     assert dls.describe().to_dict()["splits"] == {"train": {"images": None, "storage": ""}}
     with pytest.raises(ArgumentError, match="kind must be 'classes', 'labels' or 'numbers'"):
         cl.DataLoaders([], kind="many")
+
+
+def test_mistakes_name_their_files(tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = random.integers(0, 255, (12, 12), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{name} {i}\n\x1b.png")
+    dls = cl.from_folder(tmp_path / "photos", batch_size=8, validation=0.5, device="cpu")
+    run = tmp_path / "run"
+    learn = cl.Learner(
+        dls, cl.simple_cnn(1, 2), callbacks=[cl.Pictures()], run=run, progress=False, seed=0
+    )
+    learn.fit(1, 0.01)
+    kept = cl.open_run(run).snapshot(Mistakes)
+    assert len(kept.files) == len(kept.item) > 0
+    for file, item, true in zip(kept.files, kept.item, kept.true, strict=True):
+        assert printable(dls.valid.items.files[item]) == file
+        assert f"/{dls.classes[true]}/" in file
+        assert file.isprintable()
+    report = cl.report(run).read_text()
+    assert kept.files[0].rsplit("/", 1)[-1] in report

@@ -216,6 +216,7 @@ class Mistakes(Snapshot):
         loss: (M,) float32, cross-entropy.
         item: (M,) position in the validation.
         classes: K names.
+        files: M names of the images' files; empty where they are not known.
     """
 
     KIND: ClassVar[str] = "mistakes"
@@ -231,6 +232,7 @@ class Mistakes(Snapshot):
     loss: Reals
     item: Ints
     classes: tuple[str, ...]
+    files: tuple[str, ...] = ()
 
 
 S = TypeVar("S", bound=Snapshot)

@@ -292,6 +292,12 @@ class DataLoaders:
         check_batch_shape(x)
         return (self.scale or range_scale(x)).to_uint8(x)
 
+    @property
+    def valid_files(self) -> Sequence[str]:
+        """Where each image to validate on comes from, in order; empty if that is not known."""
+        items = getattr(self.valid, "items", self.valid)
+        return getattr(items, "files", ())
+
     def label(self, y: int) -> str:
         """The name of a label, or its number where no name is known."""
         return self.classes[y] if 0 <= y < len(self.classes) else str(y)

@@ -6,7 +6,7 @@ only those images are kept that may still be among the worst of all.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convlens.core.snapshots import Confusion, Mistakes
+from convlens.core.terminal import printable
 from convlens.train.callbacks import snapshot_limits as limits
 
 
@@ -157,8 +158,12 @@ class Misclassified:
         epoch: int,
         classes: tuple[str, ...],
         to_uint8: Callable[[Tensor], NDArray[np.uint8]],
+        files: Sequence[str] = (),
     ) -> Mistakes | None:
-        """The worst of all, and the worst of each confused pair; None without images."""
+        """The worst of all, and the worst of each confused pair; None without images.
+
+        ``files`` are those of all validation images, in their order, if they are known.
+        """
         found = [self._top.result(limits.N_WORST), self._pairs.result()]
         found = [part for part in found if part is not None]
         if not found:
@@ -167,6 +172,8 @@ class Misclassified:
         values = {name: v.cpu().numpy() for name, v in _vectors(every).items()}
         _, once = np.unique(values["item"], return_index=True)
         kept = once[np.argsort(-values["loss"][once], kind="stable")]
+        items = values["item"][kept].astype(np.int64)
+        known = len(files) > items.max()
         x = torch.cat([part.x for part in found])[torch.from_numpy(kept).to(every.loss.device)]
         return Mistakes(
             epoch,
@@ -176,8 +183,9 @@ class Misclassified:
             predicted=values["predicted"][kept].astype(np.int64),
             probability=values["probability"][kept].astype(np.float32),
             loss=values["loss"][kept].astype(np.float32),
-            item=values["item"][kept].astype(np.int64),
+            item=items,
             classes=classes,
+            files=tuple(printable(files[int(i)]) for i in items) if known else (),
         )
 
     def _shrink(self, x: Tensor) -> Tensor:

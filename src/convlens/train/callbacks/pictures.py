@@ -156,7 +156,9 @@ class Pictures(Callback, ValidationPlots):
         shape = self.pictures["worst"].images.shape[1:] if "worst" in self.pictures else (0,)
         n_bytes = (limits.N_WORST + limits.N_PAIRS) * int(np.prod(np.minimum(shape, limits.SIDE)))
         if learn.n_epochs * n_bytes <= limits.MISTAKE_BYTES or kept:
-            self._keep(learn, [mistakes.mistakes(learn.epoch, classes, learn.dls.to_uint8)])
+            dls = learn.dls
+            found = mistakes.mistakes(learn.epoch, classes, dls.to_uint8, dls.valid_files)
+            self._keep(learn, [found])
 
     def after_epoch(self, learn: Learner) -> None:
         """Take snapshots after an epoch that is kept."""

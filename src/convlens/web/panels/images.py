@@ -106,12 +106,15 @@ def class_name(classes: Sequence[str], k: int) -> str:
 def _item(kept: Mistakes, i: int, place: int) -> dict[str, Any]:
     true, predicted = int(kept.true[i]), int(kept.predicted[i])
     sure = formatting.percent(float(kept.probability[i]))
+    file = kept.files[i] if i < len(kept.files) else ""
     said = f"taken for {class_name(kept.classes, predicted)}" if true != predicted else "recognized"
     return {
         "place": place,
         "sure": sure,
         "loss": formatting.loss(float(kept.loss[i])),
         "item": int(kept.item[i]),
+        "file": file,
+        "name": formatting.short(file.rsplit("/", 1)[-1], 18),
         "alt": f"{class_name(kept.classes, true)}, {said}, with a probability of {sure}",
     }
 
