@@ -121,7 +121,7 @@ def test_other_settings_and_other_files_are_other_entries(files, cache):
 
 def test_a_file_changed_after_caching_is_noticed(files, decodings):
     decoded(files, SETTINGS)
-    found = os.stat(files[3])
+    found = files[3].stat()
     Image.new("L", (20, 20), 200).save(files[3])
     os.utime(files[3], ns=(found.st_atime_ns, found.st_mtime_ns + 1))
     decodings.clear()
@@ -185,17 +185,16 @@ def test_what_is_no_file_is_left_out(tmp_path, files, cache):
 
 
 def test_names_of_any_kind(tmp_path):
-    names = ["ä ö.png", "猫 猫.png", "x" * 250 + ".png", "a\nb.png", "%s {}.png"]
-    paths = [os.path.join(os.fsencode(tmp_path), n.encode()) for n in names]
-    paths = [os.fsdecode(p) for p in [*paths, os.path.join(os.fsencode(tmp_path), b"\xff.png")]]
+    names = ["ä ö.png", "猫 猫.png", "x" * 250 + ".png", "a\nb.png", "%s {}.png", "\udcff.png"]
+    paths = [tmp_path / name for name in names]  # the last one is no text: the byte 255
     for i, path in enumerate(paths):
         Image.new("L", (20, 20), i).save(path)
     (tmp_path / "link.png").symlink_to(paths[0])
     for _ in range(2):
         found = decoded([*paths, tmp_path / "link.png"], SETTINGS)
         assert [int(one.max()) for one in found.pixels] == [0, 1, 2, 3, 4, 5, 0]
-    Path(paths[-1]).write_text("no image")
-    with pytest.raises(DataError, match=r"1 of 7 image .*\n.*\\udcff\.png: is not an image"):
+    paths[-1].write_text("no image")
+    with pytest.raises(DataError, match=r"1 of 7 image .*\n.*\\xff\.png: is not an image"):
         decoded([*paths, tmp_path / "link.png"], SETTINGS)
 
 
@@ -264,7 +263,8 @@ go, count = threading.Event(), 0
 write, decode = decoding.FolderStore.write, Preprocessing.decode
 
 def say(*what):
-    print(*what, flush=True)
+    sys.stdout.write(" ".join(map(str, what)) + "\\n")  # whole lines, also from two threads
+    sys.stdout.flush()
 
 def stopped_decode(self, data, name):
     global count
@@ -380,7 +380,8 @@ def aged(folder: Path, days: float) -> Path:
 
 
 def test_what_killed_processes_left_is_removed_by_the_next(files, cache):
-    old, young, held = (aged(cache / f"{c * 32}.partial", d) for c, d in zip("abc", (2, 0.5, 2)))
+    old, young = aged(cache / f"{'a' * 32}.partial", 2), aged(cache / f"{'b' * 32}.partial", 0.5)
+    held = aged(cache / f"{'c' * 32}.partial", 2)
     unused, used = aged(cache / ("d" * 32), 40), aged(cache / ("e" * 32), 20)
     other = aged(cache / "notes", 100)
     handle = lock_folder(held)

@@ -84,7 +84,7 @@ def test_too_many_damaged_files_are_refused_with_their_list(tmp_path):
         decoded([bad[0], *good], Preprocessing(None), strict=True)
     for i in range(30):
         (tmp_path / f"e{i}.gif").touch()
-    with pytest.raises(DataError, match="30 of 30 image files .*\n(.*\n){20}  and 10 more$"):
+    with pytest.raises(DataError, match=r"30 of 30 image files .*\n(.*\n){20}  and 10 more$"):
         decoded(sorted(tmp_path.glob("e*.gif")), Preprocessing((4, 4)))
     with pytest.raises(ArgumentError, match="files is empty; give at least one image file"):
         decoded([], Preprocessing((4, 4)))

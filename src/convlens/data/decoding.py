@@ -136,7 +136,7 @@ class FolderStore:
         sizes = [path.stat().st_size if path.exists() else -1 for path in paths]
         if sizes == [n_bytes, self.rows.nbytes]:
             self.rows = np.fromfile(paths[1], ROW)
-            self.rows[damaged_rows(paths[0], self.rows, n_bytes // shape[0])] = 0
+            self.rows["state"][damaged_rows(paths[0], self.rows, n_bytes // shape[0])] = WAITING
             self._pixels_file, self._rows_file = (open(path, "r+b") for path in paths)  # noqa: SIM115
         else:
             self._pixels_file, self._rows_file = (open(path, "w+b") for path in paths)  # noqa: SIM115
@@ -212,26 +212,21 @@ class Decoder:
             OtherSizeError: if an image has another size than the store's rows.
             OSError: if the store cannot be written.
         """
-        n, row_bytes = self.store.shape[0], int(np.prod(self.store.shape[1:]))
-        length = max(1, min(MOST_IN_CHUNK, CHUNK_BYTES // row_bytes))
-        starts = [
-            start
-            for start in range(0, n, length)
-            if (self.store.rows["state"][start : start + length] != GOOD).any()
-        ]
-        missing = sum(min(length, n - start) for start in starts)
+        row_bytes = int(np.prod(self.store.shape[1:]))
+        missing = np.flatnonzero(self.store.rows["state"] != GOOD)
+        chunks = _chunks(missing, max(1, min(MOST_IN_CHUNK, CHUNK_BYTES // row_bytes)))
         pool = ThreadPoolExecutor(os.cpu_count() or 1, "convlens-decoding")
         try:
-            with _bar(missing, shown=progress) as advance:
-                for future in as_completed([pool.submit(self._chunk, s, length) for s in starts]):
+            with _bar(len(missing), shown=progress) as advance:
+                for future in as_completed([pool.submit(self._chunk, *one) for one in chunks]):
                     advance(future.result())
         finally:
             self._stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _chunk(self, start: int, length: int) -> int:
+    def _chunk(self, start: int, stop: int) -> int:
         """Decode the rows of one chunk and write those that were reached."""
-        files = self.files[start : start + length]
+        files = self.files[start:stop]
         pixels = np.zeros((len(files), *self.store.shape[1:]), np.uint8)
         rows = np.zeros(len(files), ROW)
         for i, file in enumerate(files):
@@ -260,6 +255,13 @@ class Decoder:
         return picture, hashlib.blake2b(data, digest_size=16).digest()
 
 
+def _chunks(rows: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
+    """The parts of adjacent rows, at most so long: (start, stop)."""
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    parts = [run[i : i + most] for run in runs for i in range(0, len(run), most)]
+    return [(int(part[0]), int(part[-1]) + 1) for part in parts]
+
+
 def first_picture(files: Sequence[SourceFile], preprocessing: Preprocessing) -> Picture | None:
     """The first of the files that can be read."""
     for file in files:
@@ -275,7 +277,8 @@ def size_in_header(file: SourceFile) -> tuple[int, int] | None:
     from PIL import Image
 
     with suppress(DataError), decoding(""), Image.open(file.path, formats=FORMATS) as opened:
-        return opened.size[::-1] if orientation(opened) in TURNED else opened.size
+        width, height = opened.size
+        return (height, width) if orientation(opened) in TURNED else (width, height)
     return None
 
 
