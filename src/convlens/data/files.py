@@ -161,7 +161,7 @@ def from_folder(
     settings.check()
     if groups is not None and not callable(groups):
         raise ArgumentError(f"groups must be a function of a path, got {groups!r}.")
-    return _loaders(scan(path), settings, Path(path).resolve().name or "images")
+    return loaders_of(scan(path), settings, Path(path).resolve().name or "images")
 
 
 def from_files(  # noqa: D417 - the others are those of from_folder
@@ -213,7 +213,7 @@ def from_files(  # noqa: D417 - the others are those of from_folder
         drop_last, device, max_memory, name,
     )  # fmt: skip
     settings.check()
-    return _loaders(given_listing(paths, labels, kind, groups), settings, name)
+    return loaders_of(given_listing(paths, labels, kind, groups), settings, name)
 
 
 def from_csv(  # noqa: D417 - the others are those of from_folder
@@ -275,11 +275,17 @@ def from_csv(  # noqa: D417 - the others are those of from_folder
     )  # fmt: skip
     settings.check()
     listing = read_listing(file, image, label, folder, separator, kind, groups)
-    return _loaders(listing, settings, Path(file).stem)
+    return loaders_of(listing, settings, Path(file).stem)
 
 
-def _loaders(listing: Listing, settings: Settings, name: str) -> DataLoaders:
-    """Decode what is listed, split it, and print what was found."""
+def loaders_of(listing: Listing, settings: Settings, name: str) -> DataLoaders:
+    """Decode what is listed, split it, and print what was found.
+
+    Args:
+        listing: the files with their targets.
+        settings: how they become batches.
+        name: of the data, unless the settings have one.
+    """
     if not uses_folders(settings.validation, settings.groups, listing):
         listing = _without_held_out(listing)
     if settings.balance is not None and listing.items.kind != CLASSES:
