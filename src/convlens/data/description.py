@@ -313,6 +313,8 @@ class Description:
         return balance is None and (self.imbalance or 1.0) >= IMBALANCE
 
     def _balance(self) -> str:
+        if self.imbalance == 1:
+            return "all classes have as many training images"
         said = f"the largest class has {self.imbalance:.3g} times the images of the smallest"
         balance = None if self.origin is None else self.origin.balance
         if balance is not None:

@@ -279,7 +279,13 @@ def from_csv(  # noqa: D417 - the others are those of from_folder
 
 
 def loaders_of(listing: Listing, settings: Settings, name: str) -> DataLoaders:
-    """Decode what is listed, split it, and print what was found."""
+    """Decode what is listed, split it, and print what was found.
+
+    Args:
+        listing: the files with their targets.
+        settings: how they become batches.
+        name: of the data, unless the settings have one.
+    """
     if not uses_folders(settings.validation, settings.groups, listing):
         listing = _without_held_out(listing)
     if settings.balance is not None and listing.items.kind != CLASSES:
