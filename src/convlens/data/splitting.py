@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,8 @@ def _keys(groups: Callable[[Path], Hashable], files: Sequence[str]) -> tuple[Has
 def check_keys(keys: Sequence[Any], place: Callable[[int], str]) -> None:
     """Raises ArgumentError if a group's key is missing or cannot be compared."""
     for i, key in enumerate(keys):
-        if not isinstance(key, Hashable) or key is None or key == "":
+        is_nan = isinstance(key, float) and math.isnan(key)  # an empty cell, as pandas reads it
+        if not isinstance(key, Hashable) or key is None or key == "" or is_nan:
             raise ArgumentError(
                 f"groups gives {key!r} for {place(i)}; give a text or a number for each image."
             )
