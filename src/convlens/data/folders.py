@@ -56,8 +56,8 @@ def scan(path: str | os.PathLike[str]) -> Listing:
     names = sorted(train, key=natural)
     if SPLITS.issuperset(name.lower() for name in names):
         raise ArgumentError(
-            f"path={str(root)!r} has the folders {some(names)}, which look like parts of a data set "
-            "and not like classes; name them train and valid, or give the path of one of them."
+            f"path={str(root)!r} has the folders {some(names)}, which look like parts of a data "
+            "set and not like classes; name them train and valid, or give the path of one of them."
         )
     files: list[str] = []
     labels: list[int] = []

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from convlens.core.wording import plural
+from convlens.data.arrays import SPLIT_KEY
 from convlens.data.items import CLASSES, Items
 from convlens.data.listing import Listing, some
 from convlens.data.loaders import shuffled
@@ -23,9 +24,6 @@ from convlens.errors import ArgumentError
 FOLDERS, AUTO = "folders", "auto"
 SHARE = 0.2
 """What is held out unless something else is said."""
-
-SPLIT_KEY = (0, 0)
-"""Begins the key of a split's random order; an epoch's key is one number: the two never agree."""
 
 Validation = str | float | Callable[[Path], bool] | None
 Groups = Callable[[Path], Hashable] | str | Sequence[Hashable] | None
