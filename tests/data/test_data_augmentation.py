@@ -22,7 +22,6 @@ from convlens.data.augmentation import (
     RandomResizedCrop,
     Rotate,
     augmentation_of,
-    center,
     presets,
 )
 from convlens.data.color import adjusted
@@ -70,9 +69,9 @@ def augmented(operations, x, size=None, seed=0, y=None, **settings):
 
 def test_nothing_to_do_is_the_middle_of_the_images():
     x = images(h=15, w=13)
-    for out in (augmented([], x, (12, 10))[0], center(x, (12, 10))):
-        assert out.dtype == torch.float32
-        assert torch.equal(out, x[:, :, 1:13, 1:11] / 255)
+    out, _ = augmented([], x, (12, 10))
+    assert out.dtype == torch.float32
+    assert torch.equal(out, x[:, :, 1:13, 1:11] / 255)
     same, _ = augmented([Flip(p=0)], x, (12, 10))
     assert torch.equal(same, out), "the same place, whatever else is done"
     turned, _ = augmented([Rotate(0)], x, (12, 10))
@@ -455,7 +454,10 @@ def test_what_augment_may_be():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: augmentation_of("Photo", 8), r"'Photo' is no preset; closest: 'photos'; there"),
+        (
+            lambda: augmentation_of("Photo", 8),
+            r"'Photo' is no preset; there are .*'photos'\. Closest: 'photos'",
+        ),
         (lambda: augmentation_of("zzz", 8), "no preset; there are 'digits', 'small', 'photos'"),
         (lambda: augmentation_of(3, 8), r"augment must be None, the name of a preset .* got int"),
         (lambda: augmentation_of([Flip], 8), r"the class Flip itself \(write Flip\(\)\); there"),
@@ -500,7 +502,7 @@ def test_what_a_batch_cannot_be():
     with pytest.raises(ArgumentError, match=r"size is 12×12, but the stored images .* 12×10"):
         flip(images(2, w=10), y, generator())
     with pytest.raises(ArgumentError, match="stored images are smaller"):
-        center(images(2), (12, 13))
+        augmented([], images(2), (12, 13))
     with pytest.raises(ArgumentError, match="1 or 3 channels, got 2"):
         augmented([ColorJitter(0.1)], images(2, c=2))
     out, _ = augmented([Crop(1)], images(2, w=10), (12, 12))

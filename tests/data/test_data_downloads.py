@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,17 @@ def test_a_file_is_downloaded_once(server, url, path, capsys):
     assert server.asked == [("digits.gz", None)]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="folders are not locked there")
+def test_several_at_once_download_once(server, url, path):
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: download(url, path, CHECKSUM), range(4)))
+    assert found == [path] * 4
+    assert path.read_bytes() == CONTENT
+    assert server.asked == [("digits.gz", None)]
+
+
 def test_any_hash_that_hashlib_knows(url, path):
-    download(url, path, f"sha256:{hashlib.sha256(CONTENT).hexdigest()}", progress=False)
+    download(url, path, f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
     assert path.read_bytes() == CONTENT
 
 

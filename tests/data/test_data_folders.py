@@ -99,6 +99,22 @@ def test_a_class_may_be_called_train(tmp_path):
     assert scan(tmp_path).items.classes == ("boat", "car", "train")
 
 
+@pytest.mark.parametrize(
+    "names", [("Training", "Testing"), ("train", "testing"), ("valid", "test")]
+)
+def test_folders_named_like_splits_are_not_taken_for_classes(tmp_path, names):
+    tree(tmp_path, *(f"{name}/{c}/1.png" for name in names for c in "ab"))
+    with pytest.raises(ArgumentError, match="look like parts of a data set and not like classes"):
+        scan(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such names there")
+def test_names_cannot_steer_a_terminal(tmp_path):
+    tree(tmp_path, "train/a\x1b[2J/1.png", "train/b/1.png", "valid/b/1.png", "valid/c/1.png")
+    with pytest.raises(ArgumentError, match=r"Only in train/: a\\x1b\[2J; only in valid/: c"):
+        scan(tmp_path)
+
+
 def test_a_train_folder_alone_is_the_folder_of_class_folders(tmp_path):
     tree(tmp_path, "train/a/1.png", "train/b/1.png")
     listing = scan(tmp_path)

@@ -429,7 +429,7 @@ def test_arguments_are_checked():
         dataset("cifar-10")
     assert str(caught.value) == (
         "name must be one of 'mnist', 'fashion-mnist', 'cifar10', 'cifar100', 'imagenette', "
-        "'imagenette-320', got 'cifar-10' (did you mean 'cifar10'?)."
+        "got 'cifar-10'. Closest: 'cifar10', 'cifar100'."
     )
     with pytest.raises(ArgumentError, match="validation must be 'test', for the test images, or"):
         dataset("mnist", validation="valid")
@@ -500,7 +500,7 @@ def test_checksums_and_classes_are_those_of_torchvision():
     assert [(file.name, file.md5) for file in sources["fashion-mnist"].files] == peer.resources
     assert list(sources["fashion-mnist"].classes) == peer.classes
     peer = datasets.Imagenette
-    for name, size in (("imagenette", "160px"), ("imagenette-320", "320px")):
-        assert sources[name].files == (RemoteFile(*peer._ARCHIVES[size]),)
-        classes = {key: names[0] for key, names in peer._WNID_TO_CLASS.items()}
-        assert dict(zip(sources[name].folders, sources[name].classes, strict=True)) == classes
+    source = sources["imagenette"]
+    assert source.files == (RemoteFile(*peer._ARCHIVES["160px"]),)
+    classes = {key: names[0] for key, names in peer._WNID_TO_CLASS.items()}
+    assert dict(zip(source.folders, source.classes, strict=True)) == classes

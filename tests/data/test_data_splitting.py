@@ -133,6 +133,11 @@ def test_what_cannot_be_a_validation_is_refused(wrong):
         uses_folders(wrong, None, listing_of([3, 3]))
 
 
+def test_a_missing_group_is_refused():
+    with pytest.raises(ArgumentError, match=r"groups gives nan for .*; give a text or a number"):
+        split(listing_of([4, 4]), 0.5, groups=lambda path: float("nan"))
+
+
 def test_groups_need_a_share():
     for validation in (None, "folders", lambda path: True):
         with pytest.raises(ArgumentError, match="groups is for validation as a share"):

@@ -122,6 +122,13 @@ def test_files_that_are_not_there_are_listed_with_the_closest(read, images):
         read(f"file,label\n{many}")
 
 
+def test_a_name_that_may_be_two_files_is_refused(read, images):
+    assert labels_of(read("file,label\na,x\nb,y")) == {"a.png": "x", "b.png": "y"}
+    Image.new("RGB", (8, 8)).save(images / "b.jpg")
+    with pytest.raises(ArgumentError, match=r"'b' \(row 3\), which may be each of 'b.jpg'"):
+        read("file,label\na,x\nb,y", image="file", label="label")
+
+
 def test_the_folder_of_the_table_is_where_files_lie_unless_said(tmp_path, images):
     table = tmp_path / "t.csv"
     table.write_text("file,label\nimages/a.png,p\nimages\\b.png,q\nimages/c,q\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import cast
 
@@ -10,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convlens.core.argument_checks import check_whole
 from convlens.core.wording import type_name
 from convlens.data.color import ColorJitter, Cutout, PixelOperation
 from convlens.data.geometric import (
@@ -21,13 +19,13 @@ from convlens.data.geometric import (
     RandomResizedCrop,
     Rotate,
     Size,
-    center,
     geometry,
     modes_of,
 )
 from convlens.data.items import CLASSES, NUMBERS
+from convlens.data.listing import closest
 from convlens.data.mixing import CutMix, Mixing, Mixup
-from convlens.data.operations import Draws, Operation
+from convlens.data.operations import Draws, Operation, height_width
 from convlens.errors import ArgumentError
 
 __all__ = [
@@ -43,7 +41,6 @@ __all__ = [
     "RandomResizedCrop",
     "Rotate",
     "augmentation_of",
-    "center",
     "presets",
 ]
 
@@ -87,7 +84,7 @@ class Augmentation:
         n_classes: int | None = None,
     ) -> None:
         self.operations = tuple(operations)
-        self.size = _both(size)
+        self.size = height_width(size)
         self._n_classes = n_classes if kind == CLASSES else None
         self._moving = [o for o in self.operations if isinstance(o, Geometric)]
         self._others = [o for o in self.operations if not isinstance(o, Geometric)]
@@ -168,13 +165,14 @@ def augmentation_of(
     if augment is None:
         operations: Sequence[object] = ()
     elif isinstance(augment, str):
-        operations = _preset(augment, _both(size))
+        operations = _preset(augment, height_width(size))
     else:
         operations = (augment,) if isinstance(augment, Operation) else augment
     if not isinstance(operations, list | tuple):
+        known = _listed(presets(height_width(size)))
         raise ArgumentError(
-            f"augment must be None, the name of a preset ({_listed(presets(_both(size)))}), an "
-            f"operation such as Flip() or a list of them, got {type_name(augment)}."
+            f"augment must be None, the name of a preset ({known}), an operation such as Flip() or "
+            f"a list of them, got {type_name(augment)}."
         )
     chosen = cast("Sequence[Operation]", operations)
     return Augmentation(chosen, size, kind=kind, n_classes=n_classes)
@@ -203,20 +201,9 @@ def _preset(name: str, size: Size) -> tuple[Operation, ...]:
     known = presets(size)
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.4)
-    hint = f"; closest: {close[0]!r}" if close else ""
-    raise ArgumentError(f"augment={name!r} is no preset{hint}; there are {_listed(known)}.")
-
-
-def _both(size: int | Size) -> Size:
-    if not isinstance(size, tuple):
-        check_whole("size", size, 1)
-        return size, size
-    for length in size:
-        check_whole("size", length, 1)
-    if len(size) != 2:  # pyright: ignore[reportUnnecessaryComparison]
-        raise ArgumentError(f"size must be a number or (height, width), got {size!r}.")
-    return size
+    raise ArgumentError(
+        f"augment={name!r} is no preset; there are {_listed(known)}.{closest(name, known)}"
+    )
 
 
 def _check_operation(operation: object, kind: str, n_classes: int | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 from convlens.core.wording import type_name
 from convlens.data.arrays import as_tensor
 from convlens.data.image_files import from_pillow
+from convlens.data.listing import closest
 from convlens.errors import ArgumentError
 
 MASK_MODES = ("1", "L", "P", "I", "I;16")
@@ -91,11 +91,9 @@ def _of_columns(item: Mapping[str, Any], source: str, columns: Columns | None) -
         )
     for name in (columns.image, columns.label):
         if name not in item:
-            near = get_close_matches(name, item, 1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ArgumentError(
-                f"{source} has no column {name!r}{hint}, but {', '.join(map(repr, item))}; give "
-                "columns=('image', 'label') with two of them."
+                f"{source} has no column {name!r}, but {', '.join(map(repr, item))}; give "
+                f"columns=('image', 'label') with two of them.{closest(name, item)}"
             )
     return item[columns.image], item[columns.label]
 

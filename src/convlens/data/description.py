@@ -103,6 +103,14 @@ class Part:
             return None
         return np.bincount(self.targets.numpy(), minlength=n_classes).tolist()
 
+    def numbers(self) -> dict[str, float]:
+        """The least, the mean and the greatest target; empty if not known."""
+        if self.targets is None or not len(self.targets):
+            return {}
+        values = self.targets.double()
+        return {"least": values.min().item(), "mean": values.mean().item(),
+                "most": values.max().item()}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Description:
@@ -277,12 +285,9 @@ class Description:
 
     def _number_lines(self) -> Iterator[str]:
         for name, part in self.parts.items():
-            if part.targets is not None and len(part.targets):
-                values = part.targets.double()
-                yield (
-                    f"  {name}  {len(values):,} numbers: least {values.min():.3g}, mean "
-                    f"{values.mean():.3g}, most {values.max():.3g}"
-                )
+            facts = ", ".join(f"{what} {value:.3g}" for what, value in part.numbers().items())
+            if facts:
+                yield f"  {name}  {part.n:,} numbers: {facts}"
 
     def _skipped(self, origin: Origin) -> Iterator[tuple[str, str]]:
         by_reason: defaultdict[str, list[str]] = defaultdict(list)
@@ -327,14 +332,7 @@ class Description:
         counts = part.counts(self.kind, len(self.classes))
         if counts is not None:
             facts["counts"] = counts
-        if self.kind == NUMBERS and part.targets is not None and len(part.targets):
-            values = part.targets.double()
-            facts |= {
-                "least": float(values.min()),
-                "mean": float(values.mean()),
-                "most": float(values.max()),
-            }
-        return facts
+        return facts | part.numbers() if self.kind == NUMBERS else facts
 
 
 def least_median_most(values: Sequence[int]) -> tuple[int, int, int]:

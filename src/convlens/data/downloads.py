@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import os
 import sys
 import urllib.error
 import urllib.parse
@@ -14,6 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, TextIO
 
+from convlens.core.file_locks import lock_folder
 from convlens.core.wording import n_bytes
 from convlens.errors import ArgumentError, DataError
 
@@ -26,12 +28,13 @@ MOST_TRIES = 5
 CHUNK = 1 << 18
 
 
-def download(url: str, path: Path, checksum: str, *, progress: bool = True) -> Path:
+def download(url: str, path: Path, checksum: str) -> Path:
     """Download a file, or go on where an earlier call stopped; a file that is there stays.
 
     The bytes go to ``NAME.part`` beside ``path``, which is renamed when the checksum is right, so
     that a file under its name is whole. Ctrl-C and a broken connection leave the part for the next
-    call. Two processes must not download one file at once: the checksum would be wrong.
+    call. Of several processes, one downloads and the others wait, where folders can be locked. A
+    bar is shown on standard error if it is a terminal, else one line.
 
         >>> from convlens.data.downloads import download
         >>> download("ftp://example.org/a.tgz", Path("a.tgz"), "md5:0")
@@ -43,7 +46,6 @@ def download(url: str, path: Path, checksum: str, *, progress: bool = True) -> P
         path: where the file is put; its folder is made.
         checksum: of the whole file, such as "md5:c58f30108f718f92721af3b95e74349a": the name of a
             hash that hashlib knows, and its hexadecimal digits.
-        progress: show a bar on standard error if it is a terminal, else one line.
 
     Returns:
         ``path``.
@@ -63,10 +65,13 @@ def download(url: str, path: Path, checksum: str, *, progress: bool = True) -> P
     with _saying(url, path):
         with _writing():
             path.parent.mkdir(parents=True, exist_ok=True)
-        with _bar(path.name, url, progress) as show:
-            _fetch(url, part, show)
-        _check(url, part, path, checksum)
-        return part.replace(path)
+        with _locked(path.parent):
+            if path.is_file():  # another process was faster
+                return path
+            with _bar(path.name, url) as show:
+                _fetch(url, part, show)
+            _check(url, part, path, checksum)
+            return part.replace(path)
 
 
 def is_allowed(url: str) -> bool:
@@ -91,6 +96,18 @@ class _WriteError(Exception):
 
 class _CutError(Exception):
     """The connection ended before the file did."""
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    handle = -1
+    with suppress(OSError):  # no locks here
+        handle = lock_folder(folder, wait=True)
+    try:
+        yield
+    finally:
+        if handle != -1:
+            os.close(handle)
 
 
 @contextmanager
@@ -217,10 +234,10 @@ def _show_nothing(_done: int, _total: int | None) -> None:
 
 
 @contextmanager
-def _bar(name: str, url: str, wanted: bool) -> Generator[Show]:
+def _bar(name: str, url: str) -> Generator[Show]:
     """How far a download is: a bar in a terminal, elsewhere a line at its start."""
     stderr: TextIO | None = sys.stderr
-    if not wanted or stderr is None:  # it was closed when Python started
+    if stderr is None:  # it was closed when Python started
         yield _show_nothing
     elif not stderr.isatty():
         with suppress(OSError, ValueError):  # a full disk, a closed stream

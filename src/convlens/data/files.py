@@ -25,6 +25,7 @@ from convlens.data.image_loader import ImageLoader, measured_scale
 from convlens.data.items import CLASSES
 from convlens.data.listing import Listing
 from convlens.data.loaders import DataLoaders, check_seed
+from convlens.data.operations import height_width
 from convlens.data.pixels import PixelScale
 from convlens.data.preprocessing import RESIZES, Preprocessing
 from convlens.data.splitting import Groups, Split, Validation, split, uses_folders
@@ -68,8 +69,7 @@ class Settings:
     max_memory: int | None = None
     name: str | None = None
 
-    def check(self) -> None:
-        """Raises ArgumentError for what needs no file to be seen, before any is read."""
+    def __post_init__(self) -> None:  # what needs no file is checked before any is read
         check_whole("batch_size", self.batch_size, 1)
         check_seed(self.seed)
         pick_device(self.device)
@@ -158,7 +158,6 @@ def from_folder(
         size, validation, batch_size, seed, augment, strict, resize, balance, groups, normalize,
         drop_last, device, max_memory, name,
     )  # fmt: skip
-    settings.check()
     if groups is not None and not callable(groups):
         raise ArgumentError(f"groups must be a function of a path, got {groups!r}.")
     return loaders_of(scan(path), settings, Path(path).resolve().name or "images")
@@ -212,7 +211,6 @@ def from_files(  # noqa: D417 - the others are those of from_folder
         size, validation, batch_size, seed, augment, strict, resize, balance, groups, normalize,
         drop_last, device, max_memory, name,
     )  # fmt: skip
-    settings.check()
     return loaders_of(given_listing(paths, labels, kind, groups), settings, name)
 
 
@@ -273,7 +271,6 @@ def from_csv(  # noqa: D417 - the others are those of from_folder
         size, validation, batch_size, seed, augment, strict, resize, balance, groups, normalize,
         drop_last, device, max_memory, name,
     )  # fmt: skip
-    settings.check()
     listing = read_listing(file, image, label, folder, separator, kind, groups)
     return loaders_of(listing, settings, Path(file).stem)
 
@@ -292,16 +289,16 @@ def loaders_of(listing: Listing, settings: Settings, name: str) -> DataLoaders:
         raise ArgumentError(
             f"balance={settings.balance!r} is for images of one class each; leave it out."
         )
-    augmentation = _augmentation(listing, settings, _both(settings.size))
+    size = None if settings.size is None else height_width(settings.size)
+    augmentation = _augmentation(listing, settings, size)
     found = decoded(
-        listing.items.files, _preprocessing(settings, augmentation), strict=settings.strict
+        listing.items.files, _preprocessing(settings, size, augmentation), strict=settings.strict
     )
     listing = listing.take(found.good.tolist())
     parts = split(listing, settings.validation, groups=settings.groups, seed=settings.seed)
     duplicates = find_duplicates(listing.items.files, found.hashes, parts.train, parts.valid or ())
-    size = found.preprocessing.size or found.pixels.shape[2:]
-    if augmentation is None and settings.augment is not None:
-        augmentation = _augmentation(listing, settings, (int(size[0]), int(size[1])))
+    if size is None:  # all files have one, which is known now
+        augmentation = _augmentation(listing, settings, found.pixels.shape[2:])
     scale = _scale(settings, found, parts)
     train, valid, notes = _both_loaders(listing, settings, found, parts, scale, augmentation)
     notes = (*listing.notes, *parts.notes, *notes)
@@ -330,13 +327,6 @@ def _without_held_out(listing: Listing) -> Listing:
     return replace(kept, held_out=None, notes=(*notes, "The folder to validate on is left unused."))
 
 
-def _both(size: Size) -> tuple[int, int] | None:
-    if size is None or isinstance(size, tuple):
-        return size
-    check_whole("size", size, 1)
-    return size, size
-
-
 def _augmentation(
     listing: Listing, settings: Settings, size: tuple[int, int] | None
 ) -> Augmentation | None:
@@ -347,10 +337,12 @@ def _augmentation(
     return augmentation_of(settings.augment, size, kind=items.kind, n_classes=len(items.classes))
 
 
-def _preprocessing(settings: Settings, augmentation: Augmentation | None) -> Preprocessing:
+def _preprocessing(
+    settings: Settings, size: tuple[int, int] | None, augmentation: Augmentation | None
+) -> Preprocessing:
     crops = augmentation is not None and augmentation.crops
     channels = 3 if settings.normalize == "imagenet" else None
-    return Preprocessing(_both(settings.size), settings.resize, channels, MARGIN if crops else 1.0)
+    return Preprocessing(size, settings.resize, channels, MARGIN if crops else 1.0)
 
 
 def _scale(settings: Settings, found: Decoded, parts: Split) -> PixelScale:

@@ -25,6 +25,9 @@ TRAIN = "train"
 HELD_OUT = ("valid", "val", "validation", "test")
 """Folders to validate on, in order of preference."""
 
+SPLITS = {TRAIN, *HELD_OUT, "training", "testing", "dev", "eval", "evaluation"}
+"""What folders of class folders are called; where all folders are, none of them is a class."""
+
 NO_CLASSES = (
     "put the images of each class into a folder of its own, or give labels with "
     "cl.from_csv(file) or cl.from_files(paths, labels)"
@@ -51,6 +54,11 @@ def scan(path: str | os.PathLike[str]) -> Listing:
     if len(train) < 2:
         raise ArgumentError(_one_class(splits[0], next(iter(train))))
     names = sorted(train, key=natural)
+    if SPLITS.issuperset(name.lower() for name in names):
+        raise ArgumentError(
+            f"path={str(root)!r} has the folders {some(names)}, which look like parts of a data "
+            "set and not like classes; name them train and valid, or give the path of one of them."
+        )
     files: list[str] = []
     labels: list[int] = []
     held_out: list[bool] = []

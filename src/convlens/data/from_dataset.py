@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count, islice
 from typing import Any
 
 import torch
@@ -56,9 +55,8 @@ def from_dataset(
     order and collate function.
 
     Args:
-        train: a dataset with ``__len__`` and ``__getitem__``, a Hugging Face dataset, a dataset
-            that can only be iterated (in its own order; schedules need its ``__len__``), or a torch
-            ``DataLoader``.
+        train: a dataset with ``__len__`` and ``__getitem__``, a Hugging Face dataset, or a torch
+            ``DataLoader``, which is also for datasets that can only be iterated.
         valid: the same to validate on, None for no validation.
         batch_size: images per batch. The last one of an epoch may be smaller.
         classes: the name of each label; None for those that the dataset knows, if any.
@@ -162,44 +160,9 @@ class DatasetLoader:
 
     def _read(self, positions: Tensor) -> Pair:
         indices: list[int] = positions.tolist()
-        items = [(self._dataset[i], self.files[i]) for i in indices]
-        return _batch(items, self._columns)
-
-
-class StreamLoader:
-    """Batches of a dataset that can only be iterated, in its own order.
-
-    Args:
-        dataset: gives pairs (image, label), anew each time it is iterated.
-        batch_size: items per batch.
-        name: of the items in messages.
-        columns: the keys of items that are dictionaries.
-    """
-
-    def __init__(
-        self,
-        dataset: Any,  # noqa: ANN401
-        batch_size: int,
-        name: str,
-        columns: Columns | None,
-    ) -> None:
-        self._dataset, self._columns, self._name = dataset, columns, name
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        """Number of batches of one epoch; a TypeError if the dataset has no length."""
-        return math.ceil(len(self._dataset) / self.batch_size)
-
-    def __iter__(self) -> Iterator[Pair]:
-        items = zip(self._dataset, map(f"{self._name}[{{}}]".format, count()), strict=False)
-        while part := list(islice(items, self.batch_size)):
-            yield _batch(part, self._columns)
-
-
-def _batch(items: Sequence[tuple[Any, str]], columns: Columns | None) -> Pair:
-    """A batch of items with their sources."""
-    pairs = [pair_of(item, source, columns) for item, source in items]
-    return stacked(pairs, [source for _, source in items])
+        sources = [self.files[i] for i in indices]
+        pairs = [pair_of(self._dataset[i], self.files[i], self._columns) for i in indices]
+        return stacked(pairs, sources)
 
 
 def _loader(
@@ -217,20 +180,15 @@ def _loader(
             f"{argument} is a dictionary with the keys {', '.join(map(repr, dataset))}; give one "
             f"of its datasets, such as {argument}=data[{next(iter(dataset), 'train')!r}]."
         )
-    has = {one for one in ("__iter__", "__len__", "__getitem__") if hasattr(dataset, one)}
-    streams = isinstance(dataset, IterableDataset) or has == {"__iter__"}
-    if (
-        isinstance(dataset, str | bytes | Iterator)
-        or not (streams or {"__len__", "__getitem__"} <= has)
-        or (streams and iter(dataset) is dataset)
-    ):
+    whole = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if isinstance(dataset, str | bytes | IterableDataset) or not whole:
+        streams = isinstance(dataset, IterableDataset) or hasattr(dataset, "__iter__")
+        hint = ": one that can only be iterated goes into a DataLoader" if streams else ""
         raise ArgumentError(
-            f"{argument} must be a dataset with __len__ and __getitem__, one that can be iterated "
-            f"in every epoch, or a torch DataLoader, got {type_name(dataset)}."
+            f"{argument} must be a dataset with __len__ and __getitem__, or a torch DataLoader"
+            f"{hint}, got {type_name(dataset)}."
         )
     found = find_columns(argument, dataset, columns)
-    if streams:
-        return StreamLoader(dataset, batch_size, f"{name} {argument}", found)
     files = _sources(argument, dataset, name)
     if not files:
         raise ArgumentError(f"{argument} is empty; give at least one item.")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from convlens.core.argument_checks import check_whole
 from convlens.data.operations import Draws, Operation, check_number, check_range
+from convlens.data.pixels import center_cut
 from convlens.errors import ArgumentError
 
 Size = tuple[int, int]
@@ -264,11 +265,9 @@ class Rotate(Geometric):
         """What it does."""
         return Affine(self.degrees, mode=self.mode).words()
 
-    def matrices(self, draws: Draws, canvas: Size, size: Size) -> Tensor:  # noqa: ARG002
+    def matrices(self, draws: Draws, canvas: Size, size: Size) -> Tensor:
         """A rotation."""
-        zero = torch.zeros(draws.n, dtype=torch.float64)
-        angle = draws.uniform(-self.degrees, self.degrees)
-        return affine_matrices(angle, zero, zero, zero + 1, zero)
+        return Affine(self.degrees).matrices(draws, canvas, size)
 
 
 def affine_matrices(angle: Tensor, x: Tensor, y: Tensor, scale: Tensor, shear: Tensor) -> Tensor:
@@ -296,10 +295,10 @@ def geometry(x: Tensor, operations: Sequence[Geometric], draws: Draws, size: Siz
     Returns:
         (N, C, height, width) float32 from 0 to 1.
     """
-    if not operations:
-        return center(x, size)
     canvas: Size = (x.shape[2], x.shape[3])
     _check_large_enough(canvas, operations, size)
+    if not operations:
+        return center_cut(x, size).to(torch.float32).div_(255)
     matrices = torch.eye(3, dtype=torch.float64).expand(len(x), 3, 3)
     for operation in operations:
         # What is done last is the first to be undone on the way from the result to the image.
@@ -310,24 +309,6 @@ def geometry(x: Tensor, operations: Sequence[Geometric], draws: Draws, size: Siz
     if all(o.whole_pixels for o in operations):
         return _picked(x, matrices, size, mode)
     return _sampled(x, matrices, size, mode)
-
-
-def center(x: Tensor, size: Size) -> Tensor:
-    """The middle of stored images, as validation gets it.
-
-    Args:
-        x: (N, C, H, W) uint8.
-        size: (height, width) to cut out, at most (H, W).
-
-    Returns:
-        (N, C, height, width) float32 from 0 to 1.
-
-    Raises:
-        ArgumentError: if the images are smaller.
-    """
-    _check_large_enough((x.shape[2], x.shape[3]), (), size)
-    top, left = (x.shape[2] - size[0]) // 2, (x.shape[3] - size[1]) // 2
-    return x[:, :, top : top + size[0], left : left + size[1]].to(torch.float32).div_(255)
 
 
 def modes_of(operations: Sequence[Operation]) -> set[str]:
@@ -370,7 +351,7 @@ def _centre_crop(canvas: Size, size: Size) -> Tensor:
     shift = torch.eye(3, dtype=torch.float64)
     for axis, (length, wanted) in enumerate(zip(canvas, size, strict=True)):
         spare = length - wanted
-        shift[1 - axis, 2] = spare // 2 - spare / 2  # whole pixels, as `center` cuts
+        shift[1 - axis, 2] = spare // 2 - spare / 2  # whole pixels, as `center_cut` cuts
     return shift
 
 

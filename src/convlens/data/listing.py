@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from convlens.core.terminal import printable
 from convlens.data.items import Items, Skipped
 
 ENDINGS = frozenset(
@@ -109,10 +110,10 @@ def closest_path(path: Path) -> str:
 
 
 def some(names: Sequence[object], n: int = 10) -> str:
-    """The first names with commas, and how many more there are.
+    """The first names with commas, and how many more there are; names of files may be anything.
 
     >>> some([1, 2, 3], n=2)
     '1, 2 and 1 more'
     """
-    said = ", ".join(map(str, names[:n]))
+    said = ", ".join(printable(str(name)) for name in names[:n])
     return f"{said} and {len(names) - n:,} more" if len(names) > n else said

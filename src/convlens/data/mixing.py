@@ -18,6 +18,11 @@ class Mixing(Operation):
 
     alpha: float
 
+    def __post_init__(self) -> None:
+        check_number("alpha", self.alpha, 0)
+        if self.alpha == 0:
+            raise ArgumentError("alpha must be above 0, got 0; leave the operation out instead.")
+
     @abstractmethod
     def mix(self, x: Tensor, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Images and targets, each mixed with those of another image in the same shares."""
@@ -37,9 +42,6 @@ class Mixup(Mixing):
     """
 
     alpha: float = 0.2
-
-    def __post_init__(self) -> None:
-        _check_alpha(self.alpha)
 
     def words(self) -> str:
         """What it does."""
@@ -67,9 +69,6 @@ class CutMix(Mixing):
 
     alpha: float = 1.0
 
-    def __post_init__(self) -> None:
-        _check_alpha(self.alpha)
-
     def words(self) -> str:
         """What it does."""
         return f"cutmix with alpha {self.alpha:g}"
@@ -82,12 +81,6 @@ class CutMix(Mixing):
         box, shares = boxes(heights, widths, draws, x)
         others = x.index_select(0, partners)
         return others.lerp_(x, 1 - box), _mixed(y, partners, 1 - shares)
-
-
-def _check_alpha(alpha: float) -> None:
-    check_number("alpha", alpha, 0)
-    if alpha == 0:
-        raise ArgumentError("alpha must be above 0, got 0; leave the operation out instead.")
 
 
 def _mixed(y: Tensor, partners: Tensor, own: Tensor) -> Tensor:

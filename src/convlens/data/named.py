@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from convlens.data.files import Settings, loaders_of
 from convlens.data.folders import scan
 from convlens.data.image_loader import ImageLoader, measured_scale
 from convlens.data.items import Items
+from convlens.data.listing import closest
 from convlens.data.loaders import DataLoaders
 from convlens.data.named_files import Files, Images, photograph_folder, read_arrays
 from convlens.data.named_sources import SOURCES
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 NAMES = ("mnist", *SOURCES)
 """The names of all data sets."""
 
-SIZES = {"imagenette": 128, "imagenette-320": 224}
+SIZE = 128
 """The height and width that photographs get unless another is given."""
 
 
@@ -50,9 +50,8 @@ def dataset(
 
     "mnist" comes with the package. The others are downloaded to ``~/.cache/convlens/data``, or to
     the folder that the environment variable ``CONVLENS_DATA`` names, and checked by their MD5:
-    "fashion-mnist" (31 MB), "cifar10" and "cifar100" (170 MB), "imagenette" (100 MB, photographs of
-    10 classes, the shorter side 160 pixels) and "imagenette-320" (340 MB, the shorter side 320
-    pixels).
+    "fashion-mnist" (31 MB), "cifar10" and "cifar100" (170 MB) and "imagenette" (100 MB, photographs
+    of 10 classes, the shorter side 160 pixels).
 
         >>> cl.dataset("mnist", batch_size=512, device="cpu")
         DataLoaders('mnist', 10 classes, cpu)
@@ -67,8 +66,8 @@ def dataset(
             and 1 holds out that share of the training images instead, chosen by ``seed``, and
             leaves the test images unused.
         batch_size: images per batch.
-        size: for photographs, the height and width of the images; 128 by default for "imagenette",
-            224 for "imagenette-320". The other data sets have one size.
+        size: for photographs, the height and width of the images, 128 by default. The other data
+            sets have one size.
         augment: how training images are changed, as in `from_folder`.
         device: where the data lies: None for cuda if available, else cpu.
         seed: of the training order in each epoch, and of the held-out share.
@@ -103,10 +102,9 @@ def dataset(
 
 def _check_name(name: str) -> None:
     if name not in NAMES:
-        near = get_close_matches(str(name), NAMES, 1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise ArgumentError(
-            f"name must be one of {', '.join(map(repr, NAMES))}, got {name!r}{hint}."
+            f"name must be one of {', '.join(map(repr, NAMES))}, got {name!r}."
+            f"{closest(str(name), NAMES)}"
         )
 
 
@@ -179,10 +177,9 @@ def _photograph_loaders(
     classes = tuple(names.get(folder, folder) for folder in listing.items.classes)
     listing = replace(listing, items=replace(listing.items, classes=classes))
     settings = Settings(
-        size=size or SIZES[files.name],
+        size=SIZE if size is None else size,
         validation="folders" if isinstance(validation, str) else validation,
         name=files.name,
         **options,
     )
-    settings.check()
     return loaders_of(listing, settings, files.name)

@@ -92,16 +92,6 @@ IMAGENETTE_CLASSES = {
 }
 
 
-def _photographs(name: str, md5: str) -> Source:
-    return Source(
-        files=(RemoteFile(f"{IMAGENETTE}/{name}.tgz", md5),),
-        kind="photographs",
-        classes=tuple(IMAGENETTE_CLASSES.values()),
-        folder=name,
-        folders=tuple(IMAGENETTE_CLASSES),
-    )
-
-
 SOURCES = {
     "fashion-mnist": Source(
         files=(
@@ -132,6 +122,13 @@ SOURCES = {
         test=("test",),
         labels="fine_labels",
     ),
-    "imagenette": _photographs("imagenette2-160", "e793b78cc4c9e9a4ccc0c1155377a412"),
-    "imagenette-320": _photographs("imagenette2-320", "3df6f0d01a2c9592104656642f5e78a3"),
+    "imagenette": Source(
+        files=(
+            RemoteFile(f"{IMAGENETTE}/imagenette2-160.tgz", "e793b78cc4c9e9a4ccc0c1155377a412"),
+        ),
+        kind="photographs",
+        classes=tuple(IMAGENETTE_CLASSES.values()),
+        folder="imagenette2-160",
+        folders=tuple(IMAGENETTE_CLASSES),
+    ),
 }

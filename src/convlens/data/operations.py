@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convlens.core.argument_checks import check_whole
 from convlens.errors import ArgumentError
 
 
@@ -60,6 +61,16 @@ class Draws:
 def per_image(values: Tensor, x: Tensor) -> Tensor:
     """Values (N,) as float32 (N, 1, 1, 1) on the device of images ``x``."""
     return values.to(x.device, torch.float32).view(-1, 1, 1, 1)
+
+
+def height_width(size: object) -> tuple[int, int]:
+    """(height, width), of one number or of the two; raises ArgumentError of anything else."""
+    sides = size if isinstance(size, tuple) else (size, size)
+    if len(sides) != 2:  # pyright: ignore[reportUnknownArgumentType]
+        raise ArgumentError(f"size must be a number or (height, width), got {size!r}.")
+    for side in sides:  # pyright: ignore[reportUnknownVariableType]
+        check_whole("size", side, 1)
+    return sides  # pyright: ignore[reportReturnType, reportUnknownVariableType]
 
 
 def check_number(argument: str, value: object, least: float, most: float = math.inf) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from convlens.core.wording import plural
+from convlens.data.arrays import SPLIT_KEY
 from convlens.data.items import CLASSES, Items
 from convlens.data.listing import Listing, some
 from convlens.data.loaders import shuffled
@@ -22,9 +24,6 @@ from convlens.errors import ArgumentError
 FOLDERS, AUTO = "folders", "auto"
 SHARE = 0.2
 """What is held out unless something else is said."""
-
-SPLIT_KEY = (0, 0)
-"""Begins the key of a split's random order; an epoch's key is one number: the two never agree."""
 
 Validation = str | float | Callable[[Path], bool] | None
 Groups = Callable[[Path], Hashable] | str | Sequence[Hashable] | None
@@ -162,7 +161,8 @@ def _keys(groups: Callable[[Path], Hashable], files: Sequence[str]) -> tuple[Has
 def check_keys(keys: Sequence[Any], place: Callable[[int], str]) -> None:
     """Raises ArgumentError if a group's key is missing or cannot be compared."""
     for i, key in enumerate(keys):
-        if not isinstance(key, Hashable) or key is None or key == "":
+        is_nan = isinstance(key, float) and math.isnan(key)  # an empty cell, as pandas reads it
+        if not isinstance(key, Hashable) or key is None or key == "" or is_nan:
             raise ArgumentError(
                 f"groups gives {key!r} for {place(i)}; give a text or a number for each image."
             )

@@ -268,10 +268,15 @@ def _files(names: Sequence[str], root: Path, place: Place, source: str) -> list[
     missing: list[int] = []
     for i, name in enumerate(names):
         path = os.path.normpath(os.path.join(root, name))  # noqa: PTH118 - many of them
-        found = next((one for one in _spellings(path) if os.path.isfile(one)), None)  # noqa: PTH113
-        if found is None:
+        found = _spellings(path)
+        if len(found) > 1:
+            raise ArgumentError(
+                f"{source} names {name!r} ({place(i)}), which may be each of "
+                f"{some([repr(os.path.basename(one)) for one in found])}; write its ending."  # noqa: PTH119
+            )
+        if not found:
             missing.append(i)
-        files.append(found or path)
+        files.append(found[0] if found else path)
     if missing:
         first = [f"{names[i]!r} ({place(i)})" for i in missing]
         where = "" if source == "paths" else f" in {str(root)!r}"
@@ -289,8 +294,12 @@ def _files(names: Sequence[str], root: Path, place: Place, source: str) -> list[
 
 
 def _spellings(path: str) -> list[str]:
+    """The file of this name, or else those that have it with an ending."""
     slashes = path.replace("\\", os.sep)  # as Windows writes paths
-    return [path, slashes, *(f"{slashes}{ending}" for ending in (".jpg", ".jpeg", ".png"))]
+    for group in ((path,), (slashes,), [slashes + end for end in (".jpg", ".jpeg", ".png")]):
+        if found := [one for one in group if os.path.isfile(one)]:  # noqa: PTH113
+            return found
+    return []
 
 
 def _without_repeats(
