@@ -110,7 +110,7 @@ def test_a_table_is_read_with_its_columns(convlens, tmp_path):
     options = ("--data", "images/x")
     code, _, error = convlens("data", "table.csv", *options)
     assert code == 2
-    assert "not clear which column of 'table.csv' has the labels; say label=" in error
+    assert "not clear which column of 'table.csv' has the labels; say --label" in error
     code, out, _ = convlens("data", "table.csv", *options, "--label", "sort", "--json")
     assert json.loads(out)["classes"] == ["a", "b"]
     code, out, error = convlens("train", "table.csv", *options, "--label", "age", "--epochs", 1,
@@ -119,6 +119,23 @@ def test_a_table_is_read_with_its_columns(convlens, tmp_path):
     result = json.loads(out.splitlines()[-1])
     assert result["accuracy"] is None
     assert result["epochs"][0]["valid_loss"] > 0
+
+
+def test_a_failure_names_the_options_of_the_command_line(convlens, tmp_path):
+    make(tmp_path / "photos", {"a": 3, "b": 3})
+    Image.new("RGB", (8, 9)).save(tmp_path / "photos" / "b" / "other.png")
+    assert "Without a size, images need" in (said := convlens("data", "photos")[2])
+    assert said.endswith("give --size.\n")
+    table = tmp_path / "labels.csv"
+    table.write_text("id,one,two\n0,p,q\n1,p,p\n2,p,q\n")
+    assert "say --image, one of 'id'" in convlens("data", table)[2]
+    in_folder = ("data", table, "--data", tmp_path / "photos" / "a")
+    assert "say --label, one of 'id'" in convlens(*in_folder)[2]
+    assert "--label 'three', but" in convlens(*in_folder, "--label", "three")[2]
+    said = convlens("data", table, "--image", "id", "--label", "one")[2]
+    assert said.endswith("Give the folder of the files with --data.\n")
+    code, out, _ = convlens(*in_folder, "--label", "two")
+    assert (code, out.splitlines()[0][:18]) == (0, "labels: 3 images o")
 
 
 def test_check_takes_a_folder(convlens, tmp_path):

@@ -113,7 +113,7 @@ def test_grey_images_have_one_channel_unless_the_model_expects_three(tmp_path):
 def test_images_of_several_sizes_need_a_size(tmp_path):
     data = folder(tmp_path / "data", {"a": 3, "b": 3})
     image(data / "a" / "large.png", size=(40, 50))
-    with pytest.raises(DataError, match="size=None needs images of one size"):
+    with pytest.raises(DataError, match="Without a size, images need to have one size"):
         cl.from_folder(data, device="cpu")
     for resize in ("crop", "squish", "pad"):
         dls = cl.from_folder(data, size=(6, 8), resize=resize, device="cpu")

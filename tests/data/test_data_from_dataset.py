@@ -31,6 +31,15 @@ class Numbered(Dataset):
         return torch.full((1, 2, 3), float(i)), i
 
 
+def test_what_is_not_known_is_not_described_as_none():
+    data = [(torch.zeros(1, 2, 3), 0)] * 2
+    assert str(from_dataset(data, device="cpu").describe()).startswith(
+        "data: images, names of the classes not given\n"
+    )
+    named = from_dataset(data, classes=["a", "b"], device="cpu").describe()
+    assert str(named).startswith("data: images of 2 classes\n")
+
+
 def order(batches):
     return torch.cat([y for _, y in batches]).tolist()
 

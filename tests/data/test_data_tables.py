@@ -86,8 +86,11 @@ def test_columns_are_guessed_only_where_nothing_else_can_be_meant(read):
     assert len(read("id,label,width\na.png,p,5\nb.png,q,6").items) == 2
     with pytest.raises(ArgumentError, match=r"not clear which column .* has the labels; say label"):
         read("file,colour,shape\na.png,p,r\nb.png,q,s")
+    assert len(read("id,breed\na,p\nb,q").items) == 2  # a.png and b.png are there
+    with pytest.raises(ArgumentError, match=r"column .* has the file names.* None names files in"):
+        read("one,two\nnot-there,p\nnor-this,q")
     with pytest.raises(ArgumentError, match=r"not clear which column .* has the file names"):
-        read("one,two\na,p\nb,q")
+        read("one,two\na,a\nb,b")
     with pytest.raises(ArgumentError, match=r"has no header: its first row names the file 'a.png'"):
         read("a.png,p\nb.png,q")
 

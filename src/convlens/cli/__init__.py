@@ -51,7 +51,10 @@ def _parser() -> Parser:
 def _sentence(error: Exception) -> str:
     """The message for an error, without names of Python arguments, which a user has not written."""
     if isinstance(error, ConvlensError):
-        return re.sub(r"^input_shape(?= )", "the input", re.sub(r"^\w+=(?=\S)", "", str(error)))
+        said = re.sub(r"\bfolder=…", "--data", str(error))
+        said = re.sub(r"\b(size|image|label|separator)=(?:…|'…'|\(H, W\))", r"--\1", said)
+        said = re.sub(r"^(image|label)=(?=')", r"--\1 ", said)
+        return re.sub(r"^input_shape(?= )", "the input", re.sub(r"^\w+=(?=\S)", "", said))
     if isinstance(error, OSError) and error.filename is not None:
         return f"{str(error.filename)!r} cannot be read or written ({error.strerror})."
     if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error)):

@@ -214,13 +214,16 @@ class Description:
         return [printable(line) for line in lines]
 
     def _title(self) -> str:
-        n = sum(part.n or 0 for part in self.parts.values())
+        known = [part.n for part in self.parts.values() if part.n is not None]
+        images = plural(sum(known), "image") if len(known) == len(self.parts) else "images"
+        if not self.classes and self.kind != NUMBERS:
+            return f"{self.name}: {images}, names of the {self.kind} not given"
         what = {
             CLASSES: f"of {len(self.classes):,} classes",
             LABELS: f"with {plural(len(self.classes), 'label')}",
             NUMBERS: "with numbers",
         }
-        return f"{self.name}: {plural(n, 'image')} {what[self.kind]}"
+        return f"{self.name}: {images} {what[self.kind]}"
 
     def _lines(self) -> Iterator[str]:
         shape = "" if self.input_shape is None else "×".join(map(str, self.input_shape))

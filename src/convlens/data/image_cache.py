@@ -406,9 +406,9 @@ def _several_sizes(files: Sequence[SourceFile], path: str) -> str:
         (min(sides), max(sides)) for sides in zip(*known, strict=True)
     )
     return (
-        f"size=None needs images of one size, but their widths go from {lowest} to {highest} and "
-        f"their heights from {low} to {high} ({printable(path)} is the first of another size); "
-        "give size=(H, W)."
+        f"Without a size, images need to have one size, but their widths go from {lowest} to "
+        f"{highest} and their heights from {low} to {high} ({printable(path)} is the first of "
+        "another size); give size=(H, W)."
     )
 
 

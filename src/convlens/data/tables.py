@@ -65,10 +65,10 @@ def read_listing(
         DataError: if the file is not a CSV file in UTF-8.
     """
     table = read_table(file)
-    names, labels = _two_columns(table, image, label)
     root = Path(table.file).parent if folder is None else check_path("folder", folder)
     if not os.path.isdir(root):  # noqa: PTH112
         raise ArgumentError(f"folder={str(root)!r} is not a folder.{closest_path(root)}")
+    names, labels = _two_columns(table, root, image, label)
 
     def place(i: int) -> str:
         return f"row {table.lines[i]}"
@@ -210,7 +210,7 @@ def _decoded(path: Path) -> str:
         ) from error
 
 
-def _two_columns(table: Table, image: str | None, label: str | None) -> tuple[int, int]:
+def _two_columns(table: Table, root: Path, image: str | None, label: str | None) -> tuple[int, int]:
     """The positions of the columns of files and of labels."""
     if any(is_image_name(cell) for cell in table.columns) and image is None:
         raise ArgumentError(
@@ -224,7 +224,8 @@ def _two_columns(table: Table, image: str | None, label: str | None) -> tuple[in
             i for i in range(len(table.columns)) if all(is_image_name(row[i]) for row in table.rows)
         ]
         named = [i for i, name in enumerate(table.columns) if name.lower() in IMAGE_COLUMNS]
-        names = _only(table, "image", fits if len(fits) == 1 else named)
+        found = fits if len(fits) == 1 else named
+        names = _only(table, "image", found or _columns_of_files(table, root), root)
     if label is not None:
         labels = _column(table, "label", label)
     else:
@@ -234,6 +235,15 @@ def _two_columns(table: Table, image: str | None, label: str | None) -> tuple[in
     if names == labels:
         raise ArgumentError(f"image and label are the same column, {table.columns[names]!r}.")
     return names, labels
+
+
+def _columns_of_files(table: Table, root: Path) -> list[int]:
+    """The columns whose first cells name files, as ids without an ending do."""
+    return [
+        i
+        for i in range(len(table.columns))
+        if table.rows and all(_spellings(_joined(root, row[i])) for row in table.rows[:10])
+    ]
 
 
 def _column(table: Table, argument: str, name: object) -> int:
@@ -252,13 +262,14 @@ def _column(table: Table, argument: str, name: object) -> int:
     )
 
 
-def _only(table: Table, argument: str, found: Sequence[int]) -> int:
+def _only(table: Table, argument: str, found: Sequence[int], root: Path | None = None) -> int:
     if len(found) == 1:
         return found[0]
+    none = f" None names files in {str(root)!r}." if root is not None and not found else ""
     what = {"image": "the file names", "label": "the labels"}[argument]
     raise ArgumentError(
         f"It is not clear which column of {table.file!r} has {what}; say {argument}='…', one of "
-        f"{some(list(map(repr, table.columns)), 20)}."
+        f"{some(list(map(repr, table.columns)), 20)}.{none}"
     )
 
 
@@ -267,7 +278,7 @@ def _files(names: Sequence[str], root: Path, place: Place, source: str) -> list[
     files: list[str] = []
     missing: list[int] = []
     for i, name in enumerate(names):
-        path = os.path.normpath(os.path.join(root, name))  # noqa: PTH118 - many of them
+        path = _joined(root, name)
         found = _spellings(path)
         if len(found) > 1:
             raise ArgumentError(
@@ -291,6 +302,10 @@ def _files(names: Sequence[str], root: Path, place: Place, source: str) -> list[
             )
         )
     return files
+
+
+def _joined(root: Path, name: str) -> str:
+    return os.path.normpath(os.path.join(root, name))  # noqa: PTH118 - many of them
 
 
 def _spellings(path: str) -> list[str]:
