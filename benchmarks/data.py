@@ -35,13 +35,14 @@ from torch.utils.data import DataLoader
 import convlens as cl
 from convlens.data import TensorLoader
 from convlens.data.embedded import read_idx
-from convlens.data.image_cache import decoded
+from convlens.data.image_cache import Decoded, decoded
 from convlens.data.image_loader import ImageLoader, measured_scale
 from convlens.data.items import Items
 from convlens.data.preprocessing import Preprocessing
 from pairs import compare, finish
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10" / "cifar10-jpeg.tar.xz"
+Result = dict[str, object]
 N_CPUS = os.cpu_count() or 1
 N_STREAMED, STREAMED_SHAPE, MEMORY = 20_000, (3, 224, 224), 512_000_000
 
@@ -92,18 +93,18 @@ class Blocks:
         rows = range(start, start + self.block)
         return (list(rows[i : i + self.batch]) for i in range(0, self.block, self.batch))
 
-    def __len__(self) -> int:
-        """Batches of a block."""
-        return -(-self.block // self.batch)
-
 
 def in_threads(
-    paths: Sequence[str], block: int, shape: tuple[int, ...], read: Callable[[str], np.ndarray]
+    paths: Sequence[str],
+    block: int,
+    shape: tuple[int, ...],
+    read: Callable[[str], np.ndarray],
+    threads: int = 1,
 ) -> Callable[[], None]:
-    """A side that reads the next block of files with a thread for each processor."""
+    """A side that reads the next block of files with so many threads for each processor."""
     starts = cycle(range(0, len(paths) - block + 1, block))
     out = np.empty((block, *shape), np.uint8)
-    pool = ThreadPoolExecutor(N_CPUS)
+    pool = ThreadPoolExecutor(threads * N_CPUS)
 
     def part(start: int, at: int) -> None:
         for i in range(at, min(at + 64, block)):
@@ -154,6 +155,7 @@ def decoders(paths: Sequence[str], mode: str, folder: Path, block: int) -> dict[
         "convlens": by_convlens(paths, block, settings, folder / "a"),
         "A/A": by_convlens(paths, block, settings, folder / "b"),
         "Pillow threads": in_threads(paths, block, shape, partial(with_pillow, mode)),
+        "Pillow, 2 x threads": in_threads(paths, block, shape, partial(with_pillow, mode), 2),
     }
     if find_spec("torchvision"):
         sampler = Blocks(len(paths), block)
@@ -195,13 +197,15 @@ def with_fastai(paths: Sequence[str], mode: str, block: int) -> Callable[[], Non
     return side
 
 
-def measure_decoding(name: str, paths: Sequence[str], mode: str, folder: Path, rounds: int):
+def measure_decoding(
+    name: str, paths: Sequence[str], mode: str, folder: Path, rounds: int
+) -> Result:
     sides = decoders(paths, mode, folder, block=2048)
     title = f"{name}: decoding, time over that of convlens"
     return compare(title, sides, "convlens", 0.9, rounds, steps=2048)
 
 
-def decode_all(name: str, paths: Sequence[str], folder: Path):
+def decode_all(name: str, paths: Sequence[str], folder: Path) -> Decoded:
     """Decode a whole set, then read it from the cache."""
     found = None
     for what in ("decoded", "from the cache"):
@@ -242,7 +246,9 @@ def training_step(channels: int) -> Callable[[Tensor, Tensor], None]:
     return step
 
 
-def measure_epochs(name: str, paths: Sequence[str], folder: Path, rounds: int, batch_size: int):
+def measure_epochs(
+    name: str, paths: Sequence[str], folder: Path, rounds: int, batch_size: int
+) -> list[Result]:
     """Later epochs: uint8 that is normalized batch by batch, over float32 in memory."""
     found = decode_all(name, paths, folder / "whole")
     scale = measured_scale(found.pixels, found.good)
@@ -292,7 +298,7 @@ def resident_kb() -> int:
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 
 
-def measure_streaming(folder: Path, rounds: int, n: int):
+def measure_streaming(folder: Path, rounds: int, n: int) -> list[Result]:
     path = folder / "pixels"
     pixels = write_synthetic(path, n)
     items = Items(tuple(map(str, range(n))), torch.arange(n) % 10)
