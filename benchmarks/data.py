@@ -43,7 +43,6 @@ from pairs import compare, finish
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10" / "cifar10-jpeg.tar.xz"
 Result = dict[str, object]
-
 N_CPUS = os.cpu_count() or 1
 N_STREAMED, STREAMED_SHAPE, MEMORY = 20_000, (3, 224, 224), 512_000_000
 
@@ -94,18 +93,18 @@ class Blocks:
         rows = range(start, start + self.block)
         return (list(rows[i : i + self.batch]) for i in range(0, self.block, self.batch))
 
-    def __len__(self) -> int:
-        """Batches of a block."""
-        return len(range(0, self.block, self.batch))
-
 
 def in_threads(
-    paths: Sequence[str], block: int, shape: tuple[int, ...], read: Callable[[str], np.ndarray]
+    paths: Sequence[str],
+    block: int,
+    shape: tuple[int, ...],
+    read: Callable[[str], np.ndarray],
+    threads: int = 1,
 ) -> Callable[[], None]:
-    """A side that reads the next block of files with a thread for each processor."""
+    """A side that reads the next block of files with so many threads for each processor."""
     starts = cycle(range(0, len(paths) - block + 1, block))
     out = np.empty((block, *shape), np.uint8)
-    pool = ThreadPoolExecutor(N_CPUS)
+    pool = ThreadPoolExecutor(threads * N_CPUS)
 
     def part(start: int, at: int) -> None:
         for i in range(at, min(at + 64, block)):
@@ -156,6 +155,7 @@ def decoders(paths: Sequence[str], mode: str, folder: Path, block: int) -> dict[
         "convlens": by_convlens(paths, block, settings, folder / "a"),
         "A/A": by_convlens(paths, block, settings, folder / "b"),
         "Pillow threads": in_threads(paths, block, shape, partial(with_pillow, mode)),
+        "Pillow, 2 x threads": in_threads(paths, block, shape, partial(with_pillow, mode), 2),
     }
     if find_spec("torchvision"):
         sampler = Blocks(len(paths), block)

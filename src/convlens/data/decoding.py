@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convlens.core.terminal import printable
-from convlens.data.image_files import FORMATS, TURNED, decoding, orientation
+from convlens.data.image_files import FORMATS, TURNED, as_data_error, decoding, orientation
 from convlens.data.preprocessing import Picture, Preprocessing
 from convlens.errors import ConvlensError, DataError
 
@@ -43,6 +43,12 @@ upright; its format; the BLAKE2b hash of the file's content."""
 
 CHUNK_BYTES, MOST_IN_CHUNK = 4_000_000, 128
 """Rows are written together: about so many bytes, at most so many."""
+
+THREADS = 2
+"""For each processor: some wait for files or for Python's lock."""
+
+READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+"""How a file is opened; it may have become a pipe, which is not waited for."""
 
 BAR_AFTER_S, BAR_EVERY_S = 1.0, 0.25
 
@@ -79,13 +85,18 @@ class SourceFile:
         Raises:
             DataError: if it cannot be read, or is not the file that was listed.
         """
-        name = printable(self.path)
         if self.facts is None:
-            raise DataError(f"{name} {self.why_not}.")
-        with decoding(name), open(self.path, "rb", buffering=0) as file:
-            if _facts(os.fstat(file.fileno())) != self.facts:
-                raise DataError(f"{name} was changed while the images were read.")
-            return file.read()
+            raise DataError(f"{printable(self.path)} {self.why_not}.")
+        try:
+            handle = os.open(self.path, READ)  # open() makes twice as many calls of the system
+            try:
+                if _facts(os.fstat(handle)) != self.facts:
+                    raise DataError(f"{printable(self.path)} was changed while images were read.")
+                return _whole(handle, self.facts[0])
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise as_data_error(error, printable(self.path)) from error
 
 
 class Store(Protocol):
@@ -215,7 +226,7 @@ class Decoder:
         row_bytes = int(np.prod(self.store.shape[1:]))
         missing = np.flatnonzero(self.store.rows["state"] != GOOD)
         chunks = _chunks(missing, max(1, min(MOST_IN_CHUNK, CHUNK_BYTES // row_bytes)))
-        pool = ThreadPoolExecutor(os.cpu_count() or 1, "convlens-decoding")
+        pool = ThreadPoolExecutor(THREADS * (os.cpu_count() or 1), "convlens-decoding")
         try:
             with _bar(len(missing), shown=progress) as advance:
                 for future in as_completed([pool.submit(self._chunk, *one) for one in chunks]):
@@ -302,6 +313,16 @@ def damaged_rows(pixels: Path, rows: NDArray[Any], row_bytes: int) -> list[int]:
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         return [i for found in pool.map(damaged, range(0, len(rows), length)) for i in found]
+
+
+def _whole(handle: int, size: int) -> bytes:
+    data = os.read(handle, size)
+    while len(data) < size:  # more than the system gives at once
+        part = os.read(handle, size - len(data))
+        if not part:
+            break
+        data += part
+    return data
 
 
 def _facts(found: os.stat_result) -> tuple[int, int, int]:

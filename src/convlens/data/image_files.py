@@ -107,23 +107,29 @@ def check_file(path: str | Path) -> Path:
 @contextmanager
 def decoding(name: str) -> Generator[None]:
     """Turn errors of Pillow's decoders into a DataError; they raise nearly anything."""
-    from PIL import Image, UnidentifiedImageError
-
     try:
         yield
     except ConvlensError:
         raise
-    except UnidentifiedImageError as error:
-        raise DataError(
-            f"{name} is not an image that can be read; give one of {', '.join(FORMATS)}."
-        ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{name} has too many pixels to be read safely: {error}") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise DataError(f"{name} cannot be read ({error.strerror}).") from error
-        why = str(error) or type(error).__name__
-        raise DataError(f"{name} is a damaged image: {why}.") from error
+        raise as_data_error(error, name) from error
+
+
+def as_data_error(error: Exception, name: str) -> ConvlensError:
+    """What an error of reading the image of this name means."""
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, ConvlensError):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return DataError(
+            f"{name} is not an image that can be read; give one of {', '.join(FORMATS)}."
+        )
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return DataError(f"{name} has too many pixels to be read safely: {error}")
+    if isinstance(error, OSError) and error.errno is not None:
+        return DataError(f"{name} cannot be read ({error.strerror}).")
+    return DataError(f"{name} is a damaged image: {str(error) or type(error).__name__}.")
 
 
 def scaled(image: Tensor, size: tuple[int, int] | None) -> Tensor:
@@ -156,11 +162,11 @@ def upright(image: Image, name: str) -> Image:
     Raises:
         DataError: if it has too many pixels, or its white is not known.
     """
-    from PIL import ImageOps
-
     _check_size(image, name)
     image.load()
     if orientation(image) != UPRIGHT:
+        from PIL import ImageOps
+
         image = ImageOps.exif_transpose(image)
     if image.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in image.info:
         image = _on_white(image)
@@ -183,8 +189,10 @@ def orientation(image: Image) -> object:
 
 def planes(image: Image) -> NDArray[np.uint8]:
     """The pixels of an image of mode "L" or "RGB" as (C, H, W)."""
-    pixels = np.asarray(image)
-    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+    if image.mode == "L":
+        return np.frombuffer(image.tobytes(), np.uint8).reshape(1, image.height, image.width)
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _check_size(opened: Image, name: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -38,6 +39,9 @@ that of a split is (0, 0)."""
 
 PART_BYTES = 4_000_000
 """Bytes that are measured at a time."""
+
+GROUP_BYTES = 2_000_000
+"""Small batches are made together, up to so many bytes of float32, which the CPU's cache holds."""
 
 COPY_BYTES = 64_000_000
 """Bytes that are copied to another device at a time."""
@@ -155,7 +159,21 @@ class ImageLoader(ItemLoader):
         return torch.cat([x for x, _ in found])[:n], torch.cat([y for _, y in found])[:n]
 
     def _batches(self, order: Tensor, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        parts = order.to(self._images.order_device).split(self.batch_size)
+        order = order.to(self._images.order_device)
+        if self._augment is None and not self.streamed:
+            return self._plain_batches(order)
+        return self._other_batches(order.split(self.batch_size), epoch)
+
+    def _plain_batches(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Small batches are made several at once: an operation costs more than its few images."""
+        n, bytes_each = self.batch_size, 4 * math.prod(self.input_shape)
+        for positions in order.split(n * max(1, GROUP_BYTES // (n * bytes_each))):
+            x, y = self.pick(positions)
+            yield from zip(x.split(n), y.split(n), strict=True)
+
+    def _other_batches(
+        self, parts: Sequence[Tensor], epoch: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         for i, raw in enumerate(self._images.batches(parts)):
             yield self._batch(raw, parts[i], epoch, i)
 
@@ -216,10 +234,12 @@ class _Images:
             )
         self.order_device = torch.device("cpu") if self.resident is None else device
         self._rows = self._rows.to(self.order_device)
+        self._in_order = bool((self._rows == torch.arange(len(rows)).to(self._rows)).all())
 
     def take(self, positions: Tensor) -> Tensor:
         """The images at these positions of the stored order, uint8 on the device."""
-        rows = self._rows[positions.to(self.order_device)]
+        positions = positions.to(self.order_device)
+        rows = positions if self._in_order else self._rows.index_select(0, positions)
         if self.resident is not None:
             return self.resident.index_select(0, rows)
         raw = torch.empty((len(rows), *self._shape), dtype=torch.uint8)

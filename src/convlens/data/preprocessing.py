@@ -8,7 +8,7 @@ import zlib
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from convlens.data.image_files import (
     FORMATS,
     GREY_MODES,
     TURNED,
+    as_data_error,
     check_file,
     decoding,
     orientation,
@@ -41,8 +42,7 @@ to no difference from antialiasing alone."""
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """One image file, read.
 
     Attributes:
@@ -150,7 +150,7 @@ class Preprocessing:
 
         if not data:
             raise DataError(f"{name} is an empty file.")
-        with decoding(name):
+        try:  # not `decoding`, which takes longer than the rest of this function
             if data.startswith(PNG):
                 _check_png(data)
             with Image.open(BytesIO(data), formats=FORMATS) as opened:
@@ -159,15 +159,19 @@ class Preprocessing:
                 pixels = self._fitted(_eight_bits(upright(opened, name), name))
                 width, height = size[::-1] if orientation(opened) in TURNED else size
                 return Picture(pixels, width, height, opened.format or "", grey)
+        except DataError:
+            raise
+        except Exception as error:
+            raise as_data_error(error, name) from error
 
     def _draft(self, opened: Image) -> None:
         """Let the JPEG decoder leave out what scaling down would throw away."""
         if opened.format not in ("JPEG", "MPO"):
             return
         mode, size = "L" if self.channels == 1 else None, None
-        if self.stored is not None:
-            sides = [n / m for n in self.stored for m in opened.size]  # upright or not
-            factor = DRAFT * max(sides)
+        stored = self.stored
+        if stored is not None:
+            factor = DRAFT * max(stored) / min(opened.size)  # at least what is needed, also turned
             if factor < 1:
                 size = math.ceil(opened.width * factor), math.ceil(opened.height * factor)
         if mode or size:
@@ -177,9 +181,10 @@ class Preprocessing:
         """An image of mode "L" or "RGB" in the channels and the stored size."""
         mode = {None: image.mode, 1: "L", 3: "RGB"}[self.channels]
         image = image if image.mode == mode else image.convert(mode)
-        if self.stored is None or self.stored == (image.height, image.width):
+        stored = self.stored
+        if stored is None or stored == (image.height, image.width):
             return planes(image)
-        height, width = self.stored
+        height, width = stored
         if self.resize == "pad":
             return _padded(image, width, height)
         box = None
@@ -219,10 +224,10 @@ def _padded(image: Image, width: int, height: int) -> NDArray[np.uint8]:
 
 
 def _eight_bits(image: Image, name: str) -> Image:
-    from PIL import Image as Pillow
-
     if not image.mode.startswith("I"):
         return image
+    from PIL import Image as Pillow
+
     return Pillow.fromarray(np.rint(sixteen_bits(image, name) * 255).astype(np.uint8))
 
 
