@@ -252,11 +252,13 @@ def test_neither_disk_nor_memory_is_a_sentence(files, tmp_path, monkeypatch):
 
 
 PROGRAM = """
-import sys, threading
+import signal, sys, threading
 from pathlib import Path
 from convlens.data import decoding, image_cache
 from convlens.data.preprocessing import Preprocessing
 
+# Where the tests themselves run in the background of a script, SIGINT would be ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 decoding.MOST_IN_CHUNK = 4
 mode, folder = sys.argv[1:]
 go, count = threading.Event(), 0

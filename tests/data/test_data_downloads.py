@@ -156,6 +156,15 @@ def test_a_server_that_falls_silent(server, url, path, monkeypatch):
         download(url, path, CHECKSUM)
 
 
+@pytest.fixture
+def _ctrl_c_interrupts():
+    """Where the tests run in the background of a script, SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c_interrupts")
 def test_ctrl_c_leaves_what_there_is(server, url, path):
     server.cuts = [700_000]
 

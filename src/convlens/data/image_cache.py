@@ -233,6 +233,10 @@ def _from_folder(place: Path, name: str, build: _Build) -> Decoded:
             partial.mkdir(exist_ok=True)
         try:
             if handle == -1 or _is_at(handle, partial):
+                found = _opened(entry, build)  # another process may have made it meanwhile
+                if found is not None:
+                    shutil.rmtree(partial, ignore_errors=True)
+                    return found
                 _sweep(place)
                 return _made(entry, partial, build)
         finally:
