@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 import convlens as cl
-from convlens.train.learner import adamw
+from convlens.train.loop import adamw
 from pairs import compare, finish, verdict
 
 N_EPOCHS = 1000  # more than will be run

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import convlens as cl
 from convlens.runs.checkpoints import load_checkpoint
 from convlens.train.callbacks.base import EVENTS
-from convlens.train.learner import adamw
+from convlens.train.loop import adamw
 
 
 def data(n=96, batch_size=32, n_valid=40, seed=0):

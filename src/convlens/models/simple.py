@@ -10,6 +10,7 @@ from torch import nn
 
 from convlens.core.argument_checks import check_whole
 from convlens.errors import ArgumentError
+from convlens.models.architecture import remember
 from convlens.models.blocks import Norm, conv
 
 
@@ -47,7 +48,8 @@ def simple_cnn(
     layers: list[nn.Module] = [conv(n_in, widths[0], kernel_size=5, norm=norm)]
     layers += [conv(a, b, norm=norm) for a, b in pairwise(widths)]
     layers += [conv(widths[-1], n_classes, activation=False, norm=norm), nn.Flatten()]
-    return nn.Sequential(*layers)
+    arguments = {"n_in": n_in, "n_classes": n_classes, "norm": norm, "widths": list(widths)}
+    return remember(nn.Sequential(*layers), "simple_cnn", arguments)
 
 
 def widths_for(height: int, width: int) -> tuple[int, ...]:

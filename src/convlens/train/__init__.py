@@ -12,7 +12,8 @@ from convlens.train.callbacks.pictures import Pictures
 from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.stats import ActivationStats, GradientStats, UpdateStats
-from convlens.train.learner import Learner, adamw
+from convlens.train.learner import Learner
+from convlens.train.loop import adamw
 from convlens.train.metrics import accuracy
 from convlens.train.prediction import Prediction
 from convlens.train.schedules import Constant, OneCycle

@@ -1,0 +1,344 @@
+"""`TrainingLoop`: the loop of a `Learner`, short enough to read at one sitting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from numbers import Integral
+from operator import length_hint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from convlens.checking.mismatch_errors import (
+    check_loss,
+    check_output,
+    explain_forward,
+    explain_loss,
+)
+from convlens.core.records import RecordSink
+from convlens.core.wording import function_name
+from convlens.data import Batches, DataLoaders
+from convlens.data.batches import images_and_labels
+from convlens.errors import ArgumentError, TrainingError
+from convlens.execution.devices import pick_device
+from convlens.train.callbacks.base import (
+    EVENTS,
+    Callback,
+    CancelBatchError,
+    CancelEpochError,
+    CancelFitError,
+)
+from convlens.train.callbacks.checkpoint import Checkpoint
+from convlens.train.callbacks.first_batch import FirstBatch
+from convlens.train.callbacks.nonfinite import NonFiniteGuard, check_finite
+from convlens.train.callbacks.progress import Progress
+from convlens.train.callbacks.recorder import Recorder
+from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
+from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
+from convlens.train.losses import default_loss
+from convlens.train.metrics import Metric, measure
+from convlens.train.run_setup import model_facts, recording
+from convlens.train.schedules import Schedule
+
+adamw = partial(AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01)
+"""The default optimizer, the chapter's: AdamW with β₂ 0.99, eps 1e-5, weight decay 0.01."""
+
+
+class TrainingLoop:
+    """The state of a training, and the loop that calls the callbacks; see `Learner`."""
+
+    recorder: Recorder
+
+    def __init__(
+        self,
+        dls: DataLoaders,
+        model: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        optimizer: Callable[..., Optimizer] = adamw,
+        metrics: Sequence[Metric] = (),
+        callbacks: Sequence[Callback] = (),
+        device: str | torch.device | None = None,
+        seed: int | None = None,
+        run: str | Path | None = "auto",
+        *,
+        base: str | Path = "runs",
+        progress: bool = True,
+    ) -> None:
+        check_arguments(dls, model, loss, optimizer, metrics, callbacks)
+        self.dls, self.metrics = dls, tuple(metrics)
+        self.device = dls.device if device is None else pick_device(device)
+        self.loss_function = default_loss(dls, self.device) if loss is None else loss
+        self.model = model.to(self.device)
+        self.seed, self.run, self.base = seed, run, base
+        self.make_optimizer = optimizer
+        self.sink: RecordSink | None = None
+        self.run_path: Path | None = None
+        self.error: BaseException | None = None
+        self.training, self.cancelled = False, False
+        self.epoch = self.n_epochs = self.step = self.n_steps = self.epochs_done = 0
+        self.validation: dict[str, float] = {}
+        self.x = self.y = self.output = self.loss = torch.empty(0)
+        self._optimizer: Optimizer | None = None
+        self._groups = GroupSettings(1.0)
+        self._checked: set[bool] = set()  # modes (training or not) whose first output was checked
+        self._events: dict[str, list[Callable[[Any], None]]] = {}
+        self.callbacks: list[Callback] = []
+        always = [Recorder(), NonFiniteGuard(), FirstBatch(), *([Progress()] if progress else [])]
+        for callback in [*always, *([Checkpoint()] if run is not None else []), *callbacks]:
+            self.add_callback(callback)
+
+    def __repr__(self) -> str:
+        facts = model_facts(self.model)
+        size = "?" if facts["n_parameters"] is None else f"{facts['n_parameters']:,}"
+        return (
+            f"Learner({facts['class']} with {size} parameters, DataLoaders {self.dls.name!r}, "
+            f"{self.device}, {self.epochs_done} epochs trained)"
+        )
+
+    def add_callback(self, callback: Callback) -> None:
+        """Use a callback in every fit, reachable under its class name in snake_case.
+
+        Raises:
+            ArgumentError: if the name would hide an attribute of the Learner.
+        """
+        name = callback.attribute()
+        if any(kept.attribute() == name for kept in self.callbacks):
+            raise ArgumentError(
+                f"callbacks has two of {type(callback).__name__}, which would share the name "
+                f"learn.{name}; give one, or derive a class with another name."
+            )
+        if name in vars(self) or hasattr(type(self), name):
+            raise ArgumentError(
+                f"the callback {type(callback).__name__} would hide learn.{name}; "
+                "give its class another name."
+            )
+        self.callbacks.append(callback)
+        setattr(self, name, callback)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer of the last or running fit; it keeps its state from fit to fit.
+
+        Raises:
+            TrainingError: before the first fit.
+        """
+        if self._optimizer is None:
+            raise TrainingError("learn.optimizer is made by the first fit; call learn.fit(…).")
+        return self._optimizer
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401
+        have = ", ".join(
+            f"learn.{callback.attribute()}" for callback in vars(self).get("callbacks", ())
+        )
+        raise AttributeError(f"Learner has no {name!r}; callbacks of this one: {have}.")
+
+    def validate(self, batches: Batches | None = None) -> dict[str, float]:
+        """Loss and metrics over all items of ``batches``, ``dls.valid`` if None.
+
+        Returns:
+            ``{"loss": …, "accuracy": …}``, means weighted by batch size.
+
+        Raises:
+            ArgumentError: if there is nothing to validate on.
+            TrainingError: if model, loss or a metric does not fit the batches.
+        """
+        what = "dls.valid" if batches is None else "batches"
+        batches = self.dls.valid if batches is None else batches
+        if batches is None:
+            raise ArgumentError("dls.valid is None; call validate(batches).")
+        rows: list[Tensor] = []
+        sizes: list[int] = []
+        with self._mode(training=False), torch.no_grad():
+            for batch in batches:
+                if not self._batch(*images_and_labels(batch, what)):
+                    continue
+                found = [measure(m, self.output, self.y, self.loss.device) for m in self.metrics]
+                rows.append(torch.stack([self.loss.detach().float().reshape(()), *found]))
+                sizes.append(len(self.x))
+        if not rows:
+            raise ArgumentError(
+                f"{what} has nothing to validate on: it is empty, or callbacks cancelled every "
+                "batch; give at least one image."
+            )
+        means = np.average(torch.stack(rows).cpu().double().numpy(), axis=0, weights=sizes)
+        names = ["loss", *map(function_name, self.metrics)]
+        return dict(zip(names, means.tolist(), strict=True))
+
+    # ---- the loop -------------------------------------------------------------------------------
+
+    def _fit(self, n_epochs: int, schedule: Schedule, callbacks: Sequence[Callback]) -> None:
+        self._prepare(n_epochs, schedule)
+        scheduler = Scheduler(schedule, self._groups)
+        active = sorted([scheduler, *self.callbacks, *callbacks], key=lambda c: c.order)
+        learn: Any = self  # a Learner, as callbacks are promised
+        with recording(learn, schedule), self._mode(training=True), ExitStack() as ending:
+            ending.callback(self._listen, ())
+            self._listen(active)
+            try:
+                for callback in active:
+                    ending.callback(self._end, callback)
+                    callback.before_fit(learn)
+                self.optimizer.zero_grad()  # of a fit that ended between backward and step
+                for self.epoch in range(n_epochs):
+                    self._one_epoch()
+                    self.epochs_done += 1
+            except CancelFitError:
+                self.cancelled = True
+            except (CancelBatchError, CancelEpochError) as error:
+                self.error = TrainingError(
+                    f"A callback raised {type(error).__name__} in an event where there is none to "
+                    "cancel; raise it between before_batch and after_step, or before_epoch and "
+                    "after_epoch, or raise CancelFitError."
+                )
+                raise self.error from error
+            except BaseException as error:
+                self.error = error
+                raise
+
+    def _prepare(self, n_epochs: int, schedule: Schedule) -> None:
+        """Check what can be checked before the first step, and make the optimizer."""
+        if not isinstance(n_epochs, Integral) or n_epochs < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ArgumentError(f"n_epochs must be a whole number of at least 1, got {n_epochs!r}.")
+        self.n_epochs, self.step = n_epochs, 0
+        self.n_steps = n_epochs * count_batches(self.dls.train, "dls.train")
+        if self.dls.valid is not None and length_hint(self.dls.valid, 1) == 0:
+            raise ArgumentError("dls.valid has no batches; give it at least one, or None.")
+        self.error, self.cancelled, self.validation = None, False, {}
+        self._checked.clear()
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+        if self._optimizer is None:
+            lr, parameters = schedule.peak, self.model.parameters()
+            self._optimizer = make_optimizer(self.make_optimizer, parameters, lr)
+            self._groups = GroupSettings(lr)
+        self._groups.apply(self._optimizer, *schedule(0, self.n_steps))
+        check_finite(self.model, self._optimizer)
+
+    def _end(self, callback: Callback) -> None:
+        """Call the callback's ``after_fit``; its error does not replace an earlier one."""
+        learn: Any = self
+        try:
+            callback.after_fit(learn)
+        except (CancelBatchError, CancelEpochError, CancelFitError):  # the fit has ended already
+            pass
+        except Exception as error:
+            if self.error is None:
+                self.error = error
+                raise
+            name = type(callback).__name__
+            self.error.add_note(f"{name}.after_fit raised too: {type(error).__name__}: {error}")
+
+    def _one_epoch(self) -> None:
+        try:
+            self._event("before_epoch")
+            set_epoch = getattr(self.dls.train, "set_epoch", None)
+            if set_epoch is not None:
+                set_epoch(self.epochs_done)
+            for batch in self.dls.train:
+                self._batch(*images_and_labels(batch, "dls.train"))
+            if self.dls.valid is not None:
+                with self._mode(training=False):
+                    self._event("before_validation")
+                    self.validation = self.validate()
+                    self._event("after_validation")
+            self._event("after_epoch")
+        except CancelEpochError:
+            self.optimizer.zero_grad()  # it may have come between backward and step
+
+    def _batch(self, x: Tensor, y: Tensor) -> bool:
+        """Run one batch, in training with its step; False if it was cancelled."""
+        self.x = x.to(self.device, non_blocking=True)
+        self.y = y.to(self.device, non_blocking=True)
+        done = False
+        try:
+            self._event("before_batch")
+            self.output = self._run_model(self.x)
+            self._event("before_loss")
+            self.loss = self._compute_loss()
+            self._event("after_loss")
+            if self.training:
+                self._step()
+            done = True
+        except CancelBatchError:
+            pass
+        with suppress(CancelBatchError):  # nothing is left to skip
+            self._event("after_batch")
+        return done
+
+    def _run_model(self, x: Tensor) -> Any:  # noqa: ANN401 — a model may return anything
+        try:
+            return self.model(x)
+        except Exception as error:
+            explain_forward(error, self.model, x)
+            raise
+
+    def _compute_loss(self) -> Tensor:
+        given = self.loss_function, self.output, self.y, self.dls.classes
+        if self.training not in self._checked:  # first batch only: reading y waits for a GPU
+            check_output(*given)
+            self._checked.add(self.training)
+        try:
+            loss = self.loss_function(self.output, self.y)
+        except Exception as error:
+            explain_loss(error, *given)
+            raise
+        check_loss(loss, self.loss_function)
+        return loss
+
+    def _step(self) -> None:
+        self._event("before_backward")
+        if not self.loss.requires_grad:
+            raise TrainingError(
+                "The loss depends on no parameter that needs a gradient, so there is nothing to "
+                "train: all are frozen, or the output was detached or made without gradients."
+            )
+        self.loss.backward()
+        self._event("after_backward")
+        self._event("before_step")
+        self.optimizer.step()
+        try:
+            self._event("after_step")
+        finally:  # also if a callback cancels after the step was made
+            self.optimizer.zero_grad()
+            self.step += 1
+
+    # ---- what surrounds it ----------------------------------------------------------------------
+
+    def _event(self, name: str) -> None:
+        for handler in self._events.get(name, ()):
+            handler(self)
+
+    def _listen(self, callbacks: Sequence[Callback]) -> None:
+        """Call the events that these callbacks define, in this order."""
+        self._events = {
+            name: [
+                getattr(callback, name)
+                for callback in callbacks
+                if getattr(type(callback), name) is not getattr(Callback, name)
+            ]
+            for name in EVENTS
+        }
+
+    @contextmanager
+    def _mode(self, *, training: bool) -> Generator[None]:
+        """Switch to training or evaluation, and restore every module's own mode afterwards.
+
+        A module set to evaluation inside a model in training stays so in training.
+        """
+        modes = [(module, module.training) for module in self.model.modules()]
+        before = self.training
+        if self.model.training != training:
+            self.model.train(training)
+        self.training = training
+        try:
+            yield
+        finally:
+            self.training = before
+            for module, mode in modes:
+                module.training = mode
