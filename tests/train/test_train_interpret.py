@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import convlens as cl
-from convlens.core.snapshots import BINS, Calibration
+from convlens.core.snapshots import BINS, Calibration, ClassActivationMaps
+from convlens.runs import Run
 from convlens.train.callbacks.calibrating import Calibrating
 
 K = 6
@@ -176,3 +177,46 @@ def test_a_run_without_a_confusion_matrix_says_so(tmp_path: Path) -> None:
         pass
     with pytest.raises(cl.RunError, match="No confusion matrix was recorded until epoch=3: train"):
         cl.open_run(tmp_path / "own").interpret(3)
+
+
+# ---- Grad-CAM in a run --------------------------------------------------------------------------
+
+
+def fitted(model: nn.Module) -> tuple[cl.Learner, Run, Tensor]:
+    x, y = torch.rand(60, 1, 12, 12), torch.arange(60) % 3
+    batches = list(zip(x.split(25), y.split(25), strict=True))
+    dls = cl.DataLoaders(batches, batches, classes=["a", "b", "c"])
+    learn = cl.Learner(dls, model, callbacks=[cl.Pictures(3)], progress=False, run="runs/made")
+    learn.fit(2, 0.01)
+    return learn, cl.open_run("runs/made"), x
+
+
+def test_pictures_keep_the_maps_of_the_worst_images_and_the_probes() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(5, 3),
+    )  # fmt: skip
+    learn, run, x = fitted(model)
+    kept = run.snapshot(ClassActivationMaps)
+    assert kept is not None
+    assert run.snapshot_epochs(ClassActivationMaps) == [0, 1]
+    assert kept.item.tolist() == [one.item for one in run.interpret().top_losses(24)]
+    assert (kept.explained, kept.maps.shape, kept.probe_maps.shape) == (
+        "2", (24, 10, 10), (8, 10, 10),
+    )  # fmt: skip
+    expected = learn.explain(x[kept.item], normalized=True)
+    maps = F.adaptive_avg_pool2d(torch.from_numpy(expected.maps)[:, None], (10, 10))[:, 0]
+    for one, other in zip(kept.maps, maps.numpy(), strict=True):
+        assert one.max() in (0, 255)
+        assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9 or not one.any()
+    assert kept.correlation.shape == (24,)
+    assert (np.abs(kept.correlation[np.isfinite(kept.correlation)]) <= 1).all()
+
+
+def test_a_network_without_a_grid_gets_a_note_and_trains_on() -> None:
+    learn, run, _ = fitted(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)))
+    assert learn.epochs_done == 2
+    assert run.snapshot_epochs(ClassActivationMaps) == []
+    assert run.snapshot_epochs(Calibration) == [0, 1]
+    (note,) = [n for n in run.meta["pictures"]["notes"] if n.startswith("No class activation")]
+    assert note.startswith("No class activation maps: layer=None stands for the network's last")

@@ -98,8 +98,8 @@ def _matrix(page: Page, kept: Confusion, chosen: Pair | None) -> dict[str, Any]:
         "names": names,
         "upright": max(map(len, names)) > 3 and sum(max(len(k), 5) for k in names) > MOST_ACROSS,
         "facts": _facts(counts, names),
-        "recall": [_share(r) for r in recall],
-        "precision": [_share(p) for p in precision],
+        "recall": [(formatting.percent(r) if r >= 0 else formatting.NONE, r) for r in recall],
+        "precision": [f"{100 * p:.0f} %" if p >= 0 else formatting.NONE for p in precision],
         "rows": [
             [
                 (count, f"{shares[at]:.2f}", _url(page, at, chosen) if count else "")
@@ -113,10 +113,6 @@ def _matrix(page: Page, kept: Confusion, chosen: Pair | None) -> dict[str, Any]:
         "chosen": chosen,
         "pairs": pairs,
     }  # fmt: skip
-
-
-def _share(share: float) -> tuple[str, float]:
-    return formatting.percent(share) if share >= 0 else formatting.NONE, share
 
 
 def _url(page: Page, pair: Pair, chosen: Pair | None) -> str:

@@ -120,13 +120,13 @@ def class_name(classes: Sequence[str], k: int) -> str:
 def explanation(cams: ClassActivationMaps, maps: Bytes, correlation: Reals) -> dict[str, str]:
     """The style of the element around explained images, and what the maps are worth, in words."""
     known = correlation[np.isfinite(correlation)]
-    words = f"Grad-CAM of layer {formatting.short(cams.explained, 40)}: where the network finds "
-    words += "evidence for the class that it predicts, each map up to its highest value. "
+    words = f"Grad-CAM of layer {formatting.short(cams.explained, 40)}: which places speak for the "
+    words += "predicted class, each map up to its highest value."
     if len(known):
-        mean = float(known.mean())
-        words += f"Rank correlation with the maps of random weights: {mean:.2f}"
-        words += "; these maps depend little on what was learned. " if mean > ALIKE else ". "
-        words += "A map that stays the same when the weights are random explains nothing."
+        mean = round(float(known.mean()), 2)
+        words += f" Rank correlation with the maps of random weights: {formatting.number(mean)}"
+        words += "; these maps depend little on what was learned." if mean > ALIKE else "."
+        words += " A map that stays the same when the weights are random explains nothing."
     return {"style": overlay(maps), "words": words}
 
 
