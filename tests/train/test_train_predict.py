@@ -178,10 +178,7 @@ def test_files_for_a_model_of_other_channels_than_grey_and_colour(files):
 @pytest.mark.parametrize(
     ("x", "sentence"),
     [
-        (
-            3,
-            r"x must be image files, folders, Pillow images, or a tensor or array of shape .*got int",
-        ),
+        (3, r"x must be image files, folders, Pillow images, or a tensor or array .*got int"),
         ([1, 2], r"x must be image files, .* got shape \(2,\)"),
         ([], r"x must be image files, .* got shape \(0,\)"),
         (torch.zeros(12, 12), r"x must be image files, .* got shape \(12, 12\)"),

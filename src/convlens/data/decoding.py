@@ -273,9 +273,9 @@ class Decoder:
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether an error of reading a file, or its cause, is one of this process: it lacks something.
+    """Whether an error of reading a file, or its cause, is that this process lacks something.
 
-    >>> is_shortage(OSError(errno.EMFILE, "Too many open files")), is_shortage(ValueError("damaged"))
+    >>> is_shortage(OSError(errno.EMFILE, "Too many open files")), is_shortage(ValueError())
     (True, False)
     """
     cause = error.__cause__ or error

@@ -248,16 +248,15 @@ def _meaning(
 
 def _as_images(x: Any, transform: InputTransform) -> list[Tensor]:  # noqa: ANN401
     """Tensors or arrays as tensors (n, C, H, W): one, or one for each size in a list of images."""
-    if isinstance(x, list | tuple) and len({_shape_of(one) for one in x}) > 1:
-        if all(_shape_of(one) is not None and len(_shape_of(one) or ()) == 3 for one in x):
-            found = [_checked_images(as_tensor(f"x[{i}]", one), transform)
-                     for i, one in enumerate(x)]  # fmt: skip
-            dtypes = sorted({str(one.dtype).removeprefix("torch.") for one in found})
-            if len(dtypes) > 1:
-                raise ArgumentError(
-                    f"{FORMS}: x is a list of arrays of {' and '.join(dtypes)}; give one dtype."
-                )
-            return found
+    shapes = {_shape_of(one) for one in x} if isinstance(x, list | tuple) else set[None]()
+    if len(shapes) > 1 and all(shape is not None and len(shape) == 3 for shape in shapes):
+        found = [_checked_images(as_tensor(f"x[{i}]", one), transform) for i, one in enumerate(x)]
+        dtypes = sorted({str(one.dtype).removeprefix("torch.") for one in found})
+        if len(dtypes) > 1:
+            raise ArgumentError(
+                f"{FORMS}: x is a list of arrays of {' and '.join(dtypes)}; give one dtype."
+            )
+        return found
     try:
         images = as_tensor("x", x)
     except ArgumentError as error:

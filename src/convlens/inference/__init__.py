@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from convlens.inference.classifier import Classifier
+from convlens.inference.loading import load_classifier
 from convlens.inference.prediction import Prediction
 
-__all__ = ["Classifier", "Prediction"]
+__all__ = ["Classifier", "Prediction", "load_classifier"]

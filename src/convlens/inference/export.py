@@ -14,8 +14,10 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from importlib.metadata import version
 from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from convlens.execution import same_random, unwrapped
 from convlens.inference.classifier import Classifier
 from convlens.inference.loading import FILES, FORMAT, MANIFEST, ONNX, WEIGHTS, load_classifier
 from convlens.models.architecture import architecture_of
-from convlens.runs.checkpoints import check_state
+from convlens.runs.checkpoints import check_state, sync_to_disk
 
 OPSET = 18
 """The version of ONNX's operators that is written."""
@@ -109,7 +111,13 @@ def export(
     """
     _check_libraries()
     target = _checked_folder(check_path("folder", folder), overwrite=overwrite)
-    _check_input(classifier)
+    check_input(classifier)
+    height, width = (classifier.input_transform.input_shape or (0, 0, 0))[1:]
+    if images.ndim != 4 or images.shape[1:3] != (height, width) or len(images) == 0:
+        raise ArgumentError(
+            f"images must be at least one of {height}×{width} pixels, (N, H, W, C), got shape "
+            f"{images.shape}."
+        )
     names = names or [f"image {i}" for i in range(len(images))]
     work = _on_cpu(classifier)
     wanted = work.predict(np.moveaxis(images, -1, 1), 32)
@@ -135,7 +143,7 @@ def export(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Export(target, len(images), difference, size)
+    return Export(Path(folder), len(images), difference, size)
 
 
 # ---- what cannot be exported ---------------------------------------------------------------------
@@ -143,9 +151,8 @@ def export(
 
 def _check_libraries() -> None:
     try:
-        import onnx  # noqa: F401  # pyright: ignore
-        import onnxruntime  # noqa: F401  # pyright: ignore
-        import onnxscript  # noqa: F401  # pyright: ignore
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            import_module(name)
     except ImportError as error:
         raise MissingLibraryError(
             f"An export needs {error.name}, which is not installed; install it with: "
@@ -184,7 +191,8 @@ def _checked_folder(folder: Path, *, overwrite: bool) -> Path:
     return target
 
 
-def _check_input(classifier: Classifier) -> None:
+def check_input(classifier: Classifier) -> None:
+    """Raises ArgumentError if the network's input cannot be that of an export."""
     transform = classifier.input_transform
     shape, scale = transform.input_shape, transform.scale
     why = None
@@ -201,27 +209,19 @@ def _check_input(classifier: Classifier) -> None:
     elif shape[0] not in (1, 3):
         why = f"its input has {shape[0]} channels, and image files have one or three"
     if why is not None:
-        raise ArgumentError(f"The network cannot be exported: {why}.")
+        raise _refused(why)
     n = sum(tensor.nbytes for tensor in check_state(unwrapped(classifier.model)).values())
     if n > MOST_BYTES:
-        raise ArgumentError(
-            f"The network cannot be exported: its weights have {n:,} bytes, and an ONNX file has "
-            f"at most {MOST_BYTES:,}."
-        )
+        raise _refused(f"its weights have {n:,} bytes, and an ONNX file at most {MOST_BYTES:,}")
 
 
 def _on_cpu(classifier: Classifier) -> Classifier:
-    """A copy on the CPU, in evaluation mode, float32, without compilation and hooks."""
+    """A copy on the CPU, in evaluation mode, float32, not compiled."""
     inner = unwrapped(classifier.model)
     try:
         model = copy.deepcopy(inner)
     except Exception as error:
-        raise _refused(f"it cannot be copied ({_first_line(error)})", error) from error
-    for module in model.modules():
-        for hooks in ("_forward_hooks", "_forward_pre_hooks"):
-            vars(module).get(hooks, {}).clear()
-        if vars(module).get("_compiled_call_impl") is not None:
-            module._compiled_call_impl = None  # pyright: ignore
+        raise _refused(f"it cannot be copied ({_first_line(error)})") from error
     model = model.to("cpu", torch.float32).requires_grad_(requires_grad=False).eval()
     transform, classes = classifier.input_transform, classifier.classes
     return Classifier(model, transform, classes, classifier.kind)
@@ -238,7 +238,7 @@ def _blank(model: nn.Module) -> nn.Module | None:
     return other
 
 
-def _refused(why: str, error: Exception | None = None) -> ArgumentError:  # noqa: ARG001
+def _refused(why: str) -> ArgumentError:
     return ArgumentError(f"The network cannot be exported: {why}.")
 
 
@@ -289,7 +289,7 @@ def _write_files(classifier: Classifier, folder: Path) -> None:
                 dynamo=True,
                 input_names=["images"],
                 output_names=[_output_name(classifier.kind)],
-                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
                 opset_version=OPSET,
                 external_data=False,
                 verbose=False,
@@ -365,11 +365,7 @@ def _put(temporary: Path, target: Path) -> None:
     mode = temporary.stat().st_mode & 0o666  # safetensors makes its files private
     for file in temporary.iterdir():
         file.chmod(mode)
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_to_disk(file)
     if not target.exists():
         temporary.rename(target)
         return
@@ -388,17 +384,16 @@ def _put(temporary: Path, target: Path) -> None:
 
 def _by_onnx_runtime(file: Path, images: Pixels) -> NDArray[np.float32]:
     """What ONNX Runtime says of the images, in batches of several sizes."""
-    import onnxruntime as ort  # pyright: ignore
-
-    options: Any = ort.SessionOptions()
+    ort: Any = import_module("onnxruntime")
+    options = ort.SessionOptions()
     options.log_severity_level = 4
     try:
-        session: Any = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         found: list[NDArray[np.float32]] = []
         starts = np.cumsum([0, *BATCHES])
         edges = [*starts[starts < len(images)], len(images)]
         edges = sorted({*edges, *range(int(edges[-2]), len(images), 32)})
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             part = np.ascontiguousarray(images[start:stop])
             found.append(session.run(None, {"images": part})[0])
     except Exception as error:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, cast
 import safetensors
 import torch
 from safetensors.torch import load
-from torch import Tensor, nn
+from torch import nn
 
 from convlens.core.argument_checks import check_path
 from convlens.core.terminal import printable
@@ -252,7 +252,7 @@ class _Facts:
         if self._architecture is None:
             raise ArgumentError(
                 f"{printable(str(self._file))!r} is of a network that convlens did not build by "
-                "name; give it, with any weights: load_classifier(folder, model=…)."
+                "name; give it, with any weights, with model=…."
             )
         blocks: Any = self._architecture.arguments.get("blocks", ())
         if sum(blocks) > n_tensors:
@@ -291,8 +291,3 @@ def _is_plain(value: object, *, nested: bool = True) -> bool:
     if isinstance(value, int | float):
         return math.isfinite(value) and abs(value) <= MOST_NUMBER
     return value is None or (isinstance(value, str) and len(value) <= MOST_NAME)
-
-
-def n_bytes_of(state: Mapping[str, Tensor]) -> int:
-    """The bytes of all tensors."""
-    return sum(tensor.nbytes for tensor in state.values())
