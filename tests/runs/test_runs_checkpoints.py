@@ -20,7 +20,12 @@ from torch import nn
 
 from convlens.errors import ArgumentError, CheckpointError
 from convlens.runs import checkpoints
-from convlens.runs.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from convlens.runs.checkpoints import (
+    best_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 
 
 def build(width: int = 4, seed: int = 0) -> nn.Sequential:
@@ -416,3 +421,18 @@ def test_what_cannot_be_written_without_pickle(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"manifest=\{'a': \{1\}\} or the optimizer's settings"):
         save_checkpoint(tmp_path, build(), None, {"a": {1}})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_best_checkpoint_of_a_run(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no complete checkpoint in best, averaged or"):
+        best_checkpoint(tmp_path)
+    with pytest.raises(ArgumentError, match=r"run_path must be a path, .*3"):
+        best_checkpoint(3)  # pyright: ignore[reportArgumentType]
+    for name in ("checkpoints", "averaged", "best"):
+        save_checkpoint(tmp_path / name, build())
+        path = save_checkpoint(tmp_path / name, build())
+        assert best_checkpoint(tmp_path) == path
+        assert path.parent.name == name
+    (tmp_path / "best" / "checkpoint-0001" / "manifest.json").unlink()
+    (path / "manifest.json").unlink()
+    assert best_checkpoint(tmp_path).parent.name == "averaged"

@@ -148,6 +148,52 @@ def load_checkpoint(
     return manifest["facts"]
 
 
+BEST, AVERAGED, CHECKPOINTS = "best", "averaged", "checkpoints"
+"""The folders of a run that hold checkpoints: of `BestCheckpoint`, `EMA` and every epoch."""
+
+
+def best_checkpoint(run_path: str | Path) -> Path:
+    """The checkpoint of a run whose weights are to be used.
+
+    The newest of ``best/``, which `BestCheckpoint` writes; without one, of ``averaged/``, which
+    `EMA` writes; without one, of ``checkpoints/``.
+
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from convlens.runs.checkpoints import best_checkpoint, save_checkpoint
+        >>> model = torch.nn.Linear(2, 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = Path(folder)
+        ...     _ = save_checkpoint(run / "checkpoints", model)
+        ...     _ = save_checkpoint(run / "best", model)
+        ...     best_checkpoint(run).relative_to(run).parts
+        ('best', 'checkpoint-0001')
+
+    Args:
+        run_path: the run's directory.
+
+    Returns:
+        The checkpoint's directory, for `load_checkpoint`.
+
+    Raises:
+        ArgumentError: if ``run_path`` is not a path.
+        CheckpointError: if the run has no complete checkpoint, or cannot be read.
+    """
+    path = check_path("run_path", run_path)
+    try:
+        for name in (BEST, AVERAGED, CHECKPOINTS):
+            if found := list_checkpoints(path / name):
+                return found[-1]
+    except OSError as error:
+        raise CheckpointError(
+            f"run_path={str(path)!r} cannot be read ({error.strerror}); check that you may read it."
+        ) from error
+    raise CheckpointError(
+        f"run_path={str(path)!r} holds no complete checkpoint in {BEST}, {AVERAGED} or "
+        f"{CHECKPOINTS}; give the directory of a run that has finished at least one epoch."
+    )
+
+
 PREFIX = ".writing-"
 
 
