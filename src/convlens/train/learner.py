@@ -51,20 +51,30 @@ class Learner(TrainingLoop):
     Args:
         dls: the batches to train and validate on.
         model: takes x (N, C, H, W) and returns the output that the loss takes.
-        loss: function of (output, y) that returns a scalar, the mean over the batch. None for what
-            fits ``dls.kind``: cross entropy for classes, weighted by ``dls.class_weights``, binary
-            cross entropy of logits for labels, mean squared error for numbers.
+        loss: function of (output, y) that returns a scalar, the mean over the batch, or a name:
+            "cross_entropy" or "focal" for classes, weighted by ``dls.class_weights``, "bce" or
+            "focal" (of logits) for labels, "mse", "mae" or "huber" for numbers. None for the first
+            that fits ``dls.kind``.
         optimizer: called with the model's parameters and ``lr=``, the schedule's highest rate, at
             the first fit; the chapter's AdamW by default. Parameter groups keep the ratio of their
             rate to that one, and a momentum of their own.
-        metrics: functions of (output, y) that return a batch's mean, a number or a tensor of one;
-            named by their ``__name__``.
+        metrics: what to measure on the validation items. A name: "accuracy", "top5" (or another
+            number), "f1", "precision", "recall", "auroc", "map" (mean average precision) for
+            classes, the same without "top5" for labels, "mae", "mse", "rmse", "r2" for numbers;
+            "recall_per_class" and so on give each class, as ``"recall[cat]"``. Averages over the
+            classes are macro averages. A torchmetrics object: a copy is updated with every batch
+            and computed at the end of the validation; where the loss takes logits, it gets
+            probabilities. Or a function of (output, y) that returns a batch's mean, a number or a
+            tensor of one, named by its ``__name__``; reported is the mean of the batches, weighted
+            by their size.
         callbacks: used in every fit, reachable under their class names in snake_case.
         device: where to train; None for the data's device.
         seed: seeds torch's random numbers at the beginning of every fit; None leaves them alone.
             (The order of the data has a seed of its own, given to the data.)
         run: ``"auto"`` records every fit to a new directory ``base/NAME-0001``; a path names the
             directory; None keeps everything in memory.
+        label_smoothing: the share of each label that the cross entropy of the training spreads
+            over all classes, such as 0.1; the validation loss is without it.
         base: the folder that keeps the runs.
         progress: whether to show progress and a line per epoch.
 

@@ -60,6 +60,7 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
         "data": learn.dls.facts(),
         "model": model_facts(learn.model),
         "loss": function_name(learn.loss_function),
+        "label_smoothing": learn.label_smoothing,
         "optimizer": {
             "class": type(optimizer).__name__,
             "groups": [read_hypers(group) for group in optimizer.param_groups],

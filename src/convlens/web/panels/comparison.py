@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convlens.core.wording import without_classes
 from convlens.web import formatting
 from convlens.web.figures import comparison as figures
 from convlens.web.figures import curves
@@ -69,10 +70,11 @@ LAST = 50
 def outcome(page: ComparePage) -> dict[str, Any]:
     """A row for each run, and which values of a column are the best."""
     runs = [one.run for one in page.pages]
-    metrics = curves.metric_names([epoch for run in runs for epoch in run.epochs])[:4]
     newest = [run.epochs[-1] if run.epochs else None for run in runs]
+    means = [without_classes(e.metrics) if e else {} for e in newest]
+    metrics = list(dict.fromkeys(name for one in means for name in one))[:4]
     columns: dict[str, list[float | None]] = {
-        **{name: [e.metrics.get(name) if e else None for e in newest] for name in metrics},
+        **{name: [one.get(name) for one in means] for name in metrics},
         "validation loss": [e.valid_loss if e else None for e in newest],
         "training loss": [_training_loss(run) for run in runs],
     }
