@@ -30,7 +30,7 @@ def add_commands(commands: Commands) -> None:
     """Add the commands of this module to the parser."""
     add = add_command(commands, "predict", predict).add_argument
     add("classifier", metavar="RUN|FOLDER", type=Path,
-        help="a run's directory, of which the best checkpoint is used, or an exported folder")  # fmt: skip
+        help="a run's directory, whose best checkpoint is used, or an exported folder")  # fmt: skip
     add("files", metavar="FILE", nargs="+",
         help="image files, and folders, of which all images are taken")  # fmt: skip
     add("--top", type=whole_number(1), default=3, help="classes for each image, best first")
@@ -54,7 +54,7 @@ def add_commands(commands: Commands) -> None:
 
 def _add_shared(add: Any) -> None:  # noqa: ANN401
     add("--model", metavar="file.py:object",
-        help="the network, if it is not one that convlens builds by name; the file is run")  # fmt: skip
+        help="the network, if convlens cannot build it by name; the file is run")  # fmt: skip
 
 
 def predict(arguments: argparse.Namespace) -> None:

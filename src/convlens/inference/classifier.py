@@ -36,7 +36,7 @@ class Classifier:
         >>> classifier = Classifier(cl.simple_cnn(1, 2), transform, ["cat", "dog"])
         >>> classifier
         Classifier(Sequential, 2 classes, images of 1×28×28, cpu)
-        >>> len(classifier.predict(np.zeros((3, 28, 28), np.uint8)))
+        >>> len(classifier.predict(torch.zeros(3, 28, 28, dtype=torch.uint8)))
         3
 
     Args:

@@ -100,8 +100,8 @@ def of_run(data: Mapping[str, Any], transform: InputTransform) -> tuple[Pixels, 
         chosen = _spread(len(images), MOST)
         return np.ascontiguousarray(images[chosen][..., None]), [f"image {i}" for i in chosen]
     raise ArgumentError(
-        "The images that this run was trained on are not where they were, and an export is compared "
-        "with predict on some; give a folder of at least 100 such images with images=…."
+        "The images that this run was trained on are not where they were, and an export is "
+        "compared with predict on some; give a folder of at least 100 such images with images=…."
     )
 
 

@@ -260,7 +260,7 @@ class _Facts:
         return build(self._architecture)
 
     def _names(self, value: object) -> list[str]:
-        names = cast("list[Any]", value) if isinstance(value, list) else [0]
+        names: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [0]
         if len(names) > MOST_CLASSES or not all(
             isinstance(name, str) and len(name) <= MOST_NAME for name in names
         ):

@@ -377,6 +377,7 @@ def _damaged(file: Path, reason: str) -> CheckpointError:
 def check_fit(
     path: Path, wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]
 ) -> None:
+    """Raises CheckpointError if a file's tensors are not those of a model, by names and shapes."""
     faults = [f"{name} is missing" for name in wanted if name not in found]
     faults += [f"{name} is not in the model" for name in found if name not in wanted]
     faults += [

@@ -13,19 +13,24 @@ from convlens.core.terminal import say
 from convlens.data.batches import first_batch
 from convlens.data.items import CLASSES
 from convlens.doctor import diagnose
+from convlens.errors import ArgumentError
 from convlens.geometry import Summary, summary
 from convlens.inference import Classifier, Prediction
 from convlens.inference.compared_images import of_loaders
 from convlens.inference.export import Export, check_input, export
+from convlens.plots import plot_sched
 from convlens.train.callbacks.base import (
     Callback,
 )
 from convlens.train.learner_arguments import make_optimizer
 from convlens.train.loop import TrainingLoop
 from convlens.train.memory_record import record_of
-from convlens.train.schedules import Constant, OneCycle
+from convlens.train.planned_steps import planned
+from convlens.train.schedules import OneCycle, Schedule, as_schedule
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from convlens.data.prediction_inputs import Images
 
 
@@ -42,20 +47,30 @@ class Learner(TrainingLoop):
     Args:
         dls: the batches to train and validate on.
         model: takes x (N, C, H, W) and returns the output that the loss takes.
-        loss: function of (output, y) that returns a scalar, the mean over the batch. None for what
-            fits ``dls.kind``: cross entropy for classes, weighted by ``dls.class_weights``, binary
-            cross entropy of logits for labels, mean squared error for numbers.
+        loss: function of (output, y) that returns a scalar, the mean over the batch, or a name:
+            "cross_entropy" or "focal" for classes, weighted by ``dls.class_weights``, "bce" or
+            "focal" (of logits) for labels, "mse", "mae" or "huber" for numbers. None for the first
+            that fits ``dls.kind``.
         optimizer: called with the model's parameters and ``lr=``, the schedule's highest rate, at
             the first fit; the chapter's AdamW by default. Parameter groups keep the ratio of their
             rate to that one, and a momentum of their own.
-        metrics: functions of (output, y) that return a batch's mean, a number or a tensor of one;
-            named by their ``__name__``.
+        metrics: what to measure on the validation items. A name: "accuracy", "top5" (or another
+            number), "f1", "precision", "recall", "auroc", "map" (mean average precision) for
+            classes, the same without "top5" for labels, "mae", "mse", "rmse", "r2" for numbers;
+            "recall_per_class" and so on give each class, as ``"recall[cat]"``. Averages over the
+            classes are macro averages. A torchmetrics object: a copy is updated with every batch
+            and computed at the end of the validation; where the loss takes logits, it gets
+            probabilities. Or a function of (output, y) that returns a batch's mean, a number or a
+            tensor of one, named by its ``__name__``; reported is the mean of the batches, weighted
+            by their size.
         callbacks: used in every fit, reachable under their class names in snake_case.
         device: where to train; None for the data's device.
         seed: seeds torch's random numbers at the beginning of every fit; None leaves them alone.
             (The order of the data has a seed of its own, given to the data.)
         run: ``"auto"`` records every fit to a new directory ``base/NAME-0001``; a path names the
             directory; None keeps everything in memory.
+        label_smoothing: the share of each label that the cross entropy of the training spreads
+            over all classes, such as 0.1; the validation loss is without it.
         base: the folder that keeps the runs.
         progress: whether to show progress and a line per epoch.
 
@@ -84,8 +99,50 @@ class Learner(TrainingLoop):
         loss = checking_loss(self.loss_function, self.dls.classes)
         return check(self.model, self.dls.train, loss, optimizer, seconds=seconds)
 
-    def fit(self, n_epochs: int, lr: float = 1e-3, *, callbacks: Sequence[Callback] = ()) -> None:
-        """Train for ``n_epochs`` at a constant learning rate; momentum is not changed.
+    def plot_sched(
+        self,
+        schedule: Schedule | None = None,
+        n_epochs: int = 5,
+        axes: Sequence[Axes] | None = None,
+    ) -> tuple[Axes, Axes]:
+        """Draw the learning rate and the momentum of each parameter group by step.
+
+            >>> x, y = torch.randn(8, 1, 4, 4), torch.tensor([0, 1] * 4)
+            >>> dls = cl.DataLoaders([(x, y)] * 3, name="noise")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+            >>> rate, momentum = learn.plot_sched(cl.OneCycle(0.01), n_epochs=5)
+            >>> rate.lines[0].get_ydata().max().round(4)
+            np.float64(0.01)
+
+        Args:
+            schedule: what `fit` would use, before training too; None for the rates that the last
+                fit had.
+            n_epochs: epochs of the schedule.
+            axes: where to draw, two axes; a new figure if None.
+
+        Raises:
+            ArgumentError: if an argument cannot work, or there was no fit and no schedule is given.
+        """
+        if schedule is None:
+            if not len(self.recorder.steps):
+                raise ArgumentError(
+                    "schedule is None and nothing was trained yet; give a schedule, such as "
+                    "learn.plot_sched(cl.OneCycle(0.01), n_epochs=5)."
+                )
+            return self.recorder.plot_sched(axes)
+        return plot_sched(*planned(self, schedule, n_epochs), axes)
+
+    def fit(
+        self, n_epochs: int, lr: float | Schedule = 1e-3, *, callbacks: Sequence[Callback] = ()
+    ) -> None:
+        """Train for ``n_epochs``.
+
+        Args:
+            n_epochs: passes over the training data, at least 1.
+            lr: a constant learning rate, or a schedule: `OneCycle`, `FlatCosine`, `WarmupCosine`,
+                `Exponential`, or an object of one's own (see `Schedule`). Momentum is left alone
+                unless the schedule sets it.
+            callbacks: used in this fit only.
 
         Raises:
             ArgumentError: if an argument, or one of the Learner's, cannot work.
@@ -93,7 +150,7 @@ class Learner(TrainingLoop):
                 weights are not finite before the first step.
             NonFiniteLossError: if the loss becomes NaN or infinite.
         """
-        self._fit(n_epochs, Constant(lr), callbacks)
+        self._fit(n_epochs, as_schedule(lr), callbacks)
 
     def fit_one_cycle(
         self,
@@ -104,6 +161,7 @@ class Learner(TrainingLoop):
         div_final: float = 1e5,
         pct_start: float = 0.25,
         moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
+        anneal: str = "cos",
         callbacks: Sequence[Callback] = (),
     ) -> None:
         """Train for ``n_epochs`` with the 1cycle policy; see `OneCycle` for the arguments.
@@ -111,7 +169,7 @@ class Learner(TrainingLoop):
         Raises:
             ArgumentError, TrainingError, NonFiniteLossError: as `fit`.
         """
-        self._fit(n_epochs, OneCycle(lr_max, div, div_final, pct_start, moms), callbacks)
+        self._fit(n_epochs, OneCycle(lr_max, div, div_final, pct_start, moms, anneal), callbacks)
 
     def record(self) -> RunRecord:
         """Everything that the last fit has recorded, from memory."""
@@ -184,7 +242,7 @@ class Learner(TrainingLoop):
             >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2, norm="batch"), progress=False)
             >>> learn.fit(1)
             >>> exported = learn.export("classifier")
-            exported ...classifier: ... MB; ONNX Runtime and the reloaded folder agree ... 150 images...
+            exported classifier: 0.2 MB; ONNX Runtime and the reloaded folder agree with predict ...
             >>> sorted(file.name for file in exported.path.iterdir())
             ['classifier.json', 'model.onnx', 'model.safetensors']
             >>> cl.load_classifier("classifier").predict(torch.rand(2, 28, 28)).names
