@@ -36,7 +36,8 @@ from .geometry import (
     show_planes,
     summary,
 )
-from .models import simple_cnn
+from .inference import load_classifier
+from .models import model, simple_cnn
 from .runs import list_runs, open_run
 from .runs.checkpoints import load_checkpoint
 from .train import (
@@ -45,12 +46,17 @@ from .train import (
     CancelBatchError,
     CancelEpochError,
     CancelFitError,
+    Constant,
+    Exponential,
+    FlatCosine,
     GradientStats,
     Learner,
     OneCycle,
     Pictures,
     Recorder,
+    Schedule,
     UpdateStats,
+    WarmupCosine,
     accuracy,
 )
 
@@ -63,10 +69,13 @@ __all__ = [
     "CancelFitError",
     "CheckResult",
     "CheckpointError",
+    "Constant",
     "ConvlensError",
     "ConvlensWarning",
     "DataError",
     "DataLoaders",
+    "Exponential",
+    "FlatCosine",
     "GradientStats",
     "LayerNotFoundError",
     "Learner",
@@ -76,8 +85,10 @@ __all__ = [
     "Pictures",
     "Recorder",
     "RunError",
+    "Schedule",
     "TrainingError",
     "UpdateStats",
+    "WarmupCosine",
     "accuracy",
     "check",
     "conv_matrix",
@@ -92,8 +103,10 @@ __all__ = [
     "geometry",
     "list_runs",
     "load_checkpoint",
+    "load_classifier",
     "load_image",
     "mnist",
+    "model",
     "models",
     "open_run",
     "receptive_field",

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 from convlens.core.argument_checks import check_path
 from convlens.core.outcome import outcome_of
 from convlens.core.wording import function_name
+from convlens.data.input_transform import InputTransform
+from convlens.data.items import CLASSES
 from convlens.errors import RunError, warn
+from convlens.execution import unwrapped
+from convlens.models.architecture import architecture_of
 from convlens.runs import create_run
 from convlens.runs.checkpoints import check_state
 from convlens.runs.folder import make_exact
 from convlens.runs.watched_run import environment, model_facts
-from convlens.train.schedules import Schedule, read_hypers
+from convlens.train.schedules import Schedule, read_hypers, schedule_facts
 
 if TYPE_CHECKING:
     from convlens.train.learner import Learner
@@ -60,15 +64,29 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
         "seed": learn.seed,
         "data": learn.dls.facts(),
         "model": model_facts(learn.model),
+        **_facts_of_use(learn),
         "loss": function_name(learn.loss_function),
+        "label_smoothing": learn.label_smoothing,
         "optimizer": {
             "class": type(optimizer).__name__,
             "groups": [read_hypers(group) for group in optimizer.param_groups],
         },
-        "schedule": {"class": type(schedule).__name__, **asdict(schedule)},
+        "schedule": schedule_facts(schedule),
         "n_epochs": learn.n_epochs,
         "n_steps": learn.n_steps,
         "summary": _summary(learn),
+    }
+
+
+def _facts_of_use(learn: Learner) -> dict[str, Any]:
+    """What is needed to use the network on images: see `convlens.load_classifier`."""
+    architecture = architecture_of(unwrapped(learn.model))
+    transform: InputTransform | None = getattr(learn.dls, "input_transform", None)
+    return {
+        "architecture": None if architecture is None else asdict(architecture),
+        "input": None if transform is None else transform.facts(),
+        "classes": list(learn.dls.classes),
+        "kind": getattr(learn.dls, "kind", CLASSES),
     }
 
 

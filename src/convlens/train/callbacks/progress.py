@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from convlens.core.records import Epoch
+from convlens.core.wording import metric_value, without_classes
 from convlens.errors import warn
 from convlens.train.callbacks.base import Callback
 
@@ -82,14 +83,14 @@ class Progress(Callback):
 
 
 def epoch_line(epoch: Epoch, n_epochs: int) -> str:
-    """One finished epoch in one line of text."""
+    """One finished epoch in one line of text; of metrics for each class their mean."""
     parts = [f"epoch {epoch.epoch + 1}/{n_epochs}"]
     if epoch.train_loss is not None:
         parts.append(f"train loss {epoch.train_loss:.4f}")
     if epoch.valid_loss is not None:
         parts.append(f"valid loss {epoch.valid_loss:.4f}")
-    for name, value in epoch.metrics.items():
-        parts.append(f"{name} {value:.2%}" if name == "accuracy" else f"{name} {value:.4f}")
+    for name, value in without_classes(epoch.metrics).items():
+        parts.append(f"{name} {metric_value(name, value)}")
     return "  ".join([*parts, f"{epoch.wall_s:.1f} s"])
 
 
