@@ -28,7 +28,7 @@ N_RANDOM = 3
 """Networks with random weights that the maps are compared with."""
 
 ALIKE = 0.5
-"""A mean rank correlation above this means that the maps depend little on what was learned."""
+"""A mean rank correlation above this means that the maps depend little on the weights."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Randomization:
         if np.isnan(self.mean):
             return "The maps could not be compared with those of random weights: one is constant."
         verdict = (
-            "the maps depend little on what was learned: do not rely on them"
+            "the maps depend little on the weights: do not rely on them"
             if self.mean > ALIKE
-            else "the maps depend on what was learned"
+            else "the maps depend on the weights"
         )
         return (
             f"Rank correlation with the maps of random weights: {self.mean:.2f}; {verdict}. "

@@ -105,9 +105,8 @@ def explained(
         with preserved(model, copy_of):
             maps, scores, targets = _weighted(model, x, layer, target)
             found: list[NDArray[np.float64]] = []
-            torch.manual_seed(0)  # the random state is restored
-            for _ in range(n_random):
-                randomize(model)
+            for seed in range(n_random):
+                randomize(model, seed)
                 found.append(rank_correlation(maps, _weighted(model, x, layer, targets)[0]))
     share = scores.softmax(dim=1).gather(1, targets[:, None])[:, 0]
     correlation = _mean(found, len(maps))
@@ -164,17 +163,20 @@ def is_grid(output: Tensor, x: Tensor) -> bool:
     return abs(h - across) <= 2 or max(h, across) <= 1.5 * min(h, across)
 
 
-def randomize(model: nn.Module) -> None:
+def randomize(model: nn.Module, seed: int) -> None:
     """Draw every parameter from a normal distribution with its mean and standard deviation.
 
     In place, of the stand-ins inside `preserved`.
     """
+    generators: dict[torch.device, torch.Generator] = {}
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point() and parameter.numel():
-                mean = parameter.mean()
-                std = (parameter - mean).square().mean().sqrt()
-                parameter.copy_(torch.randn_like(parameter) * std + mean)
+        for p in model.parameters():
+            if p.is_floating_point() and p.numel():
+                if p.device not in generators:
+                    generators[p.device] = torch.Generator(p.device).manual_seed(seed)
+                noise = torch.empty_like(p).normal_(generator=generators[p.device])
+                std, mean = torch.std_mean(p, correction=0)
+                p.copy_(noise * std + mean)
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> NDArray[np.float64]:

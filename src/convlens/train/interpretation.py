@@ -43,7 +43,7 @@ def interpret(
         )
     if batches is None:
         raise ArgumentError("dls.valid is None; call interpret(batches).")
-    found = Misclassified(limits.N_PAIRS, SIDE)
+    found = Misclassified(1, SIDE)
     for batch in batches:
         x, y = images_and_labels(batch, what)
         x, y = x.to(learn.device), y.to(learn.device)

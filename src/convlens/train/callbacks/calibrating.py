@@ -12,10 +12,10 @@ from torch import Tensor
 
 from convlens.core.snapshots import BINS, Calibration
 
-TEMPERATURES = 2.0 ** np.linspace(-3.0, 4.0, 50)
-"""From 1/8 to 16, each 10 % above the one before; one of them is 1."""
+TEMPERATURES = 2.0 ** np.linspace(-3.0, 4.0, 15)
+"""From 1/8 to 16, each √2 times the one before; one of them is 1."""
 
-UNSCALED = 21
+UNSCALED = 6
 """Position of the temperature 1."""
 
 MOST_VALUES = 1 << 22
@@ -82,11 +82,12 @@ def _exact(device: torch.device) -> torch.dtype:
 
 
 def _minimum(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Where the parabola through the lowest of equidistant points and its neighbours is lowest."""
+    """Where the polynomial through the five points around the lowest one is lowest."""
     i = int(np.argmin(y))
     if not 0 < i < len(y) - 1:
         return float(x[i]), float(y[i])
-    before, at, after = y[i - 1 : i + 2].tolist()
-    slope, curvature = (after - before) / 2, after - 2 * at + before
-    shift = -slope / curvature if curvature > 0 else 0.0
-    return float(x[i] + shift * (x[1] - x[0])), float(at + slope * shift / 2)
+    near = slice(max(0, i - 2), i + 3)
+    polynomial = np.polynomial.Polynomial.fit(x[near], y[near], len(x[near]) - 1)
+    fine = np.linspace(x[i - 1], x[i + 1], 1001)
+    values = polynomial(fine)
+    return float(fine[np.argmin(values)]), float(values.min())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,17 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convlens.core.snapshots import ClassActivationMaps
-from convlens.inference.grad_cam import ActivationMaps, explained
+from convlens.inference.grad_cam import explained
 from convlens.train.callbacks import snapshot_limits as limits
 from convlens.train.callbacks.misclassified import Classified
 
 N_RANDOM = 1
 """Networks with random weights that the maps are compared with."""
-
-
-class _Taken(NamedTuple):
-    maps: NDArray[np.uint8]
-    correlation: NDArray[np.float32]
 
 
 def class_maps(
@@ -38,22 +31,20 @@ def class_maps(
     Raises:
         ConvlensError: if the network has no layer with a grid, or its output is not (N, K).
     """
-    images = worst.x[: limits.N_EXPLAINED]
-    found = explained(model, images, None, worst.predicted[: limits.N_EXPLAINED], N_RANDOM)
-    taken = _taken(found)
-    of_probes = _Taken(np.zeros((0, *taken.maps.shape[1:]), np.uint8), np.zeros(0, np.float32))
-    if probes is not None and probes.shape[1:] == images.shape[1:]:
-        of_probes = _taken(explained(model, probes, found.layer, None, N_RANDOM))
-    item = worst.item[: limits.N_EXPLAINED].cpu().numpy().astype(np.int64)
-    return ClassActivationMaps(
-        epoch, "", taken.maps, item, taken.correlation, *of_probes, found.layer
-    )
+    n = min(len(worst.x), limits.N_EXPLAINED)
+    x = worst.x[:n]
+    if probes is not None and probes.shape[1:] == x.shape[1:]:
+        x = torch.cat([x, probes.to(x)])
+    found = explained(model, x, None, None, N_RANDOM)
+    maps, like = _steps(found.maps), found.correlation
+    item = worst.item[:n].cpu().numpy().astype(np.int64)
+    return ClassActivationMaps(epoch, "", maps[:n], item, like[:n], maps[n:], like[n:], found.layer)
 
 
-def _taken(found: ActivationMaps) -> _Taken:
+def _steps(maps: Tensor) -> NDArray[np.uint8]:
     """The maps in 256 steps up to the highest value of each, in a bounded number of cells."""
-    size = limits.cells_of((found.maps.shape[1], found.maps.shape[2]), limits.CELLS[0])
-    maps = F.adaptive_avg_pool2d(found.maps[:, None], size)[:, 0].nan_to_num(0.0)
+    size = limits.cells_of((maps.shape[1], maps.shape[2]), limits.CELLS[0])
+    maps = F.adaptive_avg_pool2d(maps[:, None], size)[:, 0].nan_to_num(0.0)
     highest = maps.amax(dim=(1, 2), keepdim=True)
     steps = torch.where(highest > 0, 255 * maps / highest.clamp(min=1e-30), 0.0)
-    return _Taken(steps.clamp(0, 255).round().to(torch.uint8).numpy(), found.correlation)
+    return steps.clamp(0, 255).round().to(torch.uint8).numpy()

@@ -125,7 +125,7 @@ def explanation(cams: ClassActivationMaps, maps: Bytes, correlation: Reals) -> d
     if len(known):
         mean = round(float(known.mean()), 2)
         words += f" Rank correlation with the maps of random weights: {formatting.number(mean)}"
-        words += "; these maps depend little on what was learned." if mean > ALIKE else "."
+        words += "; these maps depend little on the weights." if mean > ALIKE else "."
         words += " A map that stays the same when the weights are random explains nothing."
     return {"style": overlay(maps), "words": words}
 
