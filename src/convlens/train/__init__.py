@@ -14,6 +14,7 @@ from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.stats import ActivationStats, GradientStats, UpdateStats
 from convlens.train.learner import Learner
 from convlens.train.loop import adamw
+from convlens.train.lr_finding import LRFinding
 from convlens.train.metrics import accuracy
 from convlens.train.prediction import Prediction
 from convlens.train.schedules import (
@@ -35,6 +36,7 @@ __all__ = [
     "Exponential",
     "FlatCosine",
     "GradientStats",
+    "LRFinding",
     "Learner",
     "OneCycle",
     "Pictures",
