@@ -36,7 +36,8 @@ from .geometry import (
     show_planes,
     summary,
 )
-from .models import simple_cnn
+from .inference import load_classifier
+from .models import model, simple_cnn
 from .runs import list_runs, open_run
 from .runs.checkpoints import load_checkpoint
 from .train import (
@@ -102,8 +103,10 @@ __all__ = [
     "geometry",
     "list_runs",
     "load_checkpoint",
+    "load_classifier",
     "load_image",
     "mnist",
+    "model",
     "models",
     "open_run",
     "receptive_field",

@@ -57,7 +57,7 @@ def suggest(lrs: Floats, losses: Floats, smoothed: Floats, ended: str = "") -> S
         >>> losses = np.where(lrs < 0.1, 2 / (1 + 1000 * lrs), 5.0)
         >>> found = suggest(lrs, losses, losses)
         >>> round(found.recommended, 4), round(found.valley, 4), round(found.minimum, 4)
-        (0.02, 0.001, 0.0079)
+        (0.0158, 0.0008, 0.0079)
 
     Args:
         lrs: (S,) the rates, ascending by a constant factor.
