@@ -138,12 +138,12 @@ def smoothed_losses(losses: Floats, width: float = WIDTH) -> Floats:
 
 
 def longest_fall(values: Floats) -> tuple[int, int]:
-    """First and last position of the longest falling subsequence, the last of several.
+    """First and last position of the longest falling subsequence, of several the one to end last.
 
     >>> import numpy as np
     >>> from convlens.train.lr_suggestions import longest_fall
-    >>> longest_fall(np.array([5.0, 6.0, 4.0, 4.5, 3.0, 9.0]))
-    (1, 4)
+    >>> longest_fall(np.array([6.0, 4.0, 4.5, 3.0, 9.0]))
+    (0, 3)
     """
     n = len(values)
     lengths, starts = np.ones(n, np.int64), np.arange(n)
