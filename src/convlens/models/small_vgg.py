@@ -19,8 +19,8 @@ def small_vgg(
 
     For images of about 32×32. A first convolution, then stages of two. Each stage halves height and
     width right after its first convolution, before the norm and the ReLU, which then take a quarter
-    of the time. At the end each channel gives its largest value. (Simonyan and Zisserman, "Very Deep Convolutional
-    Networks", 2014, arXiv:1409.1556, with batch normalization.)
+    of the time. At the end each channel gives its largest value. (Simonyan and Zisserman, "Very
+    Deep Convolutional Networks", 2014, arXiv:1409.1556, with batch normalization.)
 
         >>> cl.models.small_vgg(3, 10)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
