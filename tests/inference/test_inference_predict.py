@@ -202,10 +202,8 @@ def test_the_command_predicts_and_lists_what_cannot_be_read(convlens, learn, pho
     code, out, err = convlens("predict", learn.run_path, *files, "--top", 2)
     assert code == 0
     lines = out.splitlines()
-    name, share = right.top(1)[0][0]
-    assert lines[0].endswith(
-        f"cat/0.jpg  {name} {share:.1%}  {right.top(2)[0][1][0]} {1 - share:.1%}"
-    )
+    (name, share), (other, rest) = right.top(2)[0]
+    assert lines[0].endswith(f"cat/0.jpg   {name} {share:.1%}  {other} {rest:.1%}")
     assert r"a\x1b[2J\n.png" in lines[12]
     assert lines[13:] == ["13 images, 2 skipped"]
     assert [line.partition(": skipped ")[2] for line in err.splitlines()] == [
