@@ -82,9 +82,9 @@ def interrupt_after(marker: str, arguments: list[str], folder: Path, times: int 
 @pytest.mark.parametrize(
     ("outputs", "code", "said"),
     [
-        ("| head -1", 0, ""),
+        pytest.param("| head -1", 0, "", marks=pytest.mark.slow),
         (">/dev/full", 1, "convlens: standard output could not be written (No space left on dev"),
-        ("<&- >&-", 0, ""),
+        pytest.param("<&- >&-", 0, "", marks=pytest.mark.slow),
     ],
 )
 def test_a_training_goes_on_without_its_output(tmp_path, outputs, code, said):
@@ -213,7 +213,7 @@ def test_an_interrupt_while_modules_are_imported(folder, marker, arguments):
     assert not (folder / "never.html").exists()
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_interrupt_while_training(tmp_path, times):
     code, *lines = interrupt_after("Watch it", [*TRAIN, "9999"], tmp_path, times)
     assert (code, lines[-1]) == ("130", "convlens: Interrupted.")

@@ -521,6 +521,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow  # test_watching_ranks has two processes without Lightning
 def test_the_ranks_write_one_run(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(

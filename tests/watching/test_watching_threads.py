@@ -143,7 +143,7 @@ def run(folder, script, *arguments, **settings):
     ("layer", "said"),
     [
         ("omp", "2 omp"),
-        ("workqueue", "1 none"),
+        pytest.param("workqueue", "1 none", marks=pytest.mark.slow),
         pytest.param("tbb", "2 tbb", marks=pytest.mark.slow),
     ],
 )

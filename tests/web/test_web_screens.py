@@ -185,8 +185,8 @@ def at_least_one_epoch(path: Path) -> bool:
     return (path / "run.db").exists() and bool(open_run(path).epochs)
 
 
-@pytest.mark.parametrize("name", ["one-epoch", *(pytest.param(n, marks=pytest.mark.slow)
-                                                for n in LARGE)])  # fmt: skip
+@pytest.mark.slow  # Chromium draws every figure on two cores: test_web_report has one report
+@pytest.mark.parametrize("name", ["one-epoch", *LARGE])
 def test_reports(recorded: Recorded, screen: Any, tmp_path: Path, name: str):
     path = write_report(open_run(recorded(name)), tmp_path / "report.html")
     assert path.stat().st_size < 6_000_000
