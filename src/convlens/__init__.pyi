@@ -40,11 +40,14 @@ from .models import simple_cnn
 from .runs import list_runs, open_run
 from .runs.checkpoints import load_checkpoint
 from .train import (
+    EMA,
     ActivationStats,
+    BestCheckpoint,
     Callback,
     CancelBatchError,
     CancelEpochError,
     CancelFitError,
+    EarlyStopping,
     GradientStats,
     Learner,
     OneCycle,
@@ -55,8 +58,10 @@ from .train import (
 )
 
 __all__ = [
+    "EMA",
     "ActivationStats",
     "ArgumentError",
+    "BestCheckpoint",
     "Callback",
     "CancelBatchError",
     "CancelEpochError",
@@ -67,6 +72,7 @@ __all__ = [
     "ConvlensWarning",
     "DataError",
     "DataLoaders",
+    "EarlyStopping",
     "GradientStats",
     "LayerNotFoundError",
     "Learner",

@@ -8,6 +8,9 @@ from convlens.train.callbacks.base import (
     CancelEpochError,
     CancelFitError,
 )
+from convlens.train.callbacks.best_checkpoint import BestCheckpoint
+from convlens.train.callbacks.early_stopping import EarlyStopping
+from convlens.train.callbacks.ema import EMA
 from convlens.train.callbacks.pictures import Pictures
 from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
@@ -19,12 +22,15 @@ from convlens.train.prediction import Prediction
 from convlens.train.schedules import Constant, OneCycle
 
 __all__ = [
+    "EMA",
     "ActivationStats",
+    "BestCheckpoint",
     "Callback",
     "CancelBatchError",
     "CancelEpochError",
     "CancelFitError",
     "Constant",
+    "EarlyStopping",
     "GradientStats",
     "Learner",
     "OneCycle",

@@ -38,7 +38,8 @@ def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
         writer.write_meta(facts(learn, schedule))
         writer.flush()
         yield
-        status = "stopped" if learn.cancelled else "finished"
+        if learn.cancelled:
+            status, error = "stopped", learn.stop_reason or None
     except BaseException as problem:
         status, error = outcome_of(problem)
         raise
@@ -66,6 +67,7 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
             "groups": [read_hypers(group) for group in optimizer.param_groups],
         },
         "schedule": {"class": type(schedule).__name__, **asdict(schedule)},
+        **learn.settings.facts(),
         "n_epochs": learn.n_epochs,
         "n_steps": learn.n_steps,
         "summary": _summary(learn),
