@@ -36,7 +36,8 @@ from .geometry import (
     show_planes,
     summary,
 )
-from .models import simple_cnn
+from .inference import load_classifier
+from .models import model, simple_cnn
 from .runs import list_runs, open_run
 from .runs.checkpoints import load_checkpoint
 from .train import (
@@ -47,13 +48,18 @@ from .train import (
     CancelBatchError,
     CancelEpochError,
     CancelFitError,
+    Constant,
     EarlyStopping,
+    Exponential,
+    FlatCosine,
     GradientStats,
     Learner,
     OneCycle,
     Pictures,
     Recorder,
+    Schedule,
     UpdateStats,
+    WarmupCosine,
     accuracy,
 )
 
@@ -68,11 +74,14 @@ __all__ = [
     "CancelFitError",
     "CheckResult",
     "CheckpointError",
+    "Constant",
     "ConvlensError",
     "ConvlensWarning",
     "DataError",
     "DataLoaders",
     "EarlyStopping",
+    "Exponential",
+    "FlatCosine",
     "GradientStats",
     "LayerNotFoundError",
     "Learner",
@@ -82,8 +91,10 @@ __all__ = [
     "Pictures",
     "Recorder",
     "RunError",
+    "Schedule",
     "TrainingError",
     "UpdateStats",
+    "WarmupCosine",
     "accuracy",
     "check",
     "conv_matrix",
@@ -98,8 +109,10 @@ __all__ = [
     "geometry",
     "list_runs",
     "load_checkpoint",
+    "load_classifier",
     "load_image",
     "mnist",
+    "model",
     "models",
     "open_run",
     "receptive_field",

@@ -230,7 +230,7 @@ accuracy_again.__name__ = "accuracy"
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"metrics": ["accuracy"]}, r"metrics must be a list of functions .* got \['accuracy'\]"),
+        ({"metrics": "accuracy"}, r"metrics must be a list of functions .* got 'accuracy'"),
         (
             {"metrics": cl.accuracy},
             r"metrics must be a list of functions .* got <function accuracy",
@@ -243,7 +243,7 @@ accuracy_again.__name__ = "accuracy"
         ({"dls": [1]}, r"dls must be DataLoaders, from cl.mnist, .* got list"),
         ({"model": 3}, r"model must be a torch.nn.Module, got int"),
         ({"loss": nn.CrossEntropyLoss}, r"loss=CrossEntropyLoss is a class; give an object, Cross"),
-        ({"loss": "mse"}, r"loss must be a function of \(output, y\), got 'mse'"),
+        ({"loss": 3}, r"loss must be a function of \(output, y\) or a name, got 3"),
         ({"optimizer": "adam"}, r"optimizer must be a function of \(parameters, lr\), .*'adam'"),
         (
             {"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)},

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from convlens.cli.options import RUNS, Commands, add_command, whole_number
 from convlens.cli.output import check_out, interruptible, print_line
 from convlens.core.terminal import printable
-from convlens.core.wording import plural
+from convlens.core.wording import metric_value, plural, without_classes
 from convlens.errors import ArgumentError, RunError
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def list_all(arguments: argparse.Namespace) -> None:
         print_line(f"No runs in {folder}; make one with: convlens train mnist")
     for info in found:
         metrics = "  ".join(
-            f"{name} {value:.2%}" if name == "accuracy" else f"{name} {value:.4f}"
-            for name, value in info.metrics.items()
+            f"{name} {metric_value(name, value)}"
+            for name, value in without_classes(info.metrics).items()
         )
         name, when = printable(info.name), info.created[:16].replace("T", " ")
         print_line(

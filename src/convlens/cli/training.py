@@ -49,8 +49,8 @@ def add_commands(commands: Commands) -> None:
 
     add = add_command(commands, "check", check).add_argument
     add_data_options(add)
-    add("--model", default="simple_cnn", help="simple_cnn, or file.py:object, which runs that "
-        "Python file with all that it does")  # fmt: skip
+    add("--model", default="simple_cnn", help="simple_cnn, resnet, torchvision:NAME, timm:NAME or "
+        "file.py:object, which runs that Python file with all that it does")  # fmt: skip
     _add_step_options(add)
     add("--norm", choices=["batch", "none"], default="batch", help="normalization of simple_cnn")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
@@ -71,22 +71,20 @@ def check(arguments: argparse.Namespace) -> None:
     """Say what would go wrong in a training, before it; exits with 3 if there is a problem."""
     import torch
 
-    from convlens.models.by_name import find_model
+    from convlens.models import model
+    from convlens.models.by_name import FILE, model_of_file, resolve
     from convlens.train import Learner
 
     dls = _data(arguments, quiet=arguments.json)
     torch.manual_seed(arguments.seed)
     if arguments.model == "simple_cnn":
-        model, made_for = _network(dls, arguments.norm), None
+        network = _network(dls, arguments.norm)
+    elif resolve(arguments.model)[0] == FILE:  # what is wrong with it is the check's to say
+        network = model_of_file(arguments.model)
     else:
-        model, made_for = find_model(arguments.model, n_classes=len(dls.classes) or 1)
-    if made_for is not None:
-        raise ArgumentError(
-            f"--model {arguments.model} comes without weights; give file.py:object, a function "
-            "that makes the model with its initial weights."
-        )
+        network = model(arguments.model, dls)
     with interruptible():
-        learn = Learner(dls, model, run=None, progress=False, seed=arguments.seed)
+        learn = Learner(dls, network, run=None, progress=False, seed=arguments.seed)
         result = learn.check(_rate(arguments), seconds=arguments.seconds)
     for line in [json.dumps(result.to_dict())] if arguments.json else str(result).split("\n"):
         print_line(line)

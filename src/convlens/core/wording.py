@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
 from functools import partial
 
 
@@ -36,3 +39,37 @@ def n_bytes(count: int) -> str:
         if size < 999.5:
             break
     return f"{size:.{max(0, 3 - len(str(int(size))))}f} {unit}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is shown as a percentage: an accuracy, or the share within the top k."""
+    return metric.lower().endswith("accuracy") or re.fullmatch(r"top\d+", metric) is not None
+
+
+def metric_value(metric: str, value: float) -> str:
+    """A metric's value as text; a dash where there is none, as for a class without items.
+
+    >>> from convlens.core.wording import metric_value
+    >>> metric_value("accuracy", 0.98765), metric_value("f1", 0.5), metric_value("f1", math.nan)
+    ('98.77%', '0.5000', '–')
+    """
+    if math.isnan(value):
+        return "–"
+    return f"{value:.2%}" if is_share(metric) else f"{value:.4f}"
+
+
+def without_classes(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics by name, those of each class replaced by their mean.
+
+    >>> from convlens.core.wording import without_classes
+    >>> without_classes({"accuracy": 0.5, "recall[cat]": 0.25, "recall[dog]": 0.75})
+    {'accuracy': 0.5, 'recall': 0.5}
+    """
+    found: dict[str, list[float]] = {}
+    for name, value in metrics.items():
+        key, bracket, _ = name.partition("[")
+        one = key if bracket and name.endswith("]") else name
+        if one == name or one not in metrics:
+            found.setdefault(one, []).append(value)
+    known = {name: [v for v in values if not math.isnan(v)] for name, values in found.items()}
+    return {name: sum(v) / len(v) if v else math.nan for name, v in known.items()}

@@ -12,6 +12,7 @@ import numpy as np
 
 from convlens.core.buckets import Floats
 from convlens.core.records import Epoch, Finding, RunRecord
+from convlens.core.wording import without_classes
 
 LARGEST = 20_000
 """Bytes of the JSON text at most: what a language model can be given beside other things."""
@@ -81,7 +82,7 @@ def _epoch(epoch: Epoch) -> dict[str, Any]:
         "last_step": epoch.last_step,
         "train_loss": epoch.train_loss,
         "valid_loss": epoch.valid_loss,
-        **dict(list(epoch.metrics.items())[:ITEMS]),
+        **dict(list(without_classes(epoch.metrics).items())[:ITEMS]),
     }
 
 

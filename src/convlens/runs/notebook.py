@@ -16,7 +16,7 @@ from convlens.core.records import Finding, RunRecord
 from convlens.core.steps import sum_up
 from convlens.core.terminal import printable
 from convlens.core.training_curves import POINTS
-from convlens.core.wording import plural
+from convlens.core.wording import metric_value, plural, without_classes
 from convlens.doctor import diagnose
 from convlens.plots.canvas import label_axes
 from convlens.plots.curves import plot_loss
@@ -93,8 +93,8 @@ def _metrics(metrics: object) -> str:
     if not isinstance(metrics, dict):
         return ""
     return ", ".join(
-        f"{name} {value:.2%}" if str(name).endswith("accuracy") else f"{name} {value:.4g}"
-        for name, value in list(metrics.items())[:4]
+        f"{name} {metric_value(name, value)}"
+        for name, value in list(without_classes(metrics).items())[:4]
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from convlens.inference import Prediction
 from convlens.train.callbacks.base import (
     Callback,
     CancelBatchError,
@@ -18,8 +19,14 @@ from convlens.train.callbacks.stats import ActivationStats, GradientStats, Updat
 from convlens.train.learner import Learner
 from convlens.train.loop import adamw
 from convlens.train.metrics import accuracy
-from convlens.train.prediction import Prediction
-from convlens.train.schedules import Constant, OneCycle
+from convlens.train.schedules import (
+    Constant,
+    Exponential,
+    FlatCosine,
+    OneCycle,
+    Schedule,
+    WarmupCosine,
+)
 
 __all__ = [
     "EMA",
@@ -31,6 +38,8 @@ __all__ = [
     "CancelFitError",
     "Constant",
     "EarlyStopping",
+    "Exponential",
+    "FlatCosine",
     "GradientStats",
     "Learner",
     "OneCycle",
@@ -38,7 +47,9 @@ __all__ = [
     "Prediction",
     "Progress",
     "Recorder",
+    "Schedule",
     "UpdateStats",
+    "WarmupCosine",
     "accuracy",
     "adamw",
 ]

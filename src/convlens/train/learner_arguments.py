@@ -31,26 +31,23 @@ def check_arguments(
         raise ArgumentError(f"model must be a torch.nn.Module, got {type_name(model)}.")
     _check_functions(loss, optimizer)
     for name, values, wanted in (
-        ("metrics", metrics, "functions of (output, y), such as cl.accuracy"),
+        ("metrics", metrics, "functions of (output, y), torchmetrics objects or names such as "
+         "'accuracy'"),
         ("callbacks", callbacks, "callbacks, such as cl.ActivationStats()"),
-    ):
-        if not isinstance(values, Sequence) or not all(_fits(name, value) for value in values):
+    ):  # fmt: skip
+        if (
+            not isinstance(values, Sequence)
+            or isinstance(values, str)
+            or not all(_fits(name, value) for value in values)
+        ):
             raise ArgumentError(f"{name} must be a list of {wanted}, got {values!r}.")
-    assert isinstance(metrics, Sequence)
-    names = ["loss", *map(function_name, metrics)]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ArgumentError(
-            f"metrics has more than one {twice.pop()!r} (the loss is always one); give each "
-            "function a name of its own."
-        )
 
 
 def _check_functions(loss: object, optimizer: object) -> None:
     if isinstance(loss, type):
         raise ArgumentError(f"loss={loss.__name__} is a class; give an object, {loss.__name__}().")
-    if loss is not None and not callable(loss):
-        raise ArgumentError(f"loss must be a function of (output, y), got {loss!r}.")
+    if loss is not None and not isinstance(loss, str) and not callable(loss):
+        raise ArgumentError(f"loss must be a function of (output, y) or a name, got {loss!r}.")
     if isinstance(optimizer, Optimizer):
         kind = type(optimizer).__name__
         raise ArgumentError(
@@ -67,7 +64,7 @@ def _check_functions(loss: object, optimizer: object) -> None:
 def _fits(name: str, value: object) -> bool:
     if name == "callbacks":
         return isinstance(value, Callback)
-    return callable(value) and not isinstance(value, type)
+    return isinstance(value, str) or (callable(value) and not isinstance(value, type))
 
 
 def make_optimizer(

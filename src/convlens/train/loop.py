@@ -10,7 +10,6 @@ from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -22,7 +21,6 @@ from convlens.checking.mismatch_errors import (
     explain_loss,
 )
 from convlens.core.records import RecordSink
-from convlens.core.wording import function_name
 from convlens.data import Batches, DataLoaders
 from convlens.data.batches import images_and_labels
 from convlens.errors import ArgumentError, TrainingError
@@ -42,8 +40,9 @@ from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
 from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
-from convlens.train.losses import default_loss
-from convlens.train.metrics import Metric, measure
+from convlens.train.losses import Loss, resolve_losses
+from convlens.train.metrics import Metric, Validation
+from convlens.train.named_metrics import resolve_metrics
 from convlens.train.run_setup import model_facts, recording
 from convlens.train.schedules import Schedule
 from convlens.train.stepping import Stepper, StepSettings, explain_compiling
@@ -61,7 +60,7 @@ class TrainingLoop:
         self,
         dls: DataLoaders,
         model: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+        loss: str | Loss | None = None,
         optimizer: Callable[..., Optimizer] = adamw,
         metrics: Sequence[Metric] = (),
         callbacks: Sequence[Callback] = (),
@@ -69,6 +68,7 @@ class TrainingLoop:
         seed: int | None = None,
         run: str | Path | None = "auto",
         *,
+        label_smoothing: float = 0.0,
         precision: str = "fp32",
         accumulate: int = 1,
         clip: float | None = None,
@@ -80,7 +80,10 @@ class TrainingLoop:
         check_arguments(dls, model, loss, optimizer, metrics, callbacks)
         self.dls, self.metrics = dls, tuple(metrics)
         self.device = dls.device if device is None else pick_device(device)
-        self.loss_function = default_loss(dls, self.device) if loss is None else loss
+        found = resolve_losses(loss, label_smoothing, dls, self.device)
+        self.loss_function, self.valid_loss_function = found
+        self.label_smoothing = label_smoothing
+        self.measured = resolve_metrics(self.metrics, dls, self.valid_loss_function)
         self.settings = StepSettings(precision, accumulate, clip, channels_last, compile)
         self.stepper = Stepper(self.settings, self.device)
         self._layout = {"memory_format": torch.channels_last} if channels_last else {}
@@ -165,7 +168,8 @@ class TrainingLoop:
         """Loss and metrics over all items of ``batches``, ``dls.valid`` if None.
 
         Returns:
-            ``{"loss": …, "accuracy": …}``, means weighted by batch size.
+            ``{"loss": …, "accuracy": …}``: means weighted by batch size, metrics of torchmetrics
+            over all items; ``"recall[cat]"`` and so on of one that is computed for each class.
 
         Raises:
             ArgumentError: if there is nothing to validate on.
@@ -175,23 +179,17 @@ class TrainingLoop:
         batches = self.dls.valid if batches is None else batches
         if batches is None:
             raise ArgumentError("dls.valid is None; call validate(batches).")
-        rows: list[Tensor] = []
-        sizes: list[int] = []
+        found = Validation(self.measured, self.device)
         with self._mode(training=False), torch.no_grad():
             for batch in batches:
-                if not self._batch(*images_and_labels(batch, what)):
-                    continue
-                found = [measure(m, self.output, self.y, self.loss.device) for m in self.metrics]
-                rows.append(torch.stack([self.loss.detach().float().reshape(()), *found]))
-                sizes.append(len(self.x))
-        if not rows:
+                if self._batch(*images_and_labels(batch, what)):
+                    found.update(self.loss.detach(), self.output, self.y, len(self.x))
+        if not found.n_items:
             raise ArgumentError(
                 f"{what} has nothing to validate on: it is empty, or callbacks cancelled every "
                 "batch; give at least one image."
             )
-        means = np.average(torch.stack(rows).cpu().double().numpy(), axis=0, weights=sizes)
-        names = ["loss", *map(function_name, self.metrics)]
-        return dict(zip(names, means.tolist(), strict=True))
+        return found.result()
 
     # ---- the loop -------------------------------------------------------------------------------
 
@@ -228,7 +226,7 @@ class TrainingLoop:
         """Check what can be checked before the first step, and make the optimizer."""
         if not isinstance(n_epochs, Integral) or n_epochs < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ArgumentError(f"n_epochs must be a whole number of at least 1, got {n_epochs!r}.")
-        self.n_epochs, self.step = n_epochs, 0
+        self.n_epochs, self.epoch, self.step = n_epochs, 0, 0
         self.n_steps = n_epochs * self.steps_per_epoch
         if self.dls.valid is not None and length_hint(self.dls.valid, 1) == 0:
             raise ArgumentError("dls.valid has no batches; give it at least one, or None.")
@@ -312,16 +310,17 @@ class TrainingLoop:
             raise
 
     def _compute_loss(self) -> Tensor:
-        given = self.loss_function, self.output, self.y, self.dls.classes
+        function = self.loss_function if self.training else self.valid_loss_function
+        given = function, self.output, self.y, self.dls.classes
         if self.training not in self._checked:  # first batch only: reading y waits for a GPU
             check_output(*given)
             self._checked.add(self.training)
         try:
-            loss = self.loss_function(self.output, self.y)
+            loss = function(self.output, self.y)
         except Exception as error:
             explain_loss(error, *given)
             raise
-        check_loss(loss, self.loss_function)
+        check_loss(loss, function)
         return loss
 
     def _step(self) -> None:

@@ -1,17 +1,19 @@
-"""Metrics: functions of a batch's outputs and labels whose mean over the items is reported."""
+"""Metrics: over the items of a batch, averaged, or accumulated over the whole validation set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from convlens.core.wording import function_name
 from convlens.errors import ArgumentError, TrainingError
 
-Metric = Callable[[Tensor, Tensor], Tensor | float]
+Metric = str | Callable[[Any, Tensor], Any]
+"""A name, a function of (output, y), or a torchmetrics object, which is called in the same way."""
 
 
 def accuracy(output: Tensor, y: Tensor) -> Tensor:
@@ -39,24 +41,158 @@ def accuracy(output: Tensor, y: Tensor) -> Tensor:
     return (output.argmax(dim=1) == y).float().mean()
 
 
-def measure(metric: Metric, output: Any, y: Tensor, device: torch.device) -> Tensor:  # noqa: ANN401
-    """A metric of one batch, as a float32 scalar on a device.
+@dataclass(frozen=True)
+class BatchMean:
+    """A metric that is the mean of the batches' values, weighted by their numbers of items.
 
-    An error of the metric's own gets a note with the metric's name.
+    Exact for means over items, such as the accuracy.
 
-    Raises:
-        TrainingError: if the metric gives anything but one number.
+    Attributes:
+        name: in records and messages.
+        function: of (output, y), returns the batch's mean.
     """
-    name = function_name(metric)
-    try:
-        value = metric(output, y)
-    except Exception as error:
-        error.add_note(f"The metric {name!r} raised it.")
-        raise
-    try:
-        return torch.as_tensor(value, dtype=torch.float32, device=device).detach().reshape(())
-    except (TypeError, ValueError, RuntimeError):
-        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise TrainingError(
-            f"The metric {name!r} must give one number, the mean over the batch, got {found}."
-        ) from None
+
+    name: str
+    function: Callable[[Any, Tensor], Any]
+
+    def start(self, device: torch.device) -> _Mean:
+        """Begin a validation."""
+        return _Mean(self, device)
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """A torchmetrics object, which keeps what it needs of every item and is computed at the end.
+
+    Each validation uses a copy, so that one that fails or is interrupted leaves nothing behind.
+
+    Attributes:
+        name: in records and messages.
+        metric: the object, with its state as the user made it.
+        inputs: turns (output, y) into what the object takes.
+        classes: the names of the numbers of a result that has as many, else their indices.
+    """
+
+    name: str
+    metric: Any
+    inputs: Callable[[Any, Tensor], tuple[Any, Tensor]]
+    classes: tuple[str, ...] = ()
+
+    def start(self, device: torch.device) -> _State:
+        """Begin a validation."""
+        return _State(self, device)
+
+
+class Validation:
+    """Accumulates the loss and the metrics of one validation.
+
+    Args:
+        metrics: what to measure besides the loss.
+        device: where the outputs and labels lie.
+    """
+
+    def __init__(self, metrics: Sequence[BatchMean | Accumulated], device: torch.device) -> None:
+        self.n_items = 0
+        self._loss = _Mean(BatchMean("loss", _of_output), device)
+        self._metrics = [metric.start(device) for metric in metrics]
+
+    def update(self, loss: Tensor, output: Any, y: Tensor, n: int) -> None:  # noqa: ANN401
+        """Add a batch of ``n`` items with its mean loss.
+
+        Raises:
+            TrainingError: if a metric gives anything but one number.
+        """
+        self._loss.update(loss, y, n)
+        for metric in self._metrics:
+            metric.update(output, y, n)
+        self.n_items += n
+
+    def result(self) -> dict[str, float]:
+        """The loss and each metric by name; several of one where it is computed for each class.
+
+        Raises:
+            TrainingError: if a metric computed something else than numbers.
+        """
+        found = self._loss.result()
+        for metric in self._metrics:
+            found |= metric.result()
+        return found
+
+
+def _of_output(output: Any, y: Tensor) -> Any:  # noqa: ANN401, ARG001
+    return output
+
+
+class _Mean:
+    """The batches' values stay on the device until the end, so that no batch waits for them."""
+
+    def __init__(self, metric: BatchMean, device: torch.device) -> None:
+        self._metric, self._device = metric, device
+        self._values: list[Tensor] = []
+        self._sizes: list[int] = []
+
+    def update(self, output: Any, y: Tensor, n: int) -> None:  # noqa: ANN401
+        name = self._metric.name
+        try:
+            value = self._metric.function(output, y)
+        except Exception as error:
+            error.add_note(f"The metric {name!r} raised it.")
+            raise
+        try:
+            number = torch.as_tensor(value, dtype=torch.float32, device=self._device)
+            self._values.append(number.detach().reshape(()))
+        except (TypeError, ValueError, RuntimeError):
+            raise TrainingError(
+                f"The metric {name!r} must give one number, the mean over the batch, got "
+                f"{_described(value)}."
+            ) from None
+        self._sizes.append(n)
+
+    def result(self) -> dict[str, float]:
+        values = torch.stack(self._values).cpu().double().numpy()
+        return {self._metric.name: float(np.average(values, weights=self._sizes))}
+
+
+class _State:
+    """A copy of a torchmetrics object on the device."""
+
+    def __init__(self, metric: Accumulated, device: torch.device) -> None:
+        self._metric = metric
+        self._copy = metric.metric.clone().to(device)
+        self._copy.reset()
+
+    def update(self, output: Any, y: Tensor, n: int) -> None:  # noqa: ANN401, ARG002
+        try:
+            self._copy.update(*self._metric.inputs(output, y))
+        except Exception as error:
+            error.add_note(f"The metric {self._metric.name!r} raised it.")
+            raise
+
+    def result(self) -> dict[str, float]:
+        try:
+            value = self._copy.compute()
+        except Exception as error:
+            error.add_note(f"The metric {self._metric.name!r} raised it.")
+            raise
+        return dict(_entries(self._metric.name, value, self._metric.classes))
+
+
+def _entries(name: str, value: Any, classes: tuple[str, ...]) -> list[tuple[str, float]]:  # noqa: ANN401
+    """A computed value as numbers by name: one, one for each class, or a dictionary of these."""
+    if isinstance(value, dict):
+        return [pair for key, one in value.items() for pair in _entries(str(key), one, ())]
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return [(name, float(value))]
+    if isinstance(value, Tensor) and value.ndim == 1:
+        named = classes if len(classes) == len(value) else tuple(map(str, range(len(value))))
+        return [(f"{name}[{k}]", one) for k, one in zip(named, value.tolist(), strict=True)]
+    if isinstance(value, int | float):
+        return [(name, float(value))]
+    raise TrainingError(
+        f"The metric {name!r} must compute one number, or one for each class, got "
+        f"{_described(value)}; it can be used in a callback's after_batch."
+    )
+
+
+def _described(value: object) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -6,17 +6,22 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convlens.core.argument_checks import check_path
 from convlens.core.outcome import outcome_of
 from convlens.core.wording import function_name
+from convlens.data.input_transform import InputTransform
+from convlens.data.items import CLASSES
 from convlens.errors import RunError, warn
+from convlens.execution import unwrapped
+from convlens.models.architecture import architecture_of
 from convlens.runs import create_run
 from convlens.runs.checkpoints import check_state
 from convlens.runs.folder import make_exact
 from convlens.runs.watched_run import environment, model_facts
-from convlens.train.schedules import Schedule, read_hypers
+from convlens.train.schedules import Schedule, read_hypers, schedule_facts
 
 if TYPE_CHECKING:
     from convlens.train.learner import Learner
@@ -30,7 +35,7 @@ def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
         yield
         return
     check_state(learn.model)  # what cannot be saved after an epoch is said before it
-    directory = None if learn.run == "auto" else make_exact(check_path("run", learn.run), "run")
+    directory = None if learn.run == "auto" else _own_folder(learn, check_path("run", learn.run))
     writer = create_run(learn.dls.name, learn.base, directory)
     learn.sink, learn.run_path = writer, writer.path
     started, status, error = time.perf_counter(), "finished", None
@@ -52,6 +57,20 @@ def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
             warn(str(problem))
 
 
+def _own_folder(learn: Learner, path: Path) -> Path:
+    """The folder that ``run`` names, made.
+
+    Raises:
+        RunError: if it holds anything; also if that is an earlier fit of the same Learner.
+    """
+    if learn.run_path is not None and path == learn.run_path and path.exists():
+        raise RunError(
+            f"run={str(path)!r} holds the last fit of this Learner; set learn.run to a new folder, "
+            "or to 'auto', before the next fit."
+        )
+    return make_exact(path, "run")
+
+
 def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
     """What is known before training, as plain JSON."""
     optimizer = learn.optimizer
@@ -61,16 +80,30 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
         "seed": learn.seed,
         "data": learn.dls.facts(),
         "model": model_facts(learn.model),
+        **_facts_of_use(learn),
         "loss": function_name(learn.loss_function),
+        "label_smoothing": learn.label_smoothing,
         "optimizer": {
             "class": type(optimizer).__name__,
             "groups": [read_hypers(group) for group in optimizer.param_groups],
         },
-        "schedule": {"class": type(schedule).__name__, **asdict(schedule)},
+        "schedule": schedule_facts(schedule),
         **learn.settings.facts(),
         "n_epochs": learn.n_epochs,
         "n_steps": learn.n_steps,
         "summary": _summary(learn),
+    }
+
+
+def _facts_of_use(learn: Learner) -> dict[str, Any]:
+    """What is needed to use the network on images: see `convlens.load_classifier`."""
+    architecture = architecture_of(unwrapped(learn.model))
+    transform: InputTransform | None = getattr(learn.dls, "input_transform", None)
+    return {
+        "architecture": None if architecture is None else asdict(architecture),
+        "input": None if transform is None else transform.facts(),
+        "classes": list(learn.dls.classes),
+        "kind": getattr(learn.dls, "kind", CLASSES),
     }
 
 

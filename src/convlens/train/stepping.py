@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from convlens.core.argument_checks import check_whole
+from convlens.data.listing import closest
 from convlens.errors import ArgumentError, TrainingError
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,9 +44,8 @@ class StepSettings:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             known = ", ".join(map(repr, PRECISIONS))
-            close = get_close_matches(str(self.precision).lower(), PRECISIONS, 1, 0.5)
-            meant = f"; did you mean {close[0]!r}?" if close else "."
-            raise ArgumentError(f"precision must be one of {known}, got {self.precision!r}{meant}")
+            close = closest(str(self.precision), PRECISIONS)
+            raise ArgumentError(f"precision must be one of {known}, got {self.precision!r}.{close}")
         check_whole("accumulate", self.accumulate, 1)
         limit: object = self.clip
         is_number = isinstance(limit, Real) and not isinstance(limit, bool)

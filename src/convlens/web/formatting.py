@@ -6,6 +6,8 @@ import json
 import math
 from types import NoneType
 
+from convlens.core.wording import is_share
+
 NONE = "–"
 
 
@@ -34,10 +36,10 @@ def percent(share: float) -> str:
 
 
 def metric(name: str, value: float | None) -> str:
-    """A metric's value; an accuracy is a percentage."""
-    if value is None:
+    """A metric's value; an accuracy is a percentage, a class without items has none."""
+    if value is None or math.isnan(value):
         return NONE
-    return percent(value) if name.lower().endswith("accuracy") else number(value)
+    return percent(value) if is_share(name) else number(value)
 
 
 def duration(seconds: float | None) -> str:

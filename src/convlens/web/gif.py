@@ -15,6 +15,7 @@ from convlens.core.buckets import Floats
 from convlens.core.histories import LayerHistory
 from convlens.core.snapshots import BEFORE, Bytes, FeatureMaps, Kernels, Probes
 from convlens.core.terminal import encodable, printable
+from convlens.core.wording import without_classes
 from convlens.errors import LayerNotFoundError, RunError
 from convlens.plots.one_layer import value_range
 from convlens.runs import Run
@@ -169,7 +170,10 @@ def _draw_head(draw: ImageDraw.ImageDraw, run: RunData, name: str, epoch: int) -
     for one in run.epochs:
         if one.epoch == epoch:
             named = {"validation loss": formatting.loss(one.valid_loss)}
-            named |= {n: formatting.metric(n, v) for n, v in list(one.metrics.items())[:2]}
+            named |= {
+                n: formatting.metric(n, v)
+                for n, v in list(without_classes(one.metrics).items())[:2]
+            }
             words += ": " + ", ".join(f"{formatting.short(n, 15)} {v}" for n, v in named.items())
     _say(draw, MARGIN, 40, words[:1].upper() + words[1:], 22, INK)
     done = (epoch + 1) / max(len(run.epochs), 1)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from convlens.core.records import Epoch
+from convlens.core.wording import without_classes
 from convlens.errors import ConvlensError
 from convlens.runs import Run
 from convlens.runs.follower import RunFollower, files_stamp
@@ -91,7 +92,8 @@ def _summary(key: str, folder: str, path: Path, follower: RunFollower) -> RunSum
     meta, epochs = follower.meta, follower.epochs
     curves = follower.curves(SPARK_POINTS)
     last = epochs[-1].metrics if epochs else {}
-    metric = next((n for n in last if n.lower().endswith("accuracy")), next(iter(last), ""))
+    means = without_classes(last)
+    metric = next((n for n in means if n.lower().endswith("accuracy")), next(iter(means), ""))
     losses = zip(curves.middle_step.tolist(), curves.loss.mean.tolist(), strict=True)
     rates = curves.hypers["lr"].high if "lr" in curves.hypers else np.zeros(0)
     model = meta.get("model")
@@ -107,7 +109,7 @@ def _summary(key: str, folder: str, path: Path, follower: RunFollower) -> RunSum
         n_epochs=len(epochs),
         metrics=dict(last),
         metric=metric,
-        last=_number(last.get(metric)),
+        last=_number(means.get(metric)),
         best=_best(epochs, metric),
         valid_loss=_number(epochs[-1].valid_loss) if epochs else None,
         rate=_number(max(rates[np.isfinite(rates)].tolist(), default=None)),

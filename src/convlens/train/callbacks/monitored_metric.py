@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from convlens.core.wording import function_name
+from convlens.core.wording import without_classes
+from convlens.data.listing import closest
 from convlens.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -57,11 +57,12 @@ class MonitoredMetric:
             ArgumentError: if it will not.
         """
         self.best, self.epoch = None, -1
-        validated = [VALID, *map(function_name, learn.metrics)]
+        validated = [VALID, *(metric.name for metric in learn.measured)]
         known = [TRAIN, *(validated if learn.dls.valid is not None else [])]
-        if self.name in known:
+        name = self.name.partition("[")[0]  # of one class, which is known after a validation
+        if name in known:
             return
-        if self.name in validated:
+        if name in validated:
             raise ArgumentError(
                 f"metric={self.name!r} is measured on validation data, but dls.valid is None; give "
                 f"metric={TRAIN!r} or data with a validation part."
@@ -75,7 +76,8 @@ class MonitoredMetric:
             ArgumentError: if the epoch has no such value.
         """
         values = {TRAIN: learn.recorder.epochs[-1].train_loss, VALID: learn.validation.get("loss")}
-        value = (values | learn.validation).get(self.name)
+        measured = without_classes(learn.validation) | learn.validation
+        value = (values | measured).get(self.name)
         if value is None:
             self._refuse([TRAIN, VALID, *(name for name in learn.validation if name != "loss")])
         if math.isnan(value):
@@ -86,11 +88,10 @@ class MonitoredMetric:
         return True
 
     def _refuse(self, known: list[str]) -> None:
-        close = get_close_matches(self.name, known, 1, 0.5)
-        meant = f" Did you mean {close[0]!r}?" if close else ""
         raise ArgumentError(
             f"metric={self.name!r} is not measured in this fit; known are "
-            f"{', '.join(map(repr, known))}. Others are given to the Learner as metrics.{meant}"
+            f"{', '.join(map(repr, known))}. Others are given to the Learner as "
+            f"metrics.{closest(self.name, known)}"
         )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convlens.core.wording import without_classes
 from convlens.web import formatting
 from convlens.web.figures import comparison as figures
 from convlens.web.figures import curves
@@ -44,7 +45,9 @@ WORDS: Mapping[str, str] = {
     "optimizer groups eps": "ε of the optimizer", "optimizer groups weight_decay": "weight decay",
     "schedule class": "schedule of the learning rate", "schedule lr_max": "highest learning rate",
     "schedule div": "highest rate ÷ first rate", "schedule div_final": "highest rate ÷ last rate",
-    "schedule pct_start": "share of steps until the highest rate",
+    "schedule pct_start": "share of steps before the rate falls",
+    "schedule anneal": "shape of the schedule", "schedule lr_end": "last learning rate",
+    "schedule warmup": "share of steps that warm up", "schedule peak": "highest learning rate",
     "schedule moms": "momentum at start, highest rate and end", "n_epochs": "epochs planned",
     "created": "begun", "convlens": "convlens version", "torch": "PyTorch version",
     "numpy": "NumPy version", "python": "Python version",
@@ -67,10 +70,11 @@ LAST = 50
 def outcome(page: ComparePage) -> dict[str, Any]:
     """A row for each run, and which values of a column are the best."""
     runs = [one.run for one in page.pages]
-    metrics = curves.metric_names([epoch for run in runs for epoch in run.epochs])[:4]
     newest = [run.epochs[-1] if run.epochs else None for run in runs]
+    means = [without_classes(e.metrics) if e else {} for e in newest]
+    metrics = list(dict.fromkeys(name for one in means for name in one))[:4]
     columns: dict[str, list[float | None]] = {
-        **{name: [e.metrics.get(name) if e else None for e in newest] for name in metrics},
+        **{name: [one.get(name) for one in means] for name in metrics},
         "validation loss": [e.valid_loss if e else None for e in newest],
         "training loss": [_training_loss(run) for run in runs],
     }

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from convlens.core.records import LOSS_AT_EVERY_STEP
+from convlens.core.wording import without_classes
 from convlens.web import formatting
 from convlens.web.panels.verdict import badge
 from convlens.web.run_data import RunData, as_dict
@@ -39,7 +40,7 @@ def header(page: Page) -> dict[str, Any]:
 def _outcome(run: RunData) -> list[tuple[str, str]]:
     shown: list[tuple[str, str]] = []
     for newest in run.epochs[-1:]:
-        metrics = list(newest.metrics.items())[:MAX_METRICS]
+        metrics = list(without_classes(newest.metrics).items())[:MAX_METRICS]
         shown = [(formatting.short(name, 18), formatting.metric(name, v)) for name, v in metrics]
         if newest.valid_loss is not None:
             return [*shown, ("validation loss", formatting.loss(newest.valid_loss))]
