@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +92,8 @@ class Learner(TrainingLoop):
     def check(self, lr: float = 1e-3, *, seconds: float = 5.0) -> CheckResult:
         """Say what would go wrong in a training, before it; see `convlens.check`.
 
-        Some steps are made on copies, with an optimizer as `fit` makes it. Nothing is changed.
+        Some steps are made on copies, with an optimizer as `fit` makes it, with bf16 if the Learner
+        has it, on single batches and without clipping. Nothing is changed.
 
             >>> dls = cl.from_arrays(torch.rand(8, 1, 9, 9), [0, 1] * 4, layout="NCHW")
             >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
@@ -107,7 +109,10 @@ class Learner(TrainingLoop):
         """
         optimizer = make_optimizer(self.make_optimizer, self.model.parameters(), lr)
         loss = checking_loss(self.loss_function, self.dls.classes)
-        return check(self.model, self.dls.train, loss, optimizer, seconds=seconds)
+        # Without the scaler of fp16 small gradients would be zero, so that is tried in fp32.
+        scaled = self.settings.precision == "fp16"
+        with nullcontext() if scaled else self.stepper.autocast():
+            return check(self.model, self.dls.train, loss, optimizer, seconds=seconds)
 
     def plot_sched(
         self,
