@@ -18,6 +18,7 @@ from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.stats import ActivationStats, GradientStats, UpdateStats
 from convlens.train.learner import Learner
 from convlens.train.loop import adamw
+from convlens.train.lr_finding import LRFinding
 from convlens.train.metrics import accuracy
 from convlens.train.schedules import (
     Constant,
@@ -41,6 +42,7 @@ __all__ = [
     "Exponential",
     "FlatCosine",
     "GradientStats",
+    "LRFinding",
     "Learner",
     "OneCycle",
     "Pictures",

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from convlens.checking import CheckResult, check
 from convlens.checking.mismatch_errors import checking_loss
 from convlens.core.records import Findings, RunRecord
 from convlens.core.terminal import say
+from convlens.data import Batches
 from convlens.data.batches import first_batch
 from convlens.data.items import CLASSES
 from convlens.doctor import diagnose
 from convlens.errors import ArgumentError
 from convlens.geometry import Summary, summary
 from convlens.inference import Classifier, Prediction
+from convlens.inference.augmentation import averaged, check_tta, views
+from convlens.inference.classifier import check_answers
 from convlens.inference.compared_images import of_loaders
 from convlens.inference.export import Export, check_input, export
 from convlens.plots import plot_sched
@@ -25,6 +30,8 @@ from convlens.train.callbacks.base import (
 )
 from convlens.train.learner_arguments import make_optimizer
 from convlens.train.loop import TrainingLoop
+from convlens.train.lr_find import sweep
+from convlens.train.lr_finding import LRFinding
 from convlens.train.memory_record import record_of
 from convlens.train.planned_steps import planned
 from convlens.train.schedules import OneCycle, Schedule, as_schedule
@@ -89,6 +96,8 @@ class Learner(TrainingLoop):
         ArgumentError: if an argument cannot work, or a callback's name would hide an attribute.
     """
 
+    _tta: str | None = None
+
     def check(self, lr: float = 1e-3, *, seconds: float = 5.0) -> CheckResult:
         """Say what would go wrong in a training, before it; see `convlens.check`.
 
@@ -113,6 +122,44 @@ class Learner(TrainingLoop):
         scaled = self.settings.precision == "fp16"
         with nullcontext() if scaled else self.stepper.autocast():
             return check(self.model, self.dls.train, loss, optimizer, seconds=seconds)
+
+    def lr_find(self, lr_min: float = 1e-7, lr_max: float = 10.0, n_steps: int = 100) -> LRFinding:
+        """Find a learning rate: train with rates from ``lr_min`` up, and look at the loss.
+
+        The rate rises by a constant factor at each of ``n_steps`` optimizer steps, with the
+        Learner's own loop, precision, accumulation and clipping. The sweep ends where the loss
+        diverges. Afterwards model, optimizer, random numbers and the order of the data are
+        exactly as before, also after an error or Ctrl-C. Nothing is recorded, and no callbacks
+        are called, not even those that change batches or losses.
+
+            >>> x, y = torch.randn(64, 1, 8, 8), torch.arange(64) % 2
+            >>> x[:, :, :4] += 2.0 * y.view(-1, 1, 1, 1)
+            >>> dls = cl.from_arrays(x, y, layout="NCHW", batch_size=16, device="cpu")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+            >>> found = learn.lr_find()
+            >>> 1e-4 < found.suggestion < 1
+            True
+            >>> print(found)  # doctest: +ELLIPSIS
+            suggestion  0...: ...
+            steepest    0...: the loss falls fastest.
+            valley      ...: the middle of the longest fall.
+            minimum     0...: a tenth of ..., where the loss is lowest.
+
+        Args:
+            lr_min: the first learning rate.
+            lr_max: the last one.
+            n_steps: optimizer steps; small data is read several times.
+
+        Returns:
+            The curve, its suggestions and the recommended one, ``.suggestion``; None where the
+            curve suggests none. Print it, or call ``.plot()``.
+
+        Raises:
+            ArgumentError: if an argument, or one of the Learner's, cannot work.
+            TrainingError: if the model, its output or the loss does not fit the batches, or the
+                weights are not finite before the first step.
+        """
+        return sweep(self, lr_min, lr_max, n_steps)
 
     def plot_sched(
         self,
@@ -193,6 +240,38 @@ class Learner(TrainingLoop):
     def diagnose(self) -> Findings:
         """Say what is wrong with the last fit, from memory; see `convlens.diagnose`."""
         return Findings(diagnose(self.record()))
+
+    def validate(
+        self, batches: Batches | None = None, *, tta: str | None = None
+    ) -> dict[str, float]:
+        """Loss and metrics over all items of ``batches``, ``dls.valid`` if None.
+
+        Args:
+            batches: pairs (x, y).
+            tta: test-time augmentation: "flip" averages the probabilities of each image and its
+                mirror image; loss and metrics get scores with these probabilities.
+
+        Returns:
+            ``{"loss": …, "accuracy": …}``: means weighted by batch size, metrics of torchmetrics
+            over all items; ``"recall[cat]"`` and so on of one that is computed for each class.
+
+        Raises:
+            ArgumentError: if there is nothing to validate on, or ``tta`` is not known.
+            TrainingError: if model, loss or a metric does not fit the batches.
+        """
+        check_tta(tta)
+        self._tta = tta
+        try:
+            return super().validate(batches)
+        finally:
+            self._tta = None
+
+    def _run_model(self, x: Tensor) -> Any:  # noqa: ANN401 - a model may return anything
+        if self._tta is None:
+            return super()._run_model(x)
+        outputs = [super(Learner, self)._run_model(view) for view in views(x, self._tta)]
+        check_answers(outputs[0], len(x), self.dls.classes, self.dls.kind)
+        return averaged(outputs, self.dls.kind)
 
     def predict(
         self,
