@@ -228,11 +228,11 @@ class Learner(TrainingLoop):
         """
         check_whole("n_epochs", n_epochs, 1)
         check_whole("freeze_epochs", freeze_epochs, 0)
+        if not lr_mult >= 1:
+            raise ArgumentError(f"lr_mult must be a number of at least 1, got {lr_mult!r}.")
         cycles = OneCycle(lr, pct_start=0.99), OneCycle(lr / 2, div, pct_start=pct_start)
         epochs = freeze_epochs + n_epochs
         schedule = FineTune(*cycles, share=freeze_epochs / epochs)
-        if not lr_mult >= 1:
-            raise ArgumentError(f"lr_mult must be a number of at least 1, got {lr_mult!r}.")
         first = FreezeFirst(freeze_epochs)
         rates = (lr / lr_mult, lr)
         self._fit(epochs, discriminative(rates, schedule), [first, *callbacks])
