@@ -164,6 +164,24 @@ def test_groups_of_ones_own_keep_their_ratio_in_each_layer_group():
     assert rate.lines[0].get_ydata().max() == pytest.approx(0.05, rel=0.05)
 
 
+def test_a_parameter_that_is_not_the_networks_keeps_its_rate():
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, output, y):
+            return nn.functional.cross_entropy(output * self.scale, y)
+
+    loss = Loss()
+    learn = learner(
+        loss=loss, optimizer=lambda ps, lr: torch.optim.SGD([*ps, *loss.parameters()], lr=lr)
+    )
+    learn.fit(1, (1e-4, 1e-2))
+    np.testing.assert_allclose(learn.recorder.steps.hypers["lr"], [[1e-4, 1e-3, 1e-2, 1e-2]] * 4)
+    assert loss.scale.item() != 1
+
+
 def names(model, groups):
     known = {id(p): name for name, p in model.named_parameters()}
     return [[known[id(p)] for p in parameters] for parameters in groups.values()]

@@ -215,8 +215,7 @@ class TrainingLoop:
             lr, parameters = schedule.peak, self.model.parameters()
             self._optimizer = make_optimizer(self.make_optimizer, parameters, lr)
             self._groups = GroupSettings(lr)
-        shape = self.dls.facts()["input_shape"]
-        prepare_groups(self._groups, self._optimizer, schedule, self.model, shape)
+        prepare_groups(self._groups, self._optimizer, schedule, self)
         self._groups.apply(self._optimizer, *schedule(0, self.n_steps))
         check_finite(self.model, self._optimizer)
 
