@@ -89,7 +89,7 @@ def test_a_loader_of_torch_is_asked_for_its_first_images():
     with torch.random.fork_rng():
         model = cl.model("simple_cnn", dls)
     assert torch.equal(torch.get_rng_state(), random)
-    assert model(torch.zeros(1, 3, 20, 20)).shape == (1, 2)
+    assert model(torch.zeros(2, 3, 20, 20)).shape == (2, 2)
     with pytest.raises(ArgumentError, match=r"dls\.classes is empty.*classes=\[…\]"):
         cl.model("simple_cnn", cl.DataLoaders(loader))
 
