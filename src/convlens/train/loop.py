@@ -75,7 +75,8 @@ class TrainingLoop:
         self.device = dls.device if device is None else pick_device(device)
         found = resolve_losses(loss, label_smoothing, dls, self.device)
         self.loss_function, self.valid_loss_function = found
-        self.label_smoothing = label_smoothing
+        own = loss is None or isinstance(loss, str)
+        self.label_smoothing = label_smoothing if own else None
         self._measured = resolve_metrics(self.metrics, dls, self.valid_loss_function)
         self.model = model.to(self.device)
         self.seed, self.run, self.base = seed, run, base
