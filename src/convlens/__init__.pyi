@@ -36,7 +36,7 @@ from .geometry import (
     show_planes,
     summary,
 )
-from .models import simple_cnn
+from .models import model, simple_cnn
 from .runs import list_runs, open_run
 from .runs.checkpoints import load_checkpoint
 from .train import (
@@ -94,6 +94,7 @@ __all__ = [
     "load_checkpoint",
     "load_image",
     "mnist",
+    "model",
     "models",
     "open_run",
     "receptive_field",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from convlens.models.blocks import conv
+from convlens.models.for_data import model
+from convlens.models.resnets import resnet
 from convlens.models.simple import simple_cnn
 
-__all__ = ["conv", "simple_cnn"]
+__all__ = ["conv", "model", "resnet", "simple_cnn"]

@@ -1,38 +1,49 @@
-"""`Architecture`: how a network is built again, as plain facts."""
+"""`build`: the network that an `Architecture` describes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from torch import nn
 
-if TYPE_CHECKING:
-    from torch import nn
+from convlens.errors import ArgumentError
+from convlens.execution import same_random
+from convlens.models.built_from import Architecture, architecture_of, remember
+from convlens.models.libraries import LIBRARIES, library_network
+from convlens.models.normalization import normalized
+from convlens.models.resnets import resnet
+from convlens.models.simple import simple_cnn
 
-M = TypeVar("M", bound="nn.Module")
+__all__ = ["Architecture", "architecture_of", "build", "remember"]
 
-_ATTRIBUTE = "_convlens_architecture"
+OURS = {"simple_cnn": simple_cnn, "resnet": resnet}
+"""Our own networks by name: functions of ``n_in``, ``n_classes`` and more."""
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The name and the arguments that a network was built with.
+def build(architecture: Architecture) -> nn.Module:
+    """Build a network again; its weights are initial ones, to be replaced by loaded ones.
 
-    Attributes:
-        name: one of ours, such as "simple_cnn", or "torchvision:NAME", "timm:NAME".
-        arguments: plain JSON.
+    No random number is drawn from torch's generators.
+
+        >>> from convlens.models.architecture import architecture_of, build
+        >>> model = cl.simple_cnn(1, 10, norm="batch")
+        >>> _ = build(architecture_of(model)).load_state_dict(model.state_dict())
+
+    Raises:
+        ArgumentError: if no installed library has a network of this name, or it does not take these
+            arguments.
     """
-
-    name: str
-    arguments: Mapping[str, Any]
-
-
-def remember(model: M, name: str, arguments: Mapping[str, Any]) -> M:
-    """Note on a network how it was built, and return it."""
-    setattr(model, _ATTRIBUTE, Architecture(name, dict(arguments)))
-    return model
-
-
-def architecture_of(model: nn.Module) -> Architecture | None:
-    """How a network was built; None for one that convlens did not build by name."""
-    return vars(model).get(_ATTRIBUTE)
+    arguments = dict(architecture.arguments)
+    has_normalization = arguments.pop("normalization", False)
+    library, _, name = architecture.name.rpartition(":")
+    try:
+        with same_random():
+            if library in LIBRARIES:
+                network = library_network(library, name, **arguments)
+            else:
+                network = OURS[architecture.name](**arguments)
+    except (KeyError, TypeError) as error:
+        raise ArgumentError(
+            f"The network {architecture.name!r} with the arguments {arguments} cannot be built "
+            f"({type(error).__name__}: {error}); it was made by another version of convlens or "
+            f"of {library or 'its code'}."
+        ) from error
+    return normalized(network, arguments["n_in"]) if has_normalization else network

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,14 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from convlens.errors import ArgumentError
 from convlens.models.blocks import Norm
+from convlens.models.libraries import (
+    LIBRARIES,
+    check_name,
+    image_size,
+    installed,
+    make_torchvision,
+    names,
+)
+from convlens.models.resnets import resnet
 from convlens.models.simple import simple_cnn
 
 if TYPE_CHECKING:
     from torch import nn
 
-OURS = ("simple_cnn",)
-EXTRAS = ("torchvision", "timm")
-FORMS = "simple_cnn, torchvision:NAME, timm:NAME or file.py:object"
+OURS = ("simple_cnn", "resnet")
+FILE = "file"
+FORMS = "simple_cnn, resnet, torchvision:NAME, timm:NAME or file.py:object"
 
 
 def find_model(
@@ -46,25 +54,43 @@ def find_model(
     for argument, given in (("channels", n_in), ("classes", n_classes)):
         if given is not None and given < 1:
             raise ArgumentError(f"{argument} must be at least 1, got {given}.")
+    home, name = resolve(spec)
+    if home == FILE:
+        return model_of_file(name), None
+    if home in LIBRARIES:
+        return _from_library(home, name, n_classes)
+    channels = n_in or 1
+    if name == "resnet":
+        return resnet(channels, n_classes or 10), (channels, 224, 224)
+    return simple_cnn(channels, n_classes or 10, norm=norm), (channels, 28, 28)
+
+
+def resolve(spec: str) -> tuple[str, str]:
+    """Where the model that ``spec`` names comes from, and its name there.
+
+    Returns:
+        ("", one of ours), ("torchvision" or "timm", a name) or ("file", "file.py:object").
+
+    Raises:
+        ArgumentError: if there is no such model, or its library is not installed.
+    """
     home, _, name = spec.rpartition(":")
-    if home in EXTRAS:
-        return _from_library(home, name, spec, n_classes)
+    if home in LIBRARIES:
+        check_name(home, name, spec)
+        return home, name
     if home:
-        return _from_file(Path(home), name, spec), None
+        return FILE, spec
     if spec in OURS:
-        made = simple_cnn(n_in or 1, n_classes or 10, norm=norm)
-        return made, (n_in or 1, 28, 28)
-    for library in _installed():
-        if spec in _names(library):
-            return _from_library(library, spec, spec, n_classes)
+        return "", spec
+    for library in installed():
+        if spec in names(library):
+            return library, spec
     if spec.endswith(".py"):
         raise ArgumentError(
             f"model={spec!r} is a file; name the model in it: {spec}:NAME, a module or a callable "
             "that makes one."
         )
-    known = {
-        name: f"{library}:{name}" for library in _installed()[::-1] for name in _names(library)
-    }
+    known = {name: f"{library}:{name}" for library in installed()[::-1] for name in names(library)}
     known |= {name: name for name in OURS}
     close = [known[name] for name in difflib.get_close_matches(spec, known, n=3)]
     hint = f" Closest: {', '.join(close)}." if close else ""
@@ -91,54 +117,17 @@ def input_shape(
 # ---- torchvision and timm ------------------------------------------------------------------------
 
 
-def _installed() -> list[str]:
-    return [library for library in EXTRAS if util.find_spec(library) is not None]
-
-
-def _names(library: str) -> list[str]:
-    if library == "torchvision":
-        from torchvision.models import list_models
-
-        return list_models()
-    import timm
-
-    return timm.list_models()
-
-
 def _from_library(
-    library: str, name: str, spec: str, n_classes: int | None
-) -> tuple[nn.Module, tuple[int, int, int] | None]:
-    if library not in _installed():
-        raise ArgumentError(
-            f"model={spec!r} needs {library}, which is not installed; install it with: "
-            f"pip install {library}"
-        )
-    known = _names(library)
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f"; closest: {', '.join(close)}" if close else f" (it has {len(known)})"
-        raise ArgumentError(f"{library} has no model {name!r}{hint}.")
+    library: str, name: str, n_classes: int | None
+) -> tuple[nn.Module, tuple[int, int, int]]:
     options: dict[str, Any] = {} if n_classes is None else {"num_classes": n_classes}
     if library == "torchvision":
-        return _from_torchvision(name, options)
-    import timm
+        model = _without_weights(lambda: make_torchvision(name, **options))
+    else:
+        import timm
 
-    model = _without_weights(lambda: timm.create_model(name, pretrained=False, **options))
-    return model, tuple(getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224)))
-
-
-def _from_torchvision(name: str, options: dict[str, Any]) -> tuple[nn.Module, tuple[int, int, int]]:
-    from torchvision.models import get_model, get_model_builder, get_model_weights
-
-    if "weights_backbone" in inspect.signature(get_model_builder(name)).parameters:
-        options = {**options, "weights_backbone": None}  # or it downloads them
-    crops = {
-        getattr(weights.transforms, "keywords", {}).get("crop_size")
-        for weights in get_model_weights(name)
-    }
-    sizes = sorted(size for size in crops if isinstance(size, int))
-    size = 224 if 224 in sizes or not sizes else sizes[0]
-    return _without_weights(lambda: get_model(name, weights=None, **options)), (3, size, size)
+        model = _without_weights(lambda: timm.create_model(name, pretrained=False, **options))
+    return model, image_size(library, name, model)
 
 
 def _without_weights(make: Callable[[], nn.Module]) -> nn.Module:
@@ -157,9 +146,20 @@ def _without_weights(make: Callable[[], nn.Module]) -> nn.Module:
 # ---- a file's model ------------------------------------------------------------------------------
 
 
-def _from_file(path: Path, name: str, spec: str) -> nn.Module:
+def model_of_file(spec: str) -> nn.Module:
+    """The model that a Python file has or makes; all that the file does is done.
+
+    Args:
+        spec: ``file.py:object``, where the object is a module, or a callable without arguments
+            that makes one.
+
+    Raises:
+        ArgumentError: if there is no such file, or it does not make one.
+    """
     from torch import nn
 
+    place, _, name = spec.rpartition(":")
+    path = Path(place)
     if not path.is_file():
         raise ArgumentError(f"model={spec!r}: the file {str(path)!r} does not exist; give {FORMS}.")
     folder = str(path.resolve().parent)

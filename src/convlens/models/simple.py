@@ -10,8 +10,8 @@ from torch import nn
 
 from convlens.core.argument_checks import check_whole
 from convlens.errors import ArgumentError
-from convlens.models.architecture import remember
 from convlens.models.blocks import Norm, conv
+from convlens.models.built_from import remember
 
 
 def simple_cnn(

@@ -1,0 +1,92 @@
+"""`Normalization`: from the data's mean and deviation to those that pretrained weights expect."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from convlens.models.built_from import architecture_of, remember
+
+GREY = 1, 3
+"""One channel where weights expect three: the mean of theirs."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The mean and deviation that weights expect, per channel, of pixels from 0 to 1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def for_channels(self, n_in: int) -> Expected | None:
+        """That of images of ``n_in`` channels; None if it is not known."""
+        if n_in == len(self.mean):
+            return self
+        if (n_in, len(self.mean)) != GREY:
+            return None
+        return Expected((sum(self.mean) / 3,), (sum(self.std) / 3,))
+
+    def __str__(self) -> str:
+        mean, std = ([float(f"{v:.4g}") for v in values] for values in (self.mean, self.std))
+        return f"mean {mean} and deviation {std} of pixels from 0 to 1"
+
+
+class Normalization(nn.Module):
+    """Multiplies each channel by a factor and adds a shift: (N, C, H, W) → (N, C, H, W).
+
+    Both are buffers, so they are saved with the weights.
+    """
+
+    factor: Tensor
+    shift: Tensor
+
+    def __init__(self, n_in: int) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.ones(n_in))
+        self.register_buffer("shift", torch.zeros(n_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The images as the weights expect them."""
+        return x * self.factor.view(-1, 1, 1) + self.shift.view(-1, 1, 1)
+
+    def extra_repr(self) -> str:
+        """Number of channels."""
+        return str(len(self.factor))
+
+
+def normalized(network: nn.Module, n_in: int) -> nn.Sequential:
+    """The network behind a `Normalization` that changes nothing yet."""
+    model = nn.Sequential(OrderedDict(normalization=Normalization(n_in), network=network))
+    architecture = architecture_of(network)
+    if architecture is None:
+        return model
+    return remember(model, architecture.name, {**architecture.arguments, "normalization": True})
+
+
+def convert(network: nn.Module, given: Expected, wanted: Expected) -> nn.Module:
+    """The network for images that are normalized as ``given``, if it expects ``wanted``.
+
+    The network itself if the two are equal to about float32's precision.
+    """
+    mean, std, own_mean, own_std = (
+        torch.tensor(values, dtype=torch.float64)
+        for values in (given.mean, given.std, wanted.mean, wanted.std)
+    )
+    factor, shift = std / own_std, (mean - own_mean) / own_std
+    if torch.allclose(factor, torch.ones_like(factor), atol=1e-6) and shift.abs().max() < 1e-6:
+        return network
+    model = normalized(network, len(given.mean))
+    layer = model[0]
+    assert isinstance(layer, Normalization)
+    layer.factor.copy_(factor)
+    layer.shift.copy_(shift)
+    return model
+
+
+def expected(mean: Sequence[float], std: Sequence[float]) -> Expected:
+    """As floats."""
+    return Expected(tuple(map(float, mean)), tuple(map(float, std)))
