@@ -252,7 +252,10 @@ def test_summary_of_a_files_models(convlens, tmp_path):
             ["broken.py:make"],
             "running 'broken.py' raised ZeroDivisionError: division by zero.",
         ),
-        (["nowhere.py:make"], "the file 'nowhere.py' does not exist; give simple_cnn, torchvision"),
+        (
+            ["nowhere.py:make"],
+            "the file 'nowhere.py' does not exist; give simple_cnn, resnet",
+        ),
         (["leaves.py:make"], "running 'leaves.py' raised SystemExit: 3."),
     ):
         done = convlens("summary", *arguments)
@@ -411,7 +414,7 @@ def test_help(convlens):
         ),
         (["summary", "simple_cnn", "--classes", "0"], "--classes: must be at least 1, got 0"),
         (["summary", "simple_cnn", "--channels", "0"], "--channels: must be at least 1, got 0"),
-        (["summary", "simple_cn"], "convlens: 'simple_cn' is not known; give simple_cnn, torchvis"),
+        (["summary", "simple_cn"], "convlens: 'simple_cn' is not known; give simple_cnn, resnet, "),
         (["summary", "timm:resnet19"], "timm has no model 'resnet19'; closest: resnet1"),
         (["summary", "torchvision:xyzzy"], "torchvision has no model 'xyzzy' (it has "),
         (["nothing"], "argument COMMAND: invalid choice: 'nothing' (choose from"),

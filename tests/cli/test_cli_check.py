@@ -44,7 +44,10 @@ def test_a_problem_exits_with_3(convlens, tmp_path):
     assert result["tried"]
 
 
-def test_a_model_without_weights_is_refused(convlens):
-    code, _, error = convlens("mnist", "--model", "torchvision:resnet18")
+def test_a_network_by_name_gets_the_datas_channels_and_classes(convlens):
+    code, out, error = convlens("mnist", "--model", "timm:test_resnet", "--seconds", 1, "--json")
+    assert code in (0, 3), error
+    assert json.loads(out)["tried"]
+    code, _, error = convlens("mnist", "--model", "torchvision:vit_b_16")
     assert code == 2
-    assert "comes without weights" in error
+    assert "cannot take the data's images of 1×28×28 (it is made for 224×224 pixels)" in error

@@ -90,7 +90,9 @@ def _add_results(add: Callable[..., Any]) -> None:
         help=f"keep a moving average of the weights, with {EMA_DECAY} unless a decay is given, "
         "and validate it")  # fmt: skip
     add("--best", metavar="METRIC", help="keep the weights of the epoch in which this was best")
-    add("--tta", metavar="NAME", help="flip: validate at the end on each image and its mirror image")
+    add(
+        "--tta", metavar="NAME", help="flip: validate at the end on each image and its mirror image"
+    )
     add("--out", type=Path, default=RUNS, metavar="DIR", help="folder that keeps the runs")
     add("--watch", action=argparse.BooleanOptionalAction, default=True,
         help="watch every layer at every batch")  # fmt: skip
@@ -104,7 +106,11 @@ def _add_device(add: Callable[..., Any]) -> None:
     add("--precision", metavar="NAME", help=_default("precision", "fp32, bf16 or fp16"))
     add("--channels-last", action=argparse.BooleanOptionalAction,
         help="lay images and weights out with the channels last")  # fmt: skip
-    add("--compile", action=argparse.BooleanOptionalAction, help="run the model through torch.compile")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="run the model through torch.compile",
+    )
 
 
 def add_device(add: Callable[..., Any]) -> None:

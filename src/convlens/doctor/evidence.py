@@ -169,8 +169,10 @@ class Evidence:
         """What the loss of guessing is; None if the kind of loss is not known."""
         first = float(self.steps.loss[0]) if len(self.steps) else math.nan
         found = chance_of(self.facts("output_gradient"), first)
-        return found or chance_by_name(self.record.meta, self._classes_of_data) or (
-            self._chance_by_classes()
+        return (
+            found
+            or chance_by_name(self.record.meta, self._classes_of_data)
+            or (self._chance_by_classes())
         )
 
     def _chance_by_classes(self) -> Chance | None:

@@ -16,7 +16,14 @@ from convlens.train.learner import Learner
 from convlens.train.loop import adamw
 from convlens.train.metrics import accuracy
 from convlens.train.prediction import Prediction
-from convlens.train.schedules import Constant, OneCycle
+from convlens.train.schedules import (
+    Constant,
+    Exponential,
+    FlatCosine,
+    OneCycle,
+    Schedule,
+    WarmupCosine,
+)
 
 __all__ = [
     "ActivationStats",
@@ -25,6 +32,8 @@ __all__ = [
     "CancelEpochError",
     "CancelFitError",
     "Constant",
+    "Exponential",
+    "FlatCosine",
     "GradientStats",
     "Learner",
     "OneCycle",
@@ -32,7 +41,9 @@ __all__ = [
     "Prediction",
     "Progress",
     "Recorder",
+    "Schedule",
     "UpdateStats",
+    "WarmupCosine",
     "accuracy",
     "adamw",
 ]

@@ -21,16 +21,20 @@ from convlens.data.prediction_inputs import network_inputs
 from convlens.doctor import diagnose
 from convlens.errors import ArgumentError
 from convlens.geometry import Summary, summary
+from convlens.plots import plot_sched
 from convlens.train.callbacks.base import (
     Callback,
 )
 from convlens.train.learner_arguments import make_optimizer
 from convlens.train.loop import TrainingLoop
 from convlens.train.memory_record import record_of
+from convlens.train.planned_steps import planned
 from convlens.train.prediction import Prediction
-from convlens.train.schedules import Constant, OneCycle
+from convlens.train.schedules import OneCycle, Schedule, as_schedule
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from convlens.data.prediction_inputs import Images
 
 
@@ -99,8 +103,50 @@ class Learner(TrainingLoop):
         loss = checking_loss(self.loss_function, self.dls.classes)
         return check(self.model, self.dls.train, loss, optimizer, seconds=seconds)
 
-    def fit(self, n_epochs: int, lr: float = 1e-3, *, callbacks: Sequence[Callback] = ()) -> None:
-        """Train for ``n_epochs`` at a constant learning rate; momentum is not changed.
+    def plot_sched(
+        self,
+        schedule: Schedule | None = None,
+        n_epochs: int = 5,
+        axes: Sequence[Axes] | None = None,
+    ) -> tuple[Axes, Axes]:
+        """Draw the learning rate and the momentum of each parameter group by step.
+
+            >>> x, y = torch.randn(8, 1, 4, 4), torch.tensor([0, 1] * 4)
+            >>> dls = cl.DataLoaders([(x, y)] * 3, name="noise")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+            >>> rate, momentum = learn.plot_sched(cl.OneCycle(0.01), n_epochs=5)
+            >>> rate.lines[0].get_ydata().max().round(4)
+            np.float64(0.01)
+
+        Args:
+            schedule: what `fit` would use, before training too; None for the rates that the last
+                fit had.
+            n_epochs: epochs of the schedule.
+            axes: where to draw, two axes; a new figure if None.
+
+        Raises:
+            ArgumentError: if an argument cannot work, or there was no fit and no schedule is given.
+        """
+        if schedule is None:
+            if not len(self.recorder.steps):
+                raise ArgumentError(
+                    "schedule is None and nothing was trained yet; give a schedule, such as "
+                    "learn.plot_sched(cl.OneCycle(0.01), n_epochs=5)."
+                )
+            return self.recorder.plot_sched(axes)
+        return plot_sched(*planned(self, schedule, n_epochs), axes)
+
+    def fit(
+        self, n_epochs: int, lr: float | Schedule = 1e-3, *, callbacks: Sequence[Callback] = ()
+    ) -> None:
+        """Train for ``n_epochs``.
+
+        Args:
+            n_epochs: passes over the training data, at least 1.
+            lr: a constant learning rate, or a schedule: `OneCycle`, `FlatCosine`, `WarmupCosine`,
+                `Exponential`, or an object of one's own (see `Schedule`). Momentum is left alone
+                unless the schedule sets it.
+            callbacks: used in this fit only.
 
         Raises:
             ArgumentError: if an argument, or one of the Learner's, cannot work.
@@ -108,7 +154,7 @@ class Learner(TrainingLoop):
                 weights are not finite before the first step.
             NonFiniteLossError: if the loss becomes NaN or infinite.
         """
-        self._fit(n_epochs, Constant(lr), callbacks)
+        self._fit(n_epochs, as_schedule(lr), callbacks)
 
     def fit_one_cycle(
         self,
@@ -119,6 +165,7 @@ class Learner(TrainingLoop):
         div_final: float = 1e5,
         pct_start: float = 0.25,
         moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
+        anneal: str = "cos",
         callbacks: Sequence[Callback] = (),
     ) -> None:
         """Train for ``n_epochs`` with the 1cycle policy; see `OneCycle` for the arguments.
@@ -126,7 +173,7 @@ class Learner(TrainingLoop):
         Raises:
             ArgumentError, TrainingError, NonFiniteLossError: as `fit`.
         """
-        self._fit(n_epochs, OneCycle(lr_max, div, div_final, pct_start, moms), callbacks)
+        self._fit(n_epochs, OneCycle(lr_max, div, div_final, pct_start, moms, anneal), callbacks)
 
     def record(self) -> RunRecord:
         """Everything that the last fit has recorded, from memory."""

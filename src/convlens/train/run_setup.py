@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from convlens.core.argument_checks import check_path
@@ -16,7 +15,7 @@ from convlens.runs import create_run
 from convlens.runs.checkpoints import check_state
 from convlens.runs.folder import make_exact
 from convlens.runs.watched_run import environment, model_facts
-from convlens.train.schedules import Schedule, read_hypers
+from convlens.train.schedules import Schedule, read_hypers, schedule_facts
 
 if TYPE_CHECKING:
     from convlens.train.learner import Learner
@@ -66,7 +65,7 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
             "class": type(optimizer).__name__,
             "groups": [read_hypers(group) for group in optimizer.param_groups],
         },
-        "schedule": {"class": type(schedule).__name__, **asdict(schedule)},
+        "schedule": schedule_facts(schedule),
         "n_epochs": learn.n_epochs,
         "n_steps": learn.n_steps,
         "summary": _summary(learn),
