@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,15 +16,15 @@ DEFAULTS: Mapping[str, Any] = {
     "epochs": 5,
     "model": "simple_cnn",
     "schedule": "one-cycle",
-    "optimizer": "adamw",
-    "accumulate": 1,
-    "precision": "fp32",
-    "channels_last": False,
-    "compile": False,
     "fine_tune": False,
-    "label_smoothing": 0.0,
 }
 """What holds where neither an option nor a preset says otherwise."""
+
+LEARNER = (
+    *("loss", "optimizer", "weight_decay", "label_smoothing", "precision", "accumulate", "clip"),
+    *("channels_last", "compile"),
+)
+"""Options that are arguments of a `Learner`, which has the defaults."""
 
 NAMED_RATE, FILES_RATE = 0.1, 0.01
 """Learning rates by default, for named data sets and for a user's own files."""
@@ -55,7 +54,8 @@ def _add_network(add: Callable[..., Any]) -> None:
         help="begin with weights of this .safetensors or .pth file; without a file, with those "
         "that the library publishes")  # fmt: skip
     add("--fine-tune", action=argparse.BooleanOptionalAction,
-        help="train the new head for one epoch, then all layers, the first ones at lower rates")  # fmt: skip
+        help="train the new head for one epoch, then all layers, the first ones at lower "
+        "rates")  # fmt: skip
 
 
 def _add_training(add: Callable[..., Any]) -> None:
@@ -67,25 +67,27 @@ def _add_training(add: Callable[..., Any]) -> None:
         help="highest learning rate of the schedule, or find, which looks for one first (default: "
         f"{NAMED_RATE} for a named data set, {FILES_RATE} for files)")  # fmt: skip
     add("--schedule", metavar="NAME", help=_default("schedule", SCHEDULES))
-    add("--optimizer", metavar="NAME", help=_default("optimizer", "adamw, sgd, …"))
+    add("--optimizer", metavar="NAME", help="adamw, sgd … (default: adamw)")
     add("--weight-decay", type=_at_least_0, metavar="X",
         help="weight decay, not of biases and norms (default: the optimizer's)")  # fmt: skip
     add("--loss", metavar="NAME", help="cross_entropy or focal for classes, bce or focal for "
         "labels, mse, mae or huber for numbers (default: the first of them)")  # fmt: skip
     add("--label-smoothing", type=float, metavar="SHARE",
-        help="share of each label that is spread over all classes, such as 0.1 (default: 0)")  # fmt: skip
+        help="share of each label that is spread over all classes, such as 0.1 "
+        "(default: 0)")  # fmt: skip
     add("--clip", type=positive_number, metavar="NORM",
         help="largest norm of the gradients (default: no limit)")  # fmt: skip
     add("--accumulate", type=whole_number(1), metavar="N",
-        help=_default("accumulate", "batches for each step"))  # fmt: skip
+        help="batches for each step (default: 1)")  # fmt: skip
     add("--early-stopping", type=whole_number(1), metavar="N",
         help="stop after N epochs without a lower validation loss (default: never)")  # fmt: skip
 
 
 def _add_results(add: Callable[..., Any]) -> None:
     add("--metrics", type=word_list, metavar="A,B",
-        help="what to measure: accuracy, top5, f1, precision, recall, auroc, map; mae, mse, rmse, "
-        "r2; recall_per_class … (default: accuracy; f1,map for labels; mae for numbers)")  # fmt: skip
+        help="what to measure: accuracy, top5, f1, precision, recall, auroc, map, "
+        "recall_per_class …; mae, mse, rmse, r2 for numbers (default: accuracy; f1,map for labels; "
+        "mae for numbers)")  # fmt: skip
     add("--ema", nargs="?", type=_decay, const=EMA_DECAY, metavar="DECAY",
         help=f"keep a moving average of the weights, with {EMA_DECAY} unless a decay is given, "
         "and validate it")  # fmt: skip
@@ -103,7 +105,7 @@ def _add_results(add: Callable[..., Any]) -> None:
 
 def _add_device(add: Callable[..., Any]) -> None:
     add_device(add)
-    add("--precision", metavar="NAME", help=_default("precision", "fp32, bf16 or fp16"))
+    add("--precision", metavar="NAME", help="fp32, bf16 or fp16 (default: fp32)")
     add("--channels-last", action=argparse.BooleanOptionalAction,
         help="lay images and weights out with the channels last")  # fmt: skip
     add(
@@ -134,16 +136,24 @@ def complete(arguments: argparse.Namespace) -> None:
     """Fill in what was not given: from the preset, then from the defaults.
 
     Raises:
-        ArgumentError: if there is no such preset, or options exclude each other.
+        ArgumentError: if there is no such preset or schedule, or options exclude each other.
     """
+    from convlens.train.schedules import schedule_of
+
     if arguments.fine_tune and arguments.schedule is not None:
         raise ArgumentError("--fine-tune has a schedule of its own; leave --schedule out.")
-    values = dict(DEFAULTS)
-    for name, value in values.items():
+    for name, value in DEFAULTS.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, value)
+    schedule_of(arguments.schedule, 1.0)
     if arguments.norm is not None and arguments.model != "simple_cnn":
         raise ArgumentError(f"--norm is for simple_cnn, not for {arguments.model}; leave it out.")
+
+
+def learner_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of the arguments of a `Learner` that are given."""
+    values = {name: getattr(arguments, name) for name in LEARNER}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _default(name: str, words: str) -> str:
@@ -151,7 +161,12 @@ def _default(name: str, words: str) -> str:
 
 
 def _rate_or_find(text: str) -> float | str:
-    return text if text == "find" else positive_number(text)
+    if text == "find":
+        return text
+    try:
+        return positive_number(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(str(error).replace("be a", "be find, or a")) from None
 
 
 def _at_least_0(text: str) -> float:

@@ -8,6 +8,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convlens.cli.data_options import add_data_options, load_data
@@ -20,6 +21,7 @@ from convlens.cli.train_options import (
     add_train_options,
     complete,
     default_rate,
+    learner_options,
 )
 from convlens.core.wording import metric_value, without_classes
 from convlens.errors import ArgumentError
@@ -101,19 +103,11 @@ def _learner(arguments: argparse.Namespace) -> Learner:
     return train.Learner(
         dls,
         network,
-        loss=arguments.loss,
-        optimizer=arguments.optimizer,
-        weight_decay=arguments.weight_decay,
         metrics=usual_metrics(dls) if arguments.metrics is None else arguments.metrics,
-        label_smoothing=arguments.label_smoothing,
-        precision=arguments.precision,
-        accumulate=arguments.accumulate,
-        clip=arguments.clip,
-        channels_last=arguments.channels_last,
-        compile=arguments.compile,
         callbacks=_callbacks(arguments),
         seed=arguments.seed,
         base=arguments.out,
+        **learner_options(arguments),
     )
 
 
@@ -202,29 +196,28 @@ def _finish(learn: Learner, arguments: argparse.Namespace) -> None:
     found = {"loss": epochs[-1].valid_loss, **epochs[-1].metrics}
     if arguments.tta is not None:
         found = learn.validate(tta=arguments.tta)
-    weights = best_checkpoint(learn.run_path)
-    _print_results(found, learn, page, weights)
+    files = {"run": learn.run_path, "report": page, "weights": best_checkpoint(learn.run_path)}
+    _print_results(found, files)
     if arguments.json:
         facts = [
             {"train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss, **epoch.metrics,
              "wall_s": epoch.wall_s}
             for epoch in epochs
         ]  # fmt: skip
-        result = {
-            "accuracy": found.get("accuracy"), "metrics": found, "epochs": facts,
-            "run": str(learn.run_path), "report": str(page), "weights": str(weights),
-        }  # fmt: skip
+        result = {"accuracy": found.get("accuracy"), "metrics": found, "epochs": facts}
+        result |= {name: str(path) for name, path in files.items()}
         print_line(json.dumps(_finite(result)))
 
 
-def _print_results(found: Mapping[str, float | None], learn: Learner, page: Any, weights: Any) -> None:
+def _print_results(found: Mapping[str, float | None], files: Mapping[str, Path]) -> None:
+    """The numbers of the last validation, and where the files are."""
     known = {name: value for name, value in found.items() if value is not None}
     shown = without_classes(known)
     if len(shown) > 1:  # the loss is for those without another number
         shown.pop("loss", None)
     lines = {name: metric_value(name, value) for name, value in shown.items()}
-    lines |= {"run": str(learn.run_path), "report": str(page), "weights": str(weights)}
-    lines["page"] = f"convlens view {shlex.quote(str(learn.run_path))}"
+    lines |= {name: str(path) for name, path in files.items()}
+    lines["page"] = f"convlens view {shlex.quote(str(files['run']))}"
     width = max(map(len, lines))
     for name, text in lines.items():
         print_line(f"{name:<{width}}  {text}")
