@@ -36,6 +36,7 @@ from .geometry import (
     show_planes,
     summary,
 )
+from .inference import load_classifier
 from .models import model, simple_cnn
 from .runs import list_runs, open_run
 from .runs.checkpoints import load_checkpoint
@@ -102,6 +103,7 @@ __all__ = [
     "geometry",
     "list_runs",
     "load_checkpoint",
+    "load_classifier",
     "load_image",
     "mnist",
     "model",

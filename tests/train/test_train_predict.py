@@ -95,7 +95,10 @@ def test_files_are_brought_to_the_channels_and_the_size_of_the_training_images(f
     said = grey.predict([tmp_path / "colour.png", large, tmp_path / "large.png"])
     torch.testing.assert_close(said.probabilities[:1], right[:1])
     small = grey.predict(cl.load_image(tmp_path / "large.png", size=(12, 12))).probabilities
-    torch.testing.assert_close(said.probabilities[1:], small.expand(2, 3))
+    torch.testing.assert_close(said.probabilities[1:], small.expand(2, 3), atol=1e-3, rtol=0)
+    tensors = [cl.load_image(tmp_path / "large.png"), torch.from_numpy(pixels()[:1]) / 255]
+    for x in (tensors, iter(tensors), (255 * tensors[0], tensors[1] * 255)):  # scaled as files are
+        assert torch.equal(grey.predict(x).probabilities, said.probabilities[[2, 0]])
     colour, _ = made(pixels(3))
     as_grey = np.repeat(pixels()[:1, None], 3, axis=1)
     torch.testing.assert_close(
@@ -175,7 +178,7 @@ def test_files_for_a_model_of_other_channels_than_grey_and_colour(files):
 @pytest.mark.parametrize(
     ("x", "sentence"),
     [
-        (3, r"x must be image files, Pillow images, or a tensor or array of shape .*got int"),
+        (3, r"x must be image files, folders, Pillow images, or a tensor or array .*got int"),
         ([1, 2], r"x must be image files, .* got shape \(2,\)"),
         ([], r"x must be image files, .* got shape \(0,\)"),
         (torch.zeros(12, 12), r"x must be image files, .* got shape \(12, 12\)"),
@@ -185,8 +188,16 @@ def test_files_for_a_model_of_other_channels_than_grey_and_colour(files):
         (np.zeros((1, 12, 12), np.int64), r"x must be uint8 pixels .*, or floats, got int64"),
         (np.zeros((1, 12, 12), object), r"x must be image files.* x has dtype object"),
         (
-            [torch.zeros(1, 12, 12), torch.zeros(1, 9, 9)],
-            r"list of arrays of different shape or dtype, such as \(1, 12, 12\), float32 and \(1",
+            [torch.zeros(1, 12, 12), torch.zeros(1, 9, 9, dtype=torch.uint8)],
+            r"x is a list of arrays of float32 and uint8; give one dtype",
+        ),
+        (iter([]), r"x must be image files, .* x gives nothing"),
+        (iter([torch.zeros(2, 1, 12, 12)]), r"generator of items of shape \(2, 1, 12, 12\); each"),
+        (iter([3]), r"generator of items of int; each must be an image file"),
+        (iter(["a.png", 3]), r"x\[1\] is of type int, but x\[0\] is an image file"),
+        (
+            iter([torch.zeros(1, 12, 12)] * 2 + [torch.full((1, 12, 12), 255.0)] * 2),
+            r"x gives images of different dtype or range from one to the other",
         ),
         (
             [np.zeros((1, 12, 12), np.uint8), torch.zeros(1, 12, 12)],
@@ -199,7 +210,7 @@ def test_files_for_a_model_of_other_channels_than_grey_and_colour(files):
 def test_what_is_no_images(x, sentence):
     learn, _ = made(pixels())
     with pytest.raises(cl.ArgumentError, match=sentence):
-        learn.predict(x)
+        learn.predict(x, batch_size=2)
 
 
 def test_arguments_that_cannot_work(files):

@@ -7,7 +7,7 @@ import sys
 import traceback
 from typing import NoReturn
 
-from convlens.cli import data, diagnosis, recorded_runs, summary_and_field, training
+from convlens.cli import data, diagnosis, inference, recorded_runs, summary_and_field, training
 from convlens.cli.options import Parser
 from convlens.cli.output import print_line
 from convlens.errors import ArgumentError, ConvlensError, LayerNotFoundError
@@ -43,7 +43,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("--version", action="version", version=f"convlens {version('convlens')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    for group in (training, data, recorded_runs, diagnosis, summary_and_field):
+    for group in (training, data, inference, recorded_runs, diagnosis, summary_and_field):
         group.add_commands(commands)
     return parser
 
@@ -52,7 +52,10 @@ def _sentence(error: Exception) -> str:
     """The message for an error, without names of Python arguments, which a user has not written."""
     if isinstance(error, ConvlensError):
         said = re.sub(r"\bfolder=…", "--data", str(error))
-        said = re.sub(r"\b(size|image|label|separator)=(?:…|'…'|\(H, W\))", r"--\1", said)
+        said = re.sub(
+            r"\b(size|image|images|label|model|separator)=(?:…|'…'|\(H, W\))", r"--\1", said
+        )
+        said = said.replace("overwrite=True", "--overwrite")
         said = re.sub(r"^(image|label|loss|model|optimizer)=(?=')", r"--\1 ", said)
         said = re.sub(r"^label_smoothing(?==| )", "--label-smoothing", said)
         return re.sub(r"^input_shape(?= )", "the input", re.sub(r"^\w+=(?=\S)", "", said))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 
 PLAIN = {
@@ -53,6 +54,17 @@ def encodable(text: str, encoding: str) -> str:
             for char in text
         )
     return text
+
+
+def say(text: str) -> None:
+    """Write lines to standard output, whatever its encoding; nothing where it is closed.
+
+    >>> say("3×3")
+    3×3
+    """
+    if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison] - closed at the start
+        sys.stdout.write(encodable(text + "\n", sys.stdout.encoding or "utf-8"))
+        sys.stdout.flush()
 
 
 def _is_control(char: str) -> bool:

@@ -50,6 +50,9 @@ THREADS = 2
 READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 """How a file is opened; it may have become a pipe, which is not waited for."""
 
+SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of the system that say nothing of the file: too many open files, no memory."""
+
 BAR_AFTER_S, BAR_EVERY_S = 1.0, 0.25
 
 
@@ -222,6 +225,7 @@ class Decoder:
             ColourFoundError: with ``only_grey``, if an image has colours.
             OtherSizeError: if an image has another size than the store's rows.
             OSError: if the store cannot be written.
+            DataError: if there is no memory to read a file, or too many files are open.
         """
         row_bytes = int(np.prod(self.store.shape[1:]))
         missing = np.flatnonzero(self.store.rows["state"] != GOOD)
@@ -246,6 +250,8 @@ class Decoder:
             try:
                 picture, digest = self._read(file)
             except DataError as error:
+                if is_shortage(error):  # the file may be good: it must not be kept as damaged
+                    raise
                 self.failures[start + i] = _without_name(str(error), file)
                 rows["state"][i] = FAILED
                 continue
@@ -266,6 +272,18 @@ class Decoder:
         return picture, hashlib.blake2b(data, digest_size=16).digest()
 
 
+def is_shortage(error: BaseException) -> bool:
+    """Whether an error of reading a file, or its cause, is that this process lacks something.
+
+    >>> is_shortage(OSError(errno.EMFILE, "Too many open files")), is_shortage(ValueError())
+    (True, False)
+    """
+    cause = error.__cause__ or error
+    if isinstance(cause, MemoryError) or "out of memory" in str(cause):  # Pillow's words
+        return True
+    return isinstance(cause, OSError) and cause.errno in SHORTAGES
+
+
 def _chunks(rows: NDArray[np.int64], most: int) -> list[tuple[int, int]]:
     """The parts of adjacent rows, at most so long: (start, stop)."""
     runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
@@ -278,8 +296,9 @@ def first_picture(files: Sequence[SourceFile], preprocessing: Preprocessing) -> 
     for file in files:
         try:
             return preprocessing.decode(file.content(), printable(file.path))
-        except ConvlensError:
-            continue
+        except ConvlensError as error:
+            if is_shortage(error):
+                raise
     return None
 
 

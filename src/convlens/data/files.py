@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from convlens.core.argument_checks import check_whole
-from convlens.core.terminal import encodable
+from convlens.core.terminal import say
 from convlens.core.wording import plural
 from convlens.data.augmentation import Augmentation, augmentation_of
 from convlens.data.description import Origin, least_median_most
@@ -467,10 +466,7 @@ def _printable(name: str) -> str:
 def _say(dls: DataLoaders, duplicates: Duplicates) -> None:
     """Print what was found, and warn of images that are on both sides."""
     assert dls.origin is not None
-    text = "\n".join(dls.describe().brief()) + "\n"
-    if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison] - closed at the start
-        sys.stdout.write(encodable(text, sys.stdout.encoding or "utf-8"))
-        sys.stdout.flush()
+    say("\n".join(dls.describe().brief()))
     if duplicates.across:
         pairs = [f"{dls.origin.short(a)} = {dls.origin.short(b)}"
                  for a, b in duplicates.across[:MOST_SHOWN]]  # fmt: skip

@@ -122,7 +122,7 @@ def _classes(
     empty: list[str] = []
     direct = [name for name in _entries(folder) if not os.path.isdir(folder / name)]  # noqa: PTH112
     for name in _folders(folder):
-        found = _images(folder / name, skipped)
+        found = images_below(folder / name, skipped)
         if found:
             classes[name] = sorted(found, key=natural)
         else:
@@ -144,8 +144,16 @@ def _classes(
     return classes
 
 
-def _images(folder: Path, skipped: list[Skipped]) -> list[str]:
-    """All image files below a class folder; each folder is visited once, whatever links to it."""
+def images_below(folder: Path, skipped: list[Skipped]) -> list[str]:
+    """All image files below a folder; each folder is visited once, whatever links to it.
+
+    Args:
+        folder: where to look.
+        skipped: gets what is found and left out.
+
+    Raises:
+        DataError: if a folder cannot be read.
+    """
     found: list[str] = []
     # A link to a folder above would bring in the other classes.
     above = {*folder.absolute().parents, *folder.resolve().parents}

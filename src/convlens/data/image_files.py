@@ -127,6 +127,8 @@ def as_data_error(error: Exception, name: str) -> ConvlensError:
         )
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return DataError(f"{name} has too many pixels to be read safely: {error}")
+    if isinstance(error, MemoryError):
+        return DataError(f"{name} cannot be read (there is not enough memory).")
     if isinstance(error, OSError) and error.errno is not None:
         return DataError(f"{name} cannot be read ({error.strerror}).")
     return DataError(f"{name} is a damaged image: {str(error) or type(error).__name__}.")

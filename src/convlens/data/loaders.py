@@ -16,6 +16,7 @@ from convlens.core.argument_checks import check_whole
 from convlens.core.wording import n_bytes, type_name
 from convlens.data.batches import first_batch
 from convlens.data.description import Description, Origin, Part
+from convlens.data.input_transform import InputTransform
 from convlens.data.items import CLASSES, LABELS, NUMBERS
 from convlens.data.pixels import PixelScale, range_scale
 from convlens.data.preprocessing import Preprocessing
@@ -297,6 +298,13 @@ class DataLoaders:
         """
         check_batch_shape(x)
         return (self.scale or range_scale(x)).to_uint8(x)
+
+    @property
+    def input_transform(self) -> InputTransform:
+        """How an image becomes what the network gets, as far as it is known; see `predict`."""
+        shape: Any = getattr(self.train, "input_shape", None)
+        known = isinstance(shape, tuple) and len(shape) == 3  # pyright: ignore[reportUnknownArgumentType]
+        return InputTransform.of(shape if known else None, self.scale, self.preprocessing)
 
     @property
     def valid_files(self) -> Sequence[str]:

@@ -135,7 +135,7 @@ def load_checkpoint(
             f"The checkpoint {str(path)!r} holds no optimizer state; load it without optimizer."
         )
     state = _read_tensors(path, MODEL, manifest)
-    _check_fit(path, model.state_dict(), state)
+    check_fit(path, model.state_dict(), state)
     if optimizer is not None:
         tensors = _read_tensors(path, OPTIMIZER, manifest)
         try:
@@ -223,12 +223,12 @@ def _write(folder: Path, files: Mapping[str, dict[str, Any]], facts: dict[str, A
         mode = temporary.stat().st_mode & 0o666  # safetensors makes its files private
         for name in (*files, MANIFEST):
             (temporary / name).chmod(mode)
-            _sync(temporary / name)
-        _sync(temporary)
+            sync_to_disk(temporary / name)
+        sync_to_disk(temporary)
         existing = [_number(p) for p in folder.iterdir() if _NAME.fullmatch(p.name)]
         path = folder / f"checkpoint-{max(existing, default=0) + 1:04d}"
         temporary.rename(path)
-        _sync(folder)
+        sync_to_disk(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -238,7 +238,7 @@ def _write(folder: Path, files: Mapping[str, dict[str, Any]], facts: dict[str, A
     return path
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Have the file or directory on the disk, not only in the system's memory."""
     if os.name == "nt":  # Windows cannot sync a directory, nor a file opened for reading
         return
@@ -374,9 +374,10 @@ def _damaged(file: Path, reason: str) -> CheckpointError:
     )
 
 
-def _check_fit(
+def check_fit(
     path: Path, wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]
 ) -> None:
+    """Raises CheckpointError if a file's tensors are not those of a model, by names and shapes."""
     faults = [f"{name} is missing" for name in wanted if name not in found]
     faults += [f"{name} is not in the model" for name in found if name not in wanted]
     faults += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from convlens.inference import Prediction
 from convlens.train.callbacks.base import (
     Callback,
     CancelBatchError,
@@ -15,7 +16,6 @@ from convlens.train.callbacks.stats import ActivationStats, GradientStats, Updat
 from convlens.train.learner import Learner
 from convlens.train.loop import adamw
 from convlens.train.metrics import accuracy
-from convlens.train.prediction import Prediction
 from convlens.train.schedules import (
     Constant,
     Exponential,

@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from convlens.core.argument_checks import check_path
 from convlens.core.outcome import outcome_of
 from convlens.core.wording import function_name
+from convlens.data.input_transform import InputTransform
+from convlens.data.items import CLASSES
 from convlens.errors import RunError, warn
+from convlens.execution import unwrapped
+from convlens.models.architecture import architecture_of
 from convlens.runs import create_run
 from convlens.runs.checkpoints import check_state
 from convlens.runs.folder import make_exact
@@ -59,6 +64,7 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
         "seed": learn.seed,
         "data": learn.dls.facts(),
         "model": model_facts(learn.model),
+        **_facts_of_use(learn),
         "loss": function_name(learn.loss_function),
         "label_smoothing": learn.label_smoothing,
         "optimizer": {
@@ -69,6 +75,18 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
         "n_epochs": learn.n_epochs,
         "n_steps": learn.n_steps,
         "summary": _summary(learn),
+    }
+
+
+def _facts_of_use(learn: Learner) -> dict[str, Any]:
+    """What is needed to use the network on images: see `convlens.load_classifier`."""
+    architecture = architecture_of(unwrapped(learn.model))
+    transform: InputTransform | None = getattr(learn.dls, "input_transform", None)
+    return {
+        "architecture": None if architecture is None else asdict(architecture),
+        "input": None if transform is None else transform.facts(),
+        "classes": list(learn.dls.classes),
+        "kind": getattr(learn.dls, "kind", CLASSES),
     }
 
 
