@@ -99,9 +99,9 @@ def test_options_reach_the_training(train, tmp_path):
         (["--metrics", "mae"], "The metric 'mae' is for numbers, but the data has classes"),
         (["--loss", "crossentropy"], "--loss 'crossentropy' is not known;.*'cross_entropy'"),
         (["--schedule", "onecycle"], "schedule must be one of .* did you mean 'one-cycle'"),
-        (["--model", "resnet81"], "--model 'resnet81' is not known;.*Closest: .*resnet"),
+        (["--model", "resnet81"], "'resnet81' is not known;.*Closest: .*resnet"),
         (["--label-smoothing", "2"], "--label-smoothing must be from 0 to below 1, got 2.0"),
-        (["--lr", "found"], "argument --lr: must be find, or a positive number"),
+        (["--lr", "found"], "argument --lr: must be a positive number such as 0.01, got 'found'"),
         (["--model", "resnet", "--norm", "none"], "--norm is for simple_cnn, not for resnet"),
     ],
 )

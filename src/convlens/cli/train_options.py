@@ -161,12 +161,7 @@ def _default(name: str, words: str) -> str:
 
 
 def _rate_or_find(text: str) -> float | str:
-    if text == "find":
-        return text
-    try:
-        return positive_number(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(str(error).replace("be a", "be find, or a")) from None
+    return text if text == "find" else positive_number(text)
 
 
 def _at_least_0(text: str) -> float:
