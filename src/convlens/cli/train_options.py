@@ -6,11 +6,14 @@ import argparse
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convlens.cli.data_options import FILES_BATCH, NAMED_BATCH, add_data_options, is_named
 from convlens.cli.options import RUNS, Parser, positive_number, whole_number, word_list
 from convlens.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from convlens.train.presets import Preset
 
 DEFAULTS: Mapping[str, Any] = {
     "epochs": 5,
@@ -60,8 +63,8 @@ def _add_network(add: Callable[..., Any]) -> None:
 
 def _add_training(add: Callable[..., Any]) -> None:
     add("--preset", metavar="NAME",
-        help="settings that were measured, such as fast or best for mnist; other options given "
-        "count more")  # fmt: skip
+        help="settings that were measured: fast or best for mnist, small for small color images; "
+        "other options given count more")  # fmt: skip
     add("--epochs", type=whole_number(1), help=_default("epochs", "passes over the images"))
     add("--lr", type=_rate_or_find, metavar="RATE",
         help="highest learning rate of the schedule, or find, which looks for one first (default: "
@@ -132,22 +135,33 @@ def default_rate(arguments: argparse.Namespace) -> float:
     return NAMED_RATE if is_named(arguments) else FILES_RATE
 
 
-def complete(arguments: argparse.Namespace) -> None:
+def complete(arguments: argparse.Namespace) -> Preset | None:
     """Fill in what was not given: from the preset, then from the defaults.
 
+    Returns:
+        The preset if the network is its own, None if it is that of ``--model``.
+
     Raises:
-        ArgumentError: if there is no such preset or schedule, or options exclude each other.
+        ArgumentError: if there is no such preset, schedule or augmentation, or options exclude
+            each other.
     """
+    from convlens.inference.augmentation import check_tta
+    from convlens.train.presets import preset_of
     from convlens.train.schedules import schedule_of
 
     if arguments.fine_tune and arguments.schedule is not None:
         raise ArgumentError("--fine-tune has a schedule of its own; leave --schedule out.")
-    for name, value in DEFAULTS.items():
-        if getattr(arguments, name) is None:
+    preset = None if arguments.preset is None else preset_of(arguments.preset, arguments.data)
+    whose = preset if arguments.model is None and arguments.norm is None else None
+    values = {} if preset is None else vars(preset)
+    for name, value in {**DEFAULTS, **values}.items():
+        if getattr(arguments, name, value) is None:
             setattr(arguments, name, value)
     schedule_of(arguments.schedule, 1.0)
+    check_tta(arguments.tta)
     if arguments.norm is not None and arguments.model != "simple_cnn":
         raise ArgumentError(f"--norm is for simple_cnn, not for {arguments.model}; leave it out.")
+    return whose
 
 
 def learner_options(arguments: argparse.Namespace) -> dict[str, Any]:

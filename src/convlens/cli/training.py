@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from convlens.data import DataLoaders
     from convlens.train import Learner
+    from convlens.train.presets import Preset
 
 PROBLEM = 3
 """The exit code where there is a problem."""
@@ -79,8 +80,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Train a network, watch it, and write a report."""
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ArgumentError(f"--out must be a folder, got the file {str(arguments.out)!r}.")
-    complete(arguments)
-    learn = _learner(arguments)
+    learn = _learner(arguments, complete(arguments))
     with interruptible():
         try:
             _fit(learn, arguments)
@@ -91,7 +91,7 @@ def train(arguments: argparse.Namespace) -> None:
             raise
 
 
-def _learner(arguments: argparse.Namespace) -> Learner:
+def _learner(arguments: argparse.Namespace, preset: Preset | None) -> Learner:
     import torch
 
     from convlens import train
@@ -99,7 +99,10 @@ def _learner(arguments: argparse.Namespace) -> Learner:
 
     dls = _data(arguments)
     torch.manual_seed(arguments.seed)
-    network = _network(dls, arguments.model, arguments.pretrained, arguments.norm)
+    if preset is not None and arguments.pretrained is None:
+        network = preset.network(dls)
+    else:
+        network = _network(dls, arguments.model, arguments.pretrained, arguments.norm)
     return train.Learner(
         dls,
         network,
@@ -193,8 +196,13 @@ def _finish(learn: Learner, arguments: argparse.Namespace) -> None:
     for finding in diagnose(run):
         print_line(str(finding))
     epochs = learn.recorder.epochs
-    found = {"loss": epochs[-1].valid_loss, **epochs[-1].metrics}
-    if arguments.tta is not None:
+    shown = epochs[-1]
+    if arguments.best is not None:  # its weights are in the model again
+        best = learn.best_checkpoint.epoch
+        shown = next((epoch for epoch in epochs if epoch.epoch == best), shown)
+        print_line(f"best by {arguments.best}: epoch {shown.epoch + 1} of {len(epochs)}")
+    found = {"loss": shown.valid_loss, **shown.metrics}
+    if arguments.tta is not None and learn.dls.valid is not None:
         found = learn.validate(tta=arguments.tta)
     files = {"run": learn.run_path, "report": page, "weights": best_checkpoint(learn.run_path)}
     _print_results(found, files)
@@ -204,7 +212,8 @@ def _finish(learn: Learner, arguments: argparse.Namespace) -> None:
              "wall_s": epoch.wall_s}
             for epoch in epochs
         ]  # fmt: skip
-        result = {"accuracy": found.get("accuracy"), "metrics": found, "epochs": facts}
+        result = {"accuracy": found.get("accuracy"), "metrics": found, "epoch": shown.epoch}
+        result["epochs"] = facts
         result |= {name: str(path) for name, path in files.items()}
         print_line(json.dumps(_finite(result)))
 
