@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from convlens.checking import CheckResult, check
 from convlens.checking.mismatch_errors import checking_loss
+from convlens.core.argument_checks import check_whole
 from convlens.core.records import Findings, RunRecord
 from convlens.core.terminal import say
 from convlens.data.batches import first_batch
@@ -21,6 +22,15 @@ from convlens.inference.export import Export, check_input, export
 from convlens.plots import plot_sched
 from convlens.train.callbacks.base import (
     Callback,
+)
+from convlens.train.layer_groups import (
+    HEAD,
+    FineTune,
+    FreezeFirst,
+    Rate,
+    discriminative,
+    highest,
+    layer_groups,
 )
 from convlens.train.learner_arguments import make_optimizer
 from convlens.train.loop import TrainingLoop
@@ -51,9 +61,11 @@ class Learner(TrainingLoop):
             "cross_entropy" or "focal" for classes, weighted by ``dls.class_weights``, "bce" or
             "focal" (of logits) for labels, "mse", "mae" or "huber" for numbers. None for the first
             that fits ``dls.kind``.
-        optimizer: called with the model's parameters and ``lr=``, the schedule's highest rate, at
-            the first fit; the chapter's AdamW by default. Parameter groups keep the ratio of their
-            rate to that one, and a momentum of their own.
+        optimizer: a name, "adamw" (with the chapter's settings), "adam", "sgd" (with Nesterov's
+            momentum), "rmsprop", "nadam" or "radam": biases and the parameters of norms get no
+            weight decay. Or a function that is called with the model's parameters and ``lr=``. It
+            is made at the first fit, with the schedule's highest rate. Parameter groups keep the
+            ratio of their rate to that one, and a momentum of their own.
         metrics: what to measure on the validation items. A name: "accuracy", "top5" (or another
             number), "f1", "precision", "recall", "auroc", "map" (mean average precision) for
             classes, the same without "top5" for labels, "mae", "mse", "rmse", "r2" for numbers;
@@ -69,6 +81,7 @@ class Learner(TrainingLoop):
             (The order of the data has a seed of its own, given to the data.)
         run: ``"auto"`` records every fit to a new directory ``base/NAME-0001``; a path names the
             directory; None keeps everything in memory.
+        weight_decay: of an optimizer by name; None for 0.01 of "adamw" and none of the others.
         label_smoothing: the share of each label that the cross entropy of the training spreads
             over all classes, such as 0.1; the validation loss is without it.
         base: the folder that keeps the runs.
@@ -133,15 +146,16 @@ class Learner(TrainingLoop):
         return plot_sched(*planned(self, schedule, n_epochs), axes)
 
     def fit(
-        self, n_epochs: int, lr: float | Schedule = 1e-3, *, callbacks: Sequence[Callback] = ()
+        self, n_epochs: int, lr: Rate | Schedule = 1e-3, *, callbacks: Sequence[Callback] = ()
     ) -> None:
         """Train for ``n_epochs``.
 
         Args:
             n_epochs: passes over the training data, at least 1.
-            lr: a constant learning rate, or a schedule: `OneCycle`, `FlatCosine`, `WarmupCosine`,
-                `Exponential`, or an object of one's own (see `Schedule`). Momentum is left alone
-                unless the schedule sets it.
+            lr: a constant learning rate; or two, (low, high), that of the first layers and that of
+                the head, with that of the middle layers between them; or a schedule: `OneCycle`,
+                `FlatCosine`, `WarmupCosine`, `Exponential`, or an object of one's own (see
+                `Schedule`). Momentum is left alone unless the schedule sets it.
             callbacks: used in this fit only.
 
         Raises:
@@ -150,12 +164,13 @@ class Learner(TrainingLoop):
                 weights are not finite before the first step.
             NonFiniteLossError: if the loss becomes NaN or infinite.
         """
-        self._fit(n_epochs, as_schedule(lr), callbacks)
+        schedule = as_schedule(highest(lr, "lr"))
+        self._fit(n_epochs, discriminative(lr, schedule), callbacks)
 
     def fit_one_cycle(
         self,
         n_epochs: int,
-        lr_max: float = 1e-3,
+        lr_max: Rate = 1e-3,
         *,
         div: float = 25.0,
         div_final: float = 1e5,
@@ -166,10 +181,82 @@ class Learner(TrainingLoop):
     ) -> None:
         """Train for ``n_epochs`` with the 1cycle policy; see `OneCycle` for the arguments.
 
+        ``lr_max`` may be two rates, (low, high), as in `fit`.
+
         Raises:
             ArgumentError, TrainingError, NonFiniteLossError: as `fit`.
         """
-        self._fit(n_epochs, OneCycle(lr_max, div, div_final, pct_start, moms, anneal), callbacks)
+        lr = highest(lr_max, "lr_max")
+        schedule = OneCycle(lr, div, div_final, pct_start, moms, anneal)
+        self._fit(n_epochs, discriminative(lr_max, schedule), callbacks)
+
+    def fine_tune(
+        self,
+        n_epochs: int,
+        lr: float = 2e-3,
+        *,
+        freeze_epochs: int = 1,
+        lr_mult: float = 100.0,
+        pct_start: float = 0.3,
+        div: float = 5.0,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        """Train a pretrained network: the head alone first, then all layers.
+
+        This is one fit of ``freeze_epochs + n_epochs`` epochs, and one run. In the first ones all
+        but the head is frozen (see `freeze`), with a 1cycle up to ``lr``. Then all layers are
+        trained, with a 1cycle up to ``lr / 2`` for the head and ``lr / 2 / lr_mult`` for the first
+        layers. (The procedure and its values are fast.ai's.)
+
+            >>> dls = cl.from_arrays(torch.rand(8, 1, 9, 9), [0, 1] * 4, layout="NCHW")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+            >>> learn.fine_tune(2, freeze_epochs=1)
+            >>> learn
+            Learner(Sequential with 25,666 parameters, DataLoaders 'arrays', cpu, 3 epochs trained)
+
+        Args:
+            n_epochs: epochs that train all layers.
+            lr: the learning rate of the head.
+            freeze_epochs: epochs before, that train the head alone; 0 for none.
+            lr_mult: how many times the rate of the first layers is that of the head.
+            pct_start: share of the steps of the second cycle that warm up.
+            div: its first learning rate is its highest divided by this.
+            callbacks: used in this fit only.
+
+        Raises:
+            ArgumentError, TrainingError, NonFiniteLossError: as `fit`.
+        """
+        check_whole("n_epochs", n_epochs, 1)
+        check_whole("freeze_epochs", freeze_epochs, 0)
+        cycles = OneCycle(lr, pct_start=0.99), OneCycle(lr / 2, div, pct_start=pct_start)
+        epochs = freeze_epochs + n_epochs
+        schedule = FineTune(*cycles, share=freeze_epochs / epochs)
+        if not lr_mult >= 1:
+            raise ArgumentError(f"lr_mult must be a number of at least 1, got {lr_mult!r}.")
+        first = FreezeFirst(freeze_epochs)
+        rates = (lr / lr_mult, lr)
+        self._fit(epochs, discriminative(rates, schedule), [first, *callbacks])
+
+    def freeze(self) -> None:
+        """Freeze all layers but the head, until `unfreeze`.
+
+        Their parameters get no gradients, and their batch norms stay in evaluation mode during
+        training: they keep their statistics. The head is the last layer that has weights, and
+        what follows it; of networks of timm, the library's classifier.
+
+            >>> dls = cl.from_arrays(torch.rand(8, 1, 9, 9), [0, 1] * 4, layout="NCHW")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+            >>> learn.freeze()
+            >>> [name for name, p in learn.model.named_parameters() if p.requires_grad]
+            ['5.0.weight', '5.0.bias']
+            >>> learn.unfreeze()
+        """
+        groups = layer_groups(self.model, self.dls.facts()["input_shape"])
+        self._frozen.freeze(self.model, groups.get(HEAD, []))
+
+    def unfreeze(self) -> None:
+        """Restore what `freeze` has changed; what was frozen before stays frozen."""
+        self._frozen.unfreeze()
 
     def record(self) -> RunRecord:
         """Everything that the last fit has recorded, from memory."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from numbers import Integral
 from operator import length_hint
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from convlens.checking.mismatch_errors import (
     check_loss,
@@ -38,15 +37,14 @@ from convlens.train.callbacks.nonfinite import NonFiniteGuard, check_finite
 from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
+from convlens.train.layer_groups import Frozen, prepare_groups
 from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
 from convlens.train.losses import Loss, resolve_losses
 from convlens.train.metrics import Metric, Validation
 from convlens.train.named_metrics import resolve_metrics
+from convlens.train.optimizers import optimizer_factory
 from convlens.train.run_setup import model_facts, recording
 from convlens.train.schedules import Schedule
-
-adamw = partial(AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01)
-"""The default optimizer, the chapter's: AdamW with β₂ 0.99, eps 1e-5, weight decay 0.01."""
 
 
 class TrainingLoop:
@@ -59,13 +57,14 @@ class TrainingLoop:
         dls: DataLoaders,
         model: nn.Module,
         loss: str | Loss | None = None,
-        optimizer: Callable[..., Optimizer] = adamw,
+        optimizer: str | Callable[..., Optimizer] = "adamw",
         metrics: Sequence[Metric] = (),
         callbacks: Sequence[Callback] = (),
         device: str | torch.device | None = None,
         seed: int | None = None,
         run: str | Path | None = "auto",
         *,
+        weight_decay: float | None = None,
         label_smoothing: float = 0.0,
         base: str | Path = "runs",
         progress: bool = True,
@@ -80,7 +79,7 @@ class TrainingLoop:
         self._measured = resolve_metrics(self.metrics, dls, self.valid_loss_function)
         self.model = model.to(self.device)
         self.seed, self.run, self.base = seed, run, base
-        self.make_optimizer = optimizer
+        self.make_optimizer = optimizer_factory(optimizer, weight_decay)
         self.sink: RecordSink | None = None
         self.run_path: Path | None = None
         self.error: BaseException | None = None
@@ -90,6 +89,7 @@ class TrainingLoop:
         self.x = self.y = self.output = self.loss = torch.empty(0)
         self._optimizer: Optimizer | None = None
         self._groups = GroupSettings(1.0)
+        self._frozen = Frozen()
         self._checked: set[bool] = set()  # modes (training or not) whose first output was checked
         self._events: dict[str, list[Callable[[Any], None]]] = {}
         self.callbacks: list[Callback] = []
@@ -216,6 +216,8 @@ class TrainingLoop:
             lr, parameters = schedule.peak, self.model.parameters()
             self._optimizer = make_optimizer(self.make_optimizer, parameters, lr)
             self._groups = GroupSettings(lr)
+        shape = self.dls.facts()["input_shape"]
+        prepare_groups(self._groups, self._optimizer, schedule, self.model, shape)
         self._groups.apply(self._optimizer, *schedule(0, self.n_steps))
         check_finite(self.model, self._optimizer)
 
@@ -335,6 +337,8 @@ class TrainingLoop:
         before = self.training
         if self.model.training != training:
             self.model.train(training)
+        if training:
+            self._frozen.keep_modes()
         self.training = training
         try:
             yield
