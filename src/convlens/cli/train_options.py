@@ -157,7 +157,7 @@ def complete(arguments: argparse.Namespace) -> Preset | None:
     for name, value in {**DEFAULTS, **values}.items():
         if getattr(arguments, name, value) is None:
             setattr(arguments, name, value)
-    schedule_of(arguments.schedule, 1.0)
+    schedule_of(str(arguments.schedule), 1.0)
     check_tta(arguments.tta)
     if arguments.norm is not None and arguments.model != "simple_cnn":
         raise ArgumentError(f"--norm is for simple_cnn, not for {arguments.model}; leave it out.")
