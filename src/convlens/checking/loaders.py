@@ -51,7 +51,7 @@ def batches_of(data: object, seconds: float) -> list[Any]:
         raise ArgumentError(
             f"data must be a batch (x, y) or a loader of batches, got {data!r:.60}."
         )
-    _refuse_streams(data)
+    refuse_streams(data)
     with loader_restored(data), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training says them again
         found = _read(data, seconds)
@@ -60,8 +60,8 @@ def batches_of(data: object, seconds: float) -> list[Any]:
     return found
 
 
-def _refuse_streams(data: Iterable[Any]) -> None:
-    """Raise ArgumentError if reading it uses up an iterator that it holds."""
+def refuse_streams(data: Iterable[Any]) -> None:
+    """Raises ArgumentError if reading it uses up an iterator that it holds."""
     source: object = getattr(data, "dataset", data)
     if isinstance(data, DataLoader) and not isinstance(source, IterableDataset):
         return  # items are read by their index

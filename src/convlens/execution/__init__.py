@@ -12,7 +12,7 @@ from convlens.execution.modules import (
     named_tensors,
     own_parameters,
 )
-from convlens.execution.preserve import copy_of, preserved, same_random, unwrapped
+from convlens.execution.preserve import copy_of, preserved, restored, same_random, unwrapped
 from convlens.execution.tracing import (
     Observer,
     Traced,
@@ -40,6 +40,7 @@ __all__ = [
     "own_parameters",
     "preserved",
     "read_inputs",
+    "restored",
     "run_on_fake",
     "same_random",
     "trace",

@@ -11,6 +11,7 @@ from typing import cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from convlens.execution.reachable import ContainerState, Reachable
 
@@ -63,6 +64,76 @@ def preserved(
         yield stands
 
 
+@contextmanager
+def restored(model: nn.Module, *others: object) -> Generator[None]:
+    """Train a model in place in the block, and restore it bit for bit, also after an error.
+
+    What `preserved` restores is restored here, and so is what ``others`` refer to: an optimizer's
+    ``vars()``, a loss. Tensors stay the same objects, so that an optimizer finds its parameters;
+    their values are put back from copies in main memory. Gradients are set aside meanwhile.
+    Compiled modules run compiled, unless they are watched. A Ctrl-C while things are put back comes
+    through after they are.
+
+    Args:
+        model: any module, without parameters that are still uninitialized.
+        others: what else the block may change.
+    """
+    found = Reachable([model, *others])
+    tensors = [t for t in found.tensors if not (t.is_meta or is_lazy(t))]
+    values = [(t, t.detach().to("cpu", copy=True)) for t in tensors]
+    gradients = [(t, t.grad) for t in tensors if t.is_leaf]
+    states = [ContainerState(container) for container in found.containers]
+
+    def put_back() -> None:
+        for each in states:
+            each.restore()
+        found.restore_states()
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for tensor, value in values:
+                _put_back(tensor, value)
+        for tensor, gradient in gradients:
+            tensor.grad = gradient
+
+    with ExitStack() as stack:
+        stack.enter_context(same_random({t.device for t in tensors}))
+        stack.callback(_surely, put_back)
+        stack.enter_context(_scripted_preserved(model))
+        if _remove_watchers(model) and _is_compiled(model):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        for tensor, _ in gradients:
+            tensor.grad = None
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        yield
+
+
+def _surely(action: Callable[[], None]) -> None:
+    """Do what can be done twice, again if Ctrl-C came meanwhile."""
+    try:
+        action()
+    except KeyboardInterrupt:
+        action()
+        raise
+
+
+def _put_back(tensor: Tensor, value: Tensor) -> None:
+    """Put a value back; what is unchanged is not written to, it may be read-only."""
+    plain = tensor.layout == torch.strided and not tensor.is_quantized
+    if plain and tensor.shape != value.shape:
+        tensor.data = value.to(tensor.device)
+    elif not plain or not torch.equal(_bits(tensor), _bits(value).to(tensor.device)):
+        tensor.copy_(value)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Numbers that are equal where the bits are; -0.0 equals 0.0, and NaN not itself."""
+    tensor = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    return tensor.view(_INTEGERS[tensor.itemsize]) if tensor.is_floating_point() else tensor
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 def copy_of(tensor: Tensor) -> Tensor:
     """A copy, as a stand-in for a pass on numbers."""
     return tensor.detach().clone()
@@ -76,13 +147,20 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
 
-def _remove_watchers(model: nn.Module) -> None:
-    """Remove the hooks of convlens; the dictionaries that hold them are restored afterwards."""
+def _remove_watchers(model: nn.Module) -> bool:
+    """Remove the hooks of convlens; the dictionaries that hold them are restored afterwards.
+
+    Returns:
+        Whether there were any.
+    """
+    found = False
     for module in model.modules():
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
             hooks: dict[int, object] = vars(module).get(kind, {})
             for key in [key for key, hook in hooks.items() if _is_watcher(hook)]:
                 del hooks[key]
+                found = True
+    return found
 
 
 def _is_watcher(hook: object) -> bool:

@@ -93,6 +93,9 @@ class Reachable:
 
     Objects and functions of `LIBRARIES` are not followed.
 
+    Args:
+        root: a model, or a list of models and other objects.
+
     Attributes:
         containers: dictionaries (also of attributes), lists, sets, deques, closure cells, and the
             variables of classes, objects with slots and modules.
@@ -100,12 +103,12 @@ class Reachable:
         states: objects that are changed in place, with their state and how to restore it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, root: object) -> None:
         self.containers: list[Container] = []
         self.tensors: list[Tensor] = []
         self.states: list[tuple[Any, Any, Callable[[Any, Any], Any]]] = []
         held: dict[int, Any] = {}  # by id; held so that no id() is reused
-        waiting: deque[tuple[Any, int]] = deque([(model, 0)])
+        waiting: deque[tuple[Any, int]] = deque([(root, 0)])
         while waiting and len(held) < MOST_OBJECTS:
             thing, hops = waiting.popleft()
             if not isinstance(thing, ATOMS) and id(thing) not in held:

@@ -15,6 +15,7 @@ from convlens.plots.convolutions import (
 )
 from convlens.plots.curves import plot_loss, plot_sched
 from convlens.plots.grids import show_images, show_mosaics, show_tiles
+from convlens.plots.lr_finding import plot_lr_finding
 from convlens.plots.many_layers import color_dim_all, plot_layer_stats_all
 from convlens.plots.one_layer import color_dim, plot_layer_stats
 from convlens.plots.plot_methods import CurvePlots, LayerPlots, ValidationPlots
@@ -30,6 +31,7 @@ __all__ = [
     "plot_layer_stats",
     "plot_layer_stats_all",
     "plot_loss",
+    "plot_lr_finding",
     "plot_sched",
     "plot_top_losses",
     "show_effective_field",

@@ -14,6 +14,7 @@ from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.stats import ActivationStats, GradientStats, UpdateStats
 from convlens.train.learner import Learner
+from convlens.train.lr_finding import LRFinding
 from convlens.train.metrics import accuracy
 from convlens.train.schedules import (
     Constant,
@@ -34,6 +35,7 @@ __all__ = [
     "Exponential",
     "FlatCosine",
     "GradientStats",
+    "LRFinding",
     "Learner",
     "OneCycle",
     "Pictures",

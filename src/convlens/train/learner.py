@@ -34,6 +34,8 @@ from convlens.train.layer_groups import (
 )
 from convlens.train.learner_arguments import make_optimizer
 from convlens.train.loop import TrainingLoop
+from convlens.train.lr_find import sweep
+from convlens.train.lr_finding import LRFinding
 from convlens.train.memory_record import record_of
 from convlens.train.planned_steps import planned
 from convlens.train.schedules import OneCycle, Schedule, as_schedule
@@ -111,6 +113,44 @@ class Learner(TrainingLoop):
         optimizer = make_optimizer(self.make_optimizer, self.model.parameters(), lr)
         loss = checking_loss(self.loss_function, self.dls.classes)
         return check(self.model, self.dls.train, loss, optimizer, seconds=seconds)
+
+    def lr_find(self, lr_min: float = 1e-7, lr_max: float = 10.0, n_steps: int = 100) -> LRFinding:
+        """Find a learning rate: train with rates from ``lr_min`` up, and look at the loss.
+
+        The rate rises by a constant factor at each of ``n_steps`` optimizer steps, with the
+        Learner's own loop, precision, accumulation and clipping. The sweep ends where the loss
+        diverges. Afterwards model, optimizer, random numbers and the order of the data are
+        exactly as before, also after an error or Ctrl-C. Nothing is recorded, and no callbacks
+        are called, not even those that change batches or losses.
+
+            >>> x, y = torch.randn(64, 1, 8, 8), torch.arange(64) % 2
+            >>> x[:, :, :4] += 2.0 * y.view(-1, 1, 1, 1)
+            >>> dls = cl.from_arrays(x, y, layout="NCHW", batch_size=16, device="cpu")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+            >>> found = learn.lr_find()
+            >>> 1e-4 < found.suggestion < 1
+            True
+            >>> print(found)  # doctest: +ELLIPSIS
+            suggestion  0...: ...
+            steepest    0...: the loss falls fastest.
+            valley      ...: the middle of the longest fall.
+            minimum     0...: a tenth of ..., where the loss is lowest.
+
+        Args:
+            lr_min: the first learning rate.
+            lr_max: the last one.
+            n_steps: optimizer steps; small data is read several times.
+
+        Returns:
+            The curve, its suggestions and the recommended one, ``.suggestion``; None where the
+            curve suggests none. Print it, or call ``.plot()``.
+
+        Raises:
+            ArgumentError: if an argument, or one of the Learner's, cannot work.
+            TrainingError: if the model, its output or the loss does not fit the batches, or the
+                weights are not finite before the first step.
+        """
+        return sweep(self, lr_min, lr_max, n_steps)
 
     def plot_sched(
         self,

@@ -87,7 +87,7 @@ class OneCycle:
 
     def __post_init__(self) -> None:
         for name in ("lr_max", "div", "div_final"):
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         if not 0 < self.pct_start < 1:
             raise ArgumentError(f"pct_start must be between 0 and 1, got {self.pct_start}.")
         if len(self.moms) != 3 or not all(0 <= m < 1 for m in self.moms):
@@ -132,7 +132,7 @@ class Constant:
     lr: float
 
     def __post_init__(self) -> None:
-        _check_positive("lr", self.lr)
+        check_positive("lr", self.lr)
 
     @property
     def peak(self) -> float:
@@ -169,8 +169,8 @@ class FlatCosine:
     div_final: float = 1e5
 
     def __post_init__(self) -> None:
-        _check_positive("lr", self.lr)
-        _check_positive("div_final", self.div_final)
+        check_positive("lr", self.lr)
+        check_positive("div_final", self.div_final)
         _check_share("pct_start", self.pct_start)
 
     @property
@@ -213,7 +213,7 @@ class WarmupCosine:
 
     def __post_init__(self) -> None:
         for name in ("lr", "div", "div_final"):
-            _check_positive(name, getattr(self, name))
+            check_positive(name, getattr(self, name))
         _check_share("warmup", self.warmup)
 
     @property
@@ -252,8 +252,8 @@ class Exponential:
     lr_end: float
 
     def __post_init__(self) -> None:
-        _check_positive("lr", self.lr)
-        _check_positive("lr_end", self.lr_end)
+        check_positive("lr", self.lr)
+        check_positive("lr_end", self.lr_end)
 
     @property
     def peak(self) -> float:
@@ -315,7 +315,7 @@ def as_schedule(lr: float | Schedule) -> Schedule:
             "lr must be a learning rate, such as 0.01, or a schedule, such as cl.OneCycle(0.01): "
             f"an object with .peak that is called with (step, n_steps); got {given!r:.60}{hint}."
         )
-    _check_positive(f"{function_name(given)}.peak", given.peak)
+    check_positive(f"{function_name(given)}.peak", given.peak)
     values = given(0, 1)
     if not isinstance(values, tuple) or len(values) != 2 or not isinstance(values[0], Real):
         raise ArgumentError(
@@ -360,7 +360,8 @@ def _line(start: float, end: float, share: float) -> float:
     return start + (end - start) * share
 
 
-def _check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: float) -> None:
+    """Raises ArgumentError if a value is not a positive number."""
     if not (isinstance(value, Real) and value > 0 and math.isfinite(value)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ArgumentError(f"{name} must be a positive number, such as 0.01, got {value!r}.")
 
