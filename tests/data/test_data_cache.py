@@ -440,3 +440,51 @@ def test_without_locks_nobody_waits_and_nothing_is_shared(files, cache, monkeypa
         if (path / "items.json").exists() is False and any(path.iterdir())
     ]
     assert clear_cache()
+
+
+SHORT = """
+import os, resource, sys
+from pathlib import Path
+from PIL import Image
+from convlens.data.image_cache import decoded
+from convlens.data.preprocessing import Preprocessing
+from convlens.errors import DataError
+
+folder = Path(sys.argv[1])
+Image.new("L", (9, 9)).save(folder / "small.png")
+Image.new("RGB", (5000, 5000)).save(folder / "large.png", compress_level=1)
+
+def read(kind, limit, *names):
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit, before[1]))
+    try:
+        files = [folder / name for name in names]
+        found = decoded(files, Preprocessing((8, 8)), folder=folder / "cache")
+        return [len(found.good), *(one.why for one in found.skipped)]
+    except DataError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(kind, before)
+
+plenty = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+read(resource.RLIMIT_NOFILE, plenty, "small.png", "small.png")  # what is imported late
+in_use = len(os.listdir("/proc/self/fd")) - 1
+memory = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+for limit in (in_use + 3, plenty):  # three files are open while images are decoded
+    print(read(resource.RLIMIT_NOFILE, limit, *["small.png"] * 5))
+for limit in (memory + 70_000_000, resource.RLIM_INFINITY):
+    print(read(resource.RLIMIT_AS, limit, "small.png", "large.png"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
+def test_what_the_process_lacks_is_not_kept_as_damage_of_files(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT, tmp_path], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"MALLOC_ARENA_MAX": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    files, good, memory, whole = done.stdout.splitlines()
+    assert "small.png cannot be read (Too many open files)." in files
+    assert "large.png cannot be read (there is not enough memory)." in memory
+    assert (good, whole) == ("[5]", "[2]")

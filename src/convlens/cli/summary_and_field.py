@@ -58,8 +58,8 @@ def add_commands(commands: Commands) -> None:
 
 def _add_model(command: Parser) -> None:
     add, side = command.add_argument, whole_number(1, LARGEST_SIDE)
-    add("model", help="simple_cnn, resnet, torchvision:NAME, timm:NAME or file.py:object, which "
-        "runs that Python file with all that it does")  # fmt: skip
+    add("model", help="simple_cnn, resnet, small_vgg, torchvision:NAME, timm:NAME or "
+        "file.py:object, which runs that Python file with all that it does")  # fmt: skip
     add("--input", type=image_shape, metavar="CxHxW",
         help="the image, such as 3x224x224, if not what the model is made for")  # fmt: skip
     add("--size", type=side, help="height and width of the image, instead of --input")

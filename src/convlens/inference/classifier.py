@@ -115,14 +115,7 @@ class Classifier:
 
     def _scores(self, x: Tensor) -> Tensor:
         output = self._forward(x)
-        if self.kind == CLASSES:
-            check_scores(output, self.classes)
-        elif not isinstance(output, Tensor) or not _fits(output, x, self.kind, len(self.classes)):
-            found = tuple(output.shape) if isinstance(output, Tensor) else type_name(output)
-            wanted = "(N,) or (N, 1)" if self.kind == NUMBERS else f"(N, {len(self.classes)})"
-            raise TrainingError(
-                f"predict needs an output of {self.kind} {wanted}; the model's output is {found}."
-            )
+        check_answers(output, len(x), self.classes, self.kind)
         return output.float()
 
     def _run_model(self, x: Tensor) -> Any:  # noqa: ANN401 - a model may return anything
@@ -133,10 +126,20 @@ class Classifier:
             raise
 
 
-def _fits(output: Tensor, x: Tensor, kind: str, n: int) -> bool:
-    if kind == NUMBERS:
-        return output.shape in ((len(x),), (len(x), 1))
-    return output.ndim == 2 and (n == 0 or output.shape[1] == n)
+def check_answers(output: Any, n: int, classes: Sequence[str], kind: str) -> None:  # noqa: ANN401
+    """Raises TrainingError if an output for n images is not of the shape that its kind needs."""
+    if kind == CLASSES:
+        check_scores(output, classes)
+        return
+    found = tuple(output.shape) if isinstance(output, Tensor) else type_name(output)
+    k = len(classes) or (found[-1] if isinstance(output, Tensor) and output.ndim == 2 else "K")
+    wanted = [(n,), (n, 1)] if kind == NUMBERS else [(n, k)]
+    if found not in wanted:
+        said = "(N,) or (N, 1)" if kind == NUMBERS else f"(N, {k})"
+        raise TrainingError(
+            f"predict needs an output of {kind} {said}; the model's output for {n} images is "
+            f"{found}."
+        )
 
 
 @contextmanager

@@ -279,6 +279,12 @@ class _Facts:
         plain = cast("dict[str, object]", arguments)
         if not all(map(_is_plain, plain.values())):
             _damaged(self._file, "architecture has arguments that are no small plain numbers")
+        shape, n_outputs = self.transform.input_shape, plain.get("n_classes")
+        if self.classes and self.kind != NUMBERS and n_outputs not in (None, len(self.classes)):
+            n = len(self.classes)
+            _damaged(self._file, f"architecture has {n_outputs} outputs, classes {n} names")
+        if shape is not None and plain.get("n_in") not in (None, shape[0]):
+            _damaged(self._file, f"architecture has {plain['n_in']} channels, input {shape[0]}")
         return Architecture(name, plain)
 
 

@@ -6,5 +6,6 @@ from convlens.models.blocks import conv
 from convlens.models.for_data import model
 from convlens.models.resnets import resnet
 from convlens.models.simple import simple_cnn
+from convlens.models.small_vgg import small_vgg
 
-__all__ = ["conv", "model", "resnet", "simple_cnn"]
+__all__ = ["conv", "model", "resnet", "simple_cnn", "small_vgg"]

@@ -11,10 +11,11 @@ from convlens.models.libraries import LIBRARIES, library_network
 from convlens.models.normalization import normalized
 from convlens.models.resnets import resnet
 from convlens.models.simple import simple_cnn
+from convlens.models.small_vgg import small_vgg
 
 __all__ = ["Architecture", "architecture_of", "build", "remember"]
 
-OURS = {"simple_cnn": simple_cnn, "resnet": resnet}
+OURS = {"simple_cnn": simple_cnn, "resnet": resnet, "small_vgg": small_vgg}
 """Our own networks by name: functions of ``n_in``, ``n_classes`` and more."""
 
 

@@ -23,13 +23,14 @@ from convlens.models.libraries import (
 )
 from convlens.models.resnets import resnet
 from convlens.models.simple import simple_cnn
+from convlens.models.small_vgg import small_vgg
 
 if TYPE_CHECKING:
     from torch import nn
 
-OURS = ("simple_cnn", "resnet")
+OURS = ("simple_cnn", "resnet", "small_vgg")
 FILE = "file"
-FORMS = "simple_cnn, resnet, torchvision:NAME, timm:NAME or file.py:object"
+FORMS = "simple_cnn, resnet, small_vgg, torchvision:NAME, timm:NAME or file.py:object"
 
 
 def find_model(
@@ -62,6 +63,8 @@ def find_model(
     channels = n_in or 1
     if name == "resnet":
         return resnet(channels, n_classes or 10), (channels, 224, 224)
+    if name == "small_vgg":
+        return small_vgg(channels, n_classes or 10), (channels, 32, 32)
     return simple_cnn(channels, n_classes or 10, norm=norm), (channels, 28, 28)
 
 

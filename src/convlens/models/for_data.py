@@ -26,6 +26,7 @@ from convlens.models.pretrained import (
 )
 from convlens.models.resnets import resnet
 from convlens.models.simple import simple_cnn, widths_for
+from convlens.models.small_vgg import small_vgg
 
 Weights = str | os.PathLike[str] | bool | None
 MeanAndDeviation = tuple[Sequence[float], Sequence[float]]
@@ -80,9 +81,9 @@ def model(
     returned behind a layer ``normalization`` that converts, exact in float32.
 
     Args:
-        spec: "simple_cnn", "resnet", "torchvision:NAME", "timm:NAME" or the bare name of a network
-            of these libraries, "file.py:object" (which runs the file), or a module, which is
-            returned as it is.
+        spec: "simple_cnn", "resnet", "small_vgg", "torchvision:NAME", "timm:NAME" or the
+            bare name of a network of these libraries, "file.py:object" (which runs the file), or a
+            module, which is returned as it is.
         dls: `DataLoaders`.
         pretrained: True for the weights that the library publishes, from its cache or the internet;
             or a .safetensors or .pth file of weights. Nothing in a file is run.
@@ -127,6 +128,8 @@ def _network(
     if name == "simple_cnn":
         network = simple_cnn(n_in, n_outputs, norm="batch", widths=widths_for(height, width))
         return "", name, network
+    if name == "small_vgg":
+        return "", name, small_vgg(n_in, n_outputs)
     side = min(height, width)
     downsampling = 4 if side >= 128 else 2 if side >= 64 else 1
     return "", name, resnet(n_in, n_outputs, downsampling=downsampling)

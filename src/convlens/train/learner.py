@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from convlens.checking import CheckResult, check
 from convlens.checking.mismatch_errors import checking_loss
 from convlens.core.argument_checks import check_whole
 from convlens.core.records import Findings, RunRecord
 from convlens.core.terminal import say
+from convlens.data import Batches
 from convlens.data.batches import first_batch
 from convlens.data.items import CLASSES
 from convlens.doctor import diagnose
 from convlens.errors import ArgumentError
 from convlens.geometry import Summary, summary
 from convlens.inference import Classifier, Prediction
+from convlens.inference.augmentation import averaged, check_tta, views
+from convlens.inference.classifier import check_answers
 from convlens.inference.compared_images import of_loaders
 from convlens.inference.export import Export, check_input, export
 from convlens.plots import plot_sched
@@ -92,6 +97,8 @@ class Learner(TrainingLoop):
     Raises:
         ArgumentError: if an argument cannot work, or a callback's name would hide an attribute.
     """
+
+    _tta: str | None = None
 
     def check(self, lr: float = 1e-3, *, seconds: float = 5.0) -> CheckResult:
         """Say what would go wrong in a training, before it; see `convlens.check`.
@@ -305,6 +312,38 @@ class Learner(TrainingLoop):
     def diagnose(self) -> Findings:
         """Say what is wrong with the last fit, from memory; see `convlens.diagnose`."""
         return Findings(diagnose(self.record()))
+
+    def validate(
+        self, batches: Batches | None = None, *, tta: str | None = None
+    ) -> dict[str, float]:
+        """Loss and metrics over all items of ``batches``, ``dls.valid`` if None.
+
+        Args:
+            batches: pairs (x, y).
+            tta: test-time augmentation: "flip" averages the probabilities of each image and its
+                mirror image; loss and metrics get scores with these probabilities.
+
+        Returns:
+            ``{"loss": …, "accuracy": …}``: means weighted by batch size, metrics of torchmetrics
+            over all items; ``"recall[cat]"`` and so on of one that is computed for each class.
+
+        Raises:
+            ArgumentError: if there is nothing to validate on, or ``tta`` is not known.
+            TrainingError: if model, loss or a metric does not fit the batches.
+        """
+        check_tta(tta)
+        self._tta = tta
+        try:
+            return super().validate(batches)
+        finally:
+            self._tta = None
+
+    def _run_model(self, x: Tensor) -> Any:  # noqa: ANN401 - a model may return anything
+        if self._tta is None:
+            return super()._run_model(x)
+        outputs = [super(Learner, self)._run_model(view) for view in views(x, self._tta)]
+        check_answers(outputs[0], len(x), self.dls.classes, self.dls.kind)
+        return averaged(outputs, self.dls.kind)
 
     def predict(
         self,

@@ -116,8 +116,7 @@ def _presets() -> dict[str, Preset]:
             model_arguments={"blocks": [1, 1, 1], "widths": [24, 48, 96], "downsampling": 2},
             weight_decay=0.05, label_smoothing=0.1, augment="digits", ema=0.998,
             precision="bf16", channels_last=True),
-        "small": Preset("resnet", epochs=8, lr=0.01, batch_size=256,
-            model_arguments={"blocks": [1, 1, 1], "widths": [32, 128, 256], "downsampling": 2},
-            weight_decay=0.05, label_smoothing=0.1, augment="small", precision="bf16",
-            channels_last=True, tta="flip"),
+        "small": Preset("small_vgg", epochs=9, lr=0.01, batch_size=256, weight_decay=0.05,
+            label_smoothing=0.1, augment="small", precision="bf16", channels_last=True,
+            tta="flip"),
     }  # fmt: skip
