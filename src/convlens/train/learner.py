@@ -91,6 +91,16 @@ class Learner(TrainingLoop):
         weight_decay: of an optimizer by name; None for 0.01 of "adamw" and none of the others.
         label_smoothing: the share of each label that the cross entropy of the training spreads
             over all classes, such as 0.1; the validation loss is without it.
+        precision: ``"fp32"``; ``"bf16"`` or ``"fp16"`` compute the forward pass and the loss with
+            `torch.autocast`, fp16 with a scaled loss: a step whose gradients overflow is skipped.
+        accumulate: batches for each optimizer step. Their losses are weighted by their numbers of
+            images, so that the step is that of one batch as large (apart from batch
+            normalization). Steps are counted, scheduled and recorded as optimizer steps.
+        clip: the largest norm of all gradients together before a step; None for no limit.
+        channels_last: whether images (N, C, H, W) and the model are laid out with the channels
+            last, which many devices compute faster.
+        compile: whether a fit runs the model through `torch.compile`; ``learn.model`` stays the
+            plain module.
         base: the folder that keeps the runs.
         progress: whether to show progress and a line per epoch.
 
