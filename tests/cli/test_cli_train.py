@@ -92,6 +92,40 @@ def test_options_reach_the_training(train, tmp_path):
     assert meta["label_smoothing"] == 0.1
 
 
+def test_options_of_the_steps_and_of_what_is_kept(train, tmp_path):
+    code, out, error = train(
+        "images", "--epochs", 2, "--optimizer", "sgd", "--weight-decay", 0.001, "--clip", 1,
+        "--accumulate", 2, "--ema", 0.9, "--early-stopping", 2, "--best", "accuracy", "--tta",
+        "flip", "--precision", "bf16", "--channels-last", "--json",
+    )  # fmt: skip
+    assert code == 0, error
+    result = json.loads(out.splitlines()[-1])
+    assert f"best by accuracy: epoch {result['epoch'] + 1} of 2" in out.splitlines()
+    assert re.fullmatch(r"runs/images-0001/best/checkpoint-\d+", result["weights"])
+    meta = cl.open_run(tmp_path / result["run"]).meta
+    assert meta["optimizer"]["class"] == "SGD"
+    assert [group["weight_decay"] for group in meta["optimizer"]["groups"]] == [0.001, 0.0]
+    assert meta["n_steps"] == 6  # 5 batches in each epoch
+
+
+def test_a_preset_holds_where_no_option_is_given(train, tmp_path):
+    code, out, error = train("images", "--preset", "small", "--model", "simple_cnn", "--json",
+                             "--lr", "find")  # fmt: skip
+    found = [line for line in out.splitlines() if line.startswith(("no suggestion", "valley"))]
+    assert found
+    if code:
+        assert "--lr find has found no learning rate; give one" in error
+        return
+    meta = cl.open_run(tmp_path / json.loads(out.splitlines()[-1])["run"]).meta
+    assert (meta["n_epochs"], meta["data"]["batch_size"], meta["label_smoothing"]) == (1, 8, 0.1)
+
+
+def test_fine_tuning_trains_the_head_first(train):
+    code, out, error = train("images", "--model", "resnet", "--fine-tune")
+    assert code == 0, error
+    assert "epoch 2/2" in out
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -100,6 +134,12 @@ def test_options_reach_the_training(train, tmp_path):
         (["--loss", "crossentropy"], "--loss 'crossentropy' is not known;.*'cross_entropy'"),
         (["--schedule", "onecycle"], "schedule must be one of .* did you mean 'one-cycle'"),
         (["--model", "resnet81"], "'resnet81' is not known;.*Closest: .*resnet"),
+        (["--optimizer", "adamm"], "--optimizer 'adamm' is not known;.*'adam'"),
+        (["--precision", "fp8"], "precision must be one of .* got 'fp8'; did you mean"),
+        (["--preset", "smal"], "preset must be one of fast, best, small.*Closest: 'small'"),
+        (["--tta", "flop"], "tta must be 'flip' or None, got 'flop'"),
+        (["--best", "acuracy"], "'acuracy'"),
+        (["--fine-tune", "--schedule", "constant"], "--fine-tune has a schedule of its own"),
         (["--label-smoothing", "2"], "--label-smoothing must be from 0 to below 1, got 2.0"),
         (["--lr", "found"], "argument --lr: must be a positive number such as 0.01, got 'found'"),
         (["--model", "resnet", "--norm", "none"], "--norm is for simple_cnn, not for resnet"),

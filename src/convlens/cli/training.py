@@ -212,8 +212,8 @@ def _finish(learn: Learner, arguments: argparse.Namespace) -> None:
              "wall_s": epoch.wall_s}
             for epoch in epochs
         ]  # fmt: skip
-        result = {"accuracy": found.get("accuracy"), "metrics": found, "epoch": shown.epoch}
-        result["epochs"] = facts
+        result: dict[str, Any] = {"accuracy": found.get("accuracy"), "metrics": found}
+        result |= {"epoch": shown.epoch, "epochs": facts}
         result |= {name: str(path) for name, path in files.items()}
         print_line(json.dumps(_finite(result)))
 
