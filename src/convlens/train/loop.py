@@ -81,7 +81,8 @@ class TrainingLoop:
         self.device = dls.device if device is None else pick_device(device)
         found = resolve_losses(loss, label_smoothing, dls, self.device)
         self.loss_function, self.valid_loss_function = found
-        self.label_smoothing = label_smoothing
+        own = loss is None or isinstance(loss, str)
+        self.label_smoothing = label_smoothing if own else None
         self.measured = resolve_metrics(self.metrics, dls, self.valid_loss_function)
         self.settings = StepSettings(precision, accumulate, clip, channels_last, compile)
         self.stepper = Stepper(self.settings, self.device)
