@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import convlens as cl
 from convlens.data import DataLoaders, TensorLoader
 from convlens.train.lr_finding import LRFinding
-from convlens.train.lr_suggestions import longest_fall, smoothed_losses
+from convlens.train.lr_suggestions import smoothed_losses, valley_of
 
 
 def images(n: int = 64) -> tuple[Tensor, Tensor]:
@@ -437,11 +437,11 @@ def test_a_loss_that_refuses_nan_ends_the_sweep() -> None:
 
 
 def test_smoothing_and_falls() -> None:
-    values = np.array([3.0, 1.0, 2.0, 0.0])
     np.testing.assert_allclose(smoothed_losses(np.full(7, 2.5)), 2.5)
     assert np.isfinite(smoothed_losses(np.full(9, 1e308))).all()
-    assert longest_fall(values) == (0, 3)
-    assert longest_fall(np.arange(4.0)) == (3, 3)
+    assert valley_of(np.array([3.0, 1.0, 2.0, 0.0])) == 2
+    assert valley_of(np.arange(4.0)) == 0
+    assert valley_of(np.arange(100.0)[::-1]) == 49
 
 
 def test_it_is_shown_as_text_and_picture() -> None:
