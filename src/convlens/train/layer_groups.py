@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -175,7 +174,7 @@ def highest(lr: object, name: str) -> float:
     """
     if not isinstance(lr, tuple | list):
         return lr  # pyright: ignore[reportReturnType] - checked by the schedule
-    good = len(lr) == 2 and all(isinstance(one, Real) and one > 0 for one in lr)
+    good = len(lr) == 2 and all(isinstance(one, int | float) and one > 0 for one in lr)
     if not good or lr[0] > lr[1]:
         raise ArgumentError(
             f"{name} must be a learning rate or two, (low, high): that of the first layers and "
