@@ -60,7 +60,7 @@ class Bits(cl.Callback):
         self.changed.append(changed(learn.model, self.before))
 
 
-def head_of(model, prefix="5."):
+def head_of(model, prefix="4."):
     return {name for name in model.state_dict() if name.startswith(prefix)}
 
 

@@ -315,7 +315,7 @@ class Learner(TrainingLoop):
             >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
             >>> learn.freeze()
             >>> [name for name, p in learn.model.named_parameters() if p.requires_grad]
-            ['5.0.weight', '5.0.bias']
+            ['4.0.weight', '4.0.bias']
             >>> learn.unfreeze()
         """
         groups = layer_groups(self.model, self.dls.facts()["input_shape"])
