@@ -447,8 +447,13 @@ class Learner(TrainingLoop):
             self.dls.input_transform,
             self.dls.classes,
             getattr(self.dls, "kind", CLASSES),
-            forward=self._run_model,
+            forward=self._run_as_in_validation,
         )
+
+    def _run_as_in_validation(self, x: Tensor) -> Any:  # noqa: ANN401 - a model may return anything
+        layout: dict[str, Any] = self._layout if x.ndim == 4 else {}
+        with self.stepper.autocast():
+            return self._run_model(x.to(self.device, **layout))
 
     def summary(self) -> Summary:
         """Shapes, parameters, multiplications and receptive field of each layer, for one image."""
