@@ -143,7 +143,8 @@ def _fit(learn: Learner, arguments: argparse.Namespace) -> None:
     if rate == "find":
         rate = _found_rate(learn)
     if arguments.fine_tune:
-        learn.fine_tune(arguments.epochs, rate)
+        given = {} if arguments.lr is None else {"lr": rate}
+        learn.fine_tune(arguments.epochs, **given)
     else:
         learn.fit(arguments.epochs, schedule_of(arguments.schedule, rate))
 
