@@ -43,7 +43,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int, tuple[str, ...]]] = {
     "timm efficientnet": (lambda: timm_model("test_efficientnet"), 64, ("conv_head", "blocks.2")),
 }  # fmt: skip
 
-LARGE = ("densenet121", "mobilenet_v3_small")
+LARGE = ("densenet121", "mobilenet_v3_small", "timm efficientnet")
 
 
 def settled(model: nn.Module, x: Tensor) -> nn.Module:

@@ -136,7 +136,7 @@ def plot_reliability(calibration: Calibration | None, ax: Axes | None = None) ->
         f"Calibration error (ECE) {_percent(calibration.ece, 1)}, "
         f"temperature {calibration.temperature:.2f}"
     )
-    ax.legend(loc="upper left", frameon=False, fontsize=FONT_PT)
+    ax.legend(loc="best", frameon=False, fontsize=FONT_PT)
     return ax
 
 

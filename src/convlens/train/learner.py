@@ -432,7 +432,7 @@ class Learner(TrainingLoop):
             ArgumentError: if there is nothing to validate on, or the data is not of single classes.
         """
         with self._mode(training=False), torch.no_grad():
-            return interpret(self, self._run_model, batches)
+            return interpret(self, self._run_as_in_validation, batches)
 
     def explain(
         self,
