@@ -66,7 +66,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """What was found: the mean of the highest probability or of the numbers, largest differences."""
+    """What was found: the mean of the highest probability, or of the numbers; differences."""
 
     case: Case
     parameters: int
@@ -82,14 +82,14 @@ class Row:
         c = self.case
         return (
             f"| {c.name} | {c.size} | {self.parameters / 1e6:.2f} M | {self.images} | "
-            f"{self.top:.2f} | {self.onnx:.1e} | {self.reloaded:.1e} | {self.same_top} of {self.images} | "
-            f"{self.megabytes:.1f} MB | {self.seconds:.0f} s |"
+            f"{self.top:.2f} | {self.onnx:.1e} | {self.reloaded:.1e} | "
+            f"{self.same_top} of {self.images} | {self.megabytes:.1f} MB | {self.seconds:.0f} s |"
         )
 
 
 HEADER = (
-    "| network | size | parameters | images | top-1 | ONNX Runtime | reloaded | same top-1 | folder | "
-    "export |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    "| network | size | parameters | images | sure | ONNX Runtime | reloaded | same top-1 | "
+    "folder | export |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
 )
 
 
