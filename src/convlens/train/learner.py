@@ -494,7 +494,7 @@ class Learner(TrainingLoop):
             >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2, norm="batch"), progress=False)
             >>> learn.fit(1)
             >>> exported = learn.export("classifier")
-            exported classifier: 0.2 MB; ONNX Runtime and the reloaded folder agree with predict ...
+            exported classifier: 2... kB; ONNX Runtime and the reloaded folder agree with ...
             >>> sorted(file.name for file in exported.path.iterdir())
             ['classifier.json', 'model.onnx', 'model.safetensors']
             >>> cl.load_classifier("classifier").predict(torch.rand(2, 28, 28)).names
