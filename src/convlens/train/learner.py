@@ -527,9 +527,10 @@ class Learner(TrainingLoop):
         )
 
     def _run_as_in_validation(self, x: Tensor) -> Any:  # noqa: ANN401 - a model may return anything
-        layout: dict[str, Any] = self._layout if x.ndim == 4 else {}
+        if self.settings.channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
         with self.stepper.autocast():
-            return self._run_model(x.to(self.device, **layout))
+            return self._run_model(x.to(self.device))
 
     def summary(self) -> Summary:
         """Shapes, parameters, multiplications and receptive field of each layer, for one image."""
