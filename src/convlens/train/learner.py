@@ -419,7 +419,7 @@ class Learner(TrainingLoop):
         by ``cl.open_run(path).interpret(epoch)``.
 
             >>> x, y = torch.rand(40, 1, 28, 28), torch.arange(40) % 10
-            >>> dls = cl.from_arrays(x, y, layout="NCHW")
+            >>> dls = cl.from_arrays(x, y, layout="NCHW", valid=0.5)
             >>> learn = cl.Learner(dls, cl.simple_cnn(1, 10), run=None, progress=False)
             >>> found = learn.interpret()
             >>> found.confusion.shape, len(found.top_losses(3))
