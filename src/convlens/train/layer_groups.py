@@ -154,12 +154,12 @@ class Frozen:
         for module, _ in self._norms:
             module.training = False
 
-    def unfreeze(self) -> None:
-        """Restore what `freeze` has changed, and nothing else."""
+    def unfreeze(self, model: nn.Module) -> None:
+        """Restore what `freeze` has changed, and nothing else; a model in evaluation stays so."""
         for parameter in self._parameters:
             parameter.requires_grad_(True)
         for module, training in self._norms:
-            module.training = training
+            module.training = training and model.training
         self._parameters, self._norms = [], []
 
 

@@ -323,7 +323,7 @@ class Learner(TrainingLoop):
 
     def unfreeze(self) -> None:
         """Restore what `freeze` has changed; what was frozen before stays frozen."""
-        self._frozen.unfreeze()
+        self._frozen.unfreeze(self.model)
 
     def record(self) -> RunRecord:
         """Everything that the last fit has recorded, from memory."""
