@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test coverage slow lowest lint benchmarks pictures clean
+.PHONY: demo test coverage slow lowest lint benchmarks exports pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/convlens train mnist --epochs 5 --lr 0.1 --batch-size 512 --norm batch
@@ -41,6 +41,10 @@ benchmarks: $(VENV)/.installed
 	$(BIN)/python benchmarks/watch.py
 	$(BIN)/python benchmarks/story.py
 	$(BIN)/python benchmarks/view.py
+
+# ONNX Runtime and the reloaded folder against predict, for a dozen networks.
+exports: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/export.py
 
 pictures: $(VENV)/.installed-test
 	$(BIN)/python docs/pictures.py

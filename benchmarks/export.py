@@ -32,7 +32,7 @@ from convlens.data.embedded import read_idx
 from convlens.inference.compared_images import of_loaders
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10" / "cifar10-jpeg.tar.xz"
-TRAIN, VALID = 60, 26
+TRAIN, VALID = 32, 26
 """Images of each class."""
 
 ANIMALS = {"bird", "cat", "deer", "dog", "frog", "horse"}
@@ -138,15 +138,15 @@ def loaders(case: Case, folder: Path) -> cl.DataLoaders:
         classes = sorted(set(names))
         numbers = [classes.index(name) / 10 for name in names]
         given = labels if case.data == "labels" else numbers
-        return cl.from_files(files, given, validation=0.4, **settings)
+        return cl.from_files(files, given, validation=0.45, **settings)
 
 
 def grey(size: int) -> cl.DataLoaders:
     """Digits, scaled by Pillow."""
     images, labels = read_idx("t10k-images-idx3-ubyte"), read_idx("t10k-labels-idx1-ubyte")
-    scaled = np.stack([np.asarray(Image.fromarray(x).resize((size, size))) for x in images[:900]])
+    scaled = np.stack([np.asarray(Image.fromarray(x).resize((size, size))) for x in images[:580]])
     return cl.from_arrays(
-        scaled[260:], labels[260:900], layout="NHW", valid=(scaled[:260], labels[:260]),
+        scaled[260:], labels[260:580], layout="NHW", valid=(scaled[:260], labels[:260]),
         batch_size=32, device="cpu", classes=[str(i) for i in range(10)],
     )  # fmt: skip
 

@@ -41,12 +41,15 @@ from .models import model, simple_cnn
 from .runs import list_runs, open_run
 from .runs.checkpoints import load_checkpoint
 from .train import (
+    EMA,
     ActivationStats,
+    BestCheckpoint,
     Callback,
     CancelBatchError,
     CancelEpochError,
     CancelFitError,
     Constant,
+    EarlyStopping,
     Exponential,
     FlatCosine,
     GradientStats,
@@ -61,8 +64,10 @@ from .train import (
 )
 
 __all__ = [
+    "EMA",
     "ActivationStats",
     "ArgumentError",
+    "BestCheckpoint",
     "Callback",
     "CancelBatchError",
     "CancelEpochError",
@@ -74,6 +79,7 @@ __all__ = [
     "ConvlensWarning",
     "DataError",
     "DataLoaders",
+    "EarlyStopping",
     "Exponential",
     "FlatCosine",
     "GradientStats",

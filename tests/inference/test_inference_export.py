@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -263,3 +264,17 @@ def test_folders_that_are_in_use(learn, exported, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(cl.MissingLibraryError, match=r"pip install 'convlens\[export\]'"):
         learn.export(tmp_path / "new")
+
+
+@pytest.mark.slow
+def test_the_table_of_twelve_networks(tmp_path):
+    script = Path(__file__).parents[2] / "benchmarks" / "export.py"
+    command = [sys.executable, "-W", "error", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()[2:]]
+    assert len(rows) == 12
+    for _, name, _, _, images, by_onnx, reloaded, same, *_ in rows:
+        assert int(images) >= 100, name
+        assert max(float(by_onnx), float(reloaded)) <= 1e-4, name
+        assert same == f"{images} of {images}", name

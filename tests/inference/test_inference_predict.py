@@ -128,6 +128,18 @@ def test_flipped_images_count_as_much(learn, photos):
             call(tta="rotate")
 
 
+def test_precision_and_layout_are_those_of_validation(learn, photos):
+    other = cl.Learner(
+        learn.dls, learn.model, run=None, progress=False, precision="bf16", channels_last=True
+    )
+    said = other.predict(photos / "valid", batch_size=8)
+    learn.model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        right = torch.cat([other.model(x).float().softmax(1) for x, _ in learn.dls.valid])
+    assert torch.equal(said.probabilities, right)
+    assert not torch.equal(said.probabilities, learn.predict(photos / "valid").probabilities)
+
+
 # ---- labels and numbers --------------------------------------------------------------------------
 
 

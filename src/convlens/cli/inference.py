@@ -32,7 +32,8 @@ def add_commands(commands: Commands) -> None:
     add("classifier", metavar="RUN|FOLDER", type=Path,
         help="a run's directory, whose best checkpoint is used, or an exported folder")  # fmt: skip
     add("files", metavar="FILE", nargs="+",
-        help="image files, and folders, of which all images are taken")  # fmt: skip
+        help="image files, and folders, of which all images are taken; what cannot be read is "
+        "listed on standard error")  # fmt: skip
     add("--top", type=whole_number(1), default=3, help="classes for each image, best first")
     add("--format", choices=["table", "json", "csv"], default="table",
         help="json is one document: kind, images, skipped; csv has a header and a row for each "
@@ -58,11 +59,7 @@ def _add_shared(add: Any) -> None:  # noqa: ANN401
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Say what is on images.
-
-    Files that cannot be read are listed on standard error. The exit code is 0 if any image could be
-    read.
-    """
+    """Say what is on images; exits with 1 if none of them could be read."""
     classifier = _classifier(arguments.classifier, arguments.model, arguments.device)
     said = classifier.predict(
         arguments.files, arguments.batch_size, tta=arguments.tta, strict=False

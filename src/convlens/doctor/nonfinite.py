@@ -42,7 +42,8 @@ def find_nonfinite(e: Evidence) -> Finding | None:
     """
     events = sorted(_events(e), key=lambda event: event.key)
     spoilt = [event for event in events if event.what != "gradient"]
-    if not spoilt:
+    skipped = "skipped_steps" in e.record.meta and len(e.loss) and math.isfinite(e.loss[-1])
+    if not spoilt or skipped:  # no step was made with what overflowed in half precision
         return None
     first = events[0]
     if first.what == "gradient" and spoilt[0].step > first.step + 1:

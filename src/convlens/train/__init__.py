@@ -9,6 +9,9 @@ from convlens.train.callbacks.base import (
     CancelEpochError,
     CancelFitError,
 )
+from convlens.train.callbacks.best_checkpoint import BestCheckpoint
+from convlens.train.callbacks.early_stopping import EarlyStopping
+from convlens.train.callbacks.ema import EMA
 from convlens.train.callbacks.pictures import Pictures
 from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
@@ -27,12 +30,15 @@ from convlens.train.schedules import (
 )
 
 __all__ = [
+    "EMA",
     "ActivationStats",
+    "BestCheckpoint",
     "Callback",
     "CancelBatchError",
     "CancelEpochError",
     "CancelFitError",
     "Constant",
+    "EarlyStopping",
     "Exponential",
     "FlatCosine",
     "GradientStats",

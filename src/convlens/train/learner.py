@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from convlens.checking import CheckResult, check
@@ -15,6 +16,7 @@ from convlens.core.terminal import say
 from convlens.data import Batches
 from convlens.data.batches import first_batch
 from convlens.data.items import CLASSES
+from convlens.data.prediction_inputs import PredictionInputs
 from convlens.doctor import diagnose
 from convlens.errors import ArgumentError
 from convlens.geometry import Summary, summary
@@ -22,11 +24,13 @@ from convlens.inference import Classifier, Prediction
 from convlens.inference.augmentation import averaged, check_tta, views
 from convlens.inference.classifier import check_answers
 from convlens.inference.compared_images import of_loaders
+from convlens.inference.explanation import BATCH, Explanation, explain
 from convlens.inference.export import Export, check_input, export
 from convlens.plots import plot_sched
 from convlens.train.callbacks.base import (
     Callback,
 )
+from convlens.train.interpretation import interpret
 from convlens.train.learner_arguments import make_optimizer
 from convlens.train.loop import TrainingLoop
 from convlens.train.lr_find import sweep
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from convlens.data.prediction_inputs import Images
+    from convlens.plots import Interpretation
 
 
 class Learner(TrainingLoop):
@@ -78,6 +83,16 @@ class Learner(TrainingLoop):
             directory; None keeps everything in memory.
         label_smoothing: the share of each label that the cross entropy of the training spreads
             over all classes, such as 0.1; the validation loss is without it.
+        precision: ``"fp32"``; ``"bf16"`` or ``"fp16"`` compute the forward pass and the loss with
+            `torch.autocast`, fp16 with a scaled loss: a step whose gradients overflow is skipped.
+        accumulate: batches for each optimizer step. Their losses are weighted by their numbers of
+            images, so that the step is that of one batch as large (apart from batch
+            normalization). Steps are counted, scheduled and recorded as optimizer steps.
+        clip: the largest norm of all gradients together before a step; None for no limit.
+        channels_last: whether images (N, C, H, W) and the model are laid out with the channels
+            last, which many devices compute faster.
+        compile: whether a fit runs the model through `torch.compile`; ``learn.model`` stays the
+            plain module.
         base: the folder that keeps the runs.
         progress: whether to show progress and a line per epoch.
 
@@ -304,6 +319,72 @@ class Learner(TrainingLoop):
                 x, batch_size, normalized=normalized, tta=tta, strict=strict
             )
 
+    def interpret(self, batches: Batches | None = None) -> Interpretation:
+        """Run the validation and say what the present weights get wrong, in bounded memory.
+
+        Of the images the 32 of the largest loss are kept, and one of each confusion of two
+        classes. What a fit recorded with the callback `Pictures` is read without running anything
+        by ``cl.open_run(path).interpret(epoch)``.
+
+            >>> x, y = torch.rand(40, 1, 28, 28), torch.arange(40) % 10
+            >>> dls = cl.from_arrays(x, y, layout="NCHW")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 10), run=None, progress=False)
+            >>> found = learn.interpret()
+            >>> found.confusion.shape, len(found.top_losses(3))
+            ((10, 10), 3)
+
+        Args:
+            batches: (x, y) to run on; ``dls.valid`` if None.
+
+        Raises:
+            ArgumentError: if there is nothing to validate on, or the data is not of single classes.
+        """
+        with self._mode(training=False), torch.no_grad():
+            return interpret(self, self._run_as_in_validation, batches)
+
+    def explain(
+        self,
+        images: Images,
+        layer: str | None = None,
+        target: int | str | Sequence[int | str] | None = None,
+        *,
+        normalized: bool | None = None,
+    ) -> Explanation:
+        """Map which places of images speak for a class, by Grad-CAM, and check the maps.
+
+        The check: the maps of the same network with random weights. The model runs in evaluation
+        mode and is left as it was.
+
+            >>> dls = cl.from_arrays(torch.rand(8, 28, 28), [0, 1] * 4, layout="NHW")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+            >>> found = learn.explain(torch.rand(3, 1, 28, 28), target=1)
+            >>> found, found.maps.shape
+            (Explanation(3 images by layer '2.1'), (3, 28, 28))
+            >>> print(found.randomization)
+            Rank correlation with the maps of random weights: ...
+
+        Args:
+            images: in any form that `predict` takes.
+            layer: a module's name, whose output is (N, C, h, w), or (N, tokens, C) with a square
+                grid of tokens. None takes the last layer with at least 4 × 4 units, where there is
+                none the last with more than one.
+            target: a class by its number or name, or one for each image; None for the predicted
+                one.
+            normalized: as for `predict`.
+
+        Raises:
+            LayerNotFoundError: if there is no such layer, with the closest names.
+            ArgumentError: if the layer's output has no grid, or an argument cannot work.
+            TrainingError: if the model's output is not scores of classes, or does not depend on
+                the layer.
+        """
+        if getattr(self.dls, "kind", CLASSES) != CLASSES:
+            raise ArgumentError(f"explain is for classes, but the data has {self.dls.kind}.")
+        transform = self.dls.input_transform
+        parts = PredictionInputs(images, transform, BATCH, normalized=normalized)
+        on_device = (part.to(self.device) for part in parts)
+        return explain(self.model, on_device, self.dls.to_uint8, self.dls.classes, layer, target)
+
     def export(self, folder: str | Path, *, overwrite: bool = False) -> Export:
         """Write the network to a folder from which it can be deployed, and say so in one line.
 
@@ -350,8 +431,13 @@ class Learner(TrainingLoop):
             self.dls.input_transform,
             self.dls.classes,
             getattr(self.dls, "kind", CLASSES),
-            forward=self._run_model,
+            forward=self._run_as_in_validation,
         )
+
+    def _run_as_in_validation(self, x: Tensor) -> Any:  # noqa: ANN401 - a model may return anything
+        layout: dict[str, Any] = self._layout if x.ndim == 4 else {}
+        with self.stepper.autocast():
+            return self._run_model(x.to(self.device, **layout))
 
     def summary(self) -> Summary:
         """Shapes, parameters, multiplications and receptive field of each layer, for one image."""

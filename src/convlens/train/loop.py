@@ -35,6 +35,7 @@ from convlens.train.callbacks.base import (
 from convlens.train.callbacks.checkpoint import Checkpoint
 from convlens.train.callbacks.first_batch import FirstBatch
 from convlens.train.callbacks.nonfinite import NonFiniteGuard, check_finite
+from convlens.train.callbacks.overflows import Overflows
 from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
@@ -44,6 +45,7 @@ from convlens.train.metrics import Metric, Validation
 from convlens.train.named_metrics import resolve_metrics
 from convlens.train.run_setup import model_facts, recording
 from convlens.train.schedules import Schedule
+from convlens.train.stepping import Stepper, StepSettings, explain_compiling
 
 adamw = partial(AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01)
 """The default optimizer, the chapter's: AdamW with β₂ 0.99, eps 1e-5, weight decay 0.01."""
@@ -67,6 +69,11 @@ class TrainingLoop:
         run: str | Path | None = "auto",
         *,
         label_smoothing: float = 0.0,
+        precision: str = "fp32",
+        accumulate: int = 1,
+        clip: float | None = None,
+        channels_last: bool = False,
+        compile: bool = False,  # noqa: A002 — torch's own name for it
         base: str | Path = "runs",
         progress: bool = True,
     ) -> None:
@@ -76,13 +83,18 @@ class TrainingLoop:
         found = resolve_losses(loss, label_smoothing, dls, self.device)
         self.loss_function, self.valid_loss_function = found
         self.label_smoothing = label_smoothing
-        self._measured = resolve_metrics(self.metrics, dls, self.valid_loss_function)
-        self.model = model.to(self.device)
+        self.measured = resolve_metrics(self.metrics, dls, self.valid_loss_function)
+        self.settings = StepSettings(precision, accumulate, clip, channels_last, compile)
+        self.stepper = Stepper(self.settings, self.device)
+        self._layout = {"memory_format": torch.channels_last} if channels_last else {}
+        self.model = model.to(self.device, **self._layout)
+        self._compiled: Callable[[Tensor], Any] | None = None  # the model, in a fit with compile
         self.seed, self.run, self.base = seed, run, base
         self.make_optimizer = optimizer
         self.sink: RecordSink | None = None
         self.run_path: Path | None = None
         self.error: BaseException | None = None
+        self.stop_reason = ""
         self.training, self.cancelled = False, False
         self.epoch = self.n_epochs = self.step = self.n_steps = self.epochs_done = 0
         self.validation: dict[str, float] = {}
@@ -92,7 +104,9 @@ class TrainingLoop:
         self._checked: set[bool] = set()  # modes (training or not) whose first output was checked
         self._events: dict[str, list[Callable[[Any], None]]] = {}
         self.callbacks: list[Callback] = []
-        always = [Recorder(), NonFiniteGuard(), FirstBatch(), *([Progress()] if progress else [])]
+        self.active: Sequence[Callback] = ()
+        guard = Overflows() if precision == "fp16" else NonFiniteGuard()
+        always = [Recorder(), guard, FirstBatch(), *([Progress()] if progress else [])]
         for callback in [*always, *([Checkpoint()] if run is not None else []), *callbacks]:
             self.add_callback(callback)
 
@@ -141,6 +155,15 @@ class TrainingLoop:
         )
         raise AttributeError(f"Learner has no {name!r}; callbacks of this one: {have}.")
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch: its batches, or groups of ``accumulate`` of them.
+
+        Raises:
+            ArgumentError: if ``dls.train`` has no length or no batches.
+        """
+        return -(-count_batches(self.dls.train, "dls.train") // self.settings.accumulate)
+
     def validate(self, batches: Batches | None = None) -> dict[str, float]:
         """Loss and metrics over all items of ``batches``, ``dls.valid`` if None.
 
@@ -156,7 +179,7 @@ class TrainingLoop:
         batches = self.dls.valid if batches is None else batches
         if batches is None:
             raise ArgumentError("dls.valid is None; call validate(batches).")
-        found = Validation(self._measured, self.device)
+        found = Validation(self.measured, self.device)
         with self._mode(training=False), torch.no_grad():
             for batch in batches:
                 if self._batch(*images_and_labels(batch, what)):
@@ -178,16 +201,16 @@ class TrainingLoop:
         with recording(learn, schedule), self._mode(training=True), ExitStack() as ending:
             ending.callback(self._listen, ())
             self._listen(active)
+            ending.enter_context(self._compiling())
             try:
                 for callback in active:
                     ending.callback(self._end, callback)
                     callback.before_fit(learn)
-                self.optimizer.zero_grad()  # of a fit that ended between backward and step
+                self._drop_gradients()  # of a fit that ended between backward and step
                 for self.epoch in range(n_epochs):
                     self._one_epoch()
-                    self.epochs_done += 1
-            except CancelFitError:
-                self.cancelled = True
+            except CancelFitError as reason:
+                self.cancelled, self.stop_reason = True, str(reason)
             except (CancelBatchError, CancelEpochError) as error:
                 self.error = TrainingError(
                     f"A callback raised {type(error).__name__} in an event where there is none to "
@@ -203,11 +226,11 @@ class TrainingLoop:
         """Check what can be checked before the first step, and make the optimizer."""
         if not isinstance(n_epochs, Integral) or n_epochs < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ArgumentError(f"n_epochs must be a whole number of at least 1, got {n_epochs!r}.")
-        self.n_epochs, self.step = n_epochs, 0
-        self.n_steps = n_epochs * count_batches(self.dls.train, "dls.train")
+        self.n_epochs, self.epoch, self.step = n_epochs, 0, 0
+        self.n_steps = n_epochs * self.steps_per_epoch
         if self.dls.valid is not None and length_hint(self.dls.valid, 1) == 0:
             raise ArgumentError("dls.valid has no batches; give it at least one, or None.")
-        self.error, self.cancelled, self.validation = None, False, {}
+        self.error, self.cancelled, self.stop_reason, self.validation = None, False, "", {}
         self._checked.clear()
         if self.seed is not None:
             torch.manual_seed(self.seed)
@@ -233,6 +256,7 @@ class TrainingLoop:
             self.error.add_note(f"{name}.after_fit raised too: {type(error).__name__}: {error}")
 
     def _one_epoch(self) -> None:
+        done = self.epochs_done + 1
         try:
             self._event("before_epoch")
             set_epoch = getattr(self.dls.train, "set_epoch", None)
@@ -240,25 +264,33 @@ class TrainingLoop:
                 set_epoch(self.epochs_done)
             for batch in self.dls.train:
                 self._batch(*images_and_labels(batch, "dls.train"))
+            if self.stepper.is_waiting:  # a smaller group, which ends with the epoch
+                with suppress(CancelBatchError):
+                    self._make_step()
             if self.dls.valid is not None:
                 with self._mode(training=False):
                     self._event("before_validation")
                     self.validation = self.validate()
                     self._event("after_validation")
+            self.epochs_done = done
             self._event("after_epoch")
         except CancelEpochError:
-            self.optimizer.zero_grad()  # it may have come between backward and step
+            self.epochs_done = done
+            self._drop_gradients()  # it may have come between backward and step
 
     def _batch(self, x: Tensor, y: Tensor) -> bool:
         """Run one batch, in training with its step; False if it was cancelled."""
-        self.x = x.to(self.device, non_blocking=True)
+        layout = self._layout if x.ndim == 4 else {}
+        self.x = x.to(self.device, non_blocking=True, **layout)
         self.y = y.to(self.device, non_blocking=True)
         done = False
         try:
             self._event("before_batch")
-            self.output = self._run_model(self.x)
+            with self.stepper.autocast():
+                self.output = self._run_model(self.x)
             self._event("before_loss")
-            self.loss = self._compute_loss()
+            with self.stepper.autocast():
+                self.loss = self._compute_loss()
             self._event("after_loss")
             if self.training:
                 self._step()
@@ -271,8 +303,9 @@ class TrainingLoop:
 
     def _run_model(self, x: Tensor) -> Any:  # noqa: ANN401 — a model may return anything
         try:
-            return self.model(x)
+            return self.model(x) if self._compiled is None else self._compiled(x)
         except Exception as error:
+            explain_compiling(error)
             explain_forward(error, self.model, x)
             raise
 
@@ -297,15 +330,23 @@ class TrainingLoop:
                 "The loss depends on no parameter that needs a gradient, so there is nothing to "
                 "train: all are frozen, or the output was detached or made without gradients."
             )
-        self.loss.backward()
+        self.stepper.backward(self.loss, len(self.x))
         self._event("after_backward")
+        if self.stepper.is_due:
+            self._make_step()
+
+    def _make_step(self) -> None:
         self._event("before_step")
-        self.optimizer.step()
+        self.stepper.step(self.optimizer)
         try:
             self._event("after_step")
         finally:  # also if a callback cancels after the step was made
-            self.optimizer.zero_grad()
+            self._drop_gradients()
             self.step += 1
+
+    def _drop_gradients(self) -> None:
+        self.optimizer.zero_grad()
+        self.stepper.clear()
 
     # ---- what surrounds it ----------------------------------------------------------------------
 
@@ -313,8 +354,19 @@ class TrainingLoop:
         for handler in self._events.get(name, ()):
             handler(self)
 
+    @contextmanager
+    def _compiling(self) -> Generator[None]:
+        """Run the model through `torch.compile` if asked for; ``learn.model`` stays as it is."""
+        if self.settings.compile:
+            self._compiled = torch.compile(self.model)
+        try:
+            yield
+        finally:
+            self._compiled = None
+
     def _listen(self, callbacks: Sequence[Callback]) -> None:
         """Call the events that these callbacks define, in this order."""
+        self.active = tuple(callbacks)
         self._events = {
             name: [
                 getattr(callback, name)

@@ -10,6 +10,7 @@ from convlens.core.histories import LayerHistory
 from convlens.core.outcome import outcome_of
 from convlens.core.records import RunRecord
 from convlens.errors import ArgumentError
+from convlens.train.callbacks.overflows import Overflows
 from convlens.train.callbacks.stats import ActivationStats, GradientStats, UpdateStats
 
 if TYPE_CHECKING:
@@ -23,8 +24,13 @@ def record_of(learn: Learner) -> RunRecord:
     if not error and (learn.epochs_done or learn.cancelled):
         status = "stopped" if learn.cancelled else "finished"
     meta: dict[str, Any] = {"status": status, "data": learn.dls.facts(), "n_steps": learn.n_steps}
+    if learn.cancelled and not error:
+        message = learn.stop_reason or None
     if message is not None:
         meta["error"] = message
+    overflows = next((c for c in learn.callbacks if isinstance(c, Overflows)), None)
+    if overflows is not None and overflows.n:
+        meta["skipped_steps"] = overflows.n
     layers: Sequence[LayerHistory] = ()
     parameters = dict[str, Sequence[LayerHistory]]()
     for callback in learn.callbacks:

@@ -15,7 +15,7 @@ from convlens.core.records import Epoch
 from convlens.core.steps import StepSeries
 from convlens.core.training_curves import POINTS
 from convlens.train.callbacks.scheduler import GroupSettings
-from convlens.train.learner_arguments import count_batches, make_optimizer
+from convlens.train.learner_arguments import make_optimizer
 from convlens.train.schedules import Schedule, as_schedule, read_hypers
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def planned(
     """
     schedule = as_schedule(schedule)
     check_whole("n_epochs", n_epochs, 1)
-    each = count_batches(learn.dls.train, "dls.train")
+    each = learn.steps_per_epoch
     n_steps = n_epochs * each
     steps = np.unique(np.linspace(0, n_steps - 1, min(n_steps, POINTS)).astype(np.int64))
     optimizer, groups = _copied(learn, schedule.peak)

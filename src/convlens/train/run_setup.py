@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convlens.core.argument_checks import check_path
@@ -34,7 +35,7 @@ def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
         yield
         return
     check_state(learn.model)  # what cannot be saved after an epoch is said before it
-    directory = None if learn.run == "auto" else make_exact(check_path("run", learn.run), "run")
+    directory = None if learn.run == "auto" else _own_folder(learn, check_path("run", learn.run))
     writer = create_run(learn.dls.name, learn.base, directory)
     learn.sink, learn.run_path = writer, writer.path
     started, status, error = time.perf_counter(), "finished", None
@@ -42,7 +43,8 @@ def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
         writer.write_meta(facts(learn, schedule))
         writer.flush()
         yield
-        status = "stopped" if learn.cancelled else "finished"
+        if learn.cancelled:
+            status, error = "stopped", learn.stop_reason or None
     except BaseException as problem:
         status, error = outcome_of(problem)
         raise
@@ -53,6 +55,20 @@ def recording(learn: Learner, schedule: Schedule) -> Generator[None]:
             writer.close(status, error)
         except RunError as problem:  # the training is over: this must not take its place
             warn(str(problem))
+
+
+def _own_folder(learn: Learner, path: Path) -> Path:
+    """The folder that ``run`` names, made.
+
+    Raises:
+        RunError: if it holds anything; also if that is an earlier fit of the same Learner.
+    """
+    if learn.run_path is not None and path == learn.run_path and path.exists():
+        raise RunError(
+            f"run={str(path)!r} holds the last fit of this Learner; set learn.run to a new folder, "
+            "or to 'auto', before the next fit."
+        )
+    return make_exact(path, "run")
 
 
 def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
@@ -72,6 +88,7 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
             "groups": [read_hypers(group) for group in optimizer.param_groups],
         },
         "schedule": schedule_facts(schedule),
+        **learn.settings.facts(),
         "n_epochs": learn.n_epochs,
         "n_steps": learn.n_steps,
         "summary": _summary(learn),

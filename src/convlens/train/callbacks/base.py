@@ -36,6 +36,8 @@ class CancelEpochError(Exception):
 class CancelFitError(Exception):
     """Raise it in an event to end the fit; the weights are kept and the run is closed.
 
+    A text given to it is printed and kept in the run's metadata as the reason.
+
     >>> class StopEarly(cl.Callback):
     ...     def after_epoch(self, learn):
     ...         if learn.validation["loss"] < 0.1:
@@ -47,7 +49,8 @@ class Callback:
     """Base class of callbacks; derive from it and define the events you need.
 
     Events come in this order. Those in brackets come in training only, the others in validation
-    too::
+    too. With ``accumulate=n`` ``before_step`` and ``after_step`` come once for n batches, and after
+    the last batch of an epoch if these are fewer::
 
         before_fit
           before_epoch
@@ -110,13 +113,13 @@ class Callback:
         """``learn.loss`` may still be replaced."""
 
     def after_backward(self, learn: Learner) -> None:
-        """The gradients of this batch are computed."""
+        """The gradients of this batch are computed; in fp16 with the scale of the loss."""
 
     def before_step(self, learn: Learner) -> None:
-        """Right before the optimizer's step."""
+        """Right before the gradients are unscaled and clipped, and the optimizer's step."""
 
     def after_step(self, learn: Learner) -> None:
-        """Right after the optimizer's step; the gradients are still there."""
+        """Right after the optimizer's step, also one that fp16 skipped; the gradients are there."""
 
     def before_validation(self, learn: Learner) -> None:
         """Before the first validation batch; the model is in evaluation mode."""

@@ -47,6 +47,8 @@ class FirstBatch(Callback):
         if not self._waiting:
             return
         self._waiting = False
+        if self._gradient is not None and learn.stepper.weight != 1.0:
+            self._gradient = self._gradient.float() / learn.stepper.weight
         findings = findings_of_batch(
             learn.model, learn.optimizer, learn.x, learn.y, learn.output, self._gradient
         )

@@ -61,13 +61,11 @@ class NonFiniteGuard(Callback):
         self._first_unchecked = last + 1
 
     def _stop(self, learn: Learner, where: str) -> None:
-        for callback in learn.callbacks:
-            if isinstance(callback, ActivationStats):
-                callback.watch.detach()  # the search below is no training step
+        culprit = find_culprit(learn)
         lost = f" The weights are lost, too: {RESTORE}." if non_finite_state(learn.model) else ""
         raise NonFiniteLossError(
             f"The loss became {float(learn.loss.detach())} at {where} (epoch {learn.epoch}); "
-            f"{_culprit(learn)}. Lower the learning rate, warm up (fit_one_cycle), add "
+            f"{culprit}. Lower the learning rate, warm up (fit_one_cycle), add "
             f"norm='batch', or look for values in the data that are not finite.{lost}"
         )
 
@@ -115,9 +113,14 @@ def _first_bad(values: Iterable[tuple[str, object]], *, infinite: bool) -> str |
     return next((repr(name) for (name, _), b in zip(named, found, strict=True) if b), None)
 
 
-def _culprit(learn: Learner) -> str:
+def find_culprit(learn: Learner) -> str:
+    """The layer whose output for the current batch is the first that is not finite, in words."""
+    for callback in learn.active:
+        if isinstance(callback, ActivationStats):
+            callback.watch.detach()  # what follows is no training step
     try:
-        culprit = first_non_finite(learn.model, learn.x)
+        with learn.stepper.autocast():
+            culprit = first_non_finite(learn.model, learn.x)
     except Exception as error:  # the model's own, which is run once more
         return f"which layer began cannot be said ({type(error).__name__}: {error})"
     if culprit is None:

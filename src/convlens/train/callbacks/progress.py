@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import html
+import math
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TextIO
+
+import torch
+from torch import Tensor
 
 from convlens.core.records import Epoch
 from convlens.core.wording import metric_value, without_classes
@@ -35,15 +40,21 @@ class Progress(Callback):
     def __init__(self) -> None:
         self._display: PlainDisplay | None = None
         self._shown = 0.0
+        self._loss = SmoothedLoss()
 
     def before_fit(self, learn: Learner) -> None:
         """Choose a display and start it."""
-        self._shown = 0.0
+        self._shown, self._loss = 0.0, SmoothedLoss()
         try:
             self._display = choose_display()
         except Exception as error:  # a closed standard output
             self._give_up(error)
         self._show(lambda display: display.start(learn.n_steps))
+        self._say_compiling(learn)
+
+    def before_validation(self, learn: Learner) -> None:
+        """Say why the first validation takes its time."""
+        self._say_compiling(learn)
 
     def after_batch(self, learn: Learner) -> None:
         """Redraw the bar if it is due."""
@@ -58,14 +69,27 @@ class Progress(Callback):
         text = epoch_line(learn.recorder.epochs[-1], learn.n_epochs)
         self._show(lambda display: display.line(text))
 
-    def after_fit(self, learn: Learner) -> None:  # noqa: ARG002
-        """Remove the bar."""
+    def after_fit(self, learn: Learner) -> None:
+        """Say why the fit was stopped, if it says so, and remove the bar."""
+        if learn.stop_reason:
+            text = f"stopped: {learn.stop_reason}"
+            self._show(lambda display: display.line(text))
         self._show(lambda display: display.stop())
         self._display = None
 
+    def _say_compiling(self, learn: Learner) -> None:
+        if learn.settings.compile and learn.epoch == 0:
+            self._show(lambda display: display.update(learn.step, "compiling (once)"))
+
     def _update(self, learn: Learner) -> None:
-        text = f"epoch {learn.epoch + 1}/{learn.n_epochs}"
-        self._show(lambda display: display.update(learn.step, text))
+        parts = [f"epoch {learn.epoch + 1}/{learn.n_epochs}"]
+        loss = self._loss.update(learn.stepper.loss)
+        if loss is not None:
+            parts.append(f"loss {loss:.4f}")
+        rate: float | None = learn.optimizer.param_groups[-1].get("lr")  # the last layers' group
+        if rate is not None:
+            parts.append(f"lr {float(rate):.3g}")
+        self._show(lambda display: display.update(learn.step, "  ".join(parts)))
 
     def _show(self, show: Callable[[PlainDisplay], None]) -> None:
         if self._display is not None:
@@ -80,6 +104,34 @@ class Progress(Callback):
             with suppress(Exception):  # rich has replaced sys.stdout
                 display.stop()
         warn(f"Progress cannot be shown ({error}); training continues without.")
+
+
+class SmoothedLoss:
+    """A running mean of the losses that are there when the bar is drawn.
+
+    Reading a loss waits for a GPU, so that one is copied without waiting, and read when the bar is
+    drawn again.
+    """
+
+    def __init__(self) -> None:
+        self._mean: float | None = None
+        self._on_its_way: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def update(self, loss: Tensor) -> float | None:
+        """Add a loss; returns the mean of those that have arrived, None before the first."""
+        if loss.device.type != "cuda":
+            self._add(float(loss))
+        elif self._on_its_way is None or self._on_its_way[1].query():
+            if self._on_its_way is not None:
+                self._add(float(self._on_its_way[0]))
+            event = torch.cuda.Event()
+            self._on_its_way = loss.to("cpu", non_blocking=True), event
+            event.record(torch.cuda.current_stream(loss.device))
+        return self._mean
+
+    def _add(self, value: float) -> None:
+        if math.isfinite(value):  # fp16 may skip a step whose loss is not
+            self._mean = value if self._mean is None else 0.8 * self._mean + 0.2 * value
 
 
 def epoch_line(epoch: Epoch, n_epochs: int) -> str:
@@ -179,16 +231,22 @@ class NotebookDisplay(PlainDisplay):
 
     def start(self, n_steps: int) -> None:
         """Show an empty bar."""
-        self._n_steps = n_steps
+        self._n_steps, self._started = n_steps, time.monotonic()
         self._replace = self._show(self._html())
 
     def update(self, done: int, text: str) -> None:
         """Replace the output."""
         self._bar = (
             f'<progress value="{done}" max="{self._n_steps}" style="width:20em"></progress> '
-            f"{html.escape(text)}, step {done:,} of {self._n_steps:,}"
+            f"{html.escape(text)}, step {done:,} of {self._n_steps:,}{self._left(done)}"
         )
         self._replace(self._html())
+
+    def _left(self, done: int) -> str:
+        if not done:
+            return ""
+        seconds = (time.monotonic() - self._started) / done * (self._n_steps - done)
+        return f", {timedelta(seconds=round(seconds))} left"
 
     def line(self, text: str) -> None:
         """Add a line to the same output."""

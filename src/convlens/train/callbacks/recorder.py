@@ -77,11 +77,12 @@ class Recorder(Callback, CurvePlots, TrainingCurves):
 
     def after_step(self, learn: Learner) -> None:
         """Keep the loss and the hyperparameters that this step was made with."""
-        self._losses[len(self._rows)] = learn.loss.detach()
+        stepper = learn.stepper
+        self._losses[len(self._rows)] = stepper.loss
         hypers = [read_hypers(group) for group in learn.optimizer.param_groups]
         now = time.perf_counter()
         self._rows.append((now - self._fit_start, learn.step, hypers))
-        self._sizes.append(len(learn.x))
+        self._sizes.append(0 if stepper.skipped else stepper.n_items)
         if learn.sink is not None and now - self._committed > HANDOVER_S:
             self._commit(learn)
         elif len(self._rows) == BLOCK:
@@ -114,10 +115,11 @@ class Recorder(Callback, CurvePlots, TrainingCurves):
         self._commit(learn)
 
     def _train_loss(self) -> float:
-        if not self._sizes:
+        if not any(self._sizes):
             return float("nan")
-        losses = self.steps.loss[-len(self._sizes) :]
-        return float(np.average(losses, weights=self._sizes))
+        losses, sizes = self.steps.loss[-len(self._sizes) :], np.array(self._sizes)
+        made = sizes > 0  # the loss of a step that fp16 skipped may not be finite
+        return float(np.average(losses[made], weights=sizes[made]))
 
     def _block(self) -> StepSeries:
         walls, steps, hypers = zip(*self._rows, strict=True)

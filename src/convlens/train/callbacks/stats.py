@@ -173,11 +173,18 @@ class _ParameterStats(_WatchCallback[ParameterWatch]):
         check_every(every)
         check_eps(eps)
         self._every, self._eps = every, eps
+        self._begun = -1  # the last step whose first batch was seen
+
+    def before_fit(self, learn: Learner) -> None:
+        """Attach the hooks."""
+        self._begun = -1
+        super().before_fit(learn)
 
     def before_batch(self, learn: Learner) -> None:
         """Say which step the batch belongs to."""
-        if not learn.training:
+        if not learn.training or learn.step == self._begun:  # another batch of the same step
             return
+        self._begun = learn.step
         if learn.step % self._every:
             self.watch.pause()
         else:
