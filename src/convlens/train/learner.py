@@ -419,7 +419,7 @@ class Learner(TrainingLoop):
         by ``cl.open_run(path).interpret(epoch)``.
 
             >>> x, y = torch.rand(40, 1, 28, 28), torch.arange(40) % 10
-            >>> dls = cl.from_arrays(x, y, layout="NCHW")
+            >>> dls = cl.from_arrays(x, y, layout="NCHW", valid=0.5)
             >>> learn = cl.Learner(dls, cl.simple_cnn(1, 10), run=None, progress=False)
             >>> found = learn.interpret()
             >>> found.confusion.shape, len(found.top_losses(3))
@@ -527,9 +527,8 @@ class Learner(TrainingLoop):
         )
 
     def _run_as_in_validation(self, x: Tensor) -> Any:  # noqa: ANN401 - a model may return anything
-        layout: dict[str, Any] = self._layout if x.ndim == 4 else {}
         with self.stepper.autocast():
-            return self._run_model(x.to(self.device, **layout))
+            return self._run_model(self._on_device(x))
 
     def summary(self) -> Summary:
         """Shapes, parameters, multiplications and receptive field of each layer, for one image."""

@@ -283,9 +283,7 @@ class TrainingLoop:
 
     def _batch(self, x: Tensor, y: Tensor) -> bool:
         """Run one batch, in training with its step; False if it was cancelled."""
-        self.x = x.to(self.device, non_blocking=True)
-        if self.settings.channels_last and x.ndim == 4:
-            self.x = self.x.contiguous(memory_format=torch.channels_last)
+        self.x = self._on_device(x)
         self.y = y.to(self.device, non_blocking=True)
         done = False
         try:
@@ -304,6 +302,12 @@ class TrainingLoop:
         with suppress(CancelBatchError):  # nothing is left to skip
             self._event("after_batch")
         return done
+
+    def _on_device(self, x: Tensor) -> Tensor:
+        x = x.to(self.device, non_blocking=True)
+        if self.settings.channels_last and x.ndim == 4:
+            return x.contiguous(memory_format=torch.channels_last)
+        return x
 
     def _run_model(self, x: Tensor) -> Any:  # noqa: ANN401 — a model may return anything
         try:
