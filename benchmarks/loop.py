@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 import convlens as cl
-from convlens.train.loop import adamw
+from convlens.train.optimizers import NamedOptimizer
 from pairs import compare, finish, verdict
 
 N_EPOCHS = 1000  # more than will be run
@@ -98,7 +98,7 @@ def by_hand() -> Callable[[], None]:
 
     def steps() -> Iterator[None]:
         dls, net = data(), model()
-        optimizer = adamw(net.parameters(), lr=0.06)
+        optimizer = NamedOptimizer("adamw")(net.parameters(), lr=0.06)
         n_steps = N_EPOCHS * len(dls.train)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, 0.06, total_steps=n_steps, pct_start=0.25

@@ -65,8 +65,8 @@ def test_data_says_what_is_there(convlens, tmp_path):
     data = make(tmp_path / "pets", {"cat": 20, "dog": 5})
     (data / "cat" / "notes.txt").write_text("no image")
     shutil.copy(data / "cat" / "0.png", data / "cat" / "copy.png")
-    code, out, _ = convlens("data", "pets")
-    assert code == 0
+    code, out, error = convlens("data", "pets")
+    assert (code, error) == (0, "")
     assert out.startswith("pets: 26 images of 2 classes, 3×16×16 in batches\n")
     assert "0 cat     17      4  ████" in out
     assert "not an image, by its ending: cat/notes.txt" in out

@@ -227,6 +227,21 @@ def test_chance_level_needs_to_know_the_classes_and_believes_the_accuracy() -> N
         assert kinds(replace(stuck, meta=meta, epochs=[])) == ["loss-not-falling"]
 
 
+@pytest.mark.parametrize(
+    ("loss", "level"), [("cross_entropy", "ln(10) = 2.303"), ("focal_loss", "1.865")]
+)
+def test_a_learner_s_own_loss_is_known_by_its_name_whatever_its_gradient(
+    loss: str, level: str
+) -> None:
+    """The gradient of an accumulated loss is a part of that of a step, and tells nothing."""
+    loop = {"output_gradient": {"n": 3, "classes": 10.0, "soft_labels": 1.0, "soft_value": 9.0}}
+    meta = {**HEALTHY.meta, "loss": loss, "label_smoothing": 0.1, "loop": loop}
+    stuck = replace(HEALTHY, meta=meta, steps=make_steps(np.full(N_STEPS, 2.31)), epochs=[])
+    assert f"no better than {level}, that of guessing" in only(stuck, "nothing-learned").text
+    own = {**meta, "label_smoothing": None}
+    assert kinds(replace(stuck, meta=own)) == ["loss-not-falling"]
+
+
 STUCK = make_steps(np.full(N_STEPS, 2.31))
 
 

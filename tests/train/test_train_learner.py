@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import convlens as cl
 from convlens.runs.checkpoints import load_checkpoint
 from convlens.train.callbacks.base import EVENTS
-from convlens.train.loop import adamw
+from convlens.train.optimizers import NamedOptimizer
 
 
 def data(n=96, batch_size=32, n_valid=40, seed=0):
@@ -54,7 +54,7 @@ for _name in EVENTS:
 
 
 def hand_written(dls, model, schedule, n_epochs):
-    optimizer = adamw(model.parameters(), lr=1.0)
+    optimizer = NamedOptimizer("adamw")(model.parameters(), lr=1.0)
     losses, step, n_steps = [], 0, n_epochs * len(dls.train)
     for epoch in range(n_epochs):
         dls.train.set_epoch(epoch)
@@ -244,7 +244,7 @@ accuracy_again.__name__ = "accuracy"
         ({"model": 3}, r"model must be a torch.nn.Module, got int"),
         ({"loss": nn.CrossEntropyLoss}, r"loss=CrossEntropyLoss is a class; give an object, Cross"),
         ({"loss": 3}, r"loss must be a function of \(output, y\) or a name, got 3"),
-        ({"optimizer": "adam"}, r"optimizer must be a function of \(parameters, lr\), .*'adam'"),
+        ({"optimizer": "adan"}, r"optimizer=.adan. is not known; .* did you mean .adam."),
         (
             {"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)},
             r"optimizer is an object of class SGD; give the class, torch.optim.SGD, or a function",
@@ -574,7 +574,9 @@ def test_elsewhere_the_loss_is_looked_at_every_32_steps():
             value = learn.loss * (math.nan if learn.step == 40 else 1.0)
             learn.loss = value.as_subclass(Elsewhere)
 
-    learn = cl.Learner(data(n=80, batch_size=2), net(), callbacks=[Late()], run=None)
+    learn = cl.Learner(
+        data(n=80, batch_size=2), net(), callbacks=[Late()], run=None, progress=False
+    )
     with pytest.raises(cl.NonFiniteLossError, match=r"at one of the steps 40 to 71"):
         learn.fit(2, 0.001)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from convlens.cli.data_options import add_data_options, load_data
@@ -30,7 +32,9 @@ def add_commands(commands: Commands) -> None:
 
 def describe(arguments: argparse.Namespace) -> None:
     """Say what is in the data: classes, sizes, skipped files, duplicates, imbalance."""
-    dls = load_data(arguments, device="cpu", quiet=True)
+    # The lines that reading prints are part of the description.
+    with nullcontext() if arguments.json else redirect_stdout(StringIO()):
+        dls = load_data(arguments, device="cpu", quiet=arguments.json)
     found = dls.describe()
     if arguments.json:
         print_line(json.dumps(found.to_dict()))

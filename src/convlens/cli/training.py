@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convlens.cli.data_options import (
-    FILES_BATCH,
-    NAMED_BATCH,
-    add_data_options,
-    is_named,
-    load_data,
-)
-from convlens.cli.options import RUNS, Commands, add_command, positive_number, whole_number
+from convlens.cli.data_options import add_data_options, load_data
+from convlens.cli.options import Commands, add_command, positive_number
 from convlens.cli.output import interruptible, print_line
+from convlens.cli.train_options import (
+    MODELS,
+    add_batch_size,
+    add_device,
+    add_train_options,
+    complete,
+    default_rate,
+    learner_options,
+)
+from convlens.core.wording import metric_value, without_classes
 from convlens.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
 
     from convlens.data import DataLoaders
     from convlens.train import Learner
+    from convlens.train.presets import Preset
 
 PROBLEM = 3
 """The exit code where there is a problem."""
@@ -33,59 +39,37 @@ PROBLEM = 3
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this module to the parser."""
-    add = add_command(commands, "train", train).add_argument
-    add_data_options(add)
-    add("--epochs", type=whole_number(1), default=5, help="passes over the training images")
-    _add_step_options(add)
-    add("--norm", choices=["batch", "none"], default="batch", help="normalization")
-    add("--schedule", choices=["one-cycle", "constant"], default="one-cycle", help="schedule")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
-    add("--out", type=Path, default=RUNS, metavar="DIR", help="folder that keeps the runs")
-    add("--watch", action=argparse.BooleanOptionalAction, default=True,
-        help="watch every layer at every batch")  # fmt: skip
-    add("--gradients", action="store_true", help="also record each parameter's gradient")
-    add("--updates", action="store_true", help="also record each parameter's update")
-    add("--json", action="store_true", help="end with one line of JSON")
+    add_train_options(add_command(commands, "train", train))
 
     add = add_command(commands, "check", check).add_argument
     add_data_options(add)
-    add("--model", default="simple_cnn", help="simple_cnn, resnet, torchvision:NAME, timm:NAME or "
-        "file.py:object, which runs that Python file with all that it does")  # fmt: skip
-    _add_step_options(add)
+    add("--model", default="simple_cnn", help=MODELS)
+    add("--lr", type=positive_number, help="learning rate (default: 0.1 for a named data set, "
+        "0.01 for files)")  # fmt: skip
+    add_batch_size(add)
     add("--norm", choices=["batch", "none"], default="batch", help="normalization of simple_cnn")
-    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where to train")
+    add_device(add)
     add("--seconds", type=positive_number, default=5.0, help="how long to try, at least 1")
     add("--json", action="store_true", help="print JSON")
-
-
-def _add_step_options(add: Callable[..., Any]) -> None:
-    add("--lr", type=positive_number,
-        help="learning rate; with one-cycle its peak (default: 0.1 for a named data set, 0.01 for "
-        "files)")  # fmt: skip
-    add("--batch-size", type=whole_number(1),
-        help=f"images per step (default: {NAMED_BATCH} for a named data set, {FILES_BATCH} for "
-        "files)")  # fmt: skip
 
 
 def check(arguments: argparse.Namespace) -> None:
     """Say what would go wrong in a training, before it; exits with 3 if there is a problem."""
     import torch
 
-    from convlens.models import model
     from convlens.models.by_name import FILE, model_of_file, resolve
     from convlens.train import Learner
 
     dls = _data(arguments, quiet=arguments.json)
     torch.manual_seed(arguments.seed)
-    if arguments.model == "simple_cnn":
-        network = _network(dls, arguments.norm)
-    elif resolve(arguments.model)[0] == FILE:  # what is wrong with it is the check's to say
+    if resolve(arguments.model)[0] == FILE:  # what is wrong with it is the check's to say
         network = model_of_file(arguments.model)
     else:
-        network = model(arguments.model, dls)
+        network = _network(dls, arguments.model, None, arguments.norm)
     with interruptible():
         learn = Learner(dls, network, run=None, progress=False, seed=arguments.seed)
-        result = learn.check(_rate(arguments), seconds=arguments.seconds)
+        rate = arguments.lr or default_rate(arguments)
+        result = learn.check(rate, seconds=arguments.seconds)
     for line in [json.dumps(result.to_dict())] if arguments.json else str(result).split("\n"):
         print_line(line)
     if result.problems:
@@ -93,26 +77,44 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Train the chapter's network, watch it, and write a report."""
+    """Train a network, watch it, and write a report."""
     if arguments.out.exists() and not arguments.out.is_dir():
         raise ArgumentError(f"--out must be a folder, got the file {str(arguments.out)!r}.")
-    learn = _learner(arguments)
+    learn = _learner(arguments, complete(arguments))
     with interruptible():
         try:
-            if arguments.schedule == "one-cycle":
-                learn.fit_one_cycle(arguments.epochs, _rate(arguments))
-            else:
-                learn.fit(arguments.epochs, _rate(arguments))
-            _finish(learn, arguments.json)
+            _fit(learn, arguments)
+            _finish(learn, arguments)
         except (Exception, KeyboardInterrupt):
             if learn.run_path is not None:
                 print_line(f"What was recorded until then is in {learn.run_path}.", sys.stderr)
             raise
 
 
-def _learner(arguments: argparse.Namespace) -> Learner:
+def _learner(arguments: argparse.Namespace, preset: Preset | None) -> Learner:
     import torch
 
+    from convlens import train
+    from convlens.train.named_metrics import usual_metrics
+
+    dls = _data(arguments)
+    torch.manual_seed(arguments.seed)
+    if preset is not None and arguments.pretrained is None:
+        network = preset.network(dls)
+    else:
+        network = _network(dls, arguments.model, arguments.pretrained, arguments.norm)
+    return train.Learner(
+        dls,
+        network,
+        metrics=usual_metrics(dls) if arguments.metrics is None else arguments.metrics,
+        callbacks=_callbacks(arguments),
+        seed=arguments.seed,
+        base=arguments.out,
+        **learner_options(arguments),
+    )
+
+
+def _callbacks(arguments: argparse.Namespace) -> list[Any]:
     from convlens import train
 
     class Announce(train.Callback):
@@ -121,41 +123,54 @@ def _learner(arguments: argparse.Namespace) -> Learner:
         def before_fit(self, learn: Learner) -> None:
             print_line(f"Watch it: convlens view {shlex.quote(str(learn.run_path))}")
 
-    dls = _data(arguments)
-    torch.manual_seed(arguments.seed)
-    return train.Learner(
-        dls,
-        _network(dls, arguments.norm),
-        metrics=[train.accuracy] if dls.kind == "classes" else [],
-        callbacks=[
-            Announce(),
-            train.Pictures(),
-            *([train.ActivationStats()] if arguments.watch else []),
-            *([train.GradientStats()] if arguments.gradients else []),
-            *([train.UpdateStats()] if arguments.updates else []),
-        ],
-        seed=arguments.seed,
-        base=arguments.out,
-    )
+    patience, decay, best = arguments.early_stopping, arguments.ema, arguments.best
+    return [
+        Announce(),
+        train.Pictures(),
+        *([train.ActivationStats()] if arguments.watch else []),
+        *([train.GradientStats()] if arguments.gradients else []),
+        *([train.UpdateStats()] if arguments.updates else []),
+        *([train.EMA(decay)] if decay is not None else []),
+        *([train.EarlyStopping("valid_loss", patience=patience)] if patience is not None else []),
+        *([train.BestCheckpoint(best)] if best is not None else []),
+    ]
 
 
-def _rate(arguments: argparse.Namespace) -> float:
-    """The learning rate."""
-    return arguments.lr or (0.1 if is_named(arguments) else 0.01)
+def _fit(learn: Learner, arguments: argparse.Namespace) -> None:
+    from convlens.train.schedules import schedule_of
+
+    rate = default_rate(arguments) if arguments.lr is None else arguments.lr
+    if rate == "find":
+        rate = _found_rate(learn)
+    if arguments.fine_tune and arguments.lr is None:
+        learn.fine_tune(arguments.epochs)
+    elif arguments.fine_tune:
+        learn.fine_tune(arguments.epochs, rate)
+    else:
+        learn.fit(arguments.epochs, schedule_of(arguments.schedule, rate))
 
 
-def _network(dls: DataLoaders, norm: str) -> nn.Module:
-    """A `simple_cnn` for this data."""
-    from convlens.models import simple_cnn
+def _found_rate(learn: Learner) -> float:
+    """The rate that a sweep suggests."""
+    found = learn.lr_find()
+    for line in str(found).split("\n"):
+        print_line(line)
+    if found.suggestion is None:
+        raise ArgumentError("--lr find has found no learning rate; give one, such as --lr 0.01.")
+    return found.suggestion
+
+
+def _network(
+    dls: DataLoaders, name: str, pretrained: str | bool | None, norm: str | None
+) -> nn.Module:
+    """The network that a name stands for, made for this data."""
+    from convlens.models import model, simple_cnn
     from convlens.models.simple import widths_for
 
+    if name != "simple_cnn" or norm != "none":
+        return model(name, dls, pretrained=pretrained)
     channels, height, width = dls.facts()["input_shape"]
-    return simple_cnn(
-        channels,
-        len(dls.classes) or 1,
-        norm="batch" if norm == "batch" else None,
-        widths=widths_for(height, width),
-    )
+    return simple_cnn(channels, len(dls.classes) or 1, widths=widths_for(height, width))
 
 
 def _data(arguments: argparse.Namespace, *, quiet: bool = False) -> DataLoaders:
@@ -168,10 +183,14 @@ def _data(arguments: argparse.Namespace, *, quiet: bool = False) -> DataLoaders:
     return load_data(arguments, batch_size=arguments.batch_size, device=device, quiet=quiet)
 
 
-def _finish(learn: Learner, as_json: bool) -> None:
+# ---- the results ---------------------------------------------------------------------------------
+
+
+def _finish(learn: Learner, arguments: argparse.Namespace) -> None:
     """Write the report and print the results."""
     from convlens._api import diagnose, report
     from convlens.runs import open_run
+    from convlens.runs.checkpoints import best_checkpoint
 
     assert learn.run_path is not None
     run = open_run(learn.run_path)
@@ -179,20 +198,46 @@ def _finish(learn: Learner, as_json: bool) -> None:
     for finding in diagnose(run):
         print_line(str(finding))
     epochs = learn.recorder.epochs
-    last = epochs[-1]
-    accuracy = last.metrics.get("accuracy")
-    if accuracy is not None:
-        print_line(f"accuracy  {accuracy:.2%}")
-    elif last.valid_loss is not None:
-        print_line(f"loss      {last.valid_loss:.4g}")
-    print_line(f"run       {learn.run_path}")
-    print_line(f"report    {page}")
-    print_line(f"page      convlens view {shlex.quote(str(learn.run_path))}")
-    if as_json:
+    shown = epochs[-1]
+    if arguments.best is not None:  # its weights are in the model again
+        best = learn.best_checkpoint.epoch
+        shown = next((epoch for epoch in epochs if epoch.epoch == best), shown)
+        print_line(f"best by {arguments.best}: epoch {shown.epoch + 1} of {len(epochs)}")
+    found = {"loss": shown.valid_loss, **shown.metrics}
+    if arguments.tta is not None and learn.dls.valid is not None:
+        found = learn.validate(tta=arguments.tta)
+    files = {"run": learn.run_path, "report": page, "weights": best_checkpoint(learn.run_path)}
+    _print_results(found, files)
+    if arguments.json:
         facts = [
             {"train_loss": epoch.train_loss, "valid_loss": epoch.valid_loss, **epoch.metrics,
              "wall_s": epoch.wall_s}
             for epoch in epochs
         ]  # fmt: skip
-        result = {"accuracy": accuracy, "epochs": facts, "run": str(learn.run_path)}
-        print_line(json.dumps({**result, "report": str(page)}))
+        result: dict[str, Any] = {"accuracy": found.get("accuracy"), "metrics": found}
+        result |= {"epoch": shown.epoch, "epochs": facts}
+        result |= {name: str(path) for name, path in files.items()}
+        print_line(json.dumps(_finite(result)))
+
+
+def _print_results(found: Mapping[str, float | None], files: Mapping[str, Path]) -> None:
+    """The numbers of the last validation, and where the files are."""
+    known = {name: value for name, value in found.items() if value is not None}
+    shown = without_classes(known)
+    if len(shown) > 1:  # the loss is for those without another number
+        shown.pop("loss", None)
+    lines = {name: metric_value(name, value) for name, value in shown.items()}
+    lines |= {name: str(path) for name, path in files.items()}
+    lines["page"] = f"convlens view {shlex.quote(str(files['run']))}"
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        print_line(f"{name:<{width}}  {text}")
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401
+    """Plain JSON with null in place of NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -263,9 +263,15 @@ class DataLoaders:
 
     def __repr__(self) -> str:
         return (
-            f"DataLoaders({self.name!r}, {len(self.classes)} classes, {self.device})\n"
+            f"DataLoaders({self.name!r}, {self._targets()}, {self.device})\n"
             f"  train: {_described(self.train)}\n  valid: {_described(self.valid)}"
         )
+
+    def _targets(self) -> str:
+        if self.kind == NUMBERS:
+            return NUMBERS
+        n, one = len(self.classes), "class" if self.kind == CLASSES else "label"
+        return f"{n} {self.kind if n != 1 else one}"
 
     def facts(self) -> dict[str, Any]:
         """What a run's record says of the data, as plain JSON; None for what is not known."""

@@ -51,6 +51,24 @@ def chance_of(gradient: Mapping[str, Any], first_loss: float) -> Chance | None:
     return next(_candidates(gradient, first_loss), None)
 
 
+def chance_by_name(meta: Mapping[str, Any], n: int) -> Chance | None:
+    """What is known of a Learner's own loss of ``n`` classes.
+
+    Its gradient may be that of a part of a step, or scaled, so that it does not tell the loss.
+    """
+    smoothing = meta.get("label_smoothing")
+    if n < 2 or not isinstance(smoothing, int | float):
+        return None
+    if meta.get("loss") == "focal_loss":
+        level = math.log(n) * (1 - 1 / n) ** 2
+        return Chance("focal loss", level, 0.0, f"{level:.3f}, that of guessing", n)
+    if meta.get("loss") != "cross_entropy":
+        return None
+    other, right = smoothing / n, 1 - smoothing + smoothing / n
+    floor = -right * math.log(right) - (other and (n - 1) * other * math.log(other))
+    return _of_classes("soft cross entropy" if smoothing else "cross entropy", n, 1.0, floor)
+
+
 def _candidates(gradient: Mapping[str, Any], loss: float) -> Iterator[Chance]:
     number = _Numbers(gradient)
     classes, values = int(number("classes", 0)), number.first

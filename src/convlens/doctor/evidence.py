@@ -13,7 +13,7 @@ from convlens.core.buckets import Floats, Ints
 from convlens.core.histories import LayerHistory
 from convlens.core.records import Epoch, RunRecord
 from convlens.core.steps import StepSeries
-from convlens.doctor.chance import Chance, chance_of
+from convlens.doctor.chance import Chance, chance_by_name, chance_of
 
 MIN_STEPS = 20
 """In fewer steps only values that are not finite can be told from noise."""
@@ -168,7 +168,12 @@ class Evidence:
     def chance(self) -> Chance | None:
         """What the loss of guessing is; None if the kind of loss is not known."""
         first = float(self.steps.loss[0]) if len(self.steps) else math.nan
-        return chance_of(self.facts("output_gradient"), first) or self._chance_by_classes()
+        found = chance_of(self.facts("output_gradient"), first)
+        return (
+            found
+            or chance_by_name(self.record.meta, self._classes_of_data)
+            or (self._chance_by_classes())
+        )
 
     def _chance_by_classes(self) -> Chance | None:
         """Of a loader with classes, whose loss was not seen: most likely a cross entropy."""

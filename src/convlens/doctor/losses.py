@@ -150,6 +150,8 @@ def find_overfitting(record: RunRecord) -> Finding | None:
         return None
     if last.train_loss is None or best.train_loss is None or last.train_loss >= best.train_loss:
         return None
+    if now < last.train_loss:  # as with label smoothing, which the validation loss is without
+        return None
     accuracies = [x.metrics["accuracy"] for x in record.epochs if "accuracy" in x.metrics]
     # A network that is surer of its errors has a higher loss; as long as it makes no more of them,
     # that is no harm.

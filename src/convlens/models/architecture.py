@@ -41,10 +41,10 @@ def build(architecture: Architecture) -> nn.Module:
                 network = library_network(library, name, **arguments)
             else:
                 network = OURS[architecture.name](**arguments)
+            return normalized(network, arguments["n_in"]) if has_normalization else network
     except (KeyError, TypeError) as error:
         raise ArgumentError(
             f"The network {architecture.name!r} with the arguments {arguments} cannot be built "
             f"({type(error).__name__}: {error}); it was made by another version of convlens or "
             f"of {library or 'its code'}."
         ) from error
-    return normalized(network, arguments["n_in"]) if has_normalization else network

@@ -17,7 +17,6 @@ from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.stats import ActivationStats, GradientStats, UpdateStats
 from convlens.train.learner import Learner
-from convlens.train.loop import adamw
 from convlens.train.lr_finding import LRFinding
 from convlens.train.metrics import accuracy
 from convlens.train.schedules import (
@@ -53,5 +52,4 @@ __all__ = [
     "UpdateStats",
     "WarmupCosine",
     "accuracy",
-    "adamw",
 ]

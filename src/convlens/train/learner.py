@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from convlens.checking import CheckResult, check
 from convlens.checking.mismatch_errors import checking_loss
+from convlens.core.argument_checks import check_whole
 from convlens.core.records import Findings, RunRecord
 from convlens.core.terminal import say
 from convlens.data import Batches
@@ -31,6 +33,15 @@ from convlens.train.callbacks.base import (
     Callback,
 )
 from convlens.train.interpretation import interpret
+from convlens.train.layer_groups import (
+    HEAD,
+    FineTune,
+    FreezeFirst,
+    Rate,
+    discriminative,
+    highest,
+    layer_groups,
+)
 from convlens.train.learner_arguments import make_optimizer
 from convlens.train.loop import TrainingLoop
 from convlens.train.lr_find import sweep
@@ -63,9 +74,11 @@ class Learner(TrainingLoop):
             "cross_entropy" or "focal" for classes, weighted by ``dls.class_weights``, "bce" or
             "focal" (of logits) for labels, "mse", "mae" or "huber" for numbers. None for the first
             that fits ``dls.kind``.
-        optimizer: called with the model's parameters and ``lr=``, the schedule's highest rate, at
-            the first fit; the chapter's AdamW by default. Parameter groups keep the ratio of their
-            rate to that one, and a momentum of their own.
+        optimizer: a name, "adamw" (with the chapter's settings), "adam", "sgd" (with Nesterov's
+            momentum), "rmsprop", "nadam" or "radam": biases and the parameters of norms get no
+            weight decay. Or a function that is called with the model's parameters and ``lr=``. It
+            is made at the first fit, with the schedule's highest rate. Parameter groups keep the
+            ratio of their rate to that one, and a momentum of their own.
         metrics: what to measure on the validation items. A name: "accuracy", "top5" (or another
             number), "f1", "precision", "recall", "auroc", "map" (mean average precision) for
             classes, the same without "top5" for labels, "mae", "mse", "rmse", "r2" for numbers;
@@ -81,6 +94,7 @@ class Learner(TrainingLoop):
             (The order of the data has a seed of its own, given to the data.)
         run: ``"auto"`` records every fit to a new directory ``base/NAME-0001``; a path names the
             directory; None keeps everything in memory.
+        weight_decay: of an optimizer by name; None for 0.01 of "adamw" and none of the others.
         label_smoothing: the share of each label that the cross entropy of the training spreads
             over all classes, such as 0.1; the validation loss is without it.
         precision: ``"fp32"``; ``"bf16"`` or ``"fp16"`` compute the forward pass and the loss with
@@ -105,7 +119,8 @@ class Learner(TrainingLoop):
     def check(self, lr: float = 1e-3, *, seconds: float = 5.0) -> CheckResult:
         """Say what would go wrong in a training, before it; see `convlens.check`.
 
-        Some steps are made on copies, with an optimizer as `fit` makes it. Nothing is changed.
+        Some steps are made on copies, with an optimizer as `fit` makes it, with bf16 if the Learner
+        has it, on single batches and without clipping. Nothing is changed.
 
             >>> dls = cl.from_arrays(torch.rand(8, 1, 9, 9), [0, 1] * 4, layout="NCHW")
             >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
@@ -121,7 +136,10 @@ class Learner(TrainingLoop):
         """
         optimizer = make_optimizer(self.make_optimizer, self.model.parameters(), lr)
         loss = checking_loss(self.loss_function, self.dls.classes)
-        return check(self.model, self.dls.train, loss, optimizer, seconds=seconds)
+        # Without the scaler of fp16 small gradients would be zero, so that is tried in fp32.
+        scaled = self.settings.precision == "fp16"
+        with nullcontext() if scaled else self.stepper.autocast():
+            return check(self.model, self.dls.train, loss, optimizer, seconds=seconds)
 
     def lr_find(self, lr_min: float = 1e-7, lr_max: float = 10.0, n_steps: int = 100) -> LRFinding:
         """Find a learning rate: train with rates from ``lr_min`` up, and look at the loss.
@@ -195,15 +213,16 @@ class Learner(TrainingLoop):
         return plot_sched(*planned(self, schedule, n_epochs), axes)
 
     def fit(
-        self, n_epochs: int, lr: float | Schedule = 1e-3, *, callbacks: Sequence[Callback] = ()
+        self, n_epochs: int, lr: Rate | Schedule = 1e-3, *, callbacks: Sequence[Callback] = ()
     ) -> None:
         """Train for ``n_epochs``.
 
         Args:
             n_epochs: passes over the training data, at least 1.
-            lr: a constant learning rate, or a schedule: `OneCycle`, `FlatCosine`, `WarmupCosine`,
-                `Exponential`, or an object of one's own (see `Schedule`). Momentum is left alone
-                unless the schedule sets it.
+            lr: a constant learning rate; or two, (low, high), that of the first layers and that of
+                the head, with that of the middle layers between them; or a schedule: `OneCycle`,
+                `FlatCosine`, `WarmupCosine`, `Exponential`, or an object of one's own (see
+                `Schedule`). Momentum is left alone unless the schedule sets it.
             callbacks: used in this fit only.
 
         Raises:
@@ -212,12 +231,13 @@ class Learner(TrainingLoop):
                 weights are not finite before the first step.
             NonFiniteLossError: if the loss becomes NaN or infinite.
         """
-        self._fit(n_epochs, as_schedule(lr), callbacks)
+        schedule = as_schedule(highest(lr, "lr"))
+        self._fit(n_epochs, discriminative(lr, schedule), callbacks)
 
     def fit_one_cycle(
         self,
         n_epochs: int,
-        lr_max: float = 1e-3,
+        lr_max: Rate = 1e-3,
         *,
         div: float = 25.0,
         div_final: float = 1e5,
@@ -228,10 +248,82 @@ class Learner(TrainingLoop):
     ) -> None:
         """Train for ``n_epochs`` with the 1cycle policy; see `OneCycle` for the arguments.
 
+        ``lr_max`` may be two rates, (low, high), as in `fit`.
+
         Raises:
             ArgumentError, TrainingError, NonFiniteLossError: as `fit`.
         """
-        self._fit(n_epochs, OneCycle(lr_max, div, div_final, pct_start, moms, anneal), callbacks)
+        lr = highest(lr_max, "lr_max")
+        schedule = OneCycle(lr, div, div_final, pct_start, moms, anneal)
+        self._fit(n_epochs, discriminative(lr_max, schedule), callbacks)
+
+    def fine_tune(
+        self,
+        n_epochs: int,
+        lr: float = 2e-3,
+        *,
+        freeze_epochs: int = 1,
+        lr_mult: float = 100.0,
+        pct_start: float = 0.3,
+        div: float = 5.0,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        """Train a pretrained network: the head alone first, then all layers.
+
+        This is one fit of ``freeze_epochs + n_epochs`` epochs, and one run. In the first ones all
+        but the head is frozen (see `freeze`), with a 1cycle up to ``lr``. Then all layers are
+        trained, with a 1cycle up to ``lr / 2`` for the head and ``lr / 2 / lr_mult`` for the first
+        layers. (The procedure and its values are fast.ai's.)
+
+            >>> dls = cl.from_arrays(torch.rand(8, 1, 9, 9), [0, 1] * 4, layout="NCHW")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+            >>> learn.fine_tune(2, freeze_epochs=1)
+            >>> learn
+            Learner(Sequential with 25,666 parameters, DataLoaders 'arrays', cpu, 3 epochs trained)
+
+        Args:
+            n_epochs: epochs that train all layers.
+            lr: the learning rate of the head.
+            freeze_epochs: epochs before, that train the head alone; 0 for none.
+            lr_mult: how many times the rate of the first layers is that of the head.
+            pct_start: share of the steps of the second cycle that warm up.
+            div: its first learning rate is its highest divided by this.
+            callbacks: used in this fit only.
+
+        Raises:
+            ArgumentError, TrainingError, NonFiniteLossError: as `fit`.
+        """
+        check_whole("n_epochs", n_epochs, 1)
+        check_whole("freeze_epochs", freeze_epochs, 0)
+        if not lr_mult >= 1:
+            raise ArgumentError(f"lr_mult must be a number of at least 1, got {lr_mult!r}.")
+        cycles = OneCycle(lr, pct_start=0.99), OneCycle(lr / 2, div, pct_start=pct_start)
+        epochs = freeze_epochs + n_epochs
+        schedule = FineTune(*cycles, share=freeze_epochs / epochs)
+        first = FreezeFirst(freeze_epochs)
+        rates = (lr / lr_mult, lr)
+        self._fit(epochs, discriminative(rates, schedule), [first, *callbacks])
+
+    def freeze(self) -> None:
+        """Freeze all layers but the head, until `unfreeze`.
+
+        Their parameters get no gradients, and their batch norms stay in evaluation mode during
+        training: they keep their statistics. The head is the last layer that has weights, and
+        what follows it; of networks of timm, the library's classifier.
+
+            >>> dls = cl.from_arrays(torch.rand(8, 1, 9, 9), [0, 1] * 4, layout="NCHW")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+            >>> learn.freeze()
+            >>> [name for name, p in learn.model.named_parameters() if p.requires_grad]
+            ['4.0.weight', '4.0.bias']
+            >>> learn.unfreeze()
+        """
+        groups = layer_groups(self.model, self.dls.facts()["input_shape"])
+        self._frozen.freeze(self.model, groups.get(HEAD, []))
+
+    def unfreeze(self) -> None:
+        """Restore what `freeze` has changed; what was frozen before stays frozen."""
+        self._frozen.unfreeze()
 
     def record(self) -> RunRecord:
         """Everything that the last fit has recorded, from memory."""
@@ -327,7 +419,7 @@ class Learner(TrainingLoop):
         by ``cl.open_run(path).interpret(epoch)``.
 
             >>> x, y = torch.rand(40, 1, 28, 28), torch.arange(40) % 10
-            >>> dls = cl.from_arrays(x, y, layout="NCHW")
+            >>> dls = cl.from_arrays(x, y, layout="NCHW", valid=0.5)
             >>> learn = cl.Learner(dls, cl.simple_cnn(1, 10), run=None, progress=False)
             >>> found = learn.interpret()
             >>> found.confusion.shape, len(found.top_losses(3))
@@ -402,7 +494,7 @@ class Learner(TrainingLoop):
             >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2, norm="batch"), progress=False)
             >>> learn.fit(1)
             >>> exported = learn.export("classifier")
-            exported classifier: 0.2 MB; ONNX Runtime and the reloaded folder agree with predict ...
+            exported classifier: 2... kB; ONNX Runtime and the reloaded folder agree with ...
             >>> sorted(file.name for file in exported.path.iterdir())
             ['classifier.json', 'model.onnx', 'model.safetensors']
             >>> cl.load_classifier("classifier").predict(torch.rand(2, 28, 28)).names
@@ -435,9 +527,8 @@ class Learner(TrainingLoop):
         )
 
     def _run_as_in_validation(self, x: Tensor) -> Any:  # noqa: ANN401 - a model may return anything
-        layout: dict[str, Any] = self._layout if x.ndim == 4 else {}
         with self.stepper.autocast():
-            return self._run_model(x.to(self.device, **layout))
+            return self._run_model(self._on_device(x))
 
     def summary(self) -> Summary:
         """Shapes, parameters, multiplications and receptive field of each layer, for one image."""

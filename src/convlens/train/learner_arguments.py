@@ -54,10 +54,10 @@ def _check_functions(loss: object, optimizer: object) -> None:
             f"optimizer is an object of class {kind}; give the class, torch.optim.{kind}, or "
             "a function of (parameters, lr): the Learner calls it at the first fit."
         )
-    if not callable(optimizer):
+    if not callable(optimizer) and not isinstance(optimizer, str):
         raise ArgumentError(
-            "optimizer must be a function of (parameters, lr), such as torch.optim.AdamW, got "
-            f"{optimizer!r}."
+            "optimizer must be a name, such as 'adamw', or a function of (parameters, lr), such as "
+            f"torch.optim.AdamW, got {optimizer!r}."
         )
 
 

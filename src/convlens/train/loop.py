@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from numbers import Integral
 from operator import length_hint
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from convlens.checking.mismatch_errors import (
     check_loss,
@@ -39,16 +38,15 @@ from convlens.train.callbacks.overflows import Overflows
 from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
+from convlens.train.layer_groups import Frozen, prepare_groups
 from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
 from convlens.train.losses import Loss, resolve_losses
 from convlens.train.metrics import Metric, Validation
 from convlens.train.named_metrics import resolve_metrics
+from convlens.train.optimizers import optimizer_factory
 from convlens.train.run_setup import model_facts, recording
 from convlens.train.schedules import Schedule
 from convlens.train.stepping import Stepper, StepSettings, explain_compiling
-
-adamw = partial(AdamW, betas=(0.9, 0.99), eps=1e-5, weight_decay=0.01)
-"""The default optimizer, the chapter's: AdamW with β₂ 0.99, eps 1e-5, weight decay 0.01."""
 
 
 class TrainingLoop:
@@ -61,13 +59,14 @@ class TrainingLoop:
         dls: DataLoaders,
         model: nn.Module,
         loss: str | Loss | None = None,
-        optimizer: Callable[..., Optimizer] = adamw,
+        optimizer: str | Callable[..., Optimizer] = "adamw",
         metrics: Sequence[Metric] = (),
         callbacks: Sequence[Callback] = (),
         device: str | torch.device | None = None,
         seed: int | None = None,
         run: str | Path | None = "auto",
         *,
+        weight_decay: float | None = None,
         label_smoothing: float = 0.0,
         precision: str = "fp32",
         accumulate: int = 1,
@@ -82,15 +81,17 @@ class TrainingLoop:
         self.device = dls.device if device is None else pick_device(device)
         found = resolve_losses(loss, label_smoothing, dls, self.device)
         self.loss_function, self.valid_loss_function = found
-        self.label_smoothing = label_smoothing
+        own = loss is None or isinstance(loss, str)
+        self.label_smoothing = label_smoothing if own else None
         self.measured = resolve_metrics(self.metrics, dls, self.valid_loss_function)
         self.settings = StepSettings(precision, accumulate, clip, channels_last, compile)
         self.stepper = Stepper(self.settings, self.device)
-        self._layout = {"memory_format": torch.channels_last} if channels_last else {}
-        self.model = model.to(self.device, **self._layout)
+        self.model = model.to(self.device)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
         self._compiled: Callable[[Tensor], Any] | None = None  # the model, in a fit with compile
         self.seed, self.run, self.base = seed, run, base
-        self.make_optimizer = optimizer
+        self.make_optimizer = optimizer_factory(optimizer, weight_decay)
         self.sink: RecordSink | None = None
         self.run_path: Path | None = None
         self.error: BaseException | None = None
@@ -101,6 +102,7 @@ class TrainingLoop:
         self.x = self.y = self.output = self.loss = torch.empty(0)
         self._optimizer: Optimizer | None = None
         self._groups = GroupSettings(1.0)
+        self._frozen = Frozen()
         self._checked: set[bool] = set()  # modes (training or not) whose first output was checked
         self._events: dict[str, list[Callable[[Any], None]]] = {}
         self.callbacks: list[Callback] = []
@@ -238,6 +240,7 @@ class TrainingLoop:
             lr, parameters = schedule.peak, self.model.parameters()
             self._optimizer = make_optimizer(self.make_optimizer, parameters, lr)
             self._groups = GroupSettings(lr)
+        prepare_groups(self._groups, self._optimizer, schedule, self)
         self._groups.apply(self._optimizer, *schedule(0, self.n_steps))
         check_finite(self.model, self._optimizer)
 
@@ -280,8 +283,7 @@ class TrainingLoop:
 
     def _batch(self, x: Tensor, y: Tensor) -> bool:
         """Run one batch, in training with its step; False if it was cancelled."""
-        layout = self._layout if x.ndim == 4 else {}
-        self.x = x.to(self.device, non_blocking=True, **layout)
+        self.x = self._on_device(x)
         self.y = y.to(self.device, non_blocking=True)
         done = False
         try:
@@ -300,6 +302,12 @@ class TrainingLoop:
         with suppress(CancelBatchError):  # nothing is left to skip
             self._event("after_batch")
         return done
+
+    def _on_device(self, x: Tensor) -> Tensor:
+        x = x.to(self.device, non_blocking=True)
+        if self.settings.channels_last and x.ndim == 4:
+            return x.contiguous(memory_format=torch.channels_last)
+        return x
 
     def _run_model(self, x: Tensor) -> Any:  # noqa: ANN401 — a model may return anything
         try:
@@ -386,6 +394,8 @@ class TrainingLoop:
         before = self.training
         if self.model.training != training:
             self.model.train(training)
+        if training:
+            self._frozen.keep_modes()
         self.training = training
         try:
             yield

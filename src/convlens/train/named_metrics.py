@@ -160,16 +160,18 @@ def _check_name(name: str, kind: str) -> None:
     known = metric_names(kind)
     if name in known or (kind == CLASSES and re.fullmatch(r"top[1-9]\d*", name)):
         return
+    shown = ", ".join(one for one in known if not one.endswith(PER_CLASS))
+    shown += f", recall{PER_CLASS} …" if kind != NUMBERS else ""
     others = [one for one in (CLASSES, LABELS, NUMBERS) if name in metric_names(one)]
     if others or re.fullmatch(r"top[1-9]\d*", name):
         raise ArgumentError(
             f"The metric {name!r} is for {' or '.join(others or [CLASSES])}, but the data has "
-            f"{kind}; for these there are {', '.join(known)}."
+            f"{kind}; for these there are {shown}."
         )
     everything = [*dict.fromkeys(n for k in (CLASSES, LABELS, NUMBERS) for n in metric_names(k))]
     raise ArgumentError(
-        f"metrics has {name!r}, which is not known; for {kind} give one of {', '.join(known)}, a "
-        f"function of (output, y) or a torchmetrics object.{closest(name, everything)}"
+        f"metrics has {name!r}, which is not known; for {kind} give one of {shown}, "
+        f"a function of (output, y) or a torchmetrics object.{closest(name, everything)}"
     )
 
 

@@ -15,6 +15,7 @@ from convlens.core.records import Epoch
 from convlens.core.steps import StepSeries
 from convlens.core.training_curves import POINTS
 from convlens.train.callbacks.scheduler import GroupSettings
+from convlens.train.layer_groups import prepare_groups
 from convlens.train.learner_arguments import make_optimizer
 from convlens.train.schedules import Schedule, as_schedule, read_hypers
 
@@ -40,6 +41,7 @@ def planned(
     n_steps = n_epochs * each
     steps = np.unique(np.linspace(0, n_steps - 1, min(n_steps, POINTS)).astype(np.int64))
     optimizer, groups = _copied(learn, schedule.peak)
+    prepare_groups(groups, optimizer, schedule, learn)
     rows: list[list[dict[str, float]]] = []
     for step in steps.tolist():
         groups.apply(optimizer, *schedule(step, n_steps))

@@ -85,7 +85,7 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
         "label_smoothing": learn.label_smoothing,
         "optimizer": {
             "class": type(optimizer).__name__,
-            "groups": [read_hypers(group) for group in optimizer.param_groups],
+            "groups": [_group(group) for group in optimizer.param_groups],
         },
         "schedule": schedule_facts(schedule),
         **learn.settings.facts(),
@@ -93,6 +93,12 @@ def facts(learn: Learner, schedule: Schedule) -> dict[str, Any]:
         "n_steps": learn.n_steps,
         "summary": _summary(learn),
     }
+
+
+def _group(group: dict[str, Any]) -> dict[str, Any]:
+    """A parameter group's settings, and which parameters it has, in words where it says so."""
+    names = {key: group[key] for key in ("name", "layers") if isinstance(group.get(key), str)}
+    return {**names, **read_hypers(group)}
 
 
 def _facts_of_use(learn: Learner) -> dict[str, Any]:

@@ -330,8 +330,9 @@ def schedule_facts(schedule: Schedule) -> dict[str, Any]:
     found: dict[str, Any] = {"class": type(schedule).__name__}
     if not is_dataclass(schedule):
         return {**found, "peak": float(schedule.peak)}
-    values = {field.name: getattr(schedule, field.name) for field in fields(schedule)}
-    plain = (bool, int, float, str, tuple, list, type(None))
+    values: dict[str, Any] = {f.name: getattr(schedule, f.name) for f in fields(schedule)}
+    values |= {n: schedule_facts(v) for n, v in values.items() if is_dataclass(v)}  # pyright: ignore[reportArgumentType]
+    plain = (bool, int, float, str, tuple, list, dict, type(None))
     return found | {name: value for name, value in values.items() if isinstance(value, plain)}
 
 
