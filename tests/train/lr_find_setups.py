@@ -17,11 +17,11 @@ from torch import Tensor, nn
 import convlens as cl
 from convlens.data import TensorLoader
 from convlens.data.embedded import read_idx
-from convlens.train import adamw
+from convlens.train.optimizers import NamedOptimizer
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10" / "cifar10-jpeg.tar.xz"
 SGD = partial(torch.optim.SGD, momentum=0.9)
-ADAMW = adamw
+ADAMW = NamedOptimizer("adamw")
 N_TRAIN, N_VALID = 6000, 4000
 
 

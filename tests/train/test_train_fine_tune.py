@@ -190,7 +190,7 @@ def names(model, groups):
 @pytest.mark.parametrize(
     ("spec", "head", "middle"),
     [
-        ("timm:test_resnet", ["fc.weight", "fc.bias"], "layer3.0"),
+        ("timm:test_resnet", ["fc.weight", "fc.bias"], "layer2.0.downsample"),
         (
             "torchvision:mobilenet_v3_small",
             ["classifier.3.weight", "classifier.3.bias"],

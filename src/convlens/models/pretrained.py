@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocol
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split())
         what = (
             "it holds Python objects, which could run code; save its state_dict() as safetensors"
-            if "nsupported" in reason or "nsafe" in reason or "eights_only" in reason
+            if "unsupported global" in reason.lower() or "unsupported class" in reason.lower()
             else "it is damaged or no file of weights; get it again"
         )
         raise CheckpointError(f"pretrained={str(path)!r} cannot be read: {what}.") from error
