@@ -356,7 +356,8 @@ def test_the_suggestions_of_a_plain_curve() -> None:
         assert found.valley is not None
         assert 0.01 < found.minimum < 0.1
         assert 1e-5 < found.valley < 1e-2
-        assert f"suggestion  {found.suggestion:.2g}: 95 % of the fall are made." in str(found)
+        text = f"suggestion  {found.suggestion:.2g}: here the loss has made 95 % of its fall."
+        assert text in str(found)
     cut = RATES < 1e-3
     assert "give a higher lr_max" in str(sweep_of(curve[cut] + 0.1 * NOISE[cut], 1e-7, 1e-3))
     steep = np.where(RATES < 0.05, 0.3 + 2.0 / (1 + RATES / 1e-2), 20.0)

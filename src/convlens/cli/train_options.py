@@ -36,7 +36,10 @@ EMA_DECAY = 0.999
 
 SCHEDULES = "one-cycle, one-cycle-linear, flat-cosine, warmup-cosine, constant, exponential"
 
-MODELS = "simple_cnn, resnet, torchvision:NAME, timm:NAME, or file.py:object, which runs that file"
+MODELS = (
+    "simple_cnn, resnet, small_vgg, torchvision:NAME, timm:NAME, or file.py:object, which runs "
+    "that file"
+)
 
 
 def add_train_options(command: Parser) -> None:

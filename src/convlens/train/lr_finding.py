@@ -49,7 +49,7 @@ class LRFinding:
     def suggestion(self) -> float | None:
         """The recommended rate, for ``fit_one_cycle(…, lr_max)``; None if there is none.
 
-        It is where 95 % of the loss's fall are made, but at most a fifth of the rate at
+        It is where the loss has made 95 % of its fall, but at most a fifth of the rate at
         which the loss rises again by a fifth of its fall.
         """
         return self.suggestions.recommended

@@ -31,7 +31,7 @@ class Suggestions:
     """The learning rates that a sweep suggests; None where it suggests none.
 
     Attributes:
-        recommended: where 95 % of the fall are made, but at most a fifth of the rate at
+        recommended: where the loss has made 95 % of its fall, but at most a fifth of the rate at
             which the loss rises again.
         because: which of both it is, in words.
         valley: the middle of the longest fall of the smoothed loss, on the logarithmic axis (the
@@ -90,7 +90,7 @@ def _recommended(lrs: Floats, smoothed: Floats, ended: str) -> tuple[float, str]
         return float(bound), "a fifth of the rate at which the loss rises again"
     falls = low >= len(smoothed) - 1 and not ended
     hint = ", but the loss still falls at the last rate: give a higher lr_max" if falls else ""
-    return float(made), f"95 % of the fall are made{hint}"
+    return float(made), f"here the loss has made 95 % of its fall{hint}"
 
 
 def _why_none(lrs: Floats, losses: Floats, smoothed: Floats, ended: str) -> str:
