@@ -7,6 +7,8 @@ from dataclasses import fields
 import numpy as np
 
 from convlens.core.snapshots import (
+    Calibration,
+    ClassActivationMaps,
     Confusion,
     EffectiveFieldMap,
     FeatureMaps,
@@ -54,6 +56,8 @@ def every_kind() -> list[Snapshot]:
         Confusion(0, "", np.arange(9).reshape(3, 3), ("a", "b", "c")),
         Mistakes(0, "", grey(2, 6, 6), line[:2], line[1:3], reals(2), reals(2) * 9, line[2:],
                  ("a", "b", "c")),
+        Calibration(1, "", line[:3], reals(3), line[1:], 0.25, 1.5, float("inf")),
+        ClassActivationMaps(1, "", grey(2, 3, 3), line[:2], reals(2), grey(0, 3, 3), none, "0.0"),
     ]  # fmt: skip
 
 

@@ -90,6 +90,7 @@ def test_the_json_says_what_somebody_needs_to_use_it(exported):
     assert facts["files"]["model.onnx"]["bytes"] == (exported / "model.onnx").stat().st_size
 
 
+@pytest.mark.slow  # lint-imports holds that `inference` imports nothing of `train`
 def test_loading_needs_no_training_code(exported, digits):
     np.save("digits.npy", digits[0][:3])
     program = (
@@ -132,6 +133,7 @@ def given_pixels(kind, y, classes=(), model=None, n_in=1, **kwargs):
 def test_several_labels_and_numbers(tmp_path, capfd):
     photos = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 3), np.uint8)
     labels = given_pixels("labels", torch.eye(3).repeat(40, 1), ["a", "b", "c"], n_in=3)
+    (tmp_path / "labels").mkdir()  # an empty folder is used
     labels.export(tmp_path / "labels")
     model = small(3, 3)
     loaded = cl.load_classifier(tmp_path / "labels", "cpu", model)
@@ -143,24 +145,23 @@ def test_several_labels_and_numbers(tmp_path, capfd):
     np.testing.assert_allclose(found, said.probabilities.numpy(), atol=1e-6)
     numbers = given_pixels("numbers", torch.rand(120))
     capfd.readouterr()
-    (tmp_path / "numbers").mkdir()  # an empty folder is used
-    found = numbers.export(tmp_path / "numbers")
+    found = numbers.export(tmp_path / "labels", overwrite=True)
     out, err = capfd.readouterr()
     assert (out, err) == (f"{found}\n", "")
     assert re.match(
-        rf"exported {found.path}: 0.0 MB; ONNX Runtime and the reloaded folder agree with predict "
-        r"on 120 images, largest difference \d\.\de-\d\d\n",
+        rf"exported {found.path}: [\d.]+ kB; ONNX Runtime and the reloaded folder agree with "
+        r"predict on 120 images, largest difference \d\.\de-\d\d\n",
         out,
     )
-    assert {path.name for path in tmp_path.iterdir()} == {"labels", "numbers"}
+    assert [path.name for path in tmp_path.iterdir()] == ["labels"]
     with pytest.raises(cl.ArgumentError, match=r"convlens did not build by name; give it, with"):
-        cl.load_classifier(tmp_path / "numbers", "cpu")
-    loaded = cl.load_classifier(tmp_path / "numbers", "cpu", small(1))
+        cl.load_classifier(found.path, "cpu")
+    loaded = cl.load_classifier(found.path, "cpu", small(1))
     assert torch.equal(
         loaded.predict(photos[..., 0]).values, numbers.predict(photos[..., 0]).values
     )
     with pytest.raises(cl.CheckpointError, match=r"3\.weight is \(1, 144\), the model has \(2, "):
-        cl.load_classifier(tmp_path / "numbers", "cpu", small(2))
+        cl.load_classifier(found.path, "cpu", small(2))
 
 
 # ---- what is not exported ------------------------------------------------------------------------
@@ -183,9 +184,6 @@ def test_an_export_that_answers_otherwise_is_not_left(digits, exported, tmp_path
     with pytest.raises(cl.TrainingError, match=r"The reloaded folder does not agree with predict"):
         changed.export(tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir() if "image-cache" not in path.name] == ["made"]
-    given_pixels("numbers", torch.rand(3)).export(made, overwrite=True)
-    assert json.loads((made / "classifier.json").read_text())["kind"] == "numbers"
-    assert [path.name for path in tmp_path.iterdir()] == ["made"]
 
 
 class TwoOutputs(nn.Module):
@@ -274,7 +272,7 @@ def test_the_table_of_twelve_networks(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()[2:]]
     assert len(rows) == 12
-    for _, name, _, _, images, by_onnx, reloaded, same, *_ in rows:
+    for _, name, _, _, images, _, by_onnx, reloaded, same, *_ in rows:
         assert int(images) >= 100, name
         assert max(float(by_onnx), float(reloaded)) <= 1e-4, name
         assert same == f"{images} of {images}", name

@@ -19,7 +19,7 @@ from convlens.data import TensorLoader
 from convlens.data.embedded import read_idx
 from convlens.train import adamw
 
-CIFAR = Path("/work/shared/data/cifar10/cifar10-jpeg.tar.xz")
+CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10" / "cifar10-jpeg.tar.xz"
 SGD = partial(torch.optim.SGD, momentum=0.9)
 ADAMW = adamw
 N_TRAIN, N_VALID = 6000, 4000

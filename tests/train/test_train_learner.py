@@ -574,7 +574,9 @@ def test_elsewhere_the_loss_is_looked_at_every_32_steps():
             value = learn.loss * (math.nan if learn.step == 40 else 1.0)
             learn.loss = value.as_subclass(Elsewhere)
 
-    learn = cl.Learner(data(n=80, batch_size=2), net(), callbacks=[Late()], run=None)
+    learn = cl.Learner(
+        data(n=80, batch_size=2), net(), callbacks=[Late()], run=None, progress=False
+    )
     with pytest.raises(cl.NonFiniteLossError, match=r"at one of the steps 40 to 71"):
         learn.fit(2, 0.001)
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import convlens as cl
 from convlens.data import DataLoaders, TensorLoader
 from convlens.train.lr_finding import LRFinding
-from convlens.train.lr_suggestions import longest_fall, smoothed_losses
+from convlens.train.lr_suggestions import smoothed_losses, valley_of
 
 
 def images(n: int = 64) -> tuple[Tensor, Tensor]:
@@ -437,11 +437,11 @@ def test_a_loss_that_refuses_nan_ends_the_sweep() -> None:
 
 
 def test_smoothing_and_falls() -> None:
-    values = np.array([3.0, 1.0, 2.0, 0.0])
     np.testing.assert_allclose(smoothed_losses(np.full(7, 2.5)), 2.5)
     assert np.isfinite(smoothed_losses(np.full(9, 1e308))).all()
-    assert longest_fall(values) == (0, 3)
-    assert longest_fall(np.arange(4.0)) == (3, 3)
+    assert valley_of(np.array([3.0, 1.0, 2.0, 0.0])) == 2
+    assert valley_of(np.arange(4.0)) == 0
+    assert valley_of(np.arange(100.0)[::-1]) == 49
 
 
 def test_it_is_shown_as_text_and_picture() -> None:
@@ -455,3 +455,65 @@ def test_it_is_shown_as_text_and_picture() -> None:
     given = plt.subplots()[1]
     assert found.plot(given) is given
     plt.close("all")
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "accumulate": {"accumulate": 3},
+    "bf16, clip": {"precision": "bf16", "clip": 0.5},
+    "fp16": {"precision": "fp16"},
+    "channels_last": {"channels_last": True},
+}
+
+
+def scaler_of(learn: cl.Learner) -> Any:
+    scaler = learn.stepper._scaler
+    return (
+        learn.stepper.scale,
+        scaler and scaler.state_dict(),
+        sorted(vars(scaler or learn.stepper)),
+    )
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.filterwarnings("ignore:Step . was skipped because a gradient overflowed")
+def test_the_settings_of_the_loop_apply_and_are_as_before(name: str) -> None:
+    losses: list[list[float]] = []
+    for finds in (False, True):
+        steps: list[list[float]] = []
+        learn = learner(optimizer=rates_of(steps), **SETTINGS[name])
+        learn.fit(1, 0.01)
+        if finds:
+            before, scaler = state(learn), scaler_of(learn)
+            steps.clear()
+            found = learn.lr_find(1e-4, 1.0, n_steps=24)
+            np.testing.assert_allclose([lr for (lr,) in steps], np.geomspace(1e-4, 1.0, 24))
+            assert len(found.lrs) == 24
+            assert_same(before, state(learn))
+            assert scaler == scaler_of(learn)
+        learn.fit(2, 0.01)
+        losses.append(learn.recorder.steps.loss.tolist())
+    assert losses[0] == losses[1]
+
+
+def test_an_accumulated_step_is_that_of_one_large_batch() -> None:
+    x, y = images()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    found: list[LRFinding] = []
+    for size, accumulate in ((32, 1), (8, 4)):
+        dls = DataLoaders(TensorLoader(x, y, batch_size=size))
+        learn = cl.Learner(dls, model, accumulate=accumulate, run=None, progress=False)
+        found.append(learn.lr_find(n_steps=40))
+    np.testing.assert_allclose(found[0].losses, found[1].losses, rtol=1e-3)
+
+
+@pytest.mark.slow  # 20 seconds of compiling
+def test_a_compiled_training_is_swept_too() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 2))
+    dls = DataLoaders(TensorLoader(*images(), batch_size=16))
+    found: list[LRFinding] = []
+    for compiles in (False, True):
+        learn = cl.Learner(dls, model, compile=compiles, run=None, progress=False)
+        before = bits(model.state_dict())
+        found.append(learn.lr_find(n_steps=40))
+        assert before == bits(model.state_dict())
+    np.testing.assert_allclose(found[0].losses, found[1].losses, rtol=1e-3)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import convlens as cl
 from convlens.core.snapshots import (
     BEFORE,
+    N_WORST,
     Confusion,
     EffectiveFieldMap,
     FeatureMaps,
@@ -420,7 +421,7 @@ def test_of_many_confusions_the_worst_are_kept_in_bounded_memory() -> None:
         if y[item] >= 0 and y[item] != said[item]:
             worst.setdefault((int(y[item]), int(said[item])), item)
     pairs = sorted(worst.values(), key=lambda item: -losses[item])[: limits.N_PAIRS]
-    wanted = set(pairs) | set(losses.topk(limits.N_WORST).indices.tolist())
+    wanted = set(pairs) | set(losses.topk(N_WORST).indices.tolist())
     found = validation.mistakes(0, tuple("abc"), lambda x: x[:, 0].to(torch.uint8).numpy())
     assert set(found.item.tolist()) == wanted
     assert found.images.shape == (len(wanted), 64, 21)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -63,6 +64,53 @@ def test_a_terminal_gets_a_bar_and_the_same_lines(monkeypatch):
     assert text.count("train loss") == 3
 
 
+COMPILING = """
+import numpy as np, sys, torch, convlens as cl
+x = np.random.default_rng(0).normal(size=(48, 1, 8, 8)).astype("float32")
+dls = cl.from_arrays(x, np.arange(48) % 3, layout="NCHW", valid=0.25, batch_size=4, name="toy")
+compiling = torch.compile
+torch.compile = lambda model: compiling(model, backend="eager")
+learn = cl.Learner(dls, cl.simple_cnn(1, 3, widths=(4, 8)), compile=True, run=None)
+learn.fit(2, 0.01)
+"""
+
+
+def in_a_terminal(program):
+    """What a program has written to a pseudo-terminal."""
+    far, near = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    command = [sys.executable, "-c", program]
+    child = subprocess.Popen(command, stdout=near, stderr=near, stdin=near, env=environment)
+    os.close(near)
+    parts = []
+    with contextlib.suppress(OSError):  # Linux says that the other end is closed
+        while part := os.read(far, 1 << 16):
+            parts.append(part.decode())
+    os.close(far)
+    assert child.wait(60) == 0, "".join(parts)
+    return "".join(parts)
+
+
+def test_a_real_terminal_shows_rate_loss_and_time_left_and_says_that_it_compiles():
+    said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", in_a_terminal(COMPILING))
+    assert "compiling (once)" in said
+    assert said.index("compiling (once)") < said.index("loss 1.")
+    bar = r"epoch 1/2  loss \d\.\d{4}  lr 0\.01 [^\n]*\d/18 steps, left [-\d]"
+    assert re.search(bar, said), said
+    assert said.count("train loss") == 2
+
+
+def test_the_loss_is_read_only_when_the_bar_is_drawn(monkeypatch):
+    learn, n_read = learner(), []
+    update = progress.SmoothedLoss.update
+    monkeypatch.setattr(
+        progress.SmoothedLoss, "update", lambda *args: n_read.append(1) or update(*args)
+    )
+    monkeypatch.setattr(progress, "REFRESH_S", 3600.0)
+    learn.fit(2, 0.01)
+    assert len(n_read) <= 3  # the first step, and the end of each epoch
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_notebook_gets_one_output():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(PROGRAM)])
@@ -84,7 +132,8 @@ def test_a_notebook_shows_a_bar_while_training(monkeypatch):
     monkeypatch.setattr(progress, "choose_display", lambda: progress.NotebookDisplay(show))
     learner().fit(2, 0.01)
     assert any('<progress value="36" max="72"' in text for text in shown)
-    assert "epoch 1/2, step 36 of 72" in "".join(shown)
+    bar = next(text for text in shown if 'value="36" max="72"' in text)
+    assert re.search(r"epoch 1/2  loss \d\.\d{4}  lr 0\.01, step 36 of 72, 0:\d\d:\d\d left", bar)
     assert shown[-1].count("train loss") == 2
     assert "<progress" not in shown[-1]
 

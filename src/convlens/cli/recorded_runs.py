@@ -1,4 +1,4 @@
-"""``convlens runs``, ``convlens report`` and ``convlens view``."""
+"""``convlens runs``, ``convlens report``, ``convlens interpret`` and ``convlens view``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from convlens.core.wording import metric_value, plural, without_classes
 from convlens.errors import ArgumentError, RunError
 
 if TYPE_CHECKING:
+    from convlens.runs import Run
     from convlens.web import Address
 
 RECORD = "run.db"
@@ -34,6 +35,10 @@ def add_commands(commands: Commands) -> None:
     )
     add("--layer", default="", help="the layer of --gif (default: the first convolution)")
 
+    add = add_command(commands, "interpret", interpret).add_argument
+    add("run", type=Path, help="the run's directory")
+    add("--epoch", type=whole_number(1), metavar="N", help="of this epoch (default: the last)")
+
     add = add_command(commands, "view", view).add_argument
     add("runs", type=Path, nargs="*", default=[RUNS], help="folders of runs, or of one run each")
     add("--port", type=whole_number(0, 65535), default=5006, help="0 for a free one")
@@ -51,15 +56,9 @@ def add_commands(commands: Commands) -> None:
 def make_report(arguments: argparse.Namespace) -> None:
     """Make a run's report anew, from its directory alone."""
     from convlens._api import report
-    from convlens.runs import open_run
 
     folder: Path = arguments.run
-    _check_folder(folder, "the folder of one run")
-    if not os.path.isfile(folder / RECORD):  # noqa: PTH113 - Path.is_file raises where one may not look
-        try:
-            open_run(folder)
-        except RunError as error:  # of the wrong argument, unlike a damaged run
-            raise ArgumentError(str(error)) from error
+    run = _opened(folder)
     for option, out in (("--out", arguments.out), ("--gif", arguments.gif)):
         if out is not None:
             check_out(out, option)
@@ -69,7 +68,14 @@ def make_report(arguments: argparse.Namespace) -> None:
         else:
             from convlens.web.gif import write_gif
 
-            print_line(str(write_gif(open_run(folder), arguments.gif, arguments.layer)))
+            print_line(str(write_gif(run, arguments.gif, arguments.layer)))
+
+
+def interpret(arguments: argparse.Namespace) -> None:
+    """Print the recall and precision of each class, confused pairs and calibration of a run."""
+    epoch = None if arguments.epoch is None else arguments.epoch - 1
+    for line in str(_opened(arguments.run).interpret(epoch)).splitlines():
+        print_line(line)
 
 
 def list_all(arguments: argparse.Namespace) -> None:
@@ -126,6 +132,19 @@ def view(arguments: argparse.Namespace) -> None:
 
     with interruptible(), suppress(KeyboardInterrupt):
         serve(arguments.runs or [RUNS], address, ready)
+
+
+def _opened(folder: Path) -> Run:
+    """The run in a folder; ArgumentError if there is none, unlike a damaged one."""
+    from convlens.runs import open_run
+
+    _check_folder(folder, "the folder of one run")
+    try:
+        return open_run(folder)
+    except RunError as error:
+        if os.path.isfile(folder / RECORD):  # noqa: PTH113 - Path.is_file raises where one may not look
+            raise
+        raise ArgumentError(str(error)) from error
 
 
 def _check_folder(folder: Path, give: str) -> None:

@@ -68,8 +68,8 @@ def _add_training(add: Callable[..., Any]) -> None:
     add("--epochs", type=whole_number(1), help=_default("epochs", "passes over the images"))
     add("--lr", type=_rate_or_find, metavar="RATE",
         help="highest learning rate of the schedule, or find, which looks for one first (default: "
-        f"{NAMED_RATE} for a named data set, {FILES_RATE} for files, 0.002 to "
-        "fine-tune)")  # fmt: skip
+        f"{NAMED_RATE} for a named data set, {FILES_RATE} for files, "
+        "0.002 to fine-tune)")  # fmt: skip
     add("--schedule", metavar="NAME", help=_default("schedule", SCHEDULES))
     add("--optimizer", metavar="NAME", help="adamw, sgd … (default: adamw)")
     add("--weight-decay", type=_at_least_0, metavar="X",

@@ -142,9 +142,10 @@ def _fit(learn: Learner, arguments: argparse.Namespace) -> None:
     rate = default_rate(arguments) if arguments.lr is None else arguments.lr
     if rate == "find":
         rate = _found_rate(learn)
-    if arguments.fine_tune:
-        given = {} if arguments.lr is None else {"lr": rate}
-        learn.fine_tune(arguments.epochs, **given)
+    if arguments.fine_tune and arguments.lr is None:
+        learn.fine_tune(arguments.epochs)
+    elif arguments.fine_tune:
+        learn.fine_tune(arguments.epochs, rate)
     else:
         learn.fit(arguments.epochs, schedule_of(arguments.schedule, rate))
 

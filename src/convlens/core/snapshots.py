@@ -1,4 +1,4 @@
-"""What a run keeps beside its numbers: feature maps, kernels, receptive fields, mistakes.
+"""What a run keeps beside its numbers: feature maps, kernels, fields, mistakes, calibration.
 
 Each kind is a frozen dataclass of NumPy arrays and plain values, which a run keeps in one table by
 kind, layer and epoch. Epoch −1 is before training. Shapes: N probe images, C channels, H, W pixels.
@@ -22,6 +22,12 @@ Ints = NDArray[np.int64]
 
 BEFORE = -1
 """The epoch of what was kept before training."""
+
+BINS = 15
+"""Bins of the probability in a `Calibration`."""
+
+N_WORST = 32
+"""`Mistakes` hold so many images of the largest loss."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,110 @@ def recall_of(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     return np.divide(right, n, out=np.full(len(n), np.nan), where=n > 0)
 
 
+def precision_of(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """(K,) the diagonal's share of each column; NaN for a class that was never predicted.
+
+    Args:
+        counts: (K, K), rows the true class, columns the predicted one.
+    """
+    return recall_of(counts.T)
+
+
+def frequent_mistakes(
+    counts: NDArray[np.integer[Any]], most: int = 10
+) -> list[tuple[int, int, int]]:
+    """(true, predicted, how often) of the mistakes, the most frequent first.
+
+    Args:
+        counts: (K, K), rows the true class, columns the predicted one.
+        most: pairs of classes to name at most.
+    """
+    off = counts.copy()
+    np.fill_diagonal(off, 0)
+    flat: list[int] = np.argpartition(-off, min(most, off.size - 1), axis=None).tolist()
+    found = [(*divmod(i, len(off)), int(off.flat[i])) for i in flat[:most]]
+    return sorted((one for one in found if one[2] > 0), key=lambda one: (-one[2], *one))
+
+
+@dataclass(frozen=True)
+class Calibration(Snapshot):
+    """How well the probabilities of an epoch's validation agree with what was right.
+
+    Bin i of B holds the images whose predicted class has a probability in (i / B, (i + 1) / B].
+
+    Attributes:
+        counts: (B,) images in each bin.
+        confidence: (B,) sum of the predicted classes' probabilities.
+        correct: (B,) images that were classified correctly.
+        nll: mean negative log-likelihood of the true class (natural logarithm).
+        temperature: the number T by which the model's outputs have to be divided so that the
+            negative log-likelihood is lowest (Guo et al. 2017, arXiv:1706.04599), within 1 %; one
+            of the ends of the range from 1/8 to 16 where it lies outside.
+        nll_scaled: the negative log-likelihood with that temperature.
+    """
+
+    KIND: ClassVar[str] = "calibration"
+    AXES: ClassVar[Mapping[str, str]] = dict.fromkeys(("counts", "confidence", "correct"), "B")
+
+    counts: Ints
+    confidence: Reals
+    correct: Ints
+    nll: float
+    temperature: float
+    nll_scaled: float
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean of |confidence − accuracy| over all images, by bin."""
+        total = int(self.counts.sum())
+        gap = np.abs(self.confidence.astype(np.float64) - self.correct).sum()
+        return float(gap / total) if total else float("nan")
+
+    @property
+    def rates(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(B,) mean confidence and (B,) accuracy of each bin; NaN in empty ones."""
+        n = self.counts.astype(np.float64)
+        empty = np.full(len(n), np.nan)
+        confidence, accuracy = (
+            np.divide(total, n, out=empty.copy(), where=n > 0)
+            for total in (self.confidence.astype(np.float64), self.correct.astype(np.float64))
+        )
+        return confidence, accuracy
+
+
+@dataclass(frozen=True)
+class ClassActivationMaps(Snapshot):
+    """Grad-CAM: which places of some images speak for the class that the network predicts.
+
+    ``layer`` is empty, since the layer may change from epoch to epoch; `explained` names it.
+
+    Attributes:
+        maps: (M, h, w) of validation images, at most 32 × 32 cells; 255 is each map's highest
+            value, 0 nothing.
+        item: (M,) their positions in the validation.
+        correlation: (M,) rank correlation of each map with that of random weights; NaN where one
+            of the two is constant.
+        probe_maps: (P, h, w) of the probe images.
+        probe_correlation: (P,).
+        explained: the module whose output was weighted.
+    """
+
+    KIND: ClassVar[str] = "cams"
+    AXES: ClassVar[Mapping[str, str]] = {
+        "maps": "M h w",
+        "probe_maps": "P h w",
+        **dict.fromkeys(("item", "correlation"), "M"),
+        "probe_correlation": "P",
+    }
+
+    maps: Bytes
+    item: Ints
+    correlation: Reals
+    probe_maps: Bytes
+    probe_correlation: Reals
+    explained: str
+
+
 @dataclass(frozen=True)
 class Mistakes(Snapshot):
     """Validation images that the network was most wrong about, the greatest loss first.
@@ -306,6 +416,7 @@ def _all(values: object, types: tuple[type, ...], length: int | None = None) -> 
 
 _FITS: Mapping[str, Callable[[Any], bool]] = {
     "int": lambda value: type(value) is int,
+    "float": lambda value: type(value) in (float, int),
     "str": lambda value: type(value) is str,
     "bool": lambda value: type(value) is bool,
     "Bytes": lambda value: _is_array(value, np.uint8),

@@ -12,7 +12,7 @@ from convlens.execution.modules import (
     named_tensors,
     own_parameters,
 )
-from convlens.execution.preserve import copy_of, preserved, restored, same_random, unwrapped
+from convlens.execution.preserve import copy_of, preserved, restored, same_random, surely, unwrapped
 from convlens.execution.tracing import (
     Observer,
     Traced,
@@ -43,6 +43,7 @@ __all__ = [
     "restored",
     "run_on_fake",
     "same_random",
+    "surely",
     "trace",
     "unwrapped",
     "written_by",

@@ -96,7 +96,7 @@ def restored(model: nn.Module, *others: object) -> Generator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(same_random({t.device for t in tensors}))
-        stack.callback(_surely, put_back)
+        stack.callback(surely, put_back)
         stack.enter_context(_scripted_preserved(model))
         if _remove_watchers(model) and _is_compiled(model):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -107,8 +107,8 @@ def restored(model: nn.Module, *others: object) -> Generator[None]:
         yield
 
 
-def _surely(action: Callable[[], None]) -> None:
-    """Do what can be done twice, again if Ctrl-C came meanwhile."""
+def surely(action: Callable[[], None]) -> None:
+    """Call a function to its end: once more if Ctrl-C came meanwhile, which is raised then."""
     try:
         action()
     except KeyboardInterrupt:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from convlens.core.argument_checks import check_path
 from convlens.core.terminal import printable
-from convlens.core.wording import plural
+from convlens.core.wording import n_bytes, plural
 from convlens.data.items import CLASSES, LABELS, NUMBERS
 from convlens.errors import ArgumentError, CheckpointError, MissingLibraryError, TrainingError
 from convlens.execution import same_random, unwrapped
@@ -80,8 +80,8 @@ class Export:
     def __str__(self) -> str:
         few = f" (fewer than {ENOUGH})" if self.n_images < ENOUGH else ""
         return (
-            f"exported {printable(str(self.path))}: {self.n_bytes / 1e6:.1f} MB; ONNX Runtime and "
-            f"the reloaded folder agree with predict on {plural(self.n_images, 'image')}{few}, "
+            f"exported {printable(str(self.path))}: {n_bytes(self.n_bytes)}; ONNX Runtime and the "
+            f"reloaded folder agree with predict on {plural(self.n_images, 'image')}{few}, "
             f"largest difference {self.difference:.1e}"
         )
 

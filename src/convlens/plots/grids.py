@@ -26,6 +26,9 @@ CHARACTER_IN = CAPTION_PT * 0.58 / 72  # mean width of a character, inches
 PANEL_IN = 2.3  # width of a panel that shows a whole layer, inches
 GAP = 0.1  # the gap beside an image, as a share of its width
 
+OVERLAY = 0.6
+"""Opacity of a map that lies over an image."""
+
 MOST_LAYERS = 60
 """The most panels in one figure: with more, none could be read."""
 
@@ -79,6 +82,36 @@ def show_images(
     ax.set_ylim(rows * row - 0.5 * gap, -0.5 * gap)
     ax.set_aspect("equal")
     return ax
+
+
+def show_overlays(
+    images: NDArray[np.uint8],
+    maps: Array,
+    captions: Sequence[str] = (),
+    columns: int | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw each image beside itself with a map laid over it: viridis, from dark blue to yellow.
+
+    Args:
+        images: (N, H, W) grey or (N, H, W, 3) colour, uint8.
+        maps: (N, H, W) from 0 to 1.
+        captions: N texts, or none.
+        columns: pairs in a row; None for a grid about twice as wide as high.
+        ax: where to draw, a new figure if None.
+
+    Raises:
+        ArgumentError: if the images are no such array, or maps or captions do not fit them.
+    """
+    import matplotlib as mpl
+
+    if maps.shape != images.shape[:3]:
+        raise ArgumentError(f"maps has shape {maps.shape} for images {images.shape}.")
+    grey = images.ndim == 3
+    colour = np.repeat(images[..., None], 3, axis=3) if grey else images
+    heat = 255 * mpl.colormaps["viridis"](np.clip(maps, 0, 1))[..., :3]
+    mixed = (OVERLAY * heat + (1 - OVERLAY) * colour).round().astype(np.uint8)
+    return show_images(np.concatenate([colour, mixed], axis=2), captions, columns, ax)
 
 
 def show_tiles(

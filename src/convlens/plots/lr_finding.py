@@ -53,7 +53,8 @@ def plot_lr_finding(
     for position, (name, rate) in enumerate(suggested.items()):
         _mark(ax, name, rate, float(np.interp(np.log(rate), np.log(lrs), smoothed)), position)
     ax.grid(axis="y", alpha=0.25)
-    ax.legend(loc="lower left", fontsize="small", title=fill(reason, LINE) or None)
+    title = fill(reason, LINE) or None
+    ax.legend(loc="lower left", fontsize="small", title=title, alignment="left")
     return ax
 
 

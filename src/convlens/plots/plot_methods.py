@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Protocol, overload
 from convlens.core.histories import LayerHistory, LayerInfo
 from convlens.core.layer_histories import position_of
 from convlens.core.records import Epoch
-from convlens.core.snapshots import Confusion, Mistakes, S
+from convlens.core.snapshots import Calibration, Confusion, Mistakes, S
 from convlens.core.steps import StepCurves
 from convlens.core.training_curves import POINTS
-from convlens.errors import ArgumentError, LayerNotFoundError
+from convlens.errors import ArgumentError, LayerNotFoundError, RunError
 from convlens.plots.canvas import as_html
 from convlens.plots.curves import plot_loss, plot_sched
 from convlens.plots.grids import MOST_LAYERS
+from convlens.plots.interpretation import Interpretation
 from convlens.plots.many_layers import color_dim_all, plot_layer_stats_all
 from convlens.plots.one_layer import color_dim, plot_layer_stats
 from convlens.plots.validation import plot_confusion, plot_top_losses
@@ -211,7 +212,31 @@ class CurvePlots:
 
 
 class ValidationPlots:
-    """Plot methods for what the validation of each epoch left."""
+    """Numbers and plots of what the validation of each epoch left."""
+
+    def interpret(self: HasSnapshots, epoch: int | None = None) -> Interpretation:
+        """Confusion, precision and recall, top losses and calibration of an epoch, as recorded.
+
+        Args:
+            epoch: after which one, from 0; None for the newest.
+
+        Raises:
+            RunError: if no confusion matrix was recorded until then.
+        """
+        counted = self.snapshot(Confusion, epoch=epoch)
+        if counted is None:
+            when = "" if epoch is None else f" until epoch={epoch}"
+            raise RunError(
+                f"No confusion matrix was recorded{when}: train a classifier of single classes "
+                "with validation data and callbacks=[cl.Pictures()]."
+            )
+        mistakes = self.snapshot(Mistakes, epoch=counted.epoch)
+        calibration = self.snapshot(Calibration, epoch=counted.epoch)
+        return Interpretation(
+            counted,
+            mistakes if mistakes is not None and mistakes.epoch == counted.epoch else None,
+            calibration if calibration and calibration.epoch == counted.epoch else None,
+        )
 
     def plot_confusion_matrix(
         self: HasSnapshots, epoch: int | None = None, ax: Axes | None = None

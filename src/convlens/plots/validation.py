@@ -1,4 +1,4 @@
-"""What a validation found: the confusion matrix, and the images of the largest losses."""
+"""What a validation found: the confusion matrix, calibration, images of the largest losses."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convlens.core.snapshots import Confusion, Mistakes, recall_of
+from convlens.core.snapshots import Calibration, Confusion, Mistakes, recall_of
 from convlens.errors import ArgumentError
-from convlens.plots.canvas import figure_of, label_colour_bar, log_norm, new_axes, say
+from convlens.plots.canvas import BLUE, figure_of, label_colour_bar, log_norm, new_axes, say
 from convlens.plots.grids import show_images
 
 if TYPE_CHECKING:
@@ -106,6 +106,38 @@ def plot_top_losses(
     order = np.argsort(-mistakes.loss, kind="stable")[:most]
     captions = [_caption(mistakes, int(i)) for i in order]
     return show_images(mistakes.images[order], captions, columns, ax)
+
+
+def plot_reliability(calibration: Calibration | None, ax: Axes | None = None) -> Axes:
+    """Draw accuracy over confidence in bins, and the share of the images in each bin.
+
+    Bars below the diagonal: the network is surer than it is right; above: less sure. Bins without
+    images have no bar.
+
+    Args:
+        calibration: what was recorded; None says that there is nothing.
+        ax: where to draw, a new figure if None.
+    """
+    ax = ax or new_axes(4.6, 4.4)
+    if calibration is None:
+        say(ax, NOTHING.format("calibration"))
+        return ax
+    confidence, accuracy = calibration.rates
+    n_bins, held = len(accuracy), calibration.counts > 0
+    left, share = np.arange(n_bins) / n_bins, calibration.counts / calibration.counts.sum()
+    ax.bar(left, share, 1 / n_bins, align="edge", color="0.85", label="share of the images")
+    for x, top in zip(left[held], accuracy[held], strict=True):
+        ax.plot([x, x + 1 / n_bins], [top, top], color=BLUE, lw=2, solid_capstyle="butt")
+    ax.plot(confidence[held], accuracy[held], "o", color=BLUE, ms=4, label="accuracy")
+    ax.plot([0, 1], [0, 1], color="0.45", lw=1, ls="--", label="perfectly calibrated")
+    ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="probability of the predicted class")
+    ax.set_ylabel("share of these images that are right")
+    ax.set_title(
+        f"Calibration error (ECE) {_percent(calibration.ece, 1)}, "
+        f"temperature {calibration.temperature:.2f}"
+    )
+    ax.legend(loc="best", frameon=False, fontsize=FONT_PT)
+    return ax
 
 
 def _caption(mistakes: Mistakes, i: int) -> str:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from convlens.errors import ArgumentError
 from convlens.execution import Observer, read_inputs, trace, unwrapped
@@ -17,11 +15,13 @@ from convlens.models.heads import head_of
 from convlens.train.callbacks.base import Callback
 from convlens.train.callbacks.scheduler import GroupSettings
 from convlens.train.schedules import OneCycle, Schedule
+from convlens.watching.layer_selection import BatchNorm
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from convlens.train.learner import Learner
+    from convlens.train.loop import TrainingLoop
 
 FIRST, SECOND, HEAD = "first layers", "middle layers", "head"
 """The layer groups, in the order of the layers."""
@@ -142,7 +142,7 @@ class Frozen:
         known = {id(module) for module, _ in self._norms}
         for module in model.modules():
             own = set(map(id, module.parameters(recurse=False)))
-            if isinstance(module, _NormBase) and not own & kept and id(module) not in known:
+            if isinstance(module, BatchNorm) and not own & kept and id(module) not in known:
                 self._norms.append((module, module.training))
         self.keep_modes()
 
@@ -174,7 +174,7 @@ def highest(lr: object, name: str) -> float:
     """
     if not isinstance(lr, tuple | list):
         return lr  # pyright: ignore[reportReturnType] - checked by the schedule
-    good = len(lr) == 2 and all(isinstance(one, Real) and one > 0 for one in lr)
+    good = len(lr) == 2 and all(isinstance(one, int | float) and one > 0 for one in lr)
     if not good or lr[0] > lr[1]:
         raise ArgumentError(
             f"{name} must be a learning rate or two, (low, high): that of the first layers and "
@@ -245,16 +245,12 @@ class FineTune:
 
 
 def prepare_groups(
-    groups: GroupSettings,
-    optimizer: Optimizer,
-    schedule: Schedule,
-    model: nn.Module,
-    input_shape: Sequence[int] | None,
+    groups: GroupSettings, optimizer: Optimizer, schedule: Schedule, learn: TrainingLoop
 ) -> None:
     """Give each layer group its share of the rate, if the schedule is `Discriminative`."""
     groups.shares = {}
     if isinstance(schedule, Discriminative):
-        layers = layer_groups(model, input_shape)
+        layers = layer_groups(learn.model, learn.dls.facts()["input_shape"])
         groups.split(optimizer, layers)
         groups.shares = schedule.shares(list(layers))
 

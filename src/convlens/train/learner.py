@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from convlens.checking import CheckResult, check
@@ -16,6 +18,7 @@ from convlens.core.terminal import say
 from convlens.data import Batches
 from convlens.data.batches import first_batch
 from convlens.data.items import CLASSES
+from convlens.data.prediction_inputs import PredictionInputs
 from convlens.doctor import diagnose
 from convlens.errors import ArgumentError
 from convlens.geometry import Summary, summary
@@ -23,11 +26,13 @@ from convlens.inference import Classifier, Prediction
 from convlens.inference.augmentation import averaged, check_tta, views
 from convlens.inference.classifier import check_answers
 from convlens.inference.compared_images import of_loaders
+from convlens.inference.explanation import BATCH, Explanation, explain
 from convlens.inference.export import Export, check_input, export
 from convlens.plots import plot_sched
 from convlens.train.callbacks.base import (
     Callback,
 )
+from convlens.train.interpretation import interpret
 from convlens.train.layer_groups import (
     HEAD,
     FineTune,
@@ -49,6 +54,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from convlens.data.prediction_inputs import Images
+    from convlens.plots import Interpretation
 
 
 class Learner(TrainingLoop):
@@ -113,7 +119,8 @@ class Learner(TrainingLoop):
     def check(self, lr: float = 1e-3, *, seconds: float = 5.0) -> CheckResult:
         """Say what would go wrong in a training, before it; see `convlens.check`.
 
-        Some steps are made on copies, with an optimizer as `fit` makes it. Nothing is changed.
+        Some steps are made on copies, with an optimizer as `fit` makes it, with bf16 if the Learner
+        has it, on single batches and without clipping. Nothing is changed.
 
             >>> dls = cl.from_arrays(torch.rand(8, 1, 9, 9), [0, 1] * 4, layout="NCHW")
             >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
@@ -129,7 +136,10 @@ class Learner(TrainingLoop):
         """
         optimizer = make_optimizer(self.make_optimizer, self.model.parameters(), lr)
         loss = checking_loss(self.loss_function, self.dls.classes)
-        return check(self.model, self.dls.train, loss, optimizer, seconds=seconds)
+        # Without the scaler of fp16 small gradients would be zero, so that is tried in fp32.
+        scaled = self.settings.precision == "fp16"
+        with nullcontext() if scaled else self.stepper.autocast():
+            return check(self.model, self.dls.train, loss, optimizer, seconds=seconds)
 
     def lr_find(self, lr_min: float = 1e-7, lr_max: float = 10.0, n_steps: int = 100) -> LRFinding:
         """Find a learning rate: train with rates from ``lr_min`` up, and look at the loss.
@@ -285,11 +295,11 @@ class Learner(TrainingLoop):
         """
         check_whole("n_epochs", n_epochs, 1)
         check_whole("freeze_epochs", freeze_epochs, 0)
+        if not lr_mult >= 1:
+            raise ArgumentError(f"lr_mult must be a number of at least 1, got {lr_mult!r}.")
         cycles = OneCycle(lr, pct_start=0.99), OneCycle(lr / 2, div, pct_start=pct_start)
         epochs = freeze_epochs + n_epochs
         schedule = FineTune(*cycles, share=freeze_epochs / epochs)
-        if not lr_mult >= 1:
-            raise ArgumentError(f"lr_mult must be a number of at least 1, got {lr_mult!r}.")
         first = FreezeFirst(freeze_epochs)
         rates = (lr / lr_mult, lr)
         self._fit(epochs, discriminative(rates, schedule), [first, *callbacks])
@@ -305,7 +315,7 @@ class Learner(TrainingLoop):
             >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
             >>> learn.freeze()
             >>> [name for name, p in learn.model.named_parameters() if p.requires_grad]
-            ['5.0.weight', '5.0.bias']
+            ['4.0.weight', '4.0.bias']
             >>> learn.unfreeze()
         """
         groups = layer_groups(self.model, self.dls.facts()["input_shape"])
@@ -401,6 +411,72 @@ class Learner(TrainingLoop):
                 x, batch_size, normalized=normalized, tta=tta, strict=strict
             )
 
+    def interpret(self, batches: Batches | None = None) -> Interpretation:
+        """Run the validation and say what the present weights get wrong, in bounded memory.
+
+        Of the images the 32 of the largest loss are kept, and one of each confusion of two
+        classes. What a fit recorded with the callback `Pictures` is read without running anything
+        by ``cl.open_run(path).interpret(epoch)``.
+
+            >>> x, y = torch.rand(40, 1, 28, 28), torch.arange(40) % 10
+            >>> dls = cl.from_arrays(x, y, layout="NCHW")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 10), run=None, progress=False)
+            >>> found = learn.interpret()
+            >>> found.confusion.shape, len(found.top_losses(3))
+            ((10, 10), 3)
+
+        Args:
+            batches: (x, y) to run on; ``dls.valid`` if None.
+
+        Raises:
+            ArgumentError: if there is nothing to validate on, or the data is not of single classes.
+        """
+        with self._mode(training=False), torch.no_grad():
+            return interpret(self, self._run_as_in_validation, batches)
+
+    def explain(
+        self,
+        images: Images,
+        layer: str | None = None,
+        target: int | str | Sequence[int | str] | None = None,
+        *,
+        normalized: bool | None = None,
+    ) -> Explanation:
+        """Map which places of images speak for a class, by Grad-CAM, and check the maps.
+
+        The check: the maps of the same network with random weights. The model runs in evaluation
+        mode and is left as it was.
+
+            >>> dls = cl.from_arrays(torch.rand(8, 28, 28), [0, 1] * 4, layout="NHW")
+            >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
+            >>> found = learn.explain(torch.rand(3, 1, 28, 28), target=1)
+            >>> found, found.maps.shape
+            (Explanation(3 images by layer '2.1'), (3, 28, 28))
+            >>> print(found.randomization)
+            Rank correlation with the maps of random weights: ...
+
+        Args:
+            images: in any form that `predict` takes.
+            layer: a module's name, whose output is (N, C, h, w), or (N, tokens, C) with a square
+                grid of tokens. None takes the last layer with at least 4 × 4 units, where there is
+                none the last with more than one.
+            target: a class by its number or name, or one for each image; None for the predicted
+                one.
+            normalized: as for `predict`.
+
+        Raises:
+            LayerNotFoundError: if there is no such layer, with the closest names.
+            ArgumentError: if the layer's output has no grid, or an argument cannot work.
+            TrainingError: if the model's output is not scores of classes, or does not depend on
+                the layer.
+        """
+        if getattr(self.dls, "kind", CLASSES) != CLASSES:
+            raise ArgumentError(f"explain is for classes, but the data has {self.dls.kind}.")
+        transform = self.dls.input_transform
+        parts = PredictionInputs(images, transform, BATCH, normalized=normalized)
+        on_device = (part.to(self.device) for part in parts)
+        return explain(self.model, on_device, self.dls.to_uint8, self.dls.classes, layer, target)
+
     def export(self, folder: str | Path, *, overwrite: bool = False) -> Export:
         """Write the network to a folder from which it can be deployed, and say so in one line.
 
@@ -418,7 +494,7 @@ class Learner(TrainingLoop):
             >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2, norm="batch"), progress=False)
             >>> learn.fit(1)
             >>> exported = learn.export("classifier")
-            exported classifier: 0.2 MB; ONNX Runtime and the reloaded folder agree with predict ...
+            exported classifier: 2... kB; ONNX Runtime and the reloaded folder agree with ...
             >>> sorted(file.name for file in exported.path.iterdir())
             ['classifier.json', 'model.onnx', 'model.safetensors']
             >>> cl.load_classifier("classifier").predict(torch.rand(2, 28, 28)).names

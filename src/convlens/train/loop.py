@@ -86,8 +86,9 @@ class TrainingLoop:
         self.measured = resolve_metrics(self.metrics, dls, self.valid_loss_function)
         self.settings = StepSettings(precision, accumulate, clip, channels_last, compile)
         self.stepper = Stepper(self.settings, self.device)
-        self._layout = {"memory_format": torch.channels_last} if channels_last else {}
-        self.model = model.to(self.device, **self._layout)
+        self.model = model.to(self.device)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
         self._compiled: Callable[[Tensor], Any] | None = None  # the model, in a fit with compile
         self.seed, self.run, self.base = seed, run, base
         self.make_optimizer = optimizer_factory(optimizer, weight_decay)
@@ -239,8 +240,7 @@ class TrainingLoop:
             lr, parameters = schedule.peak, self.model.parameters()
             self._optimizer = make_optimizer(self.make_optimizer, parameters, lr)
             self._groups = GroupSettings(lr)
-        shape = self.dls.facts()["input_shape"]
-        prepare_groups(self._groups, self._optimizer, schedule, self.model, shape)
+        prepare_groups(self._groups, self._optimizer, schedule, self)
         self._groups.apply(self._optimizer, *schedule(0, self.n_steps))
         check_finite(self.model, self._optimizer)
 
@@ -283,8 +283,9 @@ class TrainingLoop:
 
     def _batch(self, x: Tensor, y: Tensor) -> bool:
         """Run one batch, in training with its step; False if it was cancelled."""
-        layout = self._layout if x.ndim == 4 else {}
-        self.x = x.to(self.device, non_blocking=True, **layout)
+        self.x = x.to(self.device, non_blocking=True)
+        if self.settings.channels_last and x.ndim == 4:
+            self.x = self.x.contiguous(memory_format=torch.channels_last)
         self.y = y.to(self.device, non_blocking=True)
         done = False
         try:

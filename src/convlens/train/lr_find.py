@@ -17,7 +17,7 @@ from convlens.checking.loaders import loader_restored, refuse_streams
 from convlens.core.argument_checks import check_whole
 from convlens.data import Batches, DataLoaders
 from convlens.errors import ArgumentError
-from convlens.execution import restored
+from convlens.execution import restored, surely
 from convlens.execution.reachable import ContainerState
 from convlens.train.callbacks.base import Callback, CancelFitError
 from convlens.train.callbacks.nonfinite import non_finite_state
@@ -59,7 +59,7 @@ class Sweep(Callback):
         self._rates, self.n_steps = Exponential(lr_min, lr_max), n_steps
         self.losses: list[float] = []
         self.lr, self.ended = 0.0, ""
-        self._mean, self._lowest, self._skipped = 0.0, math.inf, 0
+        self._mean, self._weight, self._lowest, self._skipped = 0.0, 0.0, math.inf, 0
         self._parts: list[tuple[Tensor, int]] = []
 
     @property
@@ -79,7 +79,8 @@ class Sweep(Callback):
         """Keep the step's loss; end the sweep if it diverges, or before a step too many."""
         losses, sizes = [float(loss) for loss, _ in self._parts], [n for _, n in self._parts]
         self._parts.clear()
-        self.losses.append(float(np.average(losses, weights=sizes)))
+        with np.errstate(invalid="ignore"):  # infinities of both signs
+            self.losses.append(float(np.average(losses, weights=sizes)))
         self._stop_if_diverged(self.losses[-1])
         if len(self.losses) > self.n_steps:
             raise CancelFitError
@@ -87,8 +88,7 @@ class Sweep(Callback):
     def after_step(self, learn: Learner) -> None:
         """Keep the rate of the step, or try it again if fp16 skipped it."""
         self.lr = self._rates(len(self.losses) - 1, self.n_steps)[0]
-        stepper: Any = vars(learn).get("stepper")
-        if not getattr(stepper, "skipped", False):
+        if not learn.stepper.skipped:
             self._skipped = 0
             return
         self.losses.pop()
@@ -101,7 +101,8 @@ class Sweep(Callback):
             self.losses.pop()
             self._end(f"the loss became {loss}" if self.losses else f"the first loss is {loss}")
         self._mean = BETA * self._mean + (1 - BETA) * loss
-        mean = self._mean / (1 - BETA ** len(self.losses))
+        self._weight = BETA * self._weight + (1 - BETA)
+        mean = self._mean / self._weight
         self._lowest = min(self._lowest, mean)
         fall = max(abs(self._lowest), self.losses[0] - self._lowest)
         if mean > self._lowest + (DIVERGED - 1) * fall:
@@ -156,13 +157,12 @@ def sweep(learn: Learner, lr_min: float, lr_max: float, n_steps: int) -> LRFindi
     """Train from ``lr_min`` to ``lr_max`` and restore everything; see `Learner.lr_find`."""
     _check(learn, lr_min, lr_max, n_steps)
     callback = Sweep(lr_min, lr_max, n_steps)
-    settings: Any = vars(learn).get("settings")
-    n_batches = (n_steps + 1 + SKIPS) * getattr(settings, "accumulate", 1)
+    n_batches = (n_steps + 1 + SKIPS) * learn.settings.accumulate
     batches = _Repeated(learn.dls.train, n_batches, learn.epochs_done)
     with ExitStack() as stack:
         stack.enter_context(loader_restored(learn.dls.train))
         stack.enter_context(restored(learn.model, *_belongings(learn)))
-        stack.callback(ContainerState(vars(learn)).restore)
+        stack.callback(surely, ContainerState(vars(learn)).restore)
         stack.enter_context(closing(batches))
         stack.enter_context(step_hooks().for_new_listeners())
         learn.callbacks, learn.run, learn.dls = [], None, _only(learn.dls, batches)

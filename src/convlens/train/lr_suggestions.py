@@ -34,7 +34,8 @@ class Suggestions:
         recommended: where 95 % of the fall are made, but at most a fifth of the rate at
             which the loss rises again.
         because: which of both it is, in words.
-        valley: the middle of the longest fall of the smoothed loss, on the logarithmic axis.
+        valley: the middle of the longest fall of the smoothed loss, on the logarithmic axis (the
+            rule of fastai's ``valley``).
         steepest: where the smoothed loss falls fastest, by the logarithm of the rate.
         minimum: a tenth of the rate with the lowest smoothed loss.
         reason: why there are none, "" if there are.
@@ -70,12 +71,11 @@ def suggest(lrs: Floats, losses: Floats, smoothed: Floats, ended: str = "") -> S
         return Suggestions(reason=reason)
     low = int(np.argmin(smoothed))
     recommended, because = _recommended(lrs, smoothed, ended)
-    first, last = longest_fall(smoothed[: low + 1])
     slopes = np.gradient(smoothed, np.log(lrs))
     return Suggestions(
         recommended=recommended,
         because=because,
-        valley=float(lrs[(first + last) // 2]),
+        valley=float(lrs[valley_of(smoothed[: low + 1])]),
         steepest=float(lrs[int(np.argmin(slopes[: low + 1]))]),
         minimum=float(lrs[low] / 10),
     )
@@ -137,20 +137,19 @@ def smoothed_losses(losses: Floats, width: float = WIDTH) -> Floats:
     return (weights / weights.sum(1, keepdims=True)) @ losses
 
 
-def longest_fall(values: Floats) -> tuple[int, int]:
-    """First and last position of the longest falling subsequence, of several the one to end last.
+def valley_of(values: Floats) -> int:
+    """The middle of the longest valley: so far before its end as half of its length.
 
-    >>> import numpy as np
-    >>> from convlens.train.lr_suggestions import longest_fall
-    >>> longest_fall(np.array([6.0, 4.0, 4.5, 3.0, 9.0]))
-    (0, 3)
+    The longest falling subsequence is searched; its length counts its members alone, so that a long
+    flat part before the valley weighs little.
+
+        >>> import numpy as np
+        >>> from convlens.train.lr_suggestions import valley_of
+        >>> valley_of(np.array([6.0, 6.1, 6.0, 6.1, 6.0, 5.0, 4.0, 3.0, 9.0]))
+        5
     """
-    n = len(values)
-    lengths, starts = np.ones(n, np.int64), np.arange(n)
-    for i in range(1, n):
-        above = np.flatnonzero(values[:i] > values[i])
-        if len(above):
-            before = above[np.argmax(lengths[above])]
-            lengths[i], starts[i] = lengths[before] + 1, starts[before]
-    last = int(n - 1 - np.argmax(lengths[::-1]))
-    return int(starts[last]), last
+    lengths = np.ones(len(values), np.int64)
+    for i in range(1, len(values)):
+        lengths[i] += lengths[:i].max(initial=0, where=values[:i] > values[i])
+    last = int(np.argmax(lengths))
+    return last - int(lengths[last]) // 2

@@ -41,7 +41,7 @@ def planned(
     n_steps = n_epochs * each
     steps = np.unique(np.linspace(0, n_steps - 1, min(n_steps, POINTS)).astype(np.int64))
     optimizer, groups = _copied(learn, schedule.peak)
-    prepare_groups(groups, optimizer, schedule, learn.model, learn.dls.facts()["input_shape"])
+    prepare_groups(groups, optimizer, schedule, learn)
     rows: list[list[dict[str, float]]] = []
     for step in steps.tolist():
         groups.apply(optimizer, *schedule(step, n_steps))

@@ -47,9 +47,7 @@ class StepSettings:
             close = closest(str(self.precision), PRECISIONS)
             raise ArgumentError(f"precision must be one of {known}, got {self.precision!r}.{close}")
         check_whole("accumulate", self.accumulate, 1)
-        limit: object = self.clip
-        is_number = isinstance(limit, Real) and not isinstance(limit, bool)
-        if limit is not None and not (is_number and 0 < limit < math.inf):
+        if self.clip is not None and not (isinstance(self.clip, Real) and 0 < self.clip < math.inf):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ArgumentError(
                 "clip must be the largest norm of the gradients, a positive number such as 1.0, "
                 f"or None, got {self.clip!r}."

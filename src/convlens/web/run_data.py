@@ -101,6 +101,11 @@ class RunData:
         """The newest snapshot of a kind taken at or before an epoch; see `Run.snapshot`."""
         return self.run.snapshot(kind, layer, epoch)
 
+    def snapshot_of(self, kind: type[S], epoch: int) -> S | None:
+        """The snapshot of the whole network that was taken at just this epoch, if there is one."""
+        found = self.run.snapshot(kind, epoch=epoch)
+        return found if found is not None and found.epoch == epoch else None
+
     def snapshot_epochs(self, kind: type[Snapshot], layer: str = "") -> list[int]:
         """The epochs of which there is a snapshot of a kind and layer."""
         key = (kind, layer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,8 @@ class EMA(Callback):
         if learn.stepper.skipped:
             return
         decay = min(self.decay, (1 + self._n_steps) / (10 + self._n_steps))
-        torch._foreach_lerp_(self._others, self._values, 1 - decay)
+        foreach: Any = torch
+        foreach._foreach_lerp_(self._others, self._values, 1 - decay)  # one kernel for all on a GPU
         self._n_steps += 1
 
     def before_validation(self, learn: Learner) -> None:

@@ -1,4 +1,4 @@
-"""Collects what a classifier gets wrong in a validation, batch by batch.
+"""Collects what a classifier gets wrong in a validation, and how sure it was, batch by batch.
 
 Nothing waits for the device before the validation has ended, and memory is bounded: of each batch
 only those images are kept that may still be among the worst of all.
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from convlens.core.snapshots import Confusion, Mistakes
+from convlens.core.snapshots import N_WORST, Calibration, Confusion, Mistakes
 from convlens.core.terminal import printable
 from convlens.train.callbacks import snapshot_limits as limits
+from convlens.train.callbacks.calibrating import Calibrating
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,19 @@ class Worst:
 
 
 class Misclassified:
-    """The mistakes and the confusion matrix of one validation; ``n_worst`` at their full size."""
+    """The mistakes, the confusion matrix and the calibration of one validation.
 
-    def __init__(self, n_worst: int) -> None:
+    Args:
+        n_worst: images to keep at their full size.
+        side: pixels along the longer side of the others at most.
+        calibrate: whether to collect the calibration.
+    """
+
+    def __init__(self, n_worst: int, side: int = limits.SIDE, *, calibrate: bool = True) -> None:
         self.n_classes = 0  # 0 before the first batch
-        self._n_seen, self._n_worst = 0, n_worst
-        self._top = Worst(max(n_worst, limits.N_WORST), self._shrink)
+        self._n_seen, self._n_worst, self._side = 0, n_worst, side
+        self._calibrating = Calibrating() if calibrate else None
+        self._top = Worst(max(n_worst, N_WORST), self._shrink)
         self._pairs = Worst(limits.N_PAIRS, self._shrink, per_pair=True)
         self._full: Worst | None = None  # of images that are shrunk for the others
         self._counts: Tensor | None = None  # (K·K + 1,): the last is for labels that are no class
@@ -125,13 +133,15 @@ class Misclassified:
             known = (batch.true >= 0) & (batch.true < n)
             cell = torch.where(known, batch.true * n + batch.predicted, n * n)
             self._counts.index_add_(0, cell, torch.ones_like(cell))
+        if self._calibrating is not None:
+            self._calibrating.add(output, y)
         if x.ndim == 4:
             self._add_images(batch)
 
     def _add_images(self, batch: Classified) -> None:
         if self._shape is None:
             height, width = batch.x.shape[2:]
-            self._shape = small_size(height, width)
+            self._shape = small_size(height, width, self._side)
             self._full = None if self._shape == (height, width) else Worst(self._n_worst)
         self._top.add(batch, self.n_classes)
         if self._full is not None:
@@ -139,9 +149,16 @@ class Misclassified:
         if self._counts is not None:
             self._pairs.add(batch, self.n_classes)
 
-    def worst(self) -> Classified | None:
-        """The ``n_worst`` images of the largest loss at their full size; None without images."""
-        return (self._full or self._top).result(self._n_worst)
+    def worst(self, most: int | None = None) -> Classified | None:
+        """The images of the largest loss at their full size; None without images.
+
+        ``most`` of them, at most ``n_worst``.
+        """
+        return (self._full or self._top).result(min(most or self._n_worst, self._n_worst))
+
+    def calibration(self, epoch: int) -> Calibration | None:
+        """The calibration; None without images. This waits for the device."""
+        return None if self._calibrating is None else self._calibrating.result(epoch)
 
     def confusion(self, epoch: int, classes: tuple[str, ...]) -> Confusion | None:
         """The confusion matrix, rows the true class; None without batches or with too many classes.
@@ -164,7 +181,7 @@ class Misclassified:
 
         ``files`` are those of all validation images, in their order, if they are known.
         """
-        found = [self._top.result(limits.N_WORST), self._pairs.result()]
+        found = [self._top.result(N_WORST), self._pairs.result()]
         found = [part for part in found if part is not None]
         if not found:
             return None
@@ -189,15 +206,15 @@ class Misclassified:
         )
 
     def _shrink(self, x: Tensor) -> Tensor:
-        """Images of at most 64 pixels a side, in the size of the validation's first image."""
+        """Images of at most ``side`` pixels, in the size of the validation's first image."""
         assert self._shape is not None
         return x if x.shape[2:] == self._shape else F.adaptive_avg_pool2d(x.float(), self._shape)
 
 
-def small_size(height: int, width: int) -> tuple[int, int]:
-    """The size of an image scaled down so that its longer side has at most 64 pixels."""
-    longer = max(height, width, limits.SIDE)
-    return max(1, round(height * limits.SIDE / longer)), max(1, round(width * limits.SIDE / longer))
+def small_size(height: int, width: int, side: int = limits.SIDE) -> tuple[int, int]:
+    """The size of an image scaled down so that its longer side has at most ``side`` pixels."""
+    longer = max(height, width, side)
+    return max(1, round(height * side / longer)), max(1, round(width * side / longer))
 
 
 def _vectors(classified: Classified) -> dict[str, Tensor]:

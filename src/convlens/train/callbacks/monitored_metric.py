@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from convlens.core.wording import without_classes
 from convlens.data.listing import closest
@@ -87,7 +87,7 @@ class MonitoredMetric:
         self.best, self.epoch = float(value), learn.epoch
         return True
 
-    def _refuse(self, known: list[str]) -> None:
+    def _refuse(self, known: list[str]) -> NoReturn:
         raise ArgumentError(
             f"metric={self.name!r} is not measured in this fit; known are "
             f"{', '.join(map(repr, known))}. Others are given to the Learner as "

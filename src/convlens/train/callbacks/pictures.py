@@ -1,4 +1,4 @@
-"""`Pictures`: records images, feature maps, kernels, receptive fields and mistakes."""
+"""`Pictures`: records images, feature maps, kernels, fields, mistakes and their Grad-CAM."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import numpy as np
 from torch import Tensor
 
 from convlens.core.records import Picture
-from convlens.core.snapshots import BEFORE, Probes, S, Snapshot
-from convlens.errors import ArgumentError
+from convlens.core.snapshots import BEFORE, N_WORST, Probes, S, Snapshot
+from convlens.errors import ArgumentError, ConvlensError
 from convlens.plots import ValidationPlots
 from convlens.train.callbacks import snapshot_limits as limits
 from convlens.train.callbacks.base import Callback
+from convlens.train.callbacks.class_maps import class_maps
 from convlens.train.callbacks.layer_snapshots import LayerSnapshots
-from convlens.train.callbacks.misclassified import Misclassified
+from convlens.train.callbacks.misclassified import Classified, Misclassified
 from convlens.train.callbacks.probe_images import choose_probes, pick_probes
 
 if TYPE_CHECKING:
@@ -26,11 +27,14 @@ class Pictures(Callback, ValidationPlots):
     """Records images, and what the network makes of them, within a fixed budget.
 
     One batch of training images as the network gets them. After every validation of a classifier
-    its worst predictions (the largest cross-entropy), the confusion matrix, and the worst image of
-    each confusion. And for a few probe images of the validation, the same through the whole
-    training: each layer's feature maps, the convolutions' kernels, and effective receptive fields
-    of the layers' centre units, before training and after at most ``n_epochs`` epochs, on a
-    logarithmic scale that includes the last; the receptive field of every unit once.
+    its worst predictions (the largest cross-entropy), the confusion matrix, the calibration of the
+    probabilities, and the worst image of each confusion. And for a few probe images of the
+    validation, the same through the whole training: each layer's feature maps, the convolutions'
+    kernels, and effective receptive fields of the layers' centre units, before training and after
+    at most ``n_epochs`` epochs, on a logarithmic scale that includes the last; the receptive field
+    of every unit once. After these epochs also Grad-CAM of the worst 24 images and of the probes:
+    which places speak for the predicted class, and the rank correlation with maps of random
+    weights.
 
     The model runs on the probe images in evaluation mode and is left as it was, so that training
     is the same to the last bit. What cannot be recorded is left out; the run's metadata says why
@@ -84,6 +88,9 @@ class Pictures(Callback, ValidationPlots):
         self.pictures: dict[str, Picture] = {}
         self.snapshots: dict[tuple[str, str], Snapshot] = {}
         self._mistakes: Misclassified | None = None
+        self._worst: Classified | None = None  # of the last validation
+        self._probes: Tensor | None = None
+        self._explains = True  # until it fails
         self._layers: LayerSnapshots | None = None
         self._needs_probes = False  # from the first training batch
         self._notes: list[str] = []
@@ -130,9 +137,11 @@ class Pictures(Callback, ValidationPlots):
                 learn, Picture("batch", -1, learn.dls.to_uint8(x), learn.dls.captions(y))
             )
 
-    def before_validation(self, learn: Learner) -> None:  # noqa: ARG002
+    def before_validation(self, learn: Learner) -> None:
         """Start over."""
-        self._mistakes = Misclassified(self.n_worst)
+        calibrate = learn.epoch in self._kept or learn.n_epochs <= limits.CONFUSION_EPOCHS
+        n_worst = max(self.n_worst, limits.N_EXPLAINED)
+        self._mistakes = Misclassified(n_worst, calibrate=calibrate)
 
     def after_loss(self, learn: Learner) -> None:
         """Keep those images of a validation batch that may be among the worst."""
@@ -143,8 +152,8 @@ class Pictures(Callback, ValidationPlots):
             self._mistakes.add(output, y, learn.x)
 
     def after_validation(self, learn: Learner) -> None:
-        """Record the worst predictions and the confusion matrix."""
-        mistakes, self._mistakes = self._mistakes, None
+        """Record the worst predictions, the confusion matrix, the calibration and Grad-CAM."""
+        mistakes, self._mistakes, self._worst = self._mistakes, None, None
         if mistakes is None or not mistakes.n_classes:
             return
         self._keep_worst(learn, mistakes)
@@ -153,12 +162,16 @@ class Pictures(Callback, ValidationPlots):
         small = n_classes <= limits.CONFUSION_CLASSES and learn.n_epochs <= limits.CONFUSION_EPOCHS
         if small or kept:
             self._keep(learn, [mistakes.confusion(learn.epoch, classes)])
+        self._keep(learn, [mistakes.calibration(learn.epoch)])
         shape = self.pictures["worst"].images.shape[1:] if "worst" in self.pictures else (0,)
-        n_bytes = (limits.N_WORST + limits.N_PAIRS) * int(np.prod(np.minimum(shape, limits.SIDE)))
+        n_bytes = (N_WORST + limits.N_PAIRS) * int(np.prod(np.minimum(shape, limits.SIDE)))
         if learn.n_epochs * n_bytes <= limits.MISTAKE_BYTES or kept:
             dls = learn.dls
             found = mistakes.mistakes(learn.epoch, classes, dls.to_uint8, dls.valid_files)
             self._keep(learn, [found])
+        self._worst = mistakes.worst(limits.N_EXPLAINED)
+        if kept:
+            self._explain(learn)
 
     def after_epoch(self, learn: Learner) -> None:
         """Take snapshots after an epoch that is kept."""
@@ -172,6 +185,8 @@ class Pictures(Callback, ValidationPlots):
         self._mistakes = None
         if learn.error is None and learn.step and learn.epoch > self._last_taken:
             self._take(learn, learn.epoch)
+            self._explain(learn)
+        self._worst = None
 
     def _begin_snapshots(self, learn: Learner, x: Tensor, y: Tensor) -> None:
         """Follow these images; the first snapshots are those before training."""
@@ -180,9 +195,9 @@ class Pictures(Callback, ValidationPlots):
             return
         x = x.to(learn.device)
         inputs = x.detach().float().cpu().numpy().copy()
-        captions = tuple(learn.dls.captions(y))
+        captions, self._probes = tuple(learn.dls.captions(y)), x.detach().clone()
         self._keep(learn, [Probes(BEFORE, "", learn.dls.to_uint8(x), inputs, captions)])
-        self._layers = LayerSnapshots(learn.model, x.detach().clone(), self.n_layers, self._kept)
+        self._layers = LayerSnapshots(learn.model, self._probes, self.n_layers, self._kept)
         self._take(learn, BEFORE)
 
     def _take(self, learn: Learner, epoch: int) -> None:
@@ -194,8 +209,21 @@ class Pictures(Callback, ValidationPlots):
         if len(self._layers.notes) > n_notes:
             self._write_facts(learn)
 
+    def _explain(self, learn: Learner) -> None:
+        """Take Grad-CAM of the last validation's worst images; what fails becomes a note."""
+        worst, self._worst = self._worst, None
+        if worst is None or not self._explains:
+            return
+        try:
+            self._keep(learn, [class_maps(learn.model, learn.epoch, worst, self._probes)])
+        except Exception as error:  # whatever a model raises
+            self._explains = False
+            kind = "" if isinstance(error, ConvlensError) else f"{type(error).__name__}: "
+            self._notes.append(f"No class activation maps: {kind}{error}")
+            self._write_facts(learn)
+
     def _keep_worst(self, learn: Learner, mistakes: Misclassified) -> None:
-        found = mistakes.worst()
+        found = mistakes.worst(self.n_worst)
         if found is None:
             return
         columns = (found.true, found.predicted, found.probability, found.loss)

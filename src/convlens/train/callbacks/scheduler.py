@@ -66,17 +66,18 @@ class GroupSettings:
     def split(self, optimizer: Optimizer, layers: Mapping[str, Sequence[Parameter]]) -> None:
         """Split the optimizer's groups so that each is of one layer group, which it says it is.
 
-        Each part keeps the settings of its group, and each parameter its state.
+        Each part keeps the settings of its group, and each parameter its state. Parameters that are
+        not the network's stay in a group that belongs to none.
         """
         self._see(optimizer)
+        layer_of = {id(p): name for name, parameters in layers.items() for p in parameters}
         found: list[tuple[dict[str, Any], float, bool]] = []
         settings = zip(optimizer.param_groups, self._ratios, self._keeps_momentum, strict=False)
         for group, ratio, keeps_momentum in settings:
-            own = {id(parameter) for parameter in group["params"]}
-            for name, parameters in layers.items():
-                members = [p for p in parameters if id(p) in own]
+            for name in (*layers, None):
+                members = [p for p in group["params"] if layer_of.get(id(p)) == name]
                 if members:
-                    part = {**group, "params": members, "layers": name}
+                    part = {**group, "params": members} | ({"layers": name} if name else {})
                     found.append((part, ratio, keeps_momentum))
         optimizer.param_groups[:] = [part for part, _, _ in found]
         self._ratios = [ratio for _, ratio, _ in found]

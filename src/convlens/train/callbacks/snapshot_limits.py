@@ -41,14 +41,14 @@ EFFECTIVE_LAYERS = 16
 SIDE = 64
 """Pixels along the longer side of an image among the mistakes."""
 
-N_WORST = 32
-"""Mistakes of the largest loss."""
-
 N_PAIRS = 64
 """Mistakes that are the worst confusion of two classes."""
 
+N_EXPLAINED = 24
+"""Mistakes of the largest loss that Grad-CAM explains at a kept epoch."""
+
 CONFUSION_EPOCHS = 200
-"""Confusion of a longer training is kept at kept epochs only."""
+"""Confusion and calibration of a longer training are kept at kept epochs only."""
 
 CONFUSION_CLASSES = 100
 """The same for more classes."""

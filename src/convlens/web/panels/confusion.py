@@ -6,10 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convlens.core.snapshots import Confusion, Ints, Mistakes, recall_of
+from convlens.core.snapshots import (
+    Calibration,
+    ClassActivationMaps,
+    Confusion,
+    Ints,
+    Mistakes,
+    frequent_mistakes,
+    precision_of,
+    recall_of,
+)
 from convlens.web import formatting
 from convlens.web.panels.images import Pair, class_name, mistakes
 from convlens.web.panels.pictures import png
+from convlens.web.panels.reliability import reliability
 from convlens.web.panels.selection import after
 from convlens.web.run_data import RunData, is_own_loop
 
@@ -25,8 +35,6 @@ MOST_NAMES = 100
 MOST_PIXELS = 512
 """Of the picture's side."""
 
-MOST_PAIRS = 10
-
 MOST_ACROSS = 50
 """Letters in a row: names that take more, above columns of five at least, stand upright."""
 
@@ -39,10 +47,12 @@ def confusion(page: Page) -> dict[str, Any]:
     run, wanted = page.run, page.view.epoch
     epochs = run.snapshot_epochs(Confusion) or run.snapshot_epochs(Mistakes)
     if not epochs:
-        return {"missing": missing(run), "matrix": None, "mistakes": None, "epochs": ()}
+        nothing = dict.fromkeys(("matrix", "mistakes", "reliability"))
+        return {"missing": missing(run), "epochs": (), **nothing}
     past = [epoch for epoch in epochs if wanted is None or epoch <= wanted]
     at = past[-1] if past else epochs[0]
     kept, wrong = run.snapshot(Confusion, epoch=at), run.snapshot(Mistakes, epoch=at)
+    cams = None if wrong is None else run.snapshot_of(ClassActivationMaps, wrong.epoch)
     known = [*range(len(next((one.classes for one in (kept, wrong) if one is not None), ())))]
     true, predicted = page.view.true, page.view.predicted
     chosen = (true, predicted) if true in known and predicted in known else None
@@ -52,7 +62,10 @@ def confusion(page: Page) -> dict[str, Any]:
         "epochs": [(epoch, after(epoch), epoch == at) for epoch in epochs],
         "when": after(at),
         "matrix": _matrix(page, kept, chosen) if kept is not None and has_counts else None,
-        "mistakes": None if wrong is None else mistakes(page, wrong, chosen, kept and kept.counts),
+        "reliability": reliability(run.snapshot_of(Calibration, at)),
+        "mistakes": None
+        if wrong is None
+        else mistakes(page, wrong, chosen, kept and kept.counts, cams),
         "everything": page.url(true=None, predicted=None) if chosen and page.live else "",
     }
 
@@ -72,19 +85,11 @@ def missing(run: RunData) -> str:
     )
 
 
-def frequent_mistakes(counts: Ints) -> list[tuple[int, int, int]]:
-    """(true, predicted, how often) of the mistakes, the most frequent first."""
-    off = counts.copy()
-    np.fill_diagonal(off, 0)
-    most: list[int] = np.argpartition(-off, min(MOST_PAIRS, off.size - 1), axis=None).tolist()
-    found = [(*divmod(flat, len(off)), int(off.flat[flat])) for flat in most[:MOST_PAIRS]]
-    return sorted((one for one in found if one[2] > 0), key=lambda one: (-one[2], *one))
-
-
 def _matrix(page: Page, kept: Confusion, chosen: Pair | None) -> dict[str, Any]:
     counts = np.maximum(kept.counts, 0)
     names = [class_name(kept.classes, k) for k in range(len(kept.classes))]
-    recall, n = recall_of(counts).tolist(), len(names)
+    recall, precision = recall_of(counts).tolist(), precision_of(counts).tolist()
+    n = len(names)
     shares = _shares(counts)
     pairs = [(*pair, _url(page, pair[:2], chosen)) for pair in frequent_mistakes(counts)]
     few = n <= MOST_NUMBERS
@@ -94,6 +99,7 @@ def _matrix(page: Page, kept: Confusion, chosen: Pair | None) -> dict[str, Any]:
         "upright": max(map(len, names)) > 3 and sum(max(len(k), 5) for k in names) > MOST_ACROSS,
         "facts": _facts(counts, names),
         "recall": [(formatting.percent(r) if r >= 0 else formatting.NONE, r) for r in recall],
+        "precision": [f"{100 * p:.0f} %" if p >= 0 else formatting.NONE for p in precision],
         "rows": [
             [
                 (count, f"{shares[at]:.2f}", _url(page, at, chosen) if count else "")

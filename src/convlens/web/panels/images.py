@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from convlens.core.records import Picture
-from convlens.core.snapshots import Ints, Mistakes
+from convlens.core.snapshots import Bytes, ClassActivationMaps, Ints, Mistakes, Reals
 from convlens.core.wording import plural
 from convlens.web import formatting
+from convlens.web.panels.pictures import overlay
 from convlens.web.sheets import MAX_SIDE, sheet
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ TITLES = {
 
 OF_EACH = 3
 """Images of one confusion of two classes: of a collapsed network all others look the same."""
+
+ALIKE = 0.5
+"""As `convlens.inference.explanation.ALIKE`, which loads torch."""
 
 MOST_IN_ALL, MOST_OF_PAIR = 30, 48
 
@@ -59,7 +63,13 @@ def _gallery(picture: Picture, title: str) -> dict[str, Any]:
     return {"title": title, "style": sheet(shown), "captions": captions, "words": " ".join(words)}
 
 
-def mistakes(page: Page, kept: Mistakes, pair: Pair | None, counts: Ints | None) -> dict[str, Any]:
+def mistakes(
+    page: Page,
+    kept: Mistakes,
+    pair: Pair | None,
+    counts: Ints | None,
+    cams: ClassActivationMaps | None = None,
+) -> dict[str, Any]:
     """The kept images by true and predicted class, the greatest loss first.
 
     Args:
@@ -67,7 +77,9 @@ def mistakes(page: Page, kept: Mistakes, pair: Pair | None, counts: Ints | None)
         kept: what was kept of the epoch.
         pair: (true, predicted) to show all of; None for a few of each.
         counts: the confusion matrix, to say how many there were.
+        cams: Grad-CAM of some of them.
     """
+    explained = {} if cams is None else {item: m for m, item in enumerate(cams.item.tolist())}
     order = np.argsort(-kept.loss, kind="stable").tolist()
     grouped: dict[Pair, list[int]] = {}
     for i in order:
@@ -80,7 +92,7 @@ def mistakes(page: Page, kept: Mistakes, pair: Pair | None, counts: Ints | None)
         few = found[: MOST_OF_PAIR if pair else OF_EACH]
         if groups and len(shown) + len(few) > MOST_IN_ALL:
             break
-        items = [_item(kept, i, len(shown) + at) for at, i in enumerate(few)]
+        items = [_item(kept, i, len(shown) + at, explained) for at, i in enumerate(few)]
         shown += few
         href = page.url(true=true, predicted=predicted) if page.live and pair is None else ""
         names = class_name(kept.classes, true), class_name(kept.classes, predicted)
@@ -89,7 +101,9 @@ def mistakes(page: Page, kept: Mistakes, pair: Pair | None, counts: Ints | None)
             "items": items, "more": len(found) - len(few), "href": href,
         })  # fmt: skip
     can_be_shown = shown and kept.images[shown].size
+    with_map = any(item["cam"] is not None for group in groups for item in group["items"])
     return {
+        "cams": explanation(cams, cams.maps, cams.correlation) if cams and with_map else None,
         "groups": groups if can_be_shown else [],
         "style": sheet(kept.images[shown]) if can_be_shown else "",
         "words": _words(kept, pair, counts, len(shown)),
@@ -103,13 +117,27 @@ def class_name(classes: Sequence[str], k: int) -> str:
     return formatting.short(name, 24) or f"class {k}"
 
 
-def _item(kept: Mistakes, i: int, place: int) -> dict[str, Any]:
+def explanation(cams: ClassActivationMaps, maps: Bytes, correlation: Reals) -> dict[str, str]:
+    """The style of the element around explained images, and what the maps are worth, in words."""
+    known = correlation[np.isfinite(correlation)]
+    words = f"Grad-CAM of layer {formatting.short(cams.explained, 40)}: which places speak for the "
+    words += "predicted class, each map up to its highest value."
+    if len(known):
+        mean = round(float(known.mean()), 2)
+        words += f" Rank correlation with the maps of random weights: {formatting.number(mean)}"
+        words += "; these maps depend little on the weights." if mean > ALIKE else "."
+        words += " A map that stays the same when the weights are random explains nothing."
+    return {"style": overlay(maps), "words": words}
+
+
+def _item(kept: Mistakes, i: int, place: int, explained: Mapping[int, int]) -> dict[str, Any]:
     true, predicted = int(kept.true[i]), int(kept.predicted[i])
     sure = formatting.percent(float(kept.probability[i]))
     file = kept.files[i] if i < len(kept.files) else ""
     said = f"taken for {class_name(kept.classes, predicted)}" if true != predicted else "recognized"
     return {
         "place": place,
+        "cam": explained.get(int(kept.item[i])),
         "sure": sure,
         "loss": formatting.loss(float(kept.loss[i])),
         "item": int(kept.item[i]),

@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convlens.core.snapshots import BEFORE, Bytes, FeatureMaps, Kernels, Probes
+from convlens.core.snapshots import (
+    BEFORE,
+    Bytes,
+    ClassActivationMaps,
+    FeatureMaps,
+    Kernels,
+    Probes,
+)
 from convlens.core.wording import plural
 from convlens.web.formatting import number
 from convlens.web.panels import selection
+from convlens.web.panels.images import explanation
 from convlens.web.panels.pictures import MarkedImage, map_picture, map_png, png, spot
 from convlens.web.panels.selection import Selection
 from convlens.web.run_data import as_dict, as_list, is_own_loop
@@ -42,7 +50,12 @@ def maps(page: Page) -> dict[str, Any]:
     """The maps of the chosen probe image; in a report those of several images and epochs."""
     module = selection.module_of(page)
     found = selection.kept_at(page, FeatureMaps, module)
-    given: dict[str, Any] = {"track": _track(page, module), "maps": found, "sentence": ""}
+    given: dict[str, Any] = {
+        "track": _track(page, module),
+        "maps": found,
+        "sentence": "",
+        "cams": None,
+    }
     if found is None:
         return {**given, "sentence": _nothing(page)}
     if not np.isfinite(found.low).any():
@@ -60,10 +73,19 @@ def maps(page: Page) -> dict[str, Any]:
     images = () if probes is None else probes.images
     return {
         **given,
+        "cams": _cams(page, found.epoch, len(images)),
         "probe": chosen.probe,
         "probes": [(png(x, 72), selection.caption_of(probes, i)) for i, x in enumerate(images)],
         "tiles": [_tile(page, chosen, k, one) for k, one in enumerate(levels[chosen.probe])],
     }
+
+
+def _cams(page: Page, epoch: int, n_probes: int) -> dict[str, str] | None:
+    """Grad-CAM of the probe images after this epoch, if it was kept."""
+    cams = page.run.snapshot_of(ClassActivationMaps, epoch)
+    if cams is None or len(cams.probe_maps) != n_probes or not n_probes:
+        return None
+    return explanation(cams, cams.probe_maps, cams.probe_correlation)
 
 
 def _nothing(page: Page) -> str:

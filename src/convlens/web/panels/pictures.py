@@ -23,6 +23,9 @@ VIRIDIS = bytes.fromhex("".join(code[1:7] for code in viridis(256)))
 MAX_SIDE = 288
 """Pixels of a picture's longer side at most: photographs are made smaller."""
 
+OVERLAY_SIDE = 48
+"""Pixels of a map that lies over an image."""
+
 MAX_ASPECT = 6.0
 """A map of one row is drawn at least a sixth as high as it is wide, so that it can be clicked."""
 
@@ -75,6 +78,18 @@ def map_png(levels: Bytes, **options: int) -> str:
     image = Image.fromarray(np.ascontiguousarray(levels))
     image.putpalette(VIRIDIS)
     return _uri(image, **options)
+
+
+def overlay(maps: Bytes) -> str:
+    """The style of the element around images over which maps lie: each ``.cam`` shows its ``--m``.
+
+    Args:
+        maps: (N, h, w) of 0 to 255; made larger without steps, since the image lies below.
+    """
+    size = (OVERLAY_SIDE, OVERLAY_SIDE)
+    large = [Image.fromarray(one).resize(size, Image.Resampling.BILINEAR) for one in maps]
+    strip = np.concatenate([np.asarray(one) for one in large])
+    return f"--cams:url({map_png(strip)});--k:{len(maps)}"
 
 
 def _uri(image: Image.Image, **options: int) -> str:
