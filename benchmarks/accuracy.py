@@ -6,8 +6,8 @@
 
 Each seed is the real command in a process of its own. Seconds are those of all epochs with their
 validation, of everything watched unless --no-watch is given; reading the data and writing the
-report are not in them. With --minutes a first run of one epoch says how many epochs fit. Options
-that are not known here are passed on to `convlens train`.
+report are not in them. With --minutes the second epoch of a first run says how many epochs fit.
+Options that are not known here are passed on to `convlens train`.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def main() -> None:
     given = [known.data, "--preset", known.preset, *options]
     with tempfile.TemporaryDirectory() as folder:
         if known.minutes is not None:
-            first = train([*given, "--epochs", "1"], 0, folder)
-            n_epochs = max(1, int(60 * known.minutes / first["seconds"]))
-            print(f"one epoch takes {first['seconds']:.1f} s: {n_epochs} epochs", flush=True)
+            (one, _), (two, _) = train([*given, "--epochs", "2"], 0, folder)["curve"]
+            n_epochs = max(1, int(60 * known.minutes / (two - one)))
+            print(f"an epoch takes {two - one:.1f} s: {n_epochs} epochs", flush=True)
             given += ["--epochs", str(n_epochs)]
         results = [train(given, seed, folder) for seed in range(known.seeds)]
     title = f"convlens train {' '.join(given)}"
