@@ -95,7 +95,7 @@ def test_a_real_terminal_shows_rate_loss_and_time_left_and_says_that_it_compiles
     said = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", in_a_terminal(COMPILING))
     assert "compiling (once)" in said
     assert said.index("compiling (once)") < said.index("loss 1.")
-    bar = r"epoch 1/2  loss \d\.\d{4}  lr 0\.01 [^\n]*\d/18 steps, left [-\d]"
+    bar = r"epoch 1/2  loss \d\.\d{4}  lr 0\.01 [^\n]*\d/18 +left [-\d]"
     assert re.search(bar, said), said
     assert said.count("train loss") == 2
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import convlens as cl
 
@@ -139,6 +140,11 @@ def test_an_error_inside_autocast_leaves_nothing_behind(precision):
 # ---- fp16 ---------------------------------------------------------------------------------------
 
 
+def small(output, y):
+    """A loss whose gradients fit fp16 at the first scale."""
+    return 0.01 * F.cross_entropy(output, y)
+
+
 class Scaled(cl.Callback):
     """Multiplies the loss at some steps, so that its gradients overflow in fp16."""
 
@@ -163,7 +169,7 @@ def test_an_overflow_of_fp16_skips_the_step_and_is_said(tmp_path):
 
     learn = learner(
         batches([8] * 6), Scaled({2}), Same(), cl.GradientStats(), cl.EMA(),
-        precision="fp16", run=tmp_path / "run",
+        precision="fp16", loss=small, run=tmp_path / "run",
     )  # fmt: skip
     with pytest.warns(cl.ConvlensWarning, match=r"Step 2 was skipped because a gradient overflow"):
         learn.fit(1, 0.01)
@@ -186,7 +192,7 @@ def test_a_loss_that_overflows_once_is_no_divergence():
             if learn.training and learn.step == 1:
                 learn.x = learn.x * 1e6
 
-    learn = learner(batches([8] * 25), Large(), cl.ActivationStats(), precision="fp16")
+    learn = learner(batches([8] * 25), Large(), cl.ActivationStats(), loss=small, precision="fp16")
     with pytest.warns(cl.ConvlensWarning, match="Step 1 was skipped"):
         learn.fit(1, 0.01)
     assert not np.isfinite(learn.recorder.steps.loss[1])

@@ -193,9 +193,9 @@ class TerminalDisplay(PlainDisplay):
 
         self._bar = Bar(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=40),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TextColumn("steps, left"),
+            TextColumn("left"),
             TimeRemainingColumn(),
             console=Screen(),  # rich's shared console keeps the stdout of its first use
             auto_refresh=False,
