@@ -119,11 +119,11 @@ def test_keep_removes_older_ones(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
-    def full(path: Path) -> None:
+    def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
     save_checkpoint(tmp_path, build())
-    monkeypatch.setattr(checkpoints, "_sync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match=r"cannot take a checkpoint \(.*No space left.*Earli"):
         save_checkpoint(tmp_path, build())
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-0001"]
@@ -351,10 +351,10 @@ INTERRUPTED = """
 import os, sys
 import torch
 from convlens.runs import checkpoints
-def stop(path):
+def stop(handle):
     print("writing", flush=True)
     sys.stdin.read()
-checkpoints._sync = stop
+os.fsync = stop
 checkpoints.save_checkpoint(sys.argv[1], torch.nn.Linear(2, 2))
 """
 
