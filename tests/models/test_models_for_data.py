@@ -107,8 +107,8 @@ def test_a_module_is_returned_as_it_is():
         ("torchvision:resnet1", "torchvision has no model 'resnet1'; closest: resnet1"),
         ("timm:resnet10t.none", r"timm has no model 'resnet10t\.none'"),
         (
-            "timm:test_vit",
-            "cannot take the data's images of 3×32×32 .it is made for 160×160 pixels",
+            "timm:vit_tiny_patch16_224",
+            "cannot take the data's images of 3×32×32 .it is made for 224×224 pixels",
         ),
         pytest.param(
             "fcn_resnet50",

@@ -51,8 +51,8 @@ def write(
     ``activation_mean/NAME``, ``activation_std/NAME``, ``activation_near_zero/NAME`` (a share from
     0 to 1) and, where a ReLU follows, ``activation_dead_channels/NAME`` (a number); and the
     histogram ``activation/NAME``. For gradients and other quantities the tags begin with their
-    name. Of a run also ``loss/batch`` and ``hyper/lr``, ``hyper/momentum`` … (with several
-    parameter groups ``hyper/lr/0`` …) at each step. Where epochs are known, ``loss/train``,
+    name. Of a run also ``loss/batch`` and ``hyper/lr``, ``hyper/momentum`` … (where
+    parameter groups differ ``hyper/lr/0`` …) at each step. Where epochs are known, ``loss/train``,
     ``loss/valid`` and ``metric/NAME`` at each epoch's last step.
 
     A histogram has the sketch's own buckets with their exact counts of the finite values; adjacent
@@ -124,8 +124,11 @@ def _clock(run: Run, steps: StepSeries) -> Clock:
 def _step_events(steps: StepSeries, clock: Clock) -> Events:
     series = {"loss/batch": steps.loss}
     for name, values in steps.hypers.items():
+        if np.array_equal(values, np.broadcast_to(values[:, :1], values.shape), equal_nan=True):
+            series[f"hyper/{name}"] = values[:, 0]
+            continue
         for group, column in enumerate(values.T):
-            series[f"hyper/{name}" if len(values.T) == 1 else f"hyper/{name}/{group}"] = column
+            series[f"hyper/{name}/{group}"] = column
     return _scalars(series, steps.step, clock)
 
 
