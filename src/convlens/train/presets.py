@@ -112,7 +112,7 @@ def _presets() -> dict[str, Preset]:
         "fast": Preset("simple_cnn", epochs=1, lr=0.02, batch_size=128,
             model_arguments={"norm": "batch", "widths": [16, 32, 64, 128]},
             label_smoothing=0.1, precision="bf16", channels_last=True),
-        "best": Preset("resnet", epochs=10, lr=0.01, batch_size=256,
+        "best": Preset("resnet", epochs=8, lr=0.01, batch_size=256,
             model_arguments={"blocks": [1, 1, 1], "widths": [24, 48, 96], "downsampling": 2},
             weight_decay=0.05, label_smoothing=0.1, augment="digits", ema=0.998,
             precision="bf16", channels_last=True),
