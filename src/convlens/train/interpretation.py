@@ -17,14 +17,14 @@ from convlens.train.callbacks.misclassified import Misclassified
 
 if TYPE_CHECKING:
     from convlens.data import Batches
-    from convlens.train.learner import Learner
+    from convlens.train.loop import TrainingLoop
 
 SIDE = 224
 """Pixels along the longer side of the images of the largest losses at most."""
 
 
 def interpret(
-    learn: Learner, run: Callable[[Tensor], object], batches: Batches | None
+    learn: TrainingLoop, run: Callable[[Tensor], object], batches: Batches | None
 ) -> Interpretation:
     """What the present weights get wrong; see `Learner.interpret`.
 
