@@ -97,8 +97,10 @@ def test_options_of_the_steps_and_of_what_is_kept(train, tmp_path):
     code, out, error = train(
         "images", "--epochs", 2, "--optimizer", "sgd", "--weight-decay", 0.001, "--clip", 1,
         "--accumulate", 2, "--ema", 0.9, "--early-stopping", 2, "--best", "accuracy", "--tta",
-        "flip", "--precision", "bf16", "--channels-last", "--json",
+        "flip", "--precision", "bf16", "--channels-last", "--size", 32, "--json",
     )  # fmt: skip
+    # Size 32: oneDNN (torch 2.14.1) leaves the bf16 weight gradient of a 3×3, stride-2 convolution
+    # of a 1×1 input, as simple_cnn has at 16 pixels and below, partly uninitialized.
     assert code == 0, error
     result = json.loads(out.splitlines()[-1])
     assert f"best by accuracy: epoch {result['epoch'] + 1} of 2" in out.splitlines()
