@@ -163,6 +163,8 @@ def complete(arguments: argparse.Namespace) -> Preset | None:
             setattr(arguments, name, value)
     schedule_of(str(arguments.schedule), 1.0)
     check_tta(arguments.tta)
+    if arguments.norm == "none" and arguments.pretrained is not None:
+        raise ArgumentError("--norm none has no pretrained weights; leave one of them out.")
     if arguments.norm is not None and arguments.model != "simple_cnn":
         raise ArgumentError(f"--norm is for simple_cnn, not for {arguments.model}; leave it out.")
     return whose
