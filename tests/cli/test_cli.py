@@ -418,6 +418,10 @@ def test_help(convlens):
         (["summary", "timm:resnet19"], "timm has no model 'resnet19'; closest: resnet1"),
         (["summary", "torchvision:xyzzy"], "torchvision has no model 'xyzzy' (it has "),
         (["nothing"], "argument COMMAND: invalid choice: 'nothing' (choose from"),
+        (
+            ["train", "mnist", "--norm", "none", "--pretrained", "weights.pth"],
+            "--norm none has no pretrained weights; leave one of them out.",
+        ),
         (["train", "mnist", "--ep", "1"], "there is no option --ep (did you mean --epochs?); see"),
         (["train", "mnist", "--epoch=3"], "no option --epoch (did you mean --epochs?); see convle"),
         (["train", "mnist", "--no-wacth"], "no option --no-wacth (did you mean --no-watch?)"),

@@ -110,6 +110,40 @@ def test_an_error_while_frozen_leaves_nothing_frozen():
     assert all(module.training for module in learn.model.modules())
 
 
+def test_norms_of_a_model_in_evaluation_are_trained_after_they_were_frozen():
+    bits, model = Bits(), network().eval()
+    learn = learner(model)
+    learn.freeze()
+    learn.fine_tune(1, 0.02, freeze_epochs=1, callbacks=[bits])
+    assert bits.modes == [1] * 4 + [5] * 4
+    assert not any(module.training for module in model.modules())
+
+
+class Diagnosed(cl.Callback):
+    """What the doctor says after the first epoch: of the record in memory, and of the run."""
+
+    order = 80
+
+    def after_epoch(self, learn):
+        if learn.epoch == 0:
+            learn.sink.flush()
+            self.found = list(learn.diagnose()), list(cl.diagnose(learn.run_path))
+
+
+def test_layers_that_are_frozen_first_are_no_mistake(tmp_path):
+    torch.manual_seed(0)
+    x, y = torch.rand(120, 1, 8, 8), torch.randint(10, (120,))
+    dls = cl.from_arrays(x, y, layout="NCHW", batch_size=2)
+    said = Diagnosed()
+    callbacks = [cl.ActivationStats(), said]
+    learn = cl.Learner(dls, network(), callbacks=callbacks, run=tmp_path / "a", progress=False)
+    learn.fine_tune(1, 1e-3)
+    in_memory, of_run = said.found
+    assert [f.kind for f in in_memory] == [f.kind for f in of_run]
+    assert of_run  # labels are random
+    assert "frozen-by-mistake" not in [f.kind for f in of_run]
+
+
 def test_freeze_and_unfreeze_restore_what_was():
     model = network()
     model[0][0].weight.requires_grad_(False)

@@ -244,7 +244,7 @@ accuracy_again.__name__ = "accuracy"
         ({"model": 3}, r"model must be a torch.nn.Module, got int"),
         ({"loss": nn.CrossEntropyLoss}, r"loss=CrossEntropyLoss is a class; give an object, Cross"),
         ({"loss": 3}, r"loss must be a function of \(output, y\) or a name, got 3"),
-        ({"optimizer": "adan"}, r"optimizer=.adan. is not known; .* did you mean .adam."),
+        ({"optimizer": "adan"}, r"optimizer=.adan. is not known; .* Closest: 'adam"),
         (
             {"optimizer": torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)},
             r"optimizer is an object of class SGD; give the class, torch.optim.SGD, or a function",

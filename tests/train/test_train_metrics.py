@@ -81,6 +81,36 @@ def of_library(kind, name):
     return getattr(by_class, prefix + cls)(**{number: K, "average": rest})
 
 
+def test_the_accuracy_of_labels_is_right_for_probabilities():
+    torch.manual_seed(0)
+    logits, y = outputs_and_targets("labels")
+    expected = ((logits > 0) == (y > 0.5)).float().mean()
+    for output, loss in (
+        (logits, "bce"),
+        (logits, "focal"),
+        (logits.sigmoid(), F.binary_cross_entropy),
+        (logits, lambda o, y: 2 * F.binary_cross_entropy_with_logits(o, y)),
+    ):
+        dls = loaders("labels", output, y)
+        learn = cl.Learner(dls, Given(K), loss, metrics=["accuracy"], run=None, progress=False)
+        assert learn.validate()["accuracy"] == pytest.approx(float(expected))
+
+
+def test_small_logits_of_the_focal_loss_are_not_taken_for_probabilities():
+    output, y = torch.tensor([[0.2, 0.3, 0.1, 0.4, 0.1, 0.2]] * 4), torch.ones(4, K)
+    dls = loaders("labels", output, y)
+    learn = cl.Learner(dls, Given(K), "focal", metrics=["f1"], run=None, progress=False)
+    assert learn.validate()["f1"] == 1.0
+
+
+def test_the_focal_loss_is_computed_in_float32_under_autocast():
+    output, y = torch.randn(8, K).bfloat16(), torch.randint(K, (8,))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = focal_loss(output, y)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, focal_loss(output.float(), y))
+
+
 @pytest.mark.parametrize("kind", ["classes", "labels", "numbers"])
 def test_every_name_equals_torchmetrics_over_all_items(kind):
     names = metric_names(kind)

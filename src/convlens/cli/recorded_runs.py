@@ -74,7 +74,13 @@ def make_report(arguments: argparse.Namespace) -> None:
 def interpret(arguments: argparse.Namespace) -> None:
     """Print the recall and precision of each class, confused pairs and calibration of a run."""
     epoch = None if arguments.epoch is None else arguments.epoch - 1
-    for line in str(_opened(arguments.run).interpret(epoch)).splitlines():
+    found = _opened(arguments.run).interpret(epoch)
+    if epoch is not None and found.counted.epoch != epoch:
+        raise ArgumentError(
+            f"--epoch {arguments.epoch}: nothing was recorded of that epoch; the last before it is "
+            f"{found.counted.epoch + 1}."
+        )
+    for line in str(found).splitlines():
         print_line(line)
 
 

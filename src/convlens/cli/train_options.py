@@ -37,8 +37,8 @@ EMA_DECAY = 0.999
 SCHEDULES = "one-cycle, one-cycle-linear, flat-cosine, warmup-cosine, constant, exponential"
 
 MODELS = (
-    "simple_cnn, resnet, small_vgg, torchvision:NAME, timm:NAME, or file.py:object, which runs "
-    "that file"
+    "simple_cnn, resnet, small_vgg, resnet18 or another name of torchvision, timm:NAME, or "
+    "file.py:object, which runs that file"
 )
 
 
@@ -163,6 +163,8 @@ def complete(arguments: argparse.Namespace) -> Preset | None:
             setattr(arguments, name, value)
     schedule_of(str(arguments.schedule), 1.0)
     check_tta(arguments.tta)
+    if arguments.norm == "none" and arguments.pretrained is not None:
+        raise ArgumentError("--norm none has no pretrained weights; leave one of them out.")
     if arguments.norm is not None and arguments.model != "simple_cnn":
         raise ArgumentError(f"--norm is for simple_cnn, not for {arguments.model}; leave it out.")
     return whose
@@ -179,11 +181,24 @@ def _default(name: str, words: str) -> str:
 
 
 def _rate_or_find(text: str) -> float | str:
-    return text if text == "find" else positive_number(text)
+    if text == "find":
+        return text
+    try:
+        return positive_number(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"must be a positive number such as 0.01, or find, got {text!r}"
+        ) from None
 
 
 def _at_least_0(text: str) -> float:
-    return 0.0 if text in ("0", "0.0") else positive_number(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text!r}")
+    return value
 
 
 def _decay(text: str) -> float:

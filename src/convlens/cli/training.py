@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 PROBLEM = 3
 """The exit code where there is a problem."""
 
+MOST_OF_CLASSES = 30
+"""Of more numbers of single classes the results show only the mean."""
+
 
 def add_commands(commands: Commands) -> None:
     """Add the commands of this module to the parser."""
@@ -139,6 +142,12 @@ def _callbacks(arguments: argparse.Namespace) -> list[Any]:
 def _fit(learn: Learner, arguments: argparse.Namespace) -> None:
     from convlens.train.schedules import schedule_of
 
+    if arguments.fine_tune and arguments.pretrained is None and ".py:" not in arguments.model:
+        print_line(
+            f"convlens: --fine-tune without --pretrained: the weights of {arguments.model} are "
+            "random, and only its head is trained in the first epoch.",
+            sys.stderr,
+        )
     rate = default_rate(arguments) if arguments.lr is None else arguments.lr
     if rate == "find":
         rate = _found_rate(learn)
@@ -206,6 +215,7 @@ def _finish(learn: Learner, arguments: argparse.Namespace) -> None:
     found = {"loss": shown.valid_loss, **shown.metrics}
     if arguments.tta is not None and learn.dls.valid is not None:
         found = learn.validate(tta=arguments.tta)
+        print_line(f"with --tta {arguments.tta}, which the epochs above are without:")
     files = {"run": learn.run_path, "report": page, "weights": best_checkpoint(learn.run_path)}
     _print_results(found, files)
     if arguments.json:
@@ -226,6 +236,10 @@ def _print_results(found: Mapping[str, float | None], files: Mapping[str, Path])
     shown = without_classes(known)
     if len(shown) > 1:  # the loss is for those without another number
         shown.pop("loss", None)
+        known.pop("loss", None)
+    of_classes = {name: value for name, value in known.items() if name not in shown}
+    if len(of_classes) <= MOST_OF_CLASSES:
+        shown |= of_classes
     lines = {name: metric_value(name, value) for name, value in shown.items()}
     lines |= {name: str(path) for name, path in files.items()}
     lines["page"] = f"convlens view {shlex.quote(str(files['run']))}"

@@ -108,9 +108,9 @@ def find_layers_not_registered(e: Evidence) -> Finding | None:
 
 
 def find_frozen(e: Evidence) -> Finding | None:
-    """Frozen parameters in a run that does not learn."""
+    """Frozen parameters in a run that does not learn, but for those of `Learner.fine_tune`."""
     n, frozen = e.count("n_parameter_tensors"), e.count("n_frozen")
-    if not frozen or not e.is_weak:
+    if not frozen or not e.is_weak or _fine_tunes(e):
         return None
     names = e.names("frozen")
     return Finding(
@@ -122,6 +122,13 @@ def find_frozen(e: Evidence) -> Finding | None:
         fix="If they were not trained before, set requires_grad_(True) on them "
         "(nn.Embedding.from_pretrained freezes unless freeze=False).",
     )
+
+
+def _fine_tunes(e: Evidence) -> bool:
+    """Whether layers are frozen in the first epochs only, by the schedule of `fine_tune`."""
+    schedule = e.record.meta.get("schedule")
+    inner = schedule.get("schedule", schedule) if isinstance(schedule, dict) else None
+    return isinstance(inner, dict) and inner.get("class") == "FineTune"
 
 
 def find_missing_zero_grad(e: Evidence) -> Finding | None:

@@ -106,10 +106,9 @@ class InferenceMethods(TrainingLoop):
             TrainingError: if the model cannot take them, or its output is of another shape than
                 ``dls.kind`` needs.
         """
-        with self._mode(training=False):
-            return self._classifier().predict(
-                x, batch_size, normalized=normalized, tta=tta, strict=strict
-            )
+        return self._classifier().predict(
+            x, batch_size, normalized=normalized, tta=tta, strict=strict
+        )
 
     def interpret(self, batches: Batches | None = None) -> Interpretation:
         """Run the validation and say what the present weights get wrong, in bounded memory.

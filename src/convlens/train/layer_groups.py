@@ -143,7 +143,8 @@ class Frozen:
         for module in model.modules():
             own = set(map(id, module.parameters(recurse=False)))
             if isinstance(module, BatchNorm) and not own & kept and id(module) not in known:
-                self._norms.append((module, module.training))
+                # In evaluation with the whole model, it is trained when the model is.
+                self._norms.append((module, module.training or not model.training))
         self.keep_modes()
 
     def keep_modes(self) -> None:

@@ -81,7 +81,8 @@ class Learner(InferenceMethods):
             `torch.autocast`, fp16 with a scaled loss: a step whose gradients overflow is skipped.
         accumulate: batches for each optimizer step. Their losses are weighted by their numbers of
             images, so that the step is that of one batch as large (apart from batch
-            normalization). Steps are counted, scheduled and recorded as optimizer steps.
+            normalization and class weights). Steps are counted, scheduled and recorded as optimizer
+            steps.
         clip: the largest norm of all gradients together before a step; None for no limit.
         channels_last: whether images (N, C, H, W) and the model are laid out with the channels
             last, which many devices compute faster.

@@ -102,6 +102,7 @@ class TrainingLoop:
         self.x = self.y = self.output = self.loss = torch.empty(0)
         self._optimizer: Optimizer | None = None
         self._groups = GroupSettings(1.0)
+        self.schedule: Schedule | None = None  # of the last or running fit
         self._frozen = Frozen()
         self._checked: set[bool] = set()  # modes (training or not) whose first output was checked
         self._events: dict[str, list[Callable[[Any], None]]] = {}
@@ -228,7 +229,7 @@ class TrainingLoop:
         """Check what can be checked before the first step, and make the optimizer."""
         if not isinstance(n_epochs, Integral) or n_epochs < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ArgumentError(f"n_epochs must be a whole number of at least 1, got {n_epochs!r}.")
-        self.n_epochs, self.epoch, self.step = n_epochs, 0, 0
+        self.schedule, self.n_epochs, self.epoch, self.step = schedule, n_epochs, 0, 0
         self.n_steps = n_epochs * self.steps_per_epoch
         if self.dls.valid is not None and length_hint(self.dls.valid, 1) == 0:
             raise ArgumentError("dls.valid has no batches; give it at least one, or None.")

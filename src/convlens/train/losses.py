@@ -19,7 +19,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 LOGITS = frozenset({
     *("cross_entropy", "CrossEntropyLoss", "multi_margin_loss", "MultiMarginLoss", "focal_loss"),
-    *("binary_cross_entropy_with_logits", "BCEWithLogitsLoss"),
+    *("binary_cross_entropy_with_logits", "BCEWithLogitsLoss", "label_focal_loss"),
     *("nll_loss", "NLLLoss"),  # of logarithms of probabilities, whose softmax they are
 })  # fmt: skip
 """Losses whose outputs are logits, by name: probabilities are their softmax or sigmoid."""
@@ -41,7 +41,8 @@ def focal_loss(
     Returns:
         The mean over the items, a scalar.
     """
-    log_p = output.log_softmax(dim=1)
+    # In float32 at least, also under autocast, which on the CPU leaves it in bfloat16.
+    log_p = output.log_softmax(dim=1, dtype=torch.promote_types(output.dtype, torch.float32))
     n_classes = log_p.shape[1]
     mixed = y.is_floating_point()
     target = y if mixed else F.one_hot(y, n_classes).movedim(-1, 1).to(log_p.dtype)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from convlens.core.histories import LayerHistory
 from convlens.core.outcome import outcome_of
 from convlens.core.records import RunRecord
+from convlens.core.wording import function_name
 from convlens.errors import ArgumentError
 from convlens.train.callbacks.overflows import Overflows
 from convlens.train.callbacks.stats import ActivationStats, GradientStats, UpdateStats
+from convlens.train.schedules import schedule_facts
 
 if TYPE_CHECKING:
     from convlens.train.learner import Learner
@@ -23,7 +25,15 @@ def record_of(learn: Learner) -> RunRecord:
     status, message = outcome_of(error) if error else ("running", None)
     if not error and (learn.epochs_done or learn.cancelled):
         status = "stopped" if learn.cancelled else "finished"
-    meta: dict[str, Any] = {"status": status, "data": learn.dls.facts(), "n_steps": learn.n_steps}
+    meta: dict[str, Any] = {
+        "status": status,
+        "data": learn.dls.facts(),
+        "n_steps": learn.n_steps,
+        "loss": function_name(learn.loss_function),
+        "label_smoothing": learn.label_smoothing,
+    }
+    if learn.schedule is not None:
+        meta["schedule"] = schedule_facts(learn.schedule)
     if learn.cancelled and not error:
         message = learn.stop_reason or None
     if message is not None:

@@ -38,12 +38,17 @@ def top_k(output: Tensor, y: Tensor, k: int) -> Tensor:
     return (output.topk(k, dim=1).indices == y.unsqueeze(1)).any(1).float().mean()
 
 
-def label_accuracy(output: Tensor, y: Tensor) -> Tensor:
-    """Share of labels (N, K) on whose side of 0 the output (N, K) lies."""
-    return ((output > 0) == (y > 0.5)).float().mean()
+def label_accuracy(output: Tensor, y: Tensor, logits: bool = True) -> Tensor:
+    """Share of labels (N, K) that are right: logits (N, K) above 0 say yes, probabilities above ½.
+
+    Without ``logits`` the output is taken for probabilities if all of it lies in 0 to 1, as
+    torchmetrics does.
+    """
+    threshold = 0.0 if logits else torch.where(((output < 0) | (output > 1)).any(), 0.0, 0.5)
+    return ((output > threshold) == (y > 0.5)).float().mean()
 
 
-_OWN: dict[str, dict[str, Callable[[Tensor, Tensor], Tensor]]] = {
+_OWN: dict[str, dict[str, Callable[..., Tensor]]] = {
     "accuracy": {CLASSES: accuracy, LABELS: label_accuracy},
     "mae": {NUMBERS: l1_loss},
     "mse": {NUMBERS: mse_loss},
@@ -87,8 +92,8 @@ def resolve_metrics(
             name.
         MissingLibraryError: if torchmetrics is needed and not installed.
     """
-    prepare = _inputs_of(getattr(dls, "kind", CLASSES), function_name(loss) in LOGITS)
-    found = [one for given in metrics for one in _resolved(given, dls, prepare)]
+    logits = function_name(loss) in LOGITS
+    found = [one for given in metrics for one in _resolved(given, dls, logits)]
     names = ["loss", *(metric.name for metric in found)]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -105,10 +110,11 @@ _Inputs = Callable[[Any, Tensor], tuple[Any, Tensor]]
 def _resolved(
     given: Any,  # noqa: ANN401
     dls: DataLoaders,
-    prepare: _Inputs,
+    logits: bool,
 ) -> Iterable[BatchMean | Accumulated]:
     if isinstance(given, str) or given is accuracy:
-        return [_named("accuracy" if given is accuracy else given, dls, prepare)]
+        return [_named("accuracy" if given is accuracy else given, dls, logits)]
+    prepare = _inputs_of(getattr(dls, "kind", CLASSES), logits)
     library: Any = sys.modules.get("torchmetrics")
     classes = tuple(dls.classes)
     if library is not None and isinstance(given, library.MetricCollection):
@@ -130,7 +136,7 @@ def _resolved(
 # ---- names ---------------------------------------------------------------------------------------
 
 
-def _named(name: str, dls: DataLoaders, prepare: _Inputs) -> BatchMean | Accumulated:
+def _named(name: str, dls: DataLoaders, logits: bool) -> BatchMean | Accumulated:
     kind, classes = getattr(dls, "kind", CLASSES), tuple(dls.classes)
     _check_name(name, kind)
     top = re.fullmatch(r"top([1-9]\d*)", name)
@@ -138,7 +144,10 @@ def _named(name: str, dls: DataLoaders, prepare: _Inputs) -> BatchMean | Accumul
         _check_top(name, int(top[1]), len(classes))
         return BatchMean(name, partial(top_k, k=int(top[1])))
     if name in _OWN:
-        return BatchMean(name, _OWN[name][kind])
+        function = _OWN[name][kind]
+        return BatchMean(
+            name, partial(function, logits=logits) if function is label_accuracy else function
+        )
     base = name.removesuffix(PER_CLASS)
     if kind == NUMBERS:
         options: dict[str, Any] = {"squared": False} if name == "rmse" else {}
@@ -152,6 +161,7 @@ def _named(name: str, dls: DataLoaders, prepare: _Inputs) -> BatchMean | Accumul
         number = "num_classes" if kind == CLASSES else "num_labels"
         options = {number: len(classes), "average": average}
     metric = getattr(_library(name, kind), _LIBRARY[base][kind])(**options)
+    prepare = _inputs_of(kind, logits)
     return Accumulated(base, metric, prepare, classes if name.endswith(PER_CLASS) else ())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
+from convlens.data.listing import closest
 from convlens.errors import ArgumentError
 
 NAMED: dict[str, Callable[..., Optimizer]] = {
@@ -50,11 +50,9 @@ class NamedOptimizer:
 
     def __init__(self, name: str, weight_decay: float | None = None) -> None:
         if name not in NAMED:
-            close = difflib.get_close_matches(name, NAMED, n=2)
-            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
             raise ArgumentError(
                 f"optimizer={name!r} is not known; give one of {', '.join(NAMED)}, or a function "
-                f"of (parameters, lr){hint or '.'}"
+                f"of (parameters, lr).{closest(name, NAMED)}"
             )
         good = isinstance(weight_decay, Real) and 0 <= weight_decay < math.inf
         if weight_decay is not None and not good:

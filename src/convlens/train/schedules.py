@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -11,6 +10,7 @@ from numbers import Real
 from typing import Any, Protocol, cast
 
 from convlens.core.wording import function_name
+from convlens.data.listing import closest
 from convlens.errors import ArgumentError
 
 ANNEALS = ("cos", "linear")
@@ -291,10 +291,8 @@ def schedule_of(name: str, lr: float) -> Schedule:
         ArgumentError: if the name is unknown, or ``lr`` not a positive number.
     """
     if name not in NAMED:
-        close = difflib.get_close_matches(name, NAMED, n=1)
         raise ArgumentError(
-            f"schedule must be one of {', '.join(NAMED)}; got {name!r}"
-            + (f"; did you mean {close[0]!r}?" if close else ".")
+            f"schedule must be one of {', '.join(NAMED)}, got {name!r}.{closest(name, NAMED)}"
         )
     return NAMED[name](lr)
 

@@ -106,5 +106,6 @@ def _mode_of(name: str, mode: str | None) -> str:
     if words & _LARGER or any(re.fullmatch(r"top\d*", word) for word in words):
         return "max"
     raise ArgumentError(
-        f"whether a larger {name!r} is better is not known; give mode='max' or mode='min'."
+        f"whether a larger {name!r} is better is not known; give mode='max' or mode='min', or a "
+        f"metric that is known.{closest(name, [VALID, TRAIN, *_LARGER, *_SMALLER])}"
     )
