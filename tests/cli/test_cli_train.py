@@ -151,7 +151,7 @@ def test_interpret_refuses_an_epoch_that_was_not_trained(train, monkeypatch, cap
         (["--metrics", "acuracy"], "metrics has 'acuracy', which is not known;.*'accuracy'"),
         (["--metrics", "mae"], "The metric 'mae' is for numbers, but the data has classes"),
         (["--loss", "crossentropy"], "--loss 'crossentropy' is not known;.*'cross_entropy'"),
-        (["--schedule", "onecycle"], "schedule must be one of .* did you mean 'one-cycle'"),
+        (["--schedule", "onecycle"], "schedule must be one of .*Closest: 'one-cycle'"),
         (["--model", "resnet81"], "'resnet81' is not known;.*Closest: .*resnet"),
         (["--optimizer", "adamm"], "--optimizer 'adamm' is not known;.*'adam'"),
         (["--precision", "fp8"], "precision must be one of .* got 'fp8'"),
