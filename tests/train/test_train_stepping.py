@@ -274,3 +274,17 @@ def test_a_compiler_that_fails_is_said(monkeypatch):
 def test_arguments_that_cannot_work(options, sentence):
     with pytest.raises(cl.ArgumentError, match=sentence):
         learner(batches([4]), **options)
+
+
+def test_bfloat16_is_refused_where_torchs_gradients_are_wrong():
+    def learner(size):
+        dls = cl.from_arrays(torch.rand(8, 1, size, size), [0, 1] * 4, layout="NCHW", device="cpu")
+        return cl.Learner(
+            dls, cl.simple_cnn(1, 2, norm="batch"), precision="bf16", run=None, progress=False
+        )
+
+    with pytest.raises(cl.ArgumentError, match=r"with the layer '4\.0': its input has one pixel"):
+        learner(16).fit(1)
+    learn = learner(17)
+    learn.fit(1)
+    assert all(parameter.isfinite().all() for parameter in learn.model.parameters())

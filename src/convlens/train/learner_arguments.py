@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Sequence
 
 from torch import nn
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 
 from convlens.core.wording import function_name, type_name
 from convlens.errors import ArgumentError
+from convlens.geometry import Summary
 from convlens.train.callbacks.base import Callback
 
 
@@ -112,3 +114,32 @@ def count_batches(batches: object, argument: str) -> int:
     if n == 0:
         raise ArgumentError(f"{argument} has no batches; give it at least one.")
     return n
+
+
+def check_bfloat16(table: Callable[[], Summary]) -> None:
+    """Refuse convolutions whose weight gradients torch computes wrongly in bfloat16 on a CPU.
+
+    With torch 2.14 and oneDNN these are convolutions with a stride over an input of one pixel:
+    their gradients are memory that nobody wrote to. float16, and inputs of two pixels, are right.
+
+    Args:
+        table: gives the model's summary for one image; where it fails, nothing is checked.
+
+    Raises:
+        ArgumentError: if there is one, naming the layer.
+    """
+    try:
+        rows = table().rows
+    except Exception:  # the model cannot be followed, or the size of the images is not known
+        return
+    for row in rows:
+        if not row.kernel_size or not row.stride or not row.channels:
+            continue
+        one_pixel = math.prod(row.output_shape[2:]) == 1 and row.outputs_before == row.channels[0]
+        if one_pixel and max(row.kernel_size) > 1 and max(row.stride) > 1:
+            raise ArgumentError(
+                f"precision='bf16' cannot be used on the CPU with the layer {row.name!r}: its "
+                "input has one pixel and its stride is more than 1, for which torch's gradients in "
+                "bfloat16 are wrong. Give larger images, fewer layers with a stride, or "
+                "precision='fp32'."
+            )

@@ -39,7 +39,12 @@ from convlens.train.callbacks.progress import Progress
 from convlens.train.callbacks.recorder import Recorder
 from convlens.train.callbacks.scheduler import GroupSettings, Scheduler
 from convlens.train.layer_groups import Frozen, prepare_groups
-from convlens.train.learner_arguments import check_arguments, count_batches, make_optimizer
+from convlens.train.learner_arguments import (
+    check_arguments,
+    check_bfloat16,
+    count_batches,
+    make_optimizer,
+)
 from convlens.train.losses import Loss, resolve_losses
 from convlens.train.metrics import Metric, Validation
 from convlens.train.named_metrics import resolve_metrics
@@ -235,6 +240,9 @@ class TrainingLoop:
             raise ArgumentError("dls.valid has no batches; give it at least one, or None.")
         self.error, self.cancelled, self.stop_reason, self.validation = None, False, "", {}
         self._checked.clear()
+        if self.settings.precision == "bf16" and self.device.type == "cpu":
+            learn: Any = self
+            check_bfloat16(learn.summary)
         if self.seed is not None:
             torch.manual_seed(self.seed)
         if self._optimizer is None:
