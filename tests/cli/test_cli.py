@@ -377,10 +377,16 @@ def test_help(convlens):
         (["train", "mnist", "--epochs", "0"], "argument --epochs: must be at least 1, got 0; see"),
         (
             ["train", "mnist", "--lr", "-1"],
-            "--lr: must be a positive number such as 0.01, got '-1'",
+            "--lr: must be a positive number such as 0.01, or find, got '-1'",
         ),
-        (["train", "mnist", "--lr", "nan"], "--lr: must be a positive number such as 0.01, got"),
-        (["train", "mnist", "--lr", "1e999"], "--lr: must be a positive number such as 0.01, got"),
+        (
+            ["train", "mnist", "--lr", "nan"],
+            "--lr: must be a positive number such as 0.01, or find",
+        ),
+        (
+            ["train", "mnist", "--lr", "1e999"],
+            "--lr: must be a positive number such as 0.01, or find",
+        ),
         (["train", "mnist", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
         (["train", "mnist", "--batch-size", "9" * 20], "--batch-size: must be at most 1000000000"),
         (["train", "mnist", "--seed", "-1"], "argument --seed: must be at least 0, got -1"),

@@ -258,7 +258,11 @@ from convlens.data import decoding, image_cache
 from convlens.data.preprocessing import Preprocessing
 
 # Where the tests themselves run in the background of a script, SIGINT would be ignored.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+def interrupt(*_):
+    say("interrupted")
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, interrupt)
 decoding.MOST_IN_CHUNK = 4
 mode, folder = sys.argv[1:]
 go, count = threading.Event(), 0
@@ -353,6 +357,7 @@ def test_ctrl_c_ends_all_threads_and_the_next_start_goes_on(start, cache, files,
     process = start("stops")
     until(process, *WROTE, "waits")
     process.send_signal(signal.SIGINT)
+    until(process, "interrupted")  # or the threads could go on before it arrives
     out, err = process.communicate("go\n", timeout=60)
     assert process.returncode in (130, -signal.SIGINT)
     assert err.rstrip().endswith("KeyboardInterrupt")

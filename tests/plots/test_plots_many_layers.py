@@ -117,7 +117,7 @@ def test_all_panels_have_the_steps_of_all():
         assert [ax.get_xlim() for ax in axes] == [(-0.5, 29.5)] * 2
 
 
-@pytest.mark.parametrize("n", [1, 12, 60])
+@pytest.mark.parametrize("n", [1, 12, pytest.param(60, marks=pytest.mark.slow)])
 def test_panels_are_not_cut_off_however_many_there_are(n):
     stats = Layers(healthy(10, n_values=80), n=63 if n == 60 else n)
     axes = stats.color_dim(bins=8)

@@ -145,6 +145,7 @@ def test_the_line_of_an_epoch():
     )
 
 
+@pytest.mark.slow  # test_cli_process has a command without one
 def test_a_program_without_an_output_trains_and_records(tmp_path):
     (tmp_path / "train.py").write_text(PROGRAM)
     python = shlex.quote(sys.executable)

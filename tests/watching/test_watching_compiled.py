@@ -9,7 +9,11 @@ from torch.nn import functional as F
 
 import convlens as cl
 
-BACKENDS = [pytest.param("eager", marks=pytest.mark.slow), "aot_eager", "inductor"]
+BACKENDS = [
+    pytest.param("eager", marks=pytest.mark.slow),
+    "aot_eager",
+    pytest.param("inductor", marks=pytest.mark.slow),
+]
 COUNTS = ("counts", "near_zero", "at_most_eps", "calls", "positive", "active")
 
 
@@ -210,7 +214,10 @@ def test_which_layers_a_relu_follows_in_a_compiled_model_of_two_inputs():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize(("whole", "warmed"), [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("whole", "warmed"),
+    [(False, False), (False, True), pytest.param(True, True, marks=pytest.mark.slow)],
+)
 def test_an_optimizer_that_is_compiled(whole, warmed):
     """The optimizer's step, or all of the training step."""
     model, plain = small_net(), small_net()

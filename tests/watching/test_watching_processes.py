@@ -158,7 +158,7 @@ os.execv(sys.executable, [sys.executable, "script.py"])
 """
 
 
-@pytest.mark.parametrize("temporary", [True, False])
+@pytest.mark.parametrize("temporary", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_read_only_installation_and_home(readonly, temporary):
     environment = {
         **{k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")},

@@ -220,6 +220,7 @@ def test_a_click_on_a_row_shows_the_layer_and_nothing_overflows_a_phone(pair, pa
         page.goto("about:blank")
 
 
+@pytest.mark.slow  # test_web_screens has a growing run
 def test_the_page_follows_a_run_until_it_ends(tmp_path, recorded, page):
     fixed, grown = recorded("channels-4-6-8"), tmp_path / "grown-0001"
     with serving([fixed.parent, tmp_path]) as address:

@@ -43,7 +43,11 @@ def levels_of(page: Page) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "worst"),
     [
-        ("resnet50", ("layer3.2.bn2", "problem", "all channels dead")),
+        pytest.param(
+            "resnet50",
+            ("layer3.2.bn2", "problem", "all channels dead"),
+            marks=pytest.mark.slow,
+        ),
         ("frozen", ("side", "warning", "gradient exactly 0")),
         ("nan-goes-on", ("0.0", "problem", "NaN or infinite values from step 30")),
     ],

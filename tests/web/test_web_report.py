@@ -116,7 +116,7 @@ def test_a_run_in_which_nothing_was_recorded_yet(tmp_path):
     assert "No layer" in html
 
 
-@pytest.mark.parametrize("name", ["names", "wrong-values"])
+@pytest.mark.parametrize("name", ["names", pytest.param("wrong-values", marks=pytest.mark.slow)])
 def test_whatever_a_record_holds_is_escaped(recorded, tmp_path, name):
     path = write_report(open_run(recorded(name)), tmp_path / "r.html")
     html = markup(path)
