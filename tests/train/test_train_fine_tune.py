@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -14,12 +16,17 @@ from convlens.train.layer_groups import layer_groups
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
 
 
+@functools.cache
+def first_digits(n):
+    dls = cl.mnist(batch_size=n, device="cpu")
+    return *dls.train.peek(n), dls.classes
+
+
 def digits(n=256, batch_size=64):
     """The first images of the embedded MNIST."""
-    dls = cl.mnist(batch_size=n, device="cpu")
-    x, y = dls.train.peek(n)
+    x, y, classes = first_digits(n)
     return cl.from_arrays(
-        x, y, valid=(x[:64], y[:64]), layout="NCHW", classes=dls.classes, batch_size=batch_size
+        x, y, valid=(x[:64], y[:64]), layout="NCHW", classes=classes, batch_size=batch_size
     )
 
 

@@ -150,6 +150,7 @@ def n_colours(png: bytes) -> int:
     return len(np.unique(packed))
 
 
+@pytest.mark.slow
 def test_few_layers_are_open_the_others_draw_when_they_are_opened(
     offline, recorded, tmp_path, monkeypatch
 ):

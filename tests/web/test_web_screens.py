@@ -87,6 +87,7 @@ def test_a_damaged_run_says_so_in_one_sentence(recorded: Recorded, screen: Any, 
         assert "#fefefe" not in tab.locator("main").inner_text()
 
 
+@pytest.mark.slow  # test_web_lists and test_web_compare have the same pages
 def test_the_list_and_several_runs(recorded: Recorded, screen: Any):
     names = ("one-epoch", "nan", "own-loop", "one-step", "channels-4-6-8")
     with serving([recorded(name) for name in names]) as at:
