@@ -253,16 +253,13 @@ def test_neither_disk_nor_memory_is_a_sentence(files, tmp_path, monkeypatch):
 
 PROGRAM = """
 import signal, sys, threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from convlens.data import decoding, image_cache
 from convlens.data.preprocessing import Preprocessing
 
 # Where the tests themselves run in the background of a script, SIGINT would be ignored.
-def interrupt(*_):
-    say("interrupted")
-    raise KeyboardInterrupt
-
-signal.signal(signal.SIGINT, interrupt)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 decoding.MOST_IN_CHUNK = 4
 mode, folder = sys.argv[1:]
 go, count = threading.Event(), 0
@@ -288,6 +285,13 @@ def read():
     sys.stdin.readline()
     go.set()
 
+shutdown = ThreadPoolExecutor.shutdown
+
+def told_shutdown(self, *args, **options):
+    say("stopping")
+    shutdown(self, *args, **options)
+
+ThreadPoolExecutor.shutdown = told_shutdown
 Preprocessing.decode, decoding.FolderStore.write = stopped_decode, told_write
 image_cache.warn = say
 threading.Thread(target=read, daemon=True).start()
@@ -357,7 +361,7 @@ def test_ctrl_c_ends_all_threads_and_the_next_start_goes_on(start, cache, files,
     process = start("stops")
     until(process, *WROTE, "waits")
     process.send_signal(signal.SIGINT)
-    until(process, "interrupted")  # or the threads could go on before it arrives
+    until(process, "stopping")  # or the threads could go on before the interrupt arrives
     out, err = process.communicate("go\n", timeout=60)
     assert process.returncode in (130, -signal.SIGINT)
     assert err.rstrip().endswith("KeyboardInterrupt")
