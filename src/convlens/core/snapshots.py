@@ -23,6 +23,10 @@ Ints = NDArray[np.int64]
 BEFORE = -1
 """The epoch of what was kept before training."""
 
+ALIKE = 0.5
+"""A mean rank correlation of maps with those of random weights above this means that
+the maps depend little on the weights."""
+
 BINS = 15
 """Bins of the probability in a `Calibration`."""
 

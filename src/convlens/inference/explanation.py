@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convlens.core.snapshots import ALIKE
 from convlens.core.wording import plural
 from convlens.errors import ArgumentError
 from convlens.inference.grad_cam import ActivationMaps, explained
@@ -26,9 +27,6 @@ BATCH = 32
 
 N_RANDOM = 3
 """Networks with random weights that the maps are compared with."""
-
-ALIKE = 0.5
-"""A mean rank correlation above this means that the maps depend little on the weights."""
 
 
 @dataclass(frozen=True)

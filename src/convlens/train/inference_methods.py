@@ -62,8 +62,9 @@ class InferenceMethods(TrainingLoop):
         if self._tta is None:
             return super()._run_model(x)
         outputs = [super(InferenceMethods, self)._run_model(view) for view in views(x, self._tta)]
-        check_answers(outputs[0], len(x), self.dls.classes, self.dls.kind)
-        return averaged(outputs, self.dls.kind)
+        kind = getattr(self.dls, "kind", CLASSES)
+        check_answers(outputs[0], len(x), self.dls.classes, kind)
+        return averaged(outputs, kind)
 
     def predict(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convlens.core.records import Picture
-from convlens.core.snapshots import Bytes, ClassActivationMaps, Ints, Mistakes, Reals
+from convlens.core.snapshots import ALIKE, Bytes, ClassActivationMaps, Ints, Mistakes, Reals
 from convlens.core.wording import plural
 from convlens.web import formatting
 from convlens.web.panels.pictures import overlay
@@ -27,9 +27,6 @@ TITLES = {
 
 OF_EACH = 3
 """Images of one confusion of two classes: of a collapsed network all others look the same."""
-
-ALIKE = 0.5
-"""As `convlens.inference.explanation.ALIKE`, which loads torch."""
 
 MOST_IN_ALL, MOST_OF_PAIR = 30, 48
 
