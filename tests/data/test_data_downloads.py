@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from convlens.data import downloads
-from convlens.data.downloads import download
+from convlens.data.downloads import CHUNK, download
 from convlens.errors import ArgumentError, DataError
 
 CONTENT = os.urandom(1_500_000)
@@ -158,8 +158,13 @@ def test_a_server_that_falls_silent(server, url, path, monkeypatch):
 
 @pytest.fixture
 def _ctrl_c_interrupts():
-    """Where the tests run in the background of a script, SIGINT is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Once; where the tests run in the background of a script, SIGINT would be ignored."""
+
+    def interrupt(*_):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     yield
     signal.signal(signal.SIGINT, before)
 
@@ -169,8 +174,13 @@ def test_ctrl_c_leaves_what_there_is(server, url, path):
     server.cuts = [700_000]
 
     def interrupt():
-        os.kill(os.getpid(), signal.SIGINT)
-        server.silent.wait()  # the connection stays open
+        # Not between the part's opening and its use: what it holds then is left to the collector.
+        while not (part_of(path).exists() and part_of(path).stat().st_size == 2 * CHUNK):
+            server.silent.wait(0.01)
+        # Again, as a signal just before the wait for bytes does not end that wait. The connection
+        # stays open.
+        while not server.silent.wait(0.05):
+            os.kill(os.getpid(), signal.SIGINT)
 
     server.after_cut = interrupt
     with pytest.raises(KeyboardInterrupt):
@@ -179,6 +189,7 @@ def test_ctrl_c_leaves_what_there_is(server, url, path):
     server.silent.set()
     download(url, path, CHECKSUM)
     assert path.read_bytes() == CONTENT
+    assert [asked for _, asked in server.asked] == [None, f"bytes={2 * CHUNK}-"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
