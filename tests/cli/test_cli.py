@@ -421,8 +421,8 @@ def test_help(convlens):
         (["summary", "simple_cnn", "--classes", "0"], "--classes: must be at least 1, got 0"),
         (["summary", "simple_cnn", "--channels", "0"], "--channels: must be at least 1, got 0"),
         (["summary", "simple_cn"], "convlens: 'simple_cn' is not known; give simple_cnn, resnet, "),
-        (["summary", "timm:resnet19"], "timm has no model 'resnet19'; closest: resnet1"),
-        (["summary", "torchvision:xyzzy"], "torchvision has no model 'xyzzy' (it has "),
+        (["summary", "timm:resnet19"], "timm has no model 'resnet19' among "),
+        (["summary", "torchvision:xyzzy"], "torchvision has no model 'xyzzy' among its "),
         (["nothing"], "argument COMMAND: invalid choice: 'nothing' (choose from"),
         (
             ["train", "mnist", "--norm", "none", "--pretrained", "weights.pth"],

@@ -164,6 +164,15 @@ def test_several_labels_and_numbers(tmp_path, capfd):
         cl.load_classifier(found.path, "cpu", small(2))
 
 
+@pytest.mark.parametrize(("n", "word"), [(60, "exported"), (40, "written")])
+def test_training_images_are_compared_where_those_to_validate_on_are_few(digits, n, word, tmp_path):
+    x, y = (part[: 2 * n] for part in digits)
+    dls = cl.from_arrays(x, y, layout="NHW", valid=0.5, batch_size=20, device="cpu")
+    found = cl.Learner(dls, small(10), run=None, progress=False).export(tmp_path / "made")
+    assert (found.n_images, str(found).split()[0]) == (2 * n, word)
+    assert ("100 are needed to call it exported" in str(found)) == (word == "written")
+
+
 # ---- what is not exported ------------------------------------------------------------------------
 
 
@@ -174,7 +183,8 @@ def test_an_export_that_answers_otherwise_is_not_left(digits, exported, tmp_path
     before = (made / "classifier.json").read_bytes()
     with pytest.raises(
         cl.TrainingError,
-        match=r"ONNX Runtime does not agree with predict on \d+ of 128 images: image \d+ by 0.0\d+,"
+        match=r"ONNX Runtime does not agree with predict on \d+ of 128 images: validation image "
+        r"\d+ by 0.0\d+,"
         r".*nothing is exported",
     ):
         learn.export(made, overwrite=True)

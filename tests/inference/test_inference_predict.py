@@ -246,7 +246,9 @@ def test_the_command_predicts_and_lists_what_cannot_be_read(convlens, learn, pho
 def test_the_command_exports_a_run(convlens, learn, photos, tmp_path):
     code, out, err = convlens("export", learn.run_path, tmp_path / "made")
     assert (code, err) == (0, "")
-    assert "agree with predict on 40 images (fewer than 100), largest difference" in out
+    assert "written " in out
+    assert "agree with predict on only 40 images, largest difference" in out
+    assert "100 are needed to call it exported" in out
     code, out, _ = convlens("predict", tmp_path / "made", photos / "valid", "--format", "json")
     right = learn.predict(photos / "valid").probabilities.amax(1).tolist()
     found = [one["top"][0]["probability"] for one in json.loads(out)["images"]]

@@ -114,7 +114,8 @@ def _named(arguments: argparse.Namespace, options: dict[str, Any]) -> DataLoader
 
 def _own(arguments: argparse.Namespace, options: dict[str, Any]) -> DataLoaders:
     from convlens import data
-    from convlens.data.listing import closest, closest_path
+    from convlens.core.wording import closest
+    from convlens.data.listing import closest_path
     from convlens.data.named import NAMES
 
     options |= _given(arguments, "size", "augment", "validation", "balance", "resize")

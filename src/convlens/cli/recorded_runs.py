@@ -37,7 +37,9 @@ def add_commands(commands: Commands) -> None:
 
     add = add_command(commands, "interpret", interpret).add_argument
     add("run", type=Path, help="the run's directory")
-    add("--epoch", type=whole_number(1), metavar="N", help="of this epoch (default: the last)")
+    add("--epoch", type=whole_number(1), metavar="N",
+        help="of this epoch (default: the one that predict and export use: the best of a run that "
+        "kept it, else the last)")  # fmt: skip
 
     add = add_command(commands, "view", view).add_argument
     add("runs", type=Path, nargs="*", default=[RUNS], help="folders of runs, or of one run each")
@@ -73,13 +75,17 @@ def make_report(arguments: argparse.Namespace) -> None:
 
 def interpret(arguments: argparse.Namespace) -> None:
     """Print the recall and precision of each class, confused pairs and calibration of a run."""
-    epoch = None if arguments.epoch is None else arguments.epoch - 1
-    found = _opened(arguments.run).interpret(epoch)
+    run = _opened(arguments.run)
+    best: int | None = run.meta.get("best", {}).get("epoch")
+    epoch = best if arguments.epoch is None else arguments.epoch - 1
+    found = run.interpret(epoch)
     if epoch is not None and found.counted.epoch != epoch:
         raise ArgumentError(
-            f"--epoch {arguments.epoch}: nothing was recorded of that epoch; the last before it is "
+            f"--epoch {epoch + 1}: nothing was recorded of that epoch; the last before it is "
             f"{found.counted.epoch + 1}."
         )
+    which = ", the best" if found.counted.epoch == best else ""
+    print_line(f"after epoch {found.counted.epoch + 1}{which}")
     for line in str(found).splitlines():
         print_line(line)
 

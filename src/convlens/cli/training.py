@@ -102,10 +102,8 @@ def _learner(arguments: argparse.Namespace, preset: Preset | None) -> Learner:
 
     dls = _data(arguments)
     torch.manual_seed(arguments.seed)
-    if preset is not None and arguments.pretrained is None:
-        network = preset.network(dls)
-    else:
-        network = _network(dls, arguments.model, arguments.pretrained, arguments.norm)
+    network = arguments.model if preset is None else preset.network(dls)
+    network = _network(dls, network, arguments.pretrained, arguments.norm)
     return train.Learner(
         dls,
         network,
@@ -170,14 +168,14 @@ def _found_rate(learn: Learner) -> float:
 
 
 def _network(
-    dls: DataLoaders, name: str, pretrained: str | bool | None, norm: str | None
+    dls: DataLoaders, spec: str | nn.Module, pretrained: str | bool | None, norm: str | None
 ) -> nn.Module:
-    """The network that a name stands for, made for this data."""
+    """The network that a name stands for, made for this data, or the given one."""
     from convlens.models import model, simple_cnn
     from convlens.models.simple import widths_for
 
-    if name != "simple_cnn" or norm != "none":
-        return model(name, dls, pretrained=pretrained)
+    if spec != "simple_cnn" or norm != "none":
+        return model(spec, dls, pretrained=pretrained)
     channels, height, width = dls.facts()["input_shape"]
     return simple_cnn(channels, len(dls.classes) or 1, widths=widths_for(height, width))
 

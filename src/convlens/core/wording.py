@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 
@@ -73,3 +74,15 @@ def without_classes(metrics: Mapping[str, float]) -> dict[str, float]:
             found.setdefault(one, []).append(value)
     known = {name: [v for v in values if not math.isnan(v)] for name, values in found.items()}
     return {name: sum(v) / len(v) if v else math.nan for name, v in known.items()}
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """A hint with the closest known names, beginning with a space; empty if none is close.
+
+    >>> from convlens.core.wording import closest
+    >>> closest("cta", ["cat", "dog"])
+    " Closest: 'cat'."
+    """
+    by_folded = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.6)
+    return f" Closest: {', '.join(repr(by_folded[one]) for one in close)}." if close else ""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from convlens.core.wording import type_name
+from convlens.core.wording import closest, type_name
 from convlens.data.color import ColorJitter, Cutout, PixelOperation
 from convlens.data.geometric import (
     Affine,
@@ -23,7 +23,6 @@ from convlens.data.geometric import (
     modes_of,
 )
 from convlens.data.items import CLASSES, NUMBERS
-from convlens.data.listing import closest
 from convlens.data.mixing import CutMix, Mixing, Mixup
 from convlens.data.operations import Draws, Operation, height_width
 from convlens.errors import ArgumentError

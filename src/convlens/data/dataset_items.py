@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convlens.core.wording import type_name
+from convlens.core.wording import closest, type_name
 from convlens.data.arrays import as_tensor
 from convlens.data.image_files import from_pillow
-from convlens.data.listing import closest
 from convlens.errors import ArgumentError
 
 MASK_MODES = ("1", "L", "P", "I", "I;16")

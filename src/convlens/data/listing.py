@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convlens.core.terminal import printable
+from convlens.core.wording import closest
 from convlens.data.items import Items, Skipped
 
 ENDINGS = frozenset(
@@ -85,19 +85,8 @@ def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
     return key, name
 
 
-def closest(name: str, known: Iterable[str]) -> str:
-    """A hint with the closest known names, beginning with a space; empty if none is close.
-
-    >>> closest("cta", ["cat", "dog"])
-    " Closest: 'cat'."
-    """
-    by_folded = {one.casefold(): one for one in known}
-    close = difflib.get_close_matches(name.casefold(), by_folded, n=3, cutoff=0.6)
-    return f" Closest: {', '.join(repr(by_folded[one]) for one in close)}." if close else ""
-
-
 def closest_path(path: Path) -> str:
-    """The same for a path that does not exist: names beside it, in the part that does exist."""
+    """Such a hint for a path that does not exist: names beside it, in the part that does exist."""
     path = path.absolute()
     while not os.path.isdir(path.parent):  # noqa: PTH112 - Path.is_dir raises for long names
         path = path.parent

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from convlens.core.argument_checks import check_path
+from convlens.core.wording import closest
 from convlens.data.arrays import from_arrays, held_out
 from convlens.data.augmentation import augmentation_of
 from convlens.data.embedded import read_idx
@@ -18,7 +19,6 @@ from convlens.data.files import Settings, loaders_of
 from convlens.data.folders import scan
 from convlens.data.image_loader import ImageLoader, measured_scale
 from convlens.data.items import Items
-from convlens.data.listing import closest
 from convlens.data.loaders import DataLoaders
 from convlens.data.named_files import Files, Images, photograph_folder, read_arrays
 from convlens.data.named_sources import SOURCES

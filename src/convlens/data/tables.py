@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from convlens.core.argument_checks import check_path
-from convlens.core.wording import plural
+from convlens.core.wording import closest, plural
 from convlens.data.items import Items, Skipped
-from convlens.data.listing import Listing, closest, closest_path, is_image_name, is_junk, some
+from convlens.data.listing import Listing, closest_path, is_image_name, is_junk, some
 from convlens.data.splitting import Groups, check_keys
 from convlens.data.targets import Place, plain, read_targets
 from convlens.errors import ArgumentError, DataError

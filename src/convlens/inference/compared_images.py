@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from convlens.core.terminal import printable
-from convlens.data import DataLoaders
+from convlens.data import Batches, DataLoaders
 from convlens.data.batches import generators_of, images_and_labels
 from convlens.data.embedded import read_idx
 from convlens.data.folders import images_below
@@ -21,13 +21,16 @@ from convlens.data.loaders import ItemLoader
 from convlens.errors import ArgumentError, DataError
 from convlens.execution import same_random
 
+ENOUGH = 100
+"""Images that must agree before "exported" is said; with fewer, "written"."""
+
 MOST = 256
 
 Pixels = NDArray[np.uint8]
 
 
 def of_loaders(dls: DataLoaders, most: int = MOST) -> tuple[Pixels, list[str]]:
-    """Images to validate on, or to train on where there are none, and their names.
+    """Images to validate on, and some to train on where there are few, and their names.
 
     The loaders give afterwards what they would have given.
 
@@ -38,23 +41,36 @@ def of_loaders(dls: DataLoaders, most: int = MOST) -> tuple[Pixels, list[str]]:
     Returns:
         (N, H, W, C) uint8.
     """
-    batches = dls.train if dls.valid is None else dls.valid
+    parts: list[Pixels] = []
+    names: list[str] = []
+    sources = [(dls.train, "training image")]
+    if dls.valid is not None:
+        sources.insert(0, (dls.valid, "validation image"))
+    for batches, what in sources:
+        x, numbers = _images_of(batches, most - len(names))
+        pixels = dls.to_uint8(x)
+        parts.append(pixels if pixels.ndim == 4 else pixels[..., None])
+        files = dls.valid_files if batches is dls.valid else ()
+        names += [str(files[i]) if i < len(files) else f"{what} {i}" for i in numbers]
+        if len(names) >= ENOUGH:
+            break
+    return np.concatenate(parts), names
+
+
+def _images_of(batches: Batches, most: int) -> tuple[torch.Tensor, list[int]]:
+    """Normalized images, as a validation gives them, and their numbers."""
     if isinstance(batches, ItemLoader):
         chosen = _spread(len(batches.labels), most)
         x, _ = batches.pick(torch.tensor(chosen, device=batches.device))
-        files = dls.valid_files
-        names = [str(files[i]) if i < len(files) else f"image {i}" for i in chosen]
-    else:
-        parts: list[torch.Tensor] = []
-        with same_random(generators=generators_of(batches)):
-            for batch in batches:
-                parts.append(images_and_labels(batch, "dls")[0])
-                if sum(map(len, parts)) >= most:
-                    break
-        x = torch.cat(parts)[:most]
-        names = [f"image {i}" for i in range(len(x))]
-    pixels = dls.to_uint8(x)
-    return (pixels if pixels.ndim == 4 else pixels[..., None]), names
+        return x, chosen
+    parts: list[torch.Tensor] = []
+    with same_random(generators=generators_of(batches)):
+        for batch in batches:
+            parts.append(images_and_labels(batch, "dls")[0])
+            if sum(map(len, parts)) >= most:
+                break
+    x = torch.cat(parts)[:most]
+    return x, list(range(len(x)))
 
 
 def of_folder(

@@ -35,6 +35,7 @@ from convlens.data.items import CLASSES, LABELS, NUMBERS
 from convlens.errors import ArgumentError, CheckpointError, MissingLibraryError, TrainingError
 from convlens.execution import same_random, unwrapped
 from convlens.inference.classifier import Classifier
+from convlens.inference.compared_images import ENOUGH
 from convlens.inference.loading import FILES, FORMAT, MANIFEST, ONNX, WEIGHTS, load_classifier
 from convlens.models.architecture import architecture_of
 from convlens.runs.checkpoints import check_state, sync_to_disk
@@ -46,10 +47,6 @@ TOLERANCE = 1e-4
 """The largest difference of a probability from that of `predict`; of numbers, as a share of those
 above 1."""
 
-ENOUGH = 100
-"""Images that are compared, where there are so many."""
-
-MOST_COMPARED = 256
 BATCHES = (1, 2, 7)
 """Sizes of the first batches that are compared; the rest is one of 32 each."""
 
@@ -78,11 +75,13 @@ class Export:
     n_bytes: int
 
     def __str__(self) -> str:
-        few = f" (fewer than {ENOUGH})" if self.n_images < ENOUGH else ""
+        few = self.n_images < ENOUGH
         return (
-            f"exported {printable(str(self.path))}: {n_bytes(self.n_bytes)}; ONNX Runtime and the "
-            f"reloaded folder agree with predict on {plural(self.n_images, 'image')}{few}, "
-            f"largest difference {self.difference:.1e}"
+            f"{'written' if few else 'exported'} {printable(str(self.path))}: "
+            f"{n_bytes(self.n_bytes)}; ONNX Runtime and the reloaded folder agree with predict on "
+            f"{f'only {self.n_images}' if few else self.n_images} "
+            f"image{'s' * (self.n_images != 1)}, largest difference {self.difference:.1e}"
+            f"{f'; {ENOUGH} are needed to call it exported' if few else ''}"
         )
 
 

@@ -14,9 +14,14 @@ from convlens.core.wording import type_name
 from convlens.errors import ArgumentError, warn
 from convlens.execution import Observer, read_inputs, same_random, trace
 from convlens.models.by_name import FILE, FORMS, LIBRARIES, model_of_file, resolve
-from convlens.models.heads import inner_network
 from convlens.models.libraries import Published, image_size, library_network, published
-from convlens.models.normalization import Expected, convert, expected
+from convlens.models.normalization import (
+    Expected,
+    convert,
+    expected,
+    inner_network,
+    number_scaled,
+)
 from convlens.models.pretrained import (
     download_weights,
     head_size,
@@ -80,6 +85,10 @@ def model(
     deviation that they were trained on; if the data is normalized otherwise, the network is
     returned behind a layer ``normalization`` that converts, exact in float32.
 
+    For numbers, a network by name is returned before a layer ``numbers`` that multiplies its
+    outputs by the deviation of the numbers to train on and adds their mean, where the loaders know
+    them, as those of `from_csv` do.
+
     Args:
         spec: "simple_cnn", "resnet", "small_vgg", "torchvision:NAME", "timm:NAME" or the
             bare name of a network of these libraries, "file.py:object" (which runs the file), or a
@@ -96,7 +105,7 @@ def model(
         CheckpointError: if the weights cannot be had, or are those of another network.
     """
     shape, n_outputs = _image_shape(dls), _n_outputs(dls)
-    library, name, network = _network(spec, shape, n_outputs)
+    library, name, network = _network(spec, dls, shape, n_outputs)
     _check_output(network, shape, n_outputs, spec, _hint(library, name, network, shape))
     if normalization is not None and pretrained in (None, False):
         raise ArgumentError(
@@ -112,7 +121,7 @@ def model(
 
 
 def _network(
-    spec: str | nn.Module, shape: tuple[int, int, int], n_outputs: int
+    spec: str | nn.Module, dls: Data, shape: tuple[int, int, int], n_outputs: int
 ) -> tuple[str, str, nn.Module]:
     """Where it comes from, its name there, and the network."""
     if isinstance(spec, nn.Module):
@@ -120,19 +129,25 @@ def _network(
     if not isinstance(spec, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ArgumentError(f"spec must be a module or one of {FORMS}; got {type_name(spec)}.")
     library, name = resolve(spec)
-    n_in, height, width = shape
     if library == FILE:
         return "", spec, model_of_file(spec)
+    network = _named(library, name, shape, n_outputs)
+    numbers = getattr(dls.train, "labels", None) if dls.kind == "numbers" else None
+    return library, name, network if numbers is None else number_scaled(network, numbers)
+
+
+def _named(library: str, name: str, shape: tuple[int, int, int], n_outputs: int) -> nn.Module:
+    """A network of a library, or one of ours in the size that fits the images."""
+    n_in, height, width = shape
     if library:
-        return library, name, library_network(library, name, n_in, n_outputs)
+        return library_network(library, name, n_in, n_outputs)
     if name == "simple_cnn":
-        network = simple_cnn(n_in, n_outputs, norm="batch", widths=widths_for(height, width))
-        return "", name, network
+        return simple_cnn(n_in, n_outputs, norm="batch", widths=widths_for(height, width))
     if name == "small_vgg":
-        return "", name, small_vgg(n_in, n_outputs)
+        return small_vgg(n_in, n_outputs)
     side = min(height, width)
     downsampling = 4 if side >= 128 else 2 if side >= 64 else 1
-    return "", name, resnet(n_in, n_outputs, downsampling=downsampling)
+    return resnet(n_in, n_outputs, downsampling=downsampling)
 
 
 # ---- what the data needs -------------------------------------------------------------------------

@@ -6,15 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from convlens.models.normalization import Normalization
-
-
-def inner_network(model: nn.Module) -> nn.Module:
-    """The network without the `Normalization` before it."""
-    layers = list(model.children())
-    if isinstance(model, nn.Sequential) and layers and isinstance(layers[0], Normalization):
-        return layers[1]
-    return model
+from convlens.models.normalization import inner_network
 
 
 def head_of(network: nn.Module) -> list[nn.Module]:

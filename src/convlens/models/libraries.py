@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from dataclasses import dataclass
 from importlib import util
 from typing import TYPE_CHECKING, Any, cast
 
+from convlens.core.wording import closest
 from convlens.errors import ArgumentError
 from convlens.models.built_from import remember
 from convlens.models.normalization import Expected, expected
@@ -64,9 +64,9 @@ def check_name(library: str, name: str, spec: str) -> None:
     known = names(library)
     if name in known or (library == "timm" and _is_tagged(name)):
         return
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"; closest: {', '.join(close)}" if close else f" (it has {len(known)})"
-    raise ArgumentError(f"{library} has no model {name!r}{hint}.")
+    raise ArgumentError(
+        f"{library} has no model {name!r} among its {len(known):,}.{closest(name, known)}"
+    )
 
 
 def _is_tagged(name: str) -> bool:

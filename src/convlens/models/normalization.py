@@ -1,4 +1,4 @@
-"""`Normalization`: from the data's mean and deviation to those that pretrained weights expect."""
+"""Layers before and after a network: what pretrained weights expect, and numbers in their units."""
 
 from __future__ import annotations
 
@@ -58,13 +58,58 @@ class Normalization(nn.Module):
         return str(len(self.factor))
 
 
+class NumberScale(nn.Module):
+    """From outputs around 0 to the numbers of the data: ``std · output + mean``, in float32.
+
+    Networks begin with outputs around 0, and steps of a learning rate would take long to a mean of
+    117. Both are buffers, so they are saved with the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("std", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs, (N,) or (N, 1), in the units of the data."""
+        return x.float() * self.std + self.mean  # bfloat16 has no 2001, only 2000 and 2008
+
+
+def number_scaled(network: nn.Module, numbers: Tensor | None = None) -> nn.Sequential:
+    """The network before a `NumberScale` with the mean and the deviation of some numbers."""
+    layer = NumberScale()
+    if numbers is not None:
+        layer.mean.copy_(numbers.double().mean())
+        std = float(numbers.double().std(correction=0))
+        layer.std.fill_(std if std > 0 else 1.0)
+    model = nn.Sequential(OrderedDict(network=network, numbers=layer))
+    return _remembered(model, network, "number_scale")
+
+
 def normalized(network: nn.Module, n_in: int) -> nn.Sequential:
     """The network behind a `Normalization` that changes nothing yet."""
     model = nn.Sequential(OrderedDict(normalization=Normalization(n_in), network=network))
+    return _remembered(model, network, "normalization")
+
+
+def inner_network(model: nn.Module) -> nn.Module:
+    """The network without the `Normalization` before it and the `NumberScale` after it."""
+    while isinstance(model, nn.Sequential) and any(
+        isinstance(layer, Normalization | NumberScale) for layer in model
+    ):
+        model = model.get_submodule("network")
+    return model
+
+
+def _remembered(model: nn.Sequential, network: nn.Module, argument: str) -> nn.Sequential:
+    """Note on the model that it is the network with a layer more."""
     architecture = architecture_of(network)
     if architecture is None:
         return model
-    return remember(model, architecture.name, {**architecture.arguments, "normalization": True})
+    return remember(model, architecture.name, {**architecture.arguments, argument: True})
 
 
 def convert(network: nn.Module, given: Expected, wanted: Expected) -> nn.Module:

@@ -25,6 +25,7 @@ UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeEr
 """What `torch.load` raises for files that are damaged or of another kind."""
 
 NORMALIZATION = ("normalization.factor", "normalization.shift")
+NUMBER_SCALE = ("numbers.mean", "numbers.std")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -127,14 +128,15 @@ def own_names(network: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str, T
         The weights, and whether there were those of a `Normalization` among them.
     """
     own = {name.partition(".")[0] for name in network.state_dict()}
-    n = len(state)
+    had_normalization = False
     while True:
-        state = {name: value for name, value in state.items() if name not in NORMALIZATION}
+        had_normalization |= not state.keys().isdisjoint(NORMALIZATION)
+        state = {k: v for k, v in state.items() if k not in (*NORMALIZATION, *NUMBER_SCALE)}
         prefixes = {name.partition(".")[0] for name in state}
         prefix = f"{next(iter(prefixes), '')}."
         shared = len(prefixes) == 1 and all(name.startswith(prefix) for name in state)
         if not shared or prefixes <= own:
-            return state, len(state) < n
+            return state, had_normalization
         state = {name.removeprefix(prefix): value for name, value in state.items()}
 
 

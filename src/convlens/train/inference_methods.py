@@ -62,7 +62,7 @@ class InferenceMethods(TrainingLoop):
         if self._tta is None:
             return super()._run_model(x)
         outputs = [super(InferenceMethods, self)._run_model(view) for view in views(x, self._tta)]
-        kind = getattr(self.dls, "kind", CLASSES)
+        kind = self.dls.kind
         check_answers(outputs[0], len(x), self.dls.classes, kind)
         return averaged(outputs, kind)
 
@@ -170,7 +170,7 @@ class InferenceMethods(TrainingLoop):
             TrainingError: if the model's output is not scores of classes, or does not depend on
                 the layer.
         """
-        if getattr(self.dls, "kind", CLASSES) != CLASSES:
+        if self.dls.kind != CLASSES:
             raise ArgumentError(f"explain is for classes, but the data has {self.dls.kind}.")
         transform = self.dls.input_transform
         parts = PredictionInputs(images, transform, BATCH, normalized=normalized)
@@ -187,8 +187,9 @@ class InferenceMethods(TrainingLoop):
         `load_classifier` does with the JSON's ``input``.
 
         Before that is said, ONNX Runtime and the reloaded folder are compared with `predict`, in
-        float32, on up to 256 images of the validation set: probabilities within 1e-4, the same most
-        probable class. The folder appears when all is done.
+        float32, on up to 256 images of the validation set, and images to train on where these are
+        fewer than 100: probabilities within 1e-4, the same most probable class. With fewer than 100
+        altogether, "written" is said instead of "exported". The folder appears when all is done.
 
             >>> dls = cl.from_arrays(torch.rand(300, 28, 28), [0, 1] * 150, layout="NHW", valid=0.5)
             >>> learn = cl.Learner(dls, cl.simple_cnn(1, 2, norm="batch"), progress=False)
@@ -222,7 +223,7 @@ class InferenceMethods(TrainingLoop):
             self.model,
             self.dls.input_transform,
             self.dls.classes,
-            getattr(self.dls, "kind", CLASSES),
+            self.dls.kind,
             forward=self._run_as_in_validation,
         )
 

@@ -35,7 +35,7 @@ def interpret(
     """
     what, files = ("dls.valid", learn.dls.valid_files) if batches is None else ("batches", ())
     batches = learn.dls.valid if batches is None else batches
-    kind = getattr(learn.dls, "kind", CLASSES)
+    kind = learn.dls.kind
     if kind != CLASSES:
         raise ArgumentError(
             f"interpret is for single classes, but the data has {kind}; call learn.validate() for "

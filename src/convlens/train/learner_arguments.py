@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from convlens.core.wording import function_name, type_name
+from convlens.data import DataLoaders
 from convlens.errors import ArgumentError
 from convlens.geometry import Summary
 from convlens.train.callbacks.base import Callback
@@ -24,7 +25,7 @@ def check_arguments(
     callbacks: object,
 ) -> None:
     """Raises ArgumentError for arguments that would fail during a training."""
-    if not hasattr(dls, "train") or not hasattr(dls, "valid"):
+    if not isinstance(dls, DataLoaders):
         raise ArgumentError(
             "dls must be DataLoaders, from cl.mnist, cl.from_arrays or cl.DataLoaders(train, "
             f"valid), got {type_name(dls)}."

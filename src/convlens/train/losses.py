@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from convlens.core.wording import closest
 from convlens.data import DataLoaders
 from convlens.data.items import CLASSES, LABELS, NUMBERS
-from convlens.data.listing import closest
 from convlens.errors import ArgumentError, TrainingError
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -117,22 +117,19 @@ def resolve_losses(
 ) -> tuple[Loss, Loss]:
     """The losses of training and of validation; the latter is without label smoothing.
 
-    Data that does not say what its targets are is taken for classes.
-
     Raises:
         ArgumentError: if the name is unknown or does not fit the targets, or labels cannot be
             smoothed.
     """
-    kind = getattr(dls, "kind", CLASSES)
+    kind = dls.kind
     if loss is not None and not isinstance(loss, str):
         _check_smoothing(label_smoothing, "a loss of yours")
         return loss, loss
     name = loss_names(kind)[0] if loss is None else loss
     _check_name(name, kind)
     function, options = LOSSES[name][kind], dict[str, Any]()
-    weights: Tensor | None = getattr(dls, "class_weights", None)
-    if weights is not None and kind == CLASSES:
-        options["weight"] = weights.to(device)
+    if dls.class_weights is not None and kind == CLASSES:
+        options["weight"] = dls.class_weights.to(device)
     plain = partial(function, **options) if options else function
     if name != "cross_entropy":
         _check_smoothing(label_smoothing, f"the loss {name!r}")
@@ -162,5 +159,5 @@ def _check_name(name: str, kind: str) -> None:
         )
     raise ArgumentError(
         f"loss={name!r} is not known; for {kind} give one of {', '.join(known)}, or a function of "
-        f"(output, y).{closest(name, LOSSES)}"
+        f"(output, y).{closest(name, known)}"
     )

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from convlens.core.wording import function_name
+from convlens.core.wording import closest, function_name
 from convlens.data import DataLoaders
 from convlens.data.items import CLASSES, LABELS, NUMBERS
-from convlens.data.listing import closest
 from convlens.errors import ArgumentError, MissingLibraryError
 from convlens.train.losses import LOGITS, l1_loss, mse_loss, same_shape
 from convlens.train.metrics import Accumulated, BatchMean, Metric, accuracy
@@ -114,7 +113,7 @@ def _resolved(
 ) -> Iterable[BatchMean | Accumulated]:
     if isinstance(given, str) or given is accuracy:
         return [_named("accuracy" if given is accuracy else given, dls, logits)]
-    prepare = _inputs_of(getattr(dls, "kind", CLASSES), logits)
+    prepare = _inputs_of(dls.kind, logits)
     library: Any = sys.modules.get("torchmetrics")
     classes = tuple(dls.classes)
     if library is not None and isinstance(given, library.MetricCollection):
@@ -137,7 +136,7 @@ def _resolved(
 
 
 def _named(name: str, dls: DataLoaders, logits: bool) -> BatchMean | Accumulated:
-    kind, classes = getattr(dls, "kind", CLASSES), tuple(dls.classes)
+    kind, classes = dls.kind, tuple(dls.classes)
     _check_name(name, kind)
     top = re.fullmatch(r"top([1-9]\d*)", name)
     if top is not None:
@@ -241,7 +240,7 @@ def _is_prepared(metric: object, dls: DataLoaders) -> bool:
     start, _, rest = type(metric).__module__.partition(".")
     of = NUMBERS if rest.startswith("regression") else (CLASSES, LABELS)
     known = start == "torchmetrics" and rest.startswith(("regression", "classification"))
-    return known and getattr(dls, "kind", CLASSES) in of
+    return known and dls.kind in of
 
 
 def _check_object(metric: Any, dls: DataLoaders) -> None:  # noqa: ANN401
@@ -249,7 +248,7 @@ def _check_object(metric: Any, dls: DataLoaders) -> None:  # noqa: ANN401
 
     Data without classes does not say what its targets are.
     """
-    name, kind = type(metric).__name__, getattr(dls, "kind", CLASSES)
+    name, kind = type(metric).__name__, dls.kind
     start, _, rest = type(metric).__module__.partition(".")
     if start != "torchmetrics" or (kind == CLASSES and not dls.classes):
         return

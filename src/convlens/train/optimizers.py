@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
-from convlens.data.listing import closest
+from convlens.core.wording import closest
 from convlens.errors import ArgumentError
 
 NAMED: dict[str, Callable[..., Optimizer]] = {

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from convlens.core.wording import closest
 from convlens.data import DataLoaders
-from convlens.data.listing import closest
 from convlens.errors import ArgumentError
 from convlens.models.architecture import Architecture, build
 

@@ -13,7 +13,6 @@ from convlens.core.argument_checks import check_path
 from convlens.core.outcome import outcome_of
 from convlens.core.wording import function_name
 from convlens.data.input_transform import InputTransform
-from convlens.data.items import CLASSES
 from convlens.errors import RunError, warn
 from convlens.execution import unwrapped
 from convlens.models.architecture import architecture_of
@@ -109,7 +108,7 @@ def _facts_of_use(learn: Learner) -> dict[str, Any]:
         "architecture": None if architecture is None else asdict(architecture),
         "input": None if transform is None else transform.facts(),
         "classes": list(learn.dls.classes),
-        "kind": getattr(learn.dls, "kind", CLASSES),
+        "kind": learn.dls.kind,
     }
 
 

@@ -9,8 +9,7 @@ from functools import partial
 from numbers import Real
 from typing import Any, Protocol, cast
 
-from convlens.core.wording import function_name
-from convlens.data.listing import closest
+from convlens.core.wording import closest, function_name
 from convlens.errors import ArgumentError
 
 ANNEALS = ("cos", "linear")

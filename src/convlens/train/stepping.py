@@ -14,7 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from convlens.core.argument_checks import check_whole
-from convlens.data.listing import closest
+from convlens.core.wording import closest
 from convlens.errors import ArgumentError, TrainingError
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -6,8 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING, NoReturn
 
-from convlens.core.wording import without_classes
-from convlens.data.listing import closest
+from convlens.core.wording import closest, without_classes
 from convlens.errors import ArgumentError
 
 if TYPE_CHECKING:

@@ -1,0 +1,85 @@
+"""Numbers far from 0, from a table to the exported network."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import convlens as cl
+from convlens.models.architecture import architecture_of, build
+
+
+def numbers_of_images(folder, numbers, seed=0):
+    """Images that are the brighter the larger their number, named in a table, as DataLoaders."""
+    rng, least = np.random.default_rng(seed), min(numbers)
+    with (folder / "numbers.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file", "number"])
+        for i, number in enumerate(numbers):
+            pixels = rng.integers(0, 40, (20, 20, 3)) + 2 * (number - least)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
+            rows.writerow([f"{i}.png", number])
+    table = folder / "numbers.csv"
+    return cl.from_csv(table, kind="numbers", validation=0.5, batch_size=16, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def dls(tmp_path_factory):
+    years = np.random.default_rng(1).integers(1950, 2025, 240).tolist()
+    return numbers_of_images(tmp_path_factory.mktemp("years"), years)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_by_name_learns_them(dls, tmp_path, precision):
+    torch.manual_seed(0)
+    model = cl.model("simple_cnn", dls)
+    learn = cl.Learner(dls, model, metrics=["r2"], seed=0, base=tmp_path, progress=False,
+                       precision=precision)  # fmt: skip
+    assert learn.validate()["r2"] > -1  # it begins with numbers around the mean
+    learn.fit_one_cycle(6, 0.01)
+    assert learn.validate()["r2"] > 0.9
+    images = list(dls.valid_files)
+    years = learn.predict(images).values
+    assert years.dtype == torch.float32
+    loaded = cl.load_classifier(learn.run_path, device="cpu").predict(images).values
+    torch.testing.assert_close(loaded, years, rtol=1e-2 if precision == "bf16" else 1e-6, atol=0)
+    if precision == "bf16":  # of which 2000 and 2008 are neighbours
+        assert years.unique().numel() > 30
+    else:
+        assert str(learn.export(tmp_path / "made")).startswith("exported")
+        found = cl.load_classifier(tmp_path / "made", device="cpu").predict(images).values
+        assert torch.equal(found, loaded)
+
+
+def test_the_scale_is_that_of_the_data_also_with_pretrained_weights(dls, tmp_path):
+    model = cl.model("simple_cnn", dls)
+    years = dls.train.labels
+    assert float(model.numbers.mean) == pytest.approx(float(years.mean()))
+    assert float(model.numbers.std) == pytest.approx(float(years.std(correction=0)), rel=1e-5)
+    again = build(architecture_of(model))
+    again.load_state_dict(model.state_dict())
+    save_file(model.state_dict(), tmp_path / "years.safetensors")
+    ages = numbers_of_images(tmp_path, range(20))
+    other = cl.model("simple_cnn", ages, pretrained=tmp_path / "years.safetensors")
+    assert float(other.numbers.mean) == pytest.approx(float(ages.train.labels.mean()))
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(other.network.state_dict()[name], value)
+
+
+def test_numbers_that_are_all_the_same(tmp_path):
+    same = numbers_of_images(tmp_path, [7] * 8)
+    model = cl.model("simple_cnn", same)
+    assert (float(model.numbers.mean), float(model.numbers.std)) == (7.0, 1.0)
+    cl.Learner(same, model, run=None, progress=False).fit(1)
+    assert model(torch.rand(2, 3, 20, 20)).isfinite().all()
+
+
+def test_loaders_that_do_not_know_their_numbers_get_the_plain_network():
+    batches = [(torch.rand(4, 1, 28, 28), torch.rand(4))] * 2
+    model = cl.model("simple_cnn", cl.DataLoaders(batches, kind="numbers"))
+    assert not hasattr(model, "numbers")
