@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,15 @@ def sample(name: str) -> Callable[[Callable[[Path], object]], Make]:
     return register
 
 
+@cache
+def _mnist() -> tuple[Any, Tensor, Any, Tensor, Sequence[str]]:
+    """All of MNIST, in the order of a first epoch: it is decoded once."""
+    whole = cl.mnist(batch_size=60_000, device="cpu")
+    assert whole.valid is not None
+    (x, y), (x_valid, y_valid) = next(iter(whole.train)), next(iter(whole.valid))
+    return whole.to_uint8(x), y, whole.to_uint8(x_valid), y_valid, whole.classes
+
+
 def digits(
     n: int,
     batch_size: int = 50,
@@ -44,17 +54,14 @@ def digits(
     name: str = "mnist",
 ) -> DataLoaders:
     """A part of MNIST."""
-    whole = cl.mnist(batch_size=n, device="cpu")
-    x, y = next(iter(whole.train))
-    assert whole.valid is not None
-    x_valid, y_valid = (torch.cat(part)[:n_valid] for part in zip(*whole.valid, strict=True))
+    x, y, x_valid, y_valid, names = _mnist()
     return cl.from_arrays(
-        whole.to_uint8(x),
-        y,
+        x[:n],
+        y[:n],
         layout="NHW",
-        valid=(whole.to_uint8(x_valid), y_valid),
+        valid=(x_valid[:n_valid], y_valid[:n_valid]),
         batch_size=batch_size,
-        classes=classes or whole.classes,
+        classes=classes or names,
         device="cpu",
         name=name,
     )

@@ -144,8 +144,8 @@ def test_a_hostile_name_is_text(run_of):
 
 
 def test_a_layer_in_the_browser(recorded, page):
-    with serving([recorded("demo"), recorded("frozen")]) as address:
-        page.goto(f"{address.url}run/{key_of(address, 'demo')}?layer=0.0")
+    with serving([recorded("channels-4-6-8"), recorded("frozen")]) as address:
+        page.goto(f"{address.url}run/{key_of(address, 'channels')}?layer=0.0")
         figure = page.locator("#figure-layer")
         figure.locator("canvas").first.wait_for()
         page.locator("html[data-drawn=all]").wait_for()

@@ -49,6 +49,8 @@ def screen(browser: Any) -> Iterator[Callable[..., Any]]:
         local = (own, "data:", "blob:", "file:")
         tab.on("request", lambda r: r.url.startswith(local) or bad.append(r.url))
         tab.goto(url)
+        # Findings that come later are something new to show, and figures are asked for anew.
+        tab.get_by_text("Looking for problems …").wait_for(state="hidden")
         drawn(tab)
         return tab
 
