@@ -17,15 +17,16 @@ coverage: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term-missing
 
 slow: $(VENV)/.installed-test
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m slow
 
 # Whether the lowest versions that pyproject.toml allows work, in an environment with just those.
 LOWEST := .venv-lowest
 lowest:
 	$(PYTHON) -m venv --clear $(LOWEST)
 	sed -nE '/^test = /,/^\]/d; s/.*"([a-z-]+)>=([0-9.]+).*".*/\1==\2/p' pyproject.toml > $(LOWEST)/lowest.txt
-	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --editable '.[lightning,tensorboard,timm,torchvision]' hypothesis playwright pytest
+	$(LOWEST)/bin/pip install --quiet --constraint $(LOWEST)/lowest.txt --editable '.[export,lightning,metrics,tensorboard,timm,torchvision]' hypothesis playwright pytest
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/pytest -p no:cacheprovider -W ignore tests/cli/test_cli.py tests/data/test_data_files.py \
+		tests/inference/test_inference_export.py tests/train/test_train_metrics.py \
 		tests/runs/test_runs_checkpoints.py tests/geometry/test_geometry_pictures.py tests/watching/test_watching_compiled.py \
 		tests/integrations/test_integrations_tensorboard.py tests/integrations/test_integrations_lightning.py::test_a_recorded_fit_is_read_from_disk \
 		tests/web/test_web_server.py tests/web/test_web_curves.py tests/web/test_web_report.py
