@@ -266,6 +266,20 @@ def test_losses_by_name(kind, name, expected):
     assert learn.validate()["loss"] == pytest.approx(float(expected(output, y)), rel=1e-5)
 
 
+@pytest.mark.parametrize(("loss", "function"), [(None, F.cross_entropy), ("focal", focal_loss)])
+def test_with_class_weights_the_loss_is_that_of_all_items_however_they_are_batched(loss, function):
+    torch.manual_seed(0)
+    output, y = outputs_and_targets("classes")
+    y[3] = -100 if loss is None else y[3]  # which the cross entropy ignores
+    dls, weights = loaders("classes", output, y), torch.rand(K) * 5
+    dls.class_weights = weights
+    learn = cl.Learner(dls, Given(K), loss, run=None, progress=False)
+    expected = float(function(output, y, weights))
+    assert learn.validate()["loss"] == pytest.approx(expected, rel=1e-6)
+    whole = torch.cat([x for x, _ in dls.valid]), y
+    assert learn.validate([whole])["loss"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_focal_losses_without_focus_are_cross_entropies():
     output, y = outputs_and_targets("classes")
     weight, shares = torch.rand(K) + 0.1, torch.rand(N, K).softmax(1)

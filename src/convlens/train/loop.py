@@ -22,6 +22,7 @@ from convlens.checking.mismatch_errors import (
 from convlens.core.records import RecordSink
 from convlens.data import Batches, DataLoaders
 from convlens.data.batches import images_and_labels
+from convlens.data.items import CLASSES
 from convlens.errors import ArgumentError, TrainingError
 from convlens.execution.devices import pick_device
 from convlens.train.callbacks.base import (
@@ -88,6 +89,8 @@ class TrainingLoop:
         self.loss_function, self.valid_loss_function = found
         own = loss is None or isinstance(loss, str)
         self.label_smoothing = label_smoothing if own else None
+        weights = dls.class_weights if own and dls.kind == CLASSES else None
+        self._class_weights = None if weights is None else weights.to(self.device)
         self.measured = resolve_metrics(self.metrics, dls, self.valid_loss_function)
         self.settings = StepSettings(precision, accumulate, clip, channels_last, compile)
         self.stepper = Stepper(self.settings, self.device)
@@ -187,7 +190,7 @@ class TrainingLoop:
         batches = self.dls.valid if batches is None else batches
         if batches is None:
             raise ArgumentError("dls.valid is None; call validate(batches).")
-        found = Validation(self.measured, self.device)
+        found = Validation(self.measured, self.device, self._class_weights)
         with self._mode(training=False), torch.no_grad():
             for batch in batches:
                 if self._batch(*images_and_labels(batch, what)):

@@ -89,10 +89,16 @@ class Validation:
     Args:
         metrics: what to measure besides the loss.
         device: where the outputs and labels lie.
+        class_weights: (K,) of a loss that is the weighted mean over a batch; None for a plain mean.
     """
 
-    def __init__(self, metrics: Sequence[BatchMean | Accumulated], device: torch.device) -> None:
-        self.n_items = 0
+    def __init__(
+        self,
+        metrics: Sequence[BatchMean | Accumulated],
+        device: torch.device,
+        class_weights: Tensor | None = None,
+    ) -> None:
+        self.n_items, self._class_weights = 0, class_weights
         self._loss = _Mean(BatchMean("loss", _of_output), device)
         self._metrics = [metric.start(device) for metric in metrics]
 
@@ -102,10 +108,17 @@ class Validation:
         Raises:
             TrainingError: if a metric gives anything but one number.
         """
-        self._loss.update(loss, y, n)
+        by_number = self._class_weights is None or y.is_floating_point()
+        self._loss.update(loss, y, n if by_number else self._weight_of(y))
         for metric in self._metrics:
             metric.update(output, y, n)
         self.n_items += n
+
+    def _weight_of(self, y: Tensor) -> Tensor:
+        """The sum of the weights, by which the loss of a batch was divided."""
+        assert self._class_weights is not None
+        counted = y[y >= 0]  # the others are ignored by the loss
+        return self._class_weights[counted].sum()
 
     def result(self) -> dict[str, float]:
         """The loss and each metric by name; several of one where it is computed for each class.
@@ -129,9 +142,9 @@ class _Mean:
     def __init__(self, metric: BatchMean, device: torch.device) -> None:
         self._metric, self._device = metric, device
         self._values: list[Tensor] = []
-        self._sizes: list[int] = []
+        self._sizes: list[int | Tensor] = []
 
-    def update(self, output: Any, y: Tensor, n: int) -> None:  # noqa: ANN401
+    def update(self, output: Any, y: Tensor, n: int | Tensor) -> None:  # noqa: ANN401
         name = self._metric.name
         try:
             value = self._metric.function(output, y)
@@ -150,7 +163,8 @@ class _Mean:
 
     def result(self) -> dict[str, float]:
         values = torch.stack(self._values).cpu().double().numpy()
-        return {self._metric.name: float(np.average(values, weights=self._sizes))}
+        sizes = torch.as_tensor(self._sizes, dtype=torch.float64).numpy()
+        return {self._metric.name: float(np.average(values, weights=sizes))}
 
 
 class _State:
