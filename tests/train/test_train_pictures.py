@@ -18,6 +18,7 @@ import convlens as cl
 from convlens.core.snapshots import (
     BEFORE,
     N_WORST,
+    ClassActivationMaps,
     Confusion,
     EffectiveFieldMap,
     FeatureMaps,
@@ -517,6 +518,8 @@ def test_a_training_that_ends_early_keeps_its_last_epoch(dls, way: str) -> None:
     learn = fit(dls, cl.simple_cnn(1, 10), 50, [cl.Pictures(n_epochs=3), Stop()])
     run = cl.open_run(learn.run_path)
     assert run.snapshot_epochs(FeatureMaps, "0.0") == [-1, 0, 4]
+    # Inside an epoch the worst images are those of the validation before, of other weights.
+    assert run.snapshot_epochs(ClassActivationMaps) == ([0] if way == "inside" else [0, 4])
     weight = run.snapshot(Kernels, "0.0").weight
     np.testing.assert_array_equal(weight, learn.model[0][0].weight.detach())
 

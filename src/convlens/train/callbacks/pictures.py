@@ -137,6 +137,10 @@ class Pictures(Callback, ValidationPlots):
                 learn, Picture("batch", -1, learn.dls.to_uint8(x), learn.dls.captions(y))
             )
 
+    def before_epoch(self, learn: Learner) -> None:  # noqa: ARG002
+        """Forget the worst images of the last validation: its weights are going to change."""
+        self._worst = None
+
     def before_validation(self, learn: Learner) -> None:
         """Start over."""
         calibrate = learn.epoch in self._kept or learn.n_epochs <= limits.CONFUSION_EPOCHS
