@@ -172,6 +172,10 @@ def test_interpret_is_of_the_weights_that_predict_uses(train, command):
         (["--loss", "crossentropy"], "--loss 'crossentropy' is not known;.*'cross_entropy'"),
         (["--schedule", "onecycle"], "schedule must be one of .*Closest: 'one-cycle'"),
         (["--model", "resnet81"], "'resnet81' is not known;.*Closest: .*resnet"),
+        (
+            ["--pretrained", "no.pth"],
+            "convlens: --pretrained 'no.pth' is not a file; give a .safete",
+        ),
         (["--optimizer", "adamm"], "--optimizer 'adamm' is not known;.*'adam'"),
         (["--precision", "fp8"], "precision must be one of .* got 'fp8'"),
         (["--preset", "smal"], "preset must be one of fast, best, small.*Closest: 'small'"),

@@ -225,8 +225,6 @@ class Attack:
         (lambda p: p.write_bytes(b""), "damaged or no file of weights"),
         (lambda p: torch.save([torch.zeros(2)], p), "holds list, expected weights by name"),
         (lambda p: torch.save({}, p), "holds dict, expected weights by name"),
-        (lambda p: p.mkdir(), "is not a file; give a .safetensors or .pth file"),
-        (lambda p: None, "is not a file; give a .safetensors or .pth file"),
     ],
 )
 def test_files_that_are_refused(tmp_path, write, words):
@@ -235,6 +233,14 @@ def test_files_that_are_refused(tmp_path, write, words):
     with pytest.raises(CheckpointError, match=words):
         cl.model("simple_cnn", data(), pretrained=path)
     assert not Path("was-run").exists()
+
+
+def test_a_path_that_is_no_file(tmp_path):
+    for path in (tmp_path, tmp_path / "none.pth"):
+        with pytest.raises(
+            ArgumentError, match=r"is not a file; give a \.safetensors or \.pth file"
+        ):
+            cl.model("simple_cnn", data(), pretrained=path)
 
 
 def test_a_damaged_safetensors_file(tmp_path):

@@ -101,7 +101,7 @@ def model(
             channel, of pixels from 0 to 1.
 
     Raises:
-        ArgumentError: if there is no such network, or it does not fit the data.
+        ArgumentError: if there is no such network or file, or it does not fit the data.
         CheckpointError: if the weights cannot be had, or are those of another network.
     """
     shape, n_outputs = _image_shape(dls), _n_outputs(dls)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from convlens.core.wording import type_name
-from convlens.errors import CheckpointError
+from convlens.errors import ArgumentError, CheckpointError
 from convlens.models.heads import head_names
 from convlens.models.libraries import download, first_convolution, for_channels, plain_names
 
@@ -34,10 +34,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Nothing in the file is run.
 
     Raises:
-        CheckpointError: if there is no such file, it is damaged, or it has more than tensors.
+        ArgumentError: if there is no such file.
+        CheckpointError: if it is damaged, or it has more than tensors.
     """
     if not path.is_file():
-        raise CheckpointError(
+        raise ArgumentError(
             f"pretrained={str(path)!r} is not a file; give a .safetensors or .pth file of weights."
         )
     try:
