@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from convlens.core.buckets import Ints
 from convlens.core.columns import (
-    CHUNK_BITS,
     Columns,
     concatenate,
     empty_columns,
@@ -70,34 +69,11 @@ class BlockSeries:
     level: int
     blocks: Mapping[int, Block[Columns]]
 
-    @property
-    def first_step(self) -> Ints:
-        """(K,) first step of each column."""
-        none = np.zeros(0, np.int64)
-        return np.concatenate([none, *(block.value.first_step for block in self.blocks.values())])
-
-    @property
-    def last_step(self) -> Ints:
-        """(K,) last step of each column."""
-        none = np.zeros(0, np.int64)
-        return np.concatenate([none, *(block.value.last_step for block in self.blocks.values())])
-
-    def changed_since(self, older: BlockSeries) -> int | None:
-        """The first step that may differ from an older state, None if all may."""
-        if (older.watched, older.info, older.level) != (self.watched, self.info, self.level):
-            return None
-        both = sorted(older.blocks.keys() | self.blocks.keys())
-        new = (b for b in both if older.blocks.get(b) is not self.blocks.get(b))
-        return next(new, both[-1] + 1 if both else 0) << (self.level + CHUNK_BITS)
-
-    def history(self, since: int = 0) -> LayerHistory:
-        """The columns that begin at a step or after it."""
-        bits = self.level + CHUNK_BITS
-        parts = [block.value for b, block in self.blocks.items() if b >= since >> bits]
-        none = empty_columns(self.watched.layout.size, 0)
-        columns = concatenate(parts) if parts else none
-        first = int(np.searchsorted(columns.first_step, since))
-        return self.watched.history(self.info, columns[first:] if first else columns)
+    def history(self) -> LayerHistory:
+        """All columns."""
+        parts = [block.value for block in self.blocks.values()]
+        columns = concatenate(parts) if parts else empty_columns(self.watched.layout.size, 0)
+        return self.watched.history(self.info, columns)
 
 
 @dataclass(frozen=True)
@@ -231,12 +207,6 @@ class RunFollower:
         return hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
     @property
-    def snapshot_mark(self) -> str:
-        """The same for the run's snapshots and pictures alone."""
-        totals = self._read_once().totals[0]
-        return f"{totals.get('snapshots')}{totals.get('pictures')}"
-
-    @property
     def meta(self) -> Mapping[str, Any]:
         """Facts by name; see `Run.meta`."""
         return self._read_once().meta
@@ -280,16 +250,7 @@ class RunFollower:
         Raises:
             LayerNotFoundError: if there is no such layer.
         """
-        return self.series(index, quantity).history()
-
-    def series(self, index: int, quantity: str = "activation") -> BlockSeries:
-        """The blocks of `history`, which tell what has changed since an older state.
-
-        Raises:
-            LayerNotFoundError: if there is no such layer.
-        """
-        info = self._info(index, quantity)
-        return self._kept(info)[0]
+        return self._kept(self._info(index, quantity))[0].history()
 
     def update_history(self, index: int) -> UpdateHistory:
         """What the optimizer did to the parameter at this position (negative from the end).
