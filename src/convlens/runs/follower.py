@@ -60,13 +60,11 @@ class BlockSeries:
     Attributes:
         watched: how it was watched.
         info: whose it is.
-        level: that of the columns.
         blocks: by their number, in order of time.
     """
 
     watched: Watched
     info: LayerInfo
-    level: int
     blocks: Mapping[int, Block[Columns]]
 
     def history(self) -> LayerHistory:
@@ -376,7 +374,7 @@ def _read_series(
     blocks = reader.blocks(info, watched.layout, old, make)
     if known is not None and list(blocks.values()) == list(old.values()):
         return known
-    return BlockSeries(watched, info, reader.level, blocks)
+    return BlockSeries(watched, info, blocks)
 
 
 def _inode(file: Path) -> int:
