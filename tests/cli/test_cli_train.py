@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import re
 import sys
+from functools import partialmethod
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import convlens as cl
 from convlens.cli import main
 from convlens.cli.train_options import SCHEDULES
+from convlens.train.callbacks import snapshot_limits
 from convlens.train.presets import preset_of
 from convlens.train.schedules import NAMED
 
@@ -164,9 +167,45 @@ def test_interpret_is_of_the_weights_that_predict_uses(train, command):
     assert "--epoch 9: nothing was recorded of that epoch; the last before it is 2." in error
 
 
+def test_interpret_where_the_best_epoch_was_not_recorded_and_of_numbers(
+    train, command, folder, monkeypatch
+):
+    monkeypatch.setattr(snapshot_limits, "CONFUSION_EPOCHS", 1)  # as of more than 200
+    monkeypatch.setattr(cl.Pictures, "__init__", partialmethod(cl.Pictures.__init__, n_epochs=1))
+    code, _, error = train("images", "--epochs", "3", "--lr", "1e-12", "--norm", "none",
+                           "--best", "accuracy")  # fmt: skip
+    assert code == 0, error
+    code, out, error = command("interpret", "runs/images-0001")
+    assert (code, error) == (0, "")
+    assert out.startswith("after epoch 3; nothing was recorded of epoch 1, the best\n")
+    code, _, error = train("table.csv", "--data", folder / "images", "--image", "file",
+                           "--label", "level", "--norm", "none")  # fmt: skip
+    assert code == 0, error
+    weights = load_file(next(Path().glob("runs/table-*/checkpoints/*/model.safetensors")))
+    assert "output_scale.mean" in weights
+    code, _, error = command("interpret", "runs/table-0001")
+    assert code == 2
+    assert "interpret is for classes, but this run was trained on numbers." in error
+
+
+def test_whole_numbers_in_a_table_may_be_numbers(train, folder, tmp_path):
+    rows = [f"{'ab'[i % 12 > 5]}/{i}.png,{1000 + i}" for i in range(48)]
+    (folder / "prices.csv").write_text("\n".join(["file,price", *rows]))
+    table = ["--data", folder / "images"]
+    code, _, error = train("prices.csv", *table)
+    assert code == 2
+    assert "single image; if the labels are numbers, give --kind numbers." in error
+    code, out, error = train("prices.csv", *table, "--kind", "numbers")
+    assert code == 0, error
+    assert "48 images with numbers" in out
+    code, _, error = train("images", "--kind", "numbers")
+    assert (code, "--kind is not for a folder; leave it out." in error) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        (["--pretrained"], "convlens: --pretrained: there are no published weights of simple_cnn;"),
         (["--metrics", "acuracy"], "metrics has 'acuracy', which is not known;.*'accuracy'"),
         (["--metrics", "mae"], "The metric 'mae' is for numbers, but the data has classes"),
         (["--loss", "crossentropy"], "--loss 'crossentropy' is not known;.*'cross_entropy'"),

@@ -81,6 +81,16 @@ def test_outputs_are_those_of_the_kind_of_targets():
     assert cl.model("simple_cnn", numbers)(torch.rand(2, 3, 32, 32)).shape == (2, 1)
 
 
+def test_labels_of_a_loader_of_ones_own_are_no_numbers_to_scale_by():
+    numbers = of_kind("numbers", torch.rand(4))
+
+    class Loader(list):
+        labels = (1.0, 2.0)
+
+    numbers.train = Loader(numbers.train)
+    assert cl.model("simple_cnn", numbers)(torch.rand(2, 3, 32, 32)).shape == (2, 1)
+
+
 def test_a_loader_of_torch_is_asked_for_its_first_images():
     dataset = TensorDataset(torch.rand(8, 3, 20, 20), torch.arange(8) % 2)
     loader = DataLoader(dataset, batch_size=4, shuffle=True)

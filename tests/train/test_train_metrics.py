@@ -278,6 +278,22 @@ def test_with_class_weights_the_loss_is_that_of_all_items_however_they_are_batch
     assert learn.validate()["loss"] == pytest.approx(expected, rel=1e-6)
     whole = torch.cat([x for x, _ in dls.valid]), y
     assert learn.validate([whole])["loss"] == pytest.approx(expected, rel=1e-6)
+    ignored = torch.full_like(y, -100)
+    if loss is None:  # a batch in which nothing counts, and nothing but such batches
+        found = learn.validate([whole, (whole[0], ignored)])["loss"]
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert math.isnan(learn.validate([(whole[0], ignored)])["loss"])
+
+
+@pytest.mark.parametrize(("mean", "std"), [(20_000, 6), (1e6, 58), (250_000, 175)])
+def test_r2_of_numbers_far_from_0(mean, std):
+    torch.manual_seed(0)
+    output, y = (mean + std * part for part in outputs_and_targets("numbers"))
+    learn = cl.Learner(loaders("numbers", output, y), Given(1), metrics=["r2"], run=None,
+                       progress=False)  # fmt: skip
+    errors, deviations = output[:, 0].double() - y.double(), y.double() - y.double().mean()
+    expected = float(1 - errors.square().sum() / deviations.square().sum())
+    assert learn.validate()["r2"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_focal_losses_without_focus_are_cross_entropies():

@@ -6,12 +6,15 @@ import csv
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 
 import convlens as cl
 from convlens.models.architecture import architecture_of, build
+from convlens.models.heads import head_names, head_of
 
 
 def numbers_of_images(folder, numbers, seed=0):
@@ -59,22 +62,45 @@ def test_a_network_by_name_learns_them(dls, tmp_path, precision):
 def test_the_scale_is_that_of_the_data_also_with_pretrained_weights(dls, tmp_path):
     model = cl.model("simple_cnn", dls)
     years = dls.train.labels
-    assert float(model.numbers.mean) == pytest.approx(float(years.mean()))
-    assert float(model.numbers.std) == pytest.approx(float(years.std(correction=0)), rel=1e-5)
+    assert float(model.output_scale.mean) == pytest.approx(float(years.mean()))
+    assert float(model.output_scale.std) == pytest.approx(float(years.std(correction=0)), rel=1e-5)
     again = build(architecture_of(model))
     again.load_state_dict(model.state_dict())
     save_file(model.state_dict(), tmp_path / "years.safetensors")
     ages = numbers_of_images(tmp_path, range(20))
     other = cl.model("simple_cnn", ages, pretrained=tmp_path / "years.safetensors")
-    assert float(other.numbers.mean) == pytest.approx(float(ages.train.labels.mean()))
+    assert float(other.output_scale.mean) == pytest.approx(float(ages.train.labels.mean()))
     for name, value in model.network.state_dict().items():
         assert torch.equal(other.network.state_dict()[name], value)
+
+
+def test_the_normalization_of_timms_weights_comes_before_the_scale(dls, tmp_path):
+    network = timm.create_model("test_resnet", pretrained=False)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    model = cl.model("timm:test_resnet", dls, pretrained=tmp_path / "w.safetensors")
+    layers = [name for name, _ in model.named_children()]
+    inner = [name for name, _ in model.network.named_children()]
+    assert (layers, inner) == (["normalization", "network"], ["network", "output_scale"])
+    again = build(architecture_of(model))
+    again.load_state_dict(model.state_dict())
+    names = {name.partition(".")[0] for name in head_names(model.network.network)}
+    assert names == {"fc"}
+    assert head_of(model) == head_of(model.network.network)
+
+
+def test_a_network_of_ones_own_is_scaled_by_hand(dls):
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1))
+    model = cl.models.output_scaled(network, dls.train.labels)
+    assert cl.model(model, dls) is model
+    learn = cl.Learner(dls, model, metrics=["r2"], seed=0, run=None, progress=False)
+    learn.fit_one_cycle(8, 0.1)
+    assert learn.validate()["r2"] > 0.9
 
 
 def test_numbers_that_are_all_the_same(tmp_path):
     same = numbers_of_images(tmp_path, [7] * 8)
     model = cl.model("simple_cnn", same)
-    assert (float(model.numbers.mean), float(model.numbers.std)) == (7.0, 1.0)
+    assert (float(model.output_scale.mean), float(model.output_scale.std)) == (7.0, 1.0)
     cl.Learner(same, model, run=None, progress=False).fit(1)
     assert model(torch.rand(2, 3, 20, 20)).isfinite().all()
 
@@ -82,4 +108,4 @@ def test_numbers_that_are_all_the_same(tmp_path):
 def test_loaders_that_do_not_know_their_numbers_get_the_plain_network():
     batches = [(torch.rand(4, 1, 28, 28), torch.rand(4))] * 2
     model = cl.model("simple_cnn", cl.DataLoaders(batches, kind="numbers"))
-    assert not hasattr(model, "numbers")
+    assert not hasattr(model, "output_scale")

@@ -94,7 +94,8 @@ def request_for(process: Process, path: str, *, close: bool = False) -> bytes:
 
 @contextmanager
 def started(places: Sequence[Path]) -> Iterator[Process]:
-    command = [sys.executable, "-c", PROGRAM, *map(str, places)]
+    # Where the tests themselves run in the background of a script, SIGINT would be ignored.
+    command = ["env", "--default-signal=INT", sys.executable, "-c", PROGRAM, *map(str, places)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
         try:

@@ -56,6 +56,8 @@ def _sentence(error: Exception) -> str:
             r"\b(size|image|images|label|model|separator)=(?:…|'…'|\(H, W\))", r"--\1", said
         )
         said = said.replace("overwrite=True", "--overwrite")
+        said = said.replace("kind='numbers'", "--kind numbers")
+        said = said.replace("pretrained=True", "--pretrained")
         said = re.sub(r"^(image|label|loss|optimizer|pretrained)=(?=')", r"--\1 ", said)
         said = re.sub(r"^label_smoothing(?==| )", "--label-smoothing", said)
         return re.sub(r"^input_shape(?= )", "the input", re.sub(r"^\w+=(?=\S)", "", said))

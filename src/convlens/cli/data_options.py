@@ -36,6 +36,8 @@ def add_data_options(add: Callable[..., Any]) -> None:
     add("--image", metavar="COLUMN", help="column of the file names in a .csv file")
     add("--label", metavar="COLUMN", help="column of the labels in a .csv file")
     add("--separator", metavar="TEXT", help="separates several labels in a cell of a .csv file")
+    add("--kind", choices=["classes", "numbers"], help="what whole numbers in a .csv file are; "
+        "classes unless said")  # fmt: skip
     add("--seed", type=whole_number(0, 2**64 - 1), default=0,
         help="seed of the order of the images, their augmentation, and the weights")  # fmt: skip
 
@@ -102,7 +104,7 @@ def _named(arguments: argparse.Namespace, options: dict[str, Any]) -> DataLoader
     from convlens import data
     from convlens.data.named import dataset
 
-    _refuse(arguments, arguments.data, "balance", "resize", "image", "label", "separator")
+    _refuse(arguments, arguments.data, "balance", "resize", "image", "label", "separator", "kind")
     options |= _given(arguments, "validation")
     if arguments.data == "mnist":
         _refuse(arguments, "mnist", "size", "folder")
@@ -126,7 +128,7 @@ def _own(arguments: argparse.Namespace, options: dict[str, Any]) -> DataLoaders:
             f"{closest(arguments.data, NAMES) or closest_path(path)}"
         )
     if path.suffix.lower() in (".csv", ".tsv") and not path.is_dir():
-        options |= _given(arguments, "image", "label", "separator", "folder")
+        options |= _given(arguments, "image", "label", "separator", "folder", "kind")
         return data.from_csv(path, **options)
-    _refuse(arguments, "a folder", "folder", "image", "label", "separator")
+    _refuse(arguments, "a folder", "folder", "image", "label", "separator", "kind")
     return data.from_folder(path, **options)

@@ -75,17 +75,28 @@ def make_report(arguments: argparse.Namespace) -> None:
 
 def interpret(arguments: argparse.Namespace) -> None:
     """Print the recall and precision of each class, confused pairs and calibration of a run."""
+    from convlens.core.snapshots import Confusion
+    from convlens.data.items import CLASSES
+
     run = _opened(arguments.run)
-    best: int | None = run.meta.get("best", {}).get("epoch")
-    epoch = best if arguments.epoch is None else arguments.epoch - 1
+    kind, best = run.meta.get("kind", CLASSES), run.meta.get("best", {}).get("epoch")
+    if kind != CLASSES:
+        raise ArgumentError(f"interpret is for classes, but this run was trained on {kind}.")
+    if arguments.epoch is not None:
+        epoch = arguments.epoch - 1
+    else:
+        epoch = best if best in run.snapshot_epochs(Confusion) else None
     found = run.interpret(epoch)
-    if epoch is not None and found.counted.epoch != epoch:
+    last = found.counted.epoch
+    if epoch is not None and last != epoch:
         raise ArgumentError(
             f"--epoch {epoch + 1}: nothing was recorded of that epoch; the last before it is "
-            f"{found.counted.epoch + 1}."
+            f"{last + 1}."
         )
-    which = ", the best" if found.counted.epoch == best else ""
-    print_line(f"after epoch {found.counted.epoch + 1}{which}")
+    note = ", the best" if last == best else ""
+    if best is not None and epoch is None:
+        note = f"; nothing was recorded of epoch {best + 1}, the best"
+    print_line(f"after epoch {last + 1}{note}")
     for line in str(found).splitlines():
         print_line(line)
 

@@ -172,12 +172,14 @@ def _network(
 ) -> nn.Module:
     """The network that a name stands for, made for this data, or the given one."""
     from convlens.models import model, simple_cnn
+    from convlens.models.for_data import in_units_of
     from convlens.models.simple import widths_for
 
     if spec != "simple_cnn" or norm != "none":
         return model(spec, dls, pretrained=pretrained)
     channels, height, width = dls.facts()["input_shape"]
-    return simple_cnn(channels, len(dls.classes) or 1, widths=widths_for(height, width))
+    widths = widths_for(height, width)
+    return in_units_of(dls, simple_cnn(channels, len(dls.classes) or 1, widths=widths))
 
 
 def _data(arguments: argparse.Namespace, *, quiet: bool = False) -> DataLoaders:

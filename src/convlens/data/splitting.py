@@ -215,6 +215,16 @@ def _distance(wanted: NDArray[Any], taken: NDArray[Any]) -> float:
     return float(np.square(wanted - taken).sum())
 
 
+def _of_single_images(items: Items) -> str:
+    """A hint where nothing can be validated on since each class has one image."""
+    if items.kind != CLASSES or len(items.classes) < len(items.targets):
+        return ""
+    return (
+        f" Each of the {len(items.classes):,} classes has a single image; if the labels are "
+        "numbers, give kind='numbers'."
+    )
+
+
 def _checked(
     items: Items, train: NDArray[np.int64], valid: NDArray[np.int64], notes: tuple[str, ...]
 ) -> Split:
@@ -227,7 +237,7 @@ def _checked(
         empty = "train" if not len(train) else "validate"
         raise ArgumentError(
             f"validation leaves none of {plural(len(train) + len(valid), 'image')} to {empty} on; "
-            "give another share or function, or None."
+            f"give another share or function, or None.{_of_single_images(items)}"
         )
     if items.kind == CLASSES:
         sides = [set(items.targets[torch.from_numpy(side)].tolist()) for side in (train, valid)]

@@ -41,36 +41,42 @@ def of_loaders(dls: DataLoaders, most: int = MOST) -> tuple[Pixels, list[str]]:
     Returns:
         (N, H, W, C) uint8.
     """
-    parts: list[Pixels] = []
-    names: list[str] = []
-    sources = [(dls.train, "training image")]
-    if dls.valid is not None:
-        sources.insert(0, (dls.valid, "validation image"))
-    for batches, what in sources:
-        x, numbers = _images_of(batches, most - len(names))
-        pixels = dls.to_uint8(x)
-        parts.append(pixels if pixels.ndim == 4 else pixels[..., None])
-        files = dls.valid_files if batches is dls.valid else ()
-        names += [str(files[i]) if i < len(files) else f"{what} {i}" for i in numbers]
-        if len(names) >= ENOUGH:
-            break
-    return np.concatenate(parts), names
+    found = None if dls.valid is None else _images_of(dls, dls.valid, "validation image", most)
+    if found is not None and (len(found[1]) >= ENOUGH or dls.train is dls.valid):
+        return found
+    n = 0 if found is None else len(found[1])
+    more = _images_of(dls, dls.train, "training image", most - n)
+    if not n or found is None:
+        return more
+    if found[0].shape[1:] != more[0].shape[1:]:  # the input's size is that of the validation
+        return found
+    return np.concatenate([found[0], more[0]]), found[1] + more[1]
 
 
-def _images_of(batches: Batches, most: int) -> tuple[torch.Tensor, list[int]]:
-    """Normalized images, as a validation gives them, and their numbers."""
+def _images_of(
+    dls: DataLoaders, batches: Batches, what: str, most: int
+) -> tuple[Pixels, list[str]]:
     if isinstance(batches, ItemLoader):
-        chosen = _spread(len(batches.labels), most)
-        x, _ = batches.pick(torch.tensor(chosen, device=batches.device))
-        return x, chosen
+        numbers = _spread(len(batches.labels), most)
+        x, _ = batches.pick(torch.tensor(numbers, device=batches.device))
+    else:
+        x = _first(batches, most)
+        numbers = list(range(len(x)))
+    pixels = dls.to_uint8(x)
+    files = dls.valid_files if batches is dls.valid else ()
+    names = [str(files[i]) if i < len(files) else f"{what} {i}" for i in numbers]
+    return (pixels if pixels.ndim == 4 else pixels[..., None]), names
+
+
+def _first(batches: Batches, most: int) -> torch.Tensor:
+    """The first images that batches give; the loader gives them again afterwards."""
     parts: list[torch.Tensor] = []
     with same_random(generators=generators_of(batches)):
         for batch in batches:
             parts.append(images_and_labels(batch, "dls")[0])
             if sum(map(len, parts)) >= most:
                 break
-    x = torch.cat(parts)[:most]
-    return x, list(range(len(x)))
+    return torch.cat(parts)[:most] if parts else torch.zeros(0, 1, 1, 1)
 
 
 def of_folder(
@@ -116,8 +122,9 @@ def of_run(data: Mapping[str, Any], transform: InputTransform) -> tuple[Pixels, 
         chosen = _spread(len(images), MOST)
         return np.ascontiguousarray(images[chosen][..., None]), [f"image {i}" for i in chosen]
     raise ArgumentError(
-        "The images that this run was trained on are not where they were, and an export is "
-        "compared with predict on some; give a folder of at least 100 such images with images=…."
+        "An export is compared with predict on images, and those of a run are found again only if "
+        "it was trained on a folder that is still there, or on MNIST; give a folder of at least "
+        f"{ENOUGH} such images with images=…."
     )
 
 

@@ -76,12 +76,12 @@ class Export:
 
     def __str__(self) -> str:
         few = self.n_images < ENOUGH
+        fewer = f", fewer than {ENOUGH}" if few else ""
         return (
-            f"{'written' if few else 'exported'} {printable(str(self.path))}: "
-            f"{n_bytes(self.n_bytes)}; ONNX Runtime and the reloaded folder agree with predict on "
-            f"{f'only {self.n_images}' if few else self.n_images} "
-            f"image{'s' * (self.n_images != 1)}, largest difference {self.difference:.1e}"
-            f"{f'; {ENOUGH} are needed to call it exported' if few else ''}"
+            f"{'written, but little compared:' if few else 'exported'} "
+            f"{printable(str(self.path))}: {n_bytes(self.n_bytes)}; ONNX Runtime and the reloaded "
+            f"folder agree with predict on {plural(self.n_images, 'image')}{fewer}, largest "
+            f"difference {self.difference:.1e}"
         )
 
 

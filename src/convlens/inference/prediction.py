@@ -159,7 +159,7 @@ class Prediction:
 
 def _said(row: dict[str, Any]) -> str:
     if "value" in row:
-        return f"{row['value']:.4g}"
+        return f"{row['value']:.6g}"
     if "labels" in row:
         return "+".join(row["labels"]) or "none"
     return f"{row['class']} {row['top'][0]['probability']:.1%}"

@@ -8,7 +8,7 @@ from convlens.errors import ArgumentError
 from convlens.execution import same_random
 from convlens.models.built_from import Architecture, architecture_of, remember
 from convlens.models.libraries import LIBRARIES, library_network
-from convlens.models.normalization import normalized, number_scaled
+from convlens.models.normalization import normalized, output_scaled
 from convlens.models.resnets import resnet
 from convlens.models.simple import simple_cnn
 from convlens.models.small_vgg import small_vgg
@@ -34,7 +34,7 @@ def build(architecture: Architecture) -> nn.Module:
     """
     arguments = dict(architecture.arguments)
     has_normalization = arguments.pop("normalization", False)
-    has_number_scale = arguments.pop("number_scale", False)
+    has_output_scale = arguments.pop("output_scale", False)
     library, _, name = architecture.name.rpartition(":")
     try:
         with same_random():
@@ -42,7 +42,7 @@ def build(architecture: Architecture) -> nn.Module:
                 network = library_network(library, name, **arguments)
             else:
                 network = OURS[architecture.name](**arguments)
-            network = number_scaled(network) if has_number_scale else network
+            network = output_scaled(network) if has_output_scale else network
             return normalized(network, arguments["n_in"]) if has_normalization else network
     except (KeyError, TypeError) as error:
         raise ArgumentError(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from convlens.core.wording import type_name
 from convlens.errors import ArgumentError, warn
 from convlens.execution import Observer, read_inputs, same_random, trace
+from convlens.models.built_from import architecture_of
 from convlens.models.by_name import FILE, FORMS, LIBRARIES, model_of_file, resolve
 from convlens.models.libraries import Published, image_size, library_network, published
 from convlens.models.normalization import (
@@ -20,7 +21,7 @@ from convlens.models.normalization import (
     convert,
     expected,
     inner_network,
-    number_scaled,
+    output_scaled,
 )
 from convlens.models.pretrained import (
     download_weights,
@@ -85,9 +86,9 @@ def model(
     deviation that they were trained on; if the data is normalized otherwise, the network is
     returned behind a layer ``normalization`` that converts, exact in float32.
 
-    For numbers, a network by name is returned before a layer ``numbers`` that multiplies its
-    outputs by the deviation of the numbers to train on and adds their mean, where the loaders know
-    them, as those of `from_csv` do.
+    For numbers, a network by name is returned before a layer ``output_scale``, which
+    multiplies by the deviation of the numbers to train on and adds their mean, where the loaders
+    know them, as those of `from_csv` do.
 
     Args:
         spec: "simple_cnn", "resnet", "small_vgg", "torchvision:NAME", "timm:NAME" or the
@@ -113,7 +114,7 @@ def model(
         )
     if pretrained in (None, False):
         return network
-    known = published(library, name, network) if library in LIBRARIES else None
+    known = published(library, name, inner_network(network)) if library in LIBRARIES else None
     wanted = _load(library, name, network, pretrained, known)
     if normalization is not None:
         wanted = None if normalization == "data" else _given(normalization)
@@ -125,15 +126,23 @@ def _network(
 ) -> tuple[str, str, nn.Module]:
     """Where it comes from, its name there, and the network."""
     if isinstance(spec, nn.Module):
-        return "", type(spec).__name__, spec
+        known = architecture_of(spec)
+        return "", type(spec).__name__ if known is None else known.name, spec
     if not isinstance(spec, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ArgumentError(f"spec must be a module or one of {FORMS}; got {type_name(spec)}.")
     library, name = resolve(spec)
     if library == FILE:
         return "", spec, model_of_file(spec)
     network = _named(library, name, shape, n_outputs)
-    numbers = getattr(dls.train, "labels", None) if dls.kind == "numbers" else None
-    return library, name, network if numbers is None else number_scaled(network, numbers)
+    return library, name, in_units_of(dls, network)
+
+
+def in_units_of(dls: Data, network: nn.Module) -> nn.Module:
+    """The network with outputs in the units of the data's numbers, where it knows them."""
+    targets = getattr(dls.train, "labels", None)
+    if dls.kind != "numbers" or not isinstance(targets, Tensor):
+        return network
+    return output_scaled(network, targets)
 
 
 def _named(library: str, name: str, shape: tuple[int, int, int], n_outputs: int) -> nn.Module:
@@ -217,7 +226,7 @@ def _check_output(
 def _hint(library: str, name: str, network: nn.Module, shape: tuple[int, int, int]) -> str:
     if library not in LIBRARIES:
         return ""
-    _, height, width = image_size(library, name, network)
+    _, height, width = image_size(library, name, inner_network(network))
     return "" if (height, width) == shape[1:] else f" (it is made for {height}×{width} pixels)"
 
 

@@ -1,4 +1,4 @@
-"""Layers before and after a network: what pretrained weights expect, and numbers in their units."""
+"""Layers around a network: for what pretrained weights expect, and for the targets' units."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Normalization(nn.Module):
         return str(len(self.factor))
 
 
-class NumberScale(nn.Module):
-    """From outputs around 0 to the numbers of the data: ``std · output + mean``, in float32.
+class OutputScale(nn.Module):
+    """From outputs around 0 to the units of the targets: ``std · output + mean``, in float32.
 
-    Networks begin with outputs around 0, and steps of a learning rate would take long to a mean of
-    117. Both are buffers, so they are saved with the weights.
+    Networks begin with outputs around 0, from which a mean of 117 is many steps away. Both are
+    buffers, so they are saved with the weights.
     """
 
     mean: Tensor
@@ -77,16 +77,30 @@ class NumberScale(nn.Module):
         """The outputs, (N,) or (N, 1), in the units of the data."""
         return x.float() * self.std + self.mean  # bfloat16 has no 2001, only 2000 and 2008
 
+    def extra_repr(self) -> str:
+        """Mean and deviation."""
+        return f"mean={float(self.mean):.6g}, std={float(self.std):.6g}"
 
-def number_scaled(network: nn.Module, numbers: Tensor | None = None) -> nn.Sequential:
-    """The network before a `NumberScale` with the mean and the deviation of some numbers."""
-    layer = NumberScale()
-    if numbers is not None:
-        layer.mean.copy_(numbers.double().mean())
-        std = float(numbers.double().std(correction=0))
+
+def output_scaled(network: nn.Module, targets: Tensor | None = None) -> nn.Sequential:
+    """The network before a layer that brings its outputs to the mean and deviation of targets.
+
+        >>> prices = torch.tensor([200_000.0, 300_000.0])
+        >>> model = cl.models.output_scaled(cl.simple_cnn(1, 1), prices)
+        >>> model.output_scale
+        OutputScale(mean=250000, std=50000)
+
+    Args:
+        network: gives one number for each image, (N, 1) or (N,).
+        targets: the numbers to train on, (N,); None for mean 0 and deviation 1.
+    """
+    layer = OutputScale()
+    if targets is not None:
+        layer.mean.copy_(targets.double().mean())
+        std = float(targets.double().std(correction=0))
         layer.std.fill_(std if std > 0 else 1.0)
-    model = nn.Sequential(OrderedDict(network=network, numbers=layer))
-    return _remembered(model, network, "number_scale")
+    model = nn.Sequential(OrderedDict(network=network, output_scale=layer))
+    return _remembered(model, network, "output_scale")
 
 
 def normalized(network: nn.Module, n_in: int) -> nn.Sequential:
@@ -96,11 +110,11 @@ def normalized(network: nn.Module, n_in: int) -> nn.Sequential:
 
 
 def inner_network(model: nn.Module) -> nn.Module:
-    """The network without the `Normalization` before it and the `NumberScale` after it."""
-    while isinstance(model, nn.Sequential) and any(
-        isinstance(layer, Normalization | NumberScale) for layer in model
-    ):
-        model = model.get_submodule("network")
+    """The network without the `Normalization` before it and the `OutputScale` after it."""
+    while isinstance(model, nn.Sequential) and "network" in (own := dict(model.named_children())):
+        if not any(isinstance(layer, Normalization | OutputScale) for layer in own.values()):
+            break
+        model = own["network"]
     return model
 
 

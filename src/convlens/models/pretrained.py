@@ -25,7 +25,7 @@ UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeEr
 """What `torch.load` raises for files that are damaged or of another kind."""
 
 NORMALIZATION = ("normalization.factor", "normalization.shift")
-NUMBER_SCALE = ("numbers.mean", "numbers.std")
+OUTPUT_SCALE = ("output_scale.mean", "output_scale.std")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ def own_names(network: nn.Module, state: dict[str, Tensor]) -> tuple[dict[str, T
     had_normalization = False
     while True:
         had_normalization |= not state.keys().isdisjoint(NORMALIZATION)
-        state = {k: v for k, v in state.items() if k not in (*NORMALIZATION, *NUMBER_SCALE)}
+        state = {k: v for k, v in state.items() if k not in (*NORMALIZATION, *OUTPUT_SCALE)}
         prefixes = {name.partition(".")[0] for name in state}
         prefix = f"{next(iter(prefixes), '')}."
         shared = len(prefixes) == 1 and all(name.startswith(prefix) for name in state)

@@ -44,8 +44,9 @@ class InferenceMethods(TrainingLoop):
                 mirror image; loss and metrics get scores with these probabilities.
 
         Returns:
-            ``{"loss": …, "accuracy": …}``: means weighted by batch size, metrics of torchmetrics
-            over all items; ``"recall[cat]"`` and so on of one that is computed for each class.
+            ``{"loss": …, "accuracy": …}``: means over all items (weighted, of a loss with class
+            weights), metrics of torchmetrics over all items; ``"recall[cat]"`` and so on of one
+            that is computed for each class.
 
         Raises:
             ArgumentError: if there is nothing to validate on, or ``tta`` is not known.

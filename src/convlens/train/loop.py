@@ -179,8 +179,9 @@ class TrainingLoop:
         """Loss and metrics over all items of ``batches``, ``dls.valid`` if None.
 
         Returns:
-            ``{"loss": …, "accuracy": …}``: means weighted by batch size, metrics of torchmetrics
-            over all items; ``"recall[cat]"`` and so on of one that is computed for each class.
+            ``{"loss": …, "accuracy": …}``: means over all items (weighted, of a loss with class
+            weights), metrics of torchmetrics over all items; ``"recall[cat]"`` and so on of one
+            that is computed for each class.
 
         Raises:
             ArgumentError: if there is nothing to validate on.

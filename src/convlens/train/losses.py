@@ -73,7 +73,7 @@ def l1_loss(output: Tensor, y: Tensor) -> Tensor:
 
 
 def huber_loss(output: Tensor, y: Tensor) -> Tensor:
-    """Squared for errors below 1, linear above, of numbers; see `mse_loss`."""
+    """Squared for errors below 1, in the units of the numbers, and linear above; see `mse_loss`."""
     return F.huber_loss(same_shape(output, y), y)
 
 

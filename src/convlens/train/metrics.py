@@ -117,8 +117,8 @@ class Validation:
     def _weight_of(self, y: Tensor) -> Tensor:
         """The sum of the weights, by which the loss of a batch was divided."""
         assert self._class_weights is not None
-        counted = y[y >= 0]  # the others are ignored by the loss
-        return self._class_weights[counted].sum()
+        ignored = y < 0  # by the loss
+        return self._class_weights[y.clamp(min=0)].masked_fill(ignored, 0).sum()
 
     def result(self) -> dict[str, float]:
         """The loss and each metric by name; several of one where it is computed for each class.
@@ -163,8 +163,11 @@ class _Mean:
 
     def result(self) -> dict[str, float]:
         values = torch.stack(self._values).cpu().double().numpy()
-        sizes = torch.as_tensor(self._sizes, dtype=torch.float64).numpy()
-        return {self._metric.name: float(np.average(values, weights=sizes))}
+        sizes = [torch.as_tensor(size, device=self._device) for size in self._sizes]
+        sizes = torch.stack(sizes).cpu().double().numpy()
+        counted = sizes > 0
+        mean = np.average(values[counted], weights=sizes[counted]) if counted.any() else np.nan
+        return {self._metric.name: float(mean)}
 
 
 class _State:

@@ -160,6 +160,8 @@ def _named(name: str, dls: DataLoaders, logits: bool) -> BatchMean | Accumulated
         number = "num_classes" if kind == CLASSES else "num_labels"
         options = {number: len(classes), "average": average}
     metric = getattr(_library(name, kind), _LIBRARY[base][kind])(**options)
+    if kind == NUMBERS:
+        metric.set_dtype(torch.float64)
     prepare = _inputs_of(kind, logits)
     return Accumulated(base, metric, prepare, classes if name.endswith(PER_CLASS) else ())
 
@@ -227,7 +229,8 @@ def _of_labels(logits: bool, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _of_numbers(logits: bool, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
-    return same_shape(output, y).float(), y
+    # Sums of squares of numbers far from 0 leave nothing of their variance in float32.
+    return same_shape(output, y).double(), y.double()
 
 
 def _as_given(output: Any, y: Tensor) -> tuple[Any, Tensor]:  # noqa: ANN401

@@ -69,8 +69,8 @@ class Preset:
         shape = dls.facts()["input_shape"]
         if shape is None or not dls.classes:
             raise ArgumentError(
-                "A preset needs data that knows the shape of its images and the names of its "
-                "classes, as cl.from_folder and cl.from_arrays give; name a model instead."
+                "A preset's network is for classes with names, of images of a known shape, and the "
+                f"data has {dls.kind} and images of shape {shape}; name a model instead."
             )
         size = {"n_in": shape[0], "n_classes": len(dls.classes)}
         return build(Architecture(self.model, {**size, **self.model_arguments}))
