@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import convlens as cl
 from convlens.core.records import RunRecord
+from convlens.models import output_scaled
 
 STEPS = 60
 Build = Callable[[bool], RunRecord]
@@ -382,6 +383,15 @@ def clipped(fixed: bool) -> RunRecord:
 
     model = mlp()
     return Clipped(model, optimizer=torch.optim.SGD(model.parameters(), 0.1)).run()
+
+
+@rule("targets-far-from-outputs")
+def prices(fixed: bool) -> RunRecord:
+    x, _ = blobs()
+    y = 250_000 + 10_000 * x[:, :1]
+    model = mlp(outputs=1)
+    model = output_scaled(model, y) if fixed else model
+    return Training(model, F.mse_loss, torch.optim.Adam(model.parameters(), 1e-2), (x, y)).run()
 
 
 @rule("learning-rate-schedule-ends-early")

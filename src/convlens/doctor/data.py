@@ -71,6 +71,33 @@ def find_input_scale(e: Evidence) -> Finding | None:
     return None
 
 
+FAR_TARGETS = 10.0
+"""Times the variance of the targets; by a mean three deviations from 0 the loss is ten times that
+of always giving their mean."""
+
+
+def find_targets_far(e: Evidence) -> Finding | None:
+    """Numbers to predict that are far from the outputs of the untrained network, about 0."""
+    chance = e.chance
+    if chance is None or chance.of != "mean squared error" or not e.is_weak or not len(e.loss):
+        return None
+    first = float(e.loss[0])
+    size = e.first("output", "mean") ** 2 + e.first("output", "std") ** 2
+    if not first > FAR_TARGETS * chance.level or not size < first / FAR_TARGETS:
+        return None
+    mean, std = math.sqrt(first - chance.level), math.sqrt(chance.level)
+    return Finding(
+        "targets-far-from-outputs",
+        e.severity("note"),
+        f"The targets lie about {mean:.3g} from the first outputs and differ among themselves by "
+        f"{std:.3g} (standard deviation): nearly all of the first loss of {first:.3g} is their "
+        "mean.",
+        first_step=int(e.steps.step[0]),
+        fix="Subtract the mean of the targets and divide by their deviation, or let the network do "
+        "it: convlens.models.output_scaled(network, targets).",
+    )
+
+
 MIXED = 1.25
 """In images neighbours are more alike than values some columns apart; where they are clearly less
 alike, neighbours are of different channels."""

@@ -51,6 +51,7 @@ CAUSES: Sequence[Rule] = (
     data.find_dropout,
     data.find_channels_mixed,
     data.find_input_scale,
+    data.find_targets_far,
     loop.find_accumulation_not_scaled,
     optimization.find_decay_too_high,
     optimization.find_clipped,

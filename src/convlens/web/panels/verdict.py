@@ -37,6 +37,7 @@ WORDS = {
     "frozen-by-mistake": "layers frozen",
     "gradient-clipped-to-nothing": "gradients clipped to nothing",
     "input-double-scaled": "inputs scaled twice",
+    "targets-far-from-outputs": "targets far from 0",
     "input-not-normalized": "inputs not normalized",
     "labels-shuffled": "labels do not match",
     "learning-rate-schedule-ends-early": "schedule ends too early",
