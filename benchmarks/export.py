@@ -30,6 +30,7 @@ from PIL import Image
 import convlens as cl
 from convlens.data.embedded import read_idx
 from convlens.inference.compared_images import of_loaders
+from pairs import finish
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10" / "cifar10-jpeg.tar.xz"
 TRAIN, VALID = 32, 26
@@ -194,7 +195,7 @@ def answers(said: object) -> np.ndarray:
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the table, and all of it as JSON in the last line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=Path, help="train/CLASS and valid/CLASS")
     parser.add_argument("--only", default="", help="networks whose name has this")
@@ -202,9 +203,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.images or photos(Path(temporary) / "photos")
         print(HEADER)
+        rows: list[Row] = []
         for i, case in enumerate(CASES):
             if arguments.only in case.name:
-                print(measure(case, folder, Path(temporary) / f"export-{i}"), flush=True)
+                rows.append(measure(case, folder, Path(temporary) / f"export-{i}"))
+                print(rows[-1], flush=True)
+    finish([{**vars(row), "case": row.case.name} for row in rows])
 
 
 if __name__ == "__main__":
