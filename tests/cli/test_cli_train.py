@@ -164,7 +164,10 @@ def test_interpret_is_of_the_weights_that_predict_uses(train, command):
     assert "images right" in out
     code, _, error = command("interpret", "runs/images-0001", "--epoch", "9")
     assert code == 2
-    assert "--epoch 9: nothing was recorded of that epoch; the last before it is 2." in error
+    assert (
+        "--epoch 9: no confusion matrix was recorded of that epoch; the last before it is 2."
+        in error
+    )
 
 
 def test_interpret_where_the_best_epoch_was_not_recorded_and_of_numbers(
@@ -177,7 +180,7 @@ def test_interpret_where_the_best_epoch_was_not_recorded_and_of_numbers(
     assert code == 0, error
     code, out, error = command("interpret", "runs/images-0001")
     assert (code, error) == (0, "")
-    assert out.startswith("after epoch 3; nothing was recorded of epoch 1, the best\n")
+    assert out.startswith("after epoch 3; of epoch 1, the best, no confusion matrix was recorded\n")
     code, _, error = train("table.csv", "--data", folder / "images", "--image", "file",
                            "--label", "level", "--norm", "none")  # fmt: skip
     assert code == 0, error
@@ -185,7 +188,7 @@ def test_interpret_where_the_best_epoch_was_not_recorded_and_of_numbers(
     assert "output_scale.mean" in weights
     code, _, error = command("interpret", "runs/table-0001")
     assert code == 2
-    assert "interpret is for classes, but this run was trained on numbers." in error
+    assert "interpret is for classes, but this run was trained on numbers; its" in error
 
 
 def test_whole_numbers_in_a_table_may_be_numbers(train, folder, tmp_path):
@@ -194,7 +197,7 @@ def test_whole_numbers_in_a_table_may_be_numbers(train, folder, tmp_path):
     table = ["--data", folder / "images"]
     code, _, error = train("prices.csv", *table)
     assert code == 2
-    assert "single image; if the labels are numbers, give --kind numbers." in error
+    assert "single image; if they are numbers, give --kind numbers." in error
     code, out, error = train("prices.csv", *table, "--kind", "numbers")
     assert code == 0, error
     assert "48 images with numbers" in out

@@ -390,7 +390,7 @@ def prices(fixed: bool) -> RunRecord:
     x, _ = blobs()
     y = 250_000 + 10_000 * x[:, :1]
     model = mlp(outputs=1)
-    model = output_scaled(model, y) if fixed else model
+    model = output_scaled(model, y[:, 0]) if fixed else model
     return Training(model, F.mse_loss, torch.optim.Adam(model.parameters(), 1e-2), (x, y)).run()
 
 

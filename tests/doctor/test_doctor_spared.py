@@ -301,6 +301,15 @@ def a_weak_signal_in_noise() -> list[Finding]:
 
 
 @case
+def a_weak_signal_in_noise_around_10() -> list[Finding]:
+    """Whose mean has been learned."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(3000, 6, generator=generator)
+    y = 10 + 0.33 * x[:, :1] + torch.randn(3000, 1, generator=generator)
+    return plain(mlp(1), F.mse_loss, lr=2e-2, data=(x, y), steps=200, batch=256)
+
+
+@case
 def batches_of_one_class_that_are_learned() -> list[Finding]:
     x, y = items(800)
     parts = [torch.where(y == label)[0][:160].split(32) for label in range(4)]

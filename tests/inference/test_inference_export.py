@@ -178,12 +178,12 @@ def test_training_images_of_another_size_are_not_compared(tmp_path):
     y = torch.arange(8) % 2
     train, valid = [(torch.rand(8, 1, 24, 24), y)], [(torch.rand(8, 1, 28, 28), y)]
     settings = {"scale": scale, "preprocessing": Preprocessing((28, 28), channels=1)}
-    for batches, n in ((valid, 8), ([], 8)):
+    for batches in (valid, []):
         dls = cl.DataLoaders(
             valid if not batches else train, batches, classes=["a", "b"], **settings
         )
         learn = cl.Learner(dls, cl.simple_cnn(1, 2), run=None, progress=False)
-        assert learn.export(tmp_path / "made", overwrite=True).n_images == n
+        assert learn.export(tmp_path / "made", overwrite=True).n_images == 8
     same = cl.DataLoaders(valid, valid, classes=["a", "b"], **settings)
     learn = cl.Learner(same, cl.simple_cnn(1, 2), run=None, progress=False)
     assert learn.export(tmp_path / "made", overwrite=True).n_images == 8

@@ -289,11 +289,14 @@ def test_with_class_weights_the_loss_is_that_of_all_items_however_they_are_batch
 def test_r2_of_numbers_far_from_0(mean, std):
     torch.manual_seed(0)
     output, y = (mean + std * part for part in outputs_and_targets("numbers"))
-    learn = cl.Learner(loaders("numbers", output, y), Given(1), metrics=["r2"], run=None,
+    metrics = ["r2", MetricCollection({"own": by_number.R2Score()})]
+    learn = cl.Learner(loaders("numbers", output, y), Given(1), metrics=metrics, run=None,
                        progress=False)  # fmt: skip
     errors, deviations = output[:, 0].double() - y.double(), y.double() - y.double().mean()
     expected = float(1 - errors.square().sum() / deviations.square().sum())
-    assert learn.validate()["r2"] == pytest.approx(expected, rel=1e-6)
+    found = learn.validate()
+    assert found["r2"] == found["own"] == pytest.approx(expected, rel=1e-6)
+    assert metrics[1]["own"].dtype == torch.float32  # the user's object is as it was
 
 
 def test_focal_losses_without_focus_are_cross_entropies():

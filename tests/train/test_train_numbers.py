@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import convlens as cl
+from convlens.data import PixelScale
 from convlens.models.architecture import architecture_of, build
 from convlens.models.heads import head_names, head_of
 
@@ -83,6 +84,10 @@ def test_the_normalization_of_timms_weights_comes_before_the_scale(dls, tmp_path
     assert (layers, inner) == (["normalization", "network"], ["network", "output_scale"])
     again = build(architecture_of(model))
     again.load_state_dict(model.state_dict())
+    x, layer = torch.rand(2, 3, 20, 20), model.network.output_scale
+    with torch.no_grad():
+        inner = model.eval().network.network(model.normalization(x))
+        torch.testing.assert_close(model(x), layer.std * inner + layer.mean)
     names = {name.partition(".")[0] for name in head_names(model.network.network)}
     assert names == {"fc"}
     assert head_of(model) == head_of(model.network.network)
@@ -95,6 +100,25 @@ def test_a_network_of_ones_own_is_scaled_by_hand(dls):
     learn = cl.Learner(dls, model, metrics=["r2"], seed=0, run=None, progress=False)
     learn.fit_one_cycle(8, 0.1)
     assert learn.validate()["r2"] > 0.9
+
+
+def test_a_scale_around_pretrained_weights_can_be_built_again(tmp_path):
+    own = cl.DataLoaders([(torch.rand(4, 3, 32, 32), torch.rand(4))], kind="numbers",
+                         scale=PixelScale(torch.zeros(3), torch.ones(3), 0.0, 1.0))  # fmt: skip
+    network = timm.create_model("test_resnet", pretrained=False)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    model = cl.model("timm:test_resnet", own, pretrained=tmp_path / "w.safetensors")
+    model = cl.models.output_scaled(model, torch.tensor([1.0, 3.0]))
+    build(architecture_of(model)).load_state_dict(model.state_dict())
+    assert isinstance(head_of(model)[0], nn.Linear)
+    with pytest.raises(cl.ArgumentError, match=r"has an output scale already; give .*\.network"):
+        cl.models.output_scaled(model, torch.ones(2))
+
+
+@pytest.mark.parametrize("targets", [torch.ones(2, 2), [], [1.0, float("nan")]])
+def test_targets_that_are_no_numbers_are_refused(targets):
+    with pytest.raises(cl.ArgumentError, match=r"targets must be finite numbers \(N,\), at least"):
+        cl.models.output_scaled(nn.Linear(3, 1), targets)
 
 
 def test_numbers_that_are_all_the_same(tmp_path):

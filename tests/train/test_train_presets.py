@@ -57,5 +57,8 @@ def test_what_is_no_preset_is_refused(name, named, message):
 
 def test_data_without_classes_is_refused():
     batches = [(torch.zeros(2, 1, 28, 28), torch.zeros(2, dtype=torch.int64))]
-    with pytest.raises(cl.ArgumentError, match=r"is for classes with names, .*shape None; name a"):
+    with pytest.raises(
+        cl.ArgumentError,
+        match=r"is for classes with names, .*has classes, 0 names and images of shape None; name",
+    ):
         preset_of("fast", "mnist").network(cl.DataLoaders(batches))

@@ -81,7 +81,10 @@ def interpret(arguments: argparse.Namespace) -> None:
     run = _opened(arguments.run)
     kind, best = run.meta.get("kind", CLASSES), run.meta.get("best", {}).get("epoch")
     if kind != CLASSES:
-        raise ArgumentError(f"interpret is for classes, but this run was trained on {kind}.")
+        raise ArgumentError(
+            f"interpret is for classes, but this run was trained on {kind}; its metrics are in "
+            "convlens runs and on its page."
+        )
     if arguments.epoch is not None:
         epoch = arguments.epoch - 1
     else:
@@ -90,12 +93,12 @@ def interpret(arguments: argparse.Namespace) -> None:
     last = found.counted.epoch
     if epoch is not None and last != epoch:
         raise ArgumentError(
-            f"--epoch {epoch + 1}: nothing was recorded of that epoch; the last before it is "
-            f"{last + 1}."
+            f"--epoch {epoch + 1}: no confusion matrix was recorded of that epoch; the last before "
+            f"it is {last + 1}."
         )
     note = ", the best" if last == best else ""
     if best is not None and epoch is None:
-        note = f"; nothing was recorded of epoch {best + 1}, the best"
+        note = f"; of epoch {best + 1}, the best, no confusion matrix was recorded"
     print_line(f"after epoch {last + 1}{note}")
     for line in str(found).splitlines():
         print_line(line)

@@ -216,11 +216,12 @@ def _distance(wanted: NDArray[Any], taken: NDArray[Any]) -> float:
 
 
 def _of_single_images(items: Items) -> str:
-    """A hint where nothing can be validated on since each class has one image."""
-    if items.kind != CLASSES or len(items.classes) < len(items.targets):
+    """A hint where nothing can be validated on, since what are numbers was taken for classes."""
+    whole = all(name.removeprefix("-").isdecimal() for name in items.classes)
+    if items.kind != CLASSES or not whole or items.targets.bincount().max() > 1:
         return ""
     return (
-        f" Each of the {len(items.classes):,} classes has a single image; if the labels are "
+        f" Each of the {len(items.classes):,} classes has a single image; if they are "
         "numbers, give kind='numbers'."
     )
 

@@ -71,30 +71,36 @@ def find_input_scale(e: Evidence) -> Finding | None:
     return None
 
 
-FAR_TARGETS = 10.0
-"""Times the variance of the targets; by a mean three deviations from 0 the loss is ten times that
-of always giving their mean."""
+FAR_TARGETS = 4.0
+"""Times the variance of the targets: by a mean two deviations away the first loss is five times
+that of always giving the mean."""
+
+WIDE_TARGETS = 100.0
+"""A deviation that the weights of a network, made for outputs of about 1, take long to reach."""
 
 
 def find_targets_far(e: Evidence) -> Finding | None:
-    """Numbers to predict that are far from the outputs of the untrained network, about 0."""
+    """Numbers to predict whose mean or deviation the network has not come near."""
     chance = e.chance
     if chance is None or chance.of != "mean squared error" or not e.is_weak or not len(e.loss):
         return None
-    first = float(e.loss[0])
+    first, variance = float(e.loss[0]), chance.level
     size = e.first("output", "mean") ** 2 + e.first("output", "std") ** 2
-    if not first > FAR_TARGETS * chance.level or not size < first / FAR_TARGETS:
+    # A network that has come to the mean has another fault; a variance of rounding errors is none.
+    far = first > FAR_TARGETS * variance and e.ends[1] > 2 * variance and size < first / 10
+    wide = variance > WIDE_TARGETS**2 and size < variance / 100
+    if not (far or wide) or variance < 1e-12 * first:
         return None
-    mean, std = math.sqrt(first - chance.level), math.sqrt(chance.level)
     return Finding(
         "targets-far-from-outputs",
-        e.severity("note"),
-        f"The targets lie about {mean:.3g} from the first outputs and differ among themselves by "
-        f"{std:.3g} (standard deviation): nearly all of the first loss of {first:.3g} is their "
-        "mean.",
+        e.severity("warning"),
+        f"The first outputs are of size {math.sqrt(size):.3g}; the targets lie about "
+        f"{math.sqrt(max(first - variance, 0.0)):.3g} from them, and differ by "
+        f"{math.sqrt(variance):.3g} within a batch (standard deviation).",
         first_step=int(e.steps.step[0]),
-        fix="Subtract the mean of the targets and divide by their deviation, or let the network do "
-        "it: convlens.models.output_scaled(network, targets).",
+        fix="Subtract the mean of the targets and divide by their standard deviation; or, for one "
+        "number of each item and Adam, put a layer after the network that does the reverse: "
+        "convlens.models.output_scaled(network, targets).",
     )
 
 

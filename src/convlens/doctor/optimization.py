@@ -291,7 +291,13 @@ from the start to the end, and then they do not grow a hundredfold."""
 def _explodes_at_once(e: Evidence) -> bool:
     """Whether gradients are huge before the first step: no rate has made them so."""
     firsts = [norm[0] for norm in e.gradient_norms.values()]
-    return any(math.isfinite(first) and first > EXPLODED for first in firsts)
+    return any(math.isfinite(first) and first > _exploded(e) for first in firsts)
+
+
+def _exploded(e: Evidence) -> float:
+    """Of a mean squared error the gradients grow with the variance of the targets."""
+    squared = e.chance is not None and e.chance.of == "mean squared error"
+    return EXPLODED * (max(e.chance.level, 1.0) if squared and e.chance is not None else 1.0)
 
 
 def find_exploding(e: Evidence) -> Finding | None:
@@ -303,7 +309,7 @@ def find_exploding(e: Evidence) -> Finding | None:
     worst = max(norms, key=lambda name: norms[name])
     grown = norms[worst] > GROWN * float(np.median(found[worst][:3]))
     unknown = e.chance is None and not e.diverged
-    if not norms[worst] > EXPLODED or (unknown and not grown):
+    if not norms[worst] > _exploded(e) or (unknown and not grown):
         return None
     return Finding(
         "exploding-gradient",

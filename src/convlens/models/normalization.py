@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from convlens.errors import ArgumentError
 from convlens.models.built_from import architecture_of, remember
 
 GREY = 1, 3
@@ -79,6 +80,8 @@ class OutputScale(nn.Module):
 
     def extra_repr(self) -> str:
         """Mean and deviation."""
+        if self.mean.is_meta:
+            return ""
         return f"mean={float(self.mean):.6g}, std={float(self.std):.6g}"
 
 
@@ -90,15 +93,35 @@ def output_scaled(network: nn.Module, targets: Tensor | None = None) -> nn.Seque
         >>> model.output_scale
         OutputScale(mean=250000, std=50000)
 
+    The loss stays in the units of the targets, and the gradient of a squared error grows with their
+    variance. That changes nothing for Adam; for SGD normalize the targets instead.
+
     Args:
         network: gives one number for each image, (N, 1) or (N,).
         targets: the numbers to train on, (N,); None for mean 0 and deviation 1.
+
+    Raises:
+        ArgumentError: if the targets are not finite numbers (N,), or the network is scaled already.
     """
+    own = dict(network.named_children()) if isinstance(network, nn.Sequential) else {}
+    if any(isinstance(layer, OutputScale) for layer in own.values()):
+        raise ArgumentError("network has an output scale already; give the one inside, .network.")
+    if isinstance(own.get("normalization"), Normalization) and "network" in own:
+        scaled = output_scaled(own["network"], targets)  # in the order in which `build` does it
+        model = nn.Sequential(OrderedDict(normalization=own["normalization"], network=scaled))
+        return _remembered(model, scaled, "normalization")
     layer = OutputScale()
     if targets is not None:
-        layer.mean.copy_(targets.double().mean())
-        std = float(targets.double().std(correction=0))
-        layer.std.fill_(std if std > 0 else 1.0)
+        values = torch.as_tensor(targets).cpu().double()
+        if values.ndim != 1 or not len(values) or not values.isfinite().all():
+            raise ArgumentError(
+                "targets must be finite numbers (N,), at least one, got shape "
+                f"{tuple(values.shape)}."
+            )
+        layer.mean.copy_(values.mean())
+        layer.std.copy_(values.std(correction=0))
+        if layer.std == 0:
+            layer.std.fill_(1.0)
     model = nn.Sequential(OrderedDict(network=network, output_scale=layer))
     return _remembered(model, network, "output_scale")
 

@@ -12,6 +12,7 @@ from convlens.errors import ArgumentError
 from convlens.execution import Observer, read_inputs, trace, unwrapped
 from convlens.models.architecture import architecture_of
 from convlens.models.heads import head_of
+from convlens.models.normalization import inner_network
 from convlens.train.callbacks.base import Callback
 from convlens.train.callbacks.scheduler import GroupSettings
 from convlens.train.schedules import OneCycle, Schedule
@@ -81,7 +82,7 @@ def _head(model: nn.Module, layers: Sequence[nn.Module]) -> list[nn.Module]:
 
 def _is_known(model: nn.Module) -> bool:
     """Whether its layers run in the order in which they were made."""
-    return architecture_of(model) is not None or hasattr(model, "get_classifier")
+    return architecture_of(model) is not None or hasattr(inner_network(model), "get_classifier")
 
 
 class _Order(Observer):

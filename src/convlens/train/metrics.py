@@ -71,12 +71,14 @@ class Accumulated:
         metric: the object, with its state as the user made it.
         inputs: turns (output, y) into what the object takes.
         classes: the names of the numbers of a result that has as many, else their indices.
+        exact: whether its state is float64, where the device has such numbers.
     """
 
     name: str
     metric: Any
     inputs: Callable[[Any, Tensor], tuple[Any, Tensor]]
     classes: tuple[str, ...] = ()
+    exact: bool = False
 
     def start(self, device: torch.device) -> _State:
         """Begin a validation."""
@@ -163,8 +165,9 @@ class _Mean:
 
     def result(self) -> dict[str, float]:
         values = torch.stack(self._values).cpu().double().numpy()
-        sizes = [torch.as_tensor(size, device=self._device) for size in self._sizes]
-        sizes = torch.stack(sizes).cpu().double().numpy()
+        found = [size for size in self._sizes if isinstance(size, Tensor)]
+        given = torch.stack(found).cpu().double() if found else self._sizes
+        sizes = np.asarray(given, dtype=np.float64)
         counted = sizes > 0
         mean = np.average(values[counted], weights=sizes[counted]) if counted.any() else np.nan
         return {self._metric.name: float(mean)}
@@ -176,6 +179,8 @@ class _State:
     def __init__(self, metric: Accumulated, device: torch.device) -> None:
         self._metric = metric
         self._copy = metric.metric.clone().to(device)
+        if metric.exact and device.type != "mps":
+            self._copy.set_dtype(torch.float64)
         self._copy.reset()
 
     def update(self, output: Any, y: Tensor, n: int) -> None:  # noqa: ANN401, ARG002

@@ -127,7 +127,9 @@ def _resolved(
     for _, one in pairs:
         _check_object(one, dls)
     return [
-        Accumulated(name, one, prepare if _is_prepared(one, dls) else _as_given, classes)
+        Accumulated(name, one, prepare, classes, exact=dls.kind == NUMBERS)
+        if _is_prepared(one, dls)
+        else Accumulated(name, one, _as_given, classes)
         for name, one in pairs
     ]
 
@@ -160,10 +162,9 @@ def _named(name: str, dls: DataLoaders, logits: bool) -> BatchMean | Accumulated
         number = "num_classes" if kind == CLASSES else "num_labels"
         options = {number: len(classes), "average": average}
     metric = getattr(_library(name, kind), _LIBRARY[base][kind])(**options)
-    if kind == NUMBERS:
-        metric.set_dtype(torch.float64)
     prepare = _inputs_of(kind, logits)
-    return Accumulated(base, metric, prepare, classes if name.endswith(PER_CLASS) else ())
+    of_each = classes if name.endswith(PER_CLASS) else ()
+    return Accumulated(base, metric, prepare, of_each, exact=kind == NUMBERS)
 
 
 def _check_name(name: str, kind: str) -> None:
@@ -230,7 +231,8 @@ def _of_labels(logits: bool, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]
 
 def _of_numbers(logits: bool, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
     # Sums of squares of numbers far from 0 leave nothing of their variance in float32.
-    return same_shape(output, y).double(), y.double()
+    exact = torch.float32 if output.device.type == "mps" else torch.float64
+    return same_shape(output, y).to(exact), y.to(exact)
 
 
 def _as_given(output: Any, y: Tensor) -> tuple[Any, Tensor]:  # noqa: ANN401

@@ -69,8 +69,9 @@ class Preset:
         shape = dls.facts()["input_shape"]
         if shape is None or not dls.classes:
             raise ArgumentError(
-                "A preset's network is for classes with names, of images of a known shape, and the "
-                f"data has {dls.kind} and images of shape {shape}; name a model instead."
+                "A preset's network is for classes with names, of images of a known shape; the "
+                f"data has {dls.kind}, {len(dls.classes)} names and images of shape {shape}; name "
+                "a model instead."
             )
         size = {"n_in": shape[0], "n_classes": len(dls.classes)}
         return build(Architecture(self.model, {**size, **self.model_arguments}))
