@@ -140,7 +140,7 @@ def _network(
 def in_units_of(dls: Data, network: nn.Module) -> nn.Module:
     """The network with outputs in the units of the data's numbers, where it knows them."""
     targets = getattr(dls.train, "labels", None)
-    if dls.kind != "numbers" or not isinstance(targets, Tensor):
+    if dls.kind != "numbers" or not isinstance(targets, Tensor) or targets.ndim != 1:
         return network
     return output_scaled(network, targets)
 
