@@ -218,7 +218,7 @@ def _distance(wanted: NDArray[Any], taken: NDArray[Any]) -> float:
 def _of_single_images(items: Items) -> str:
     """A hint where nothing can be validated on, since what are numbers was taken for classes."""
     whole = all(name.removeprefix("-").isdecimal() for name in items.classes)
-    if items.kind != CLASSES or not whole or items.targets.bincount().max() > 1:
+    if items.kind != CLASSES or not whole or len(items.targets.unique()) < len(items.targets):
         return ""
     return (
         f" Each of the {len(items.classes):,} classes has a single image; if they are "

@@ -145,8 +145,8 @@ def _classes(values: Sequence[Any], are_numbers: bool, place: Place) -> Targets:
     notes = _alike(classes)
     if len(classes) > MANY_CLASSES and all(map(_is_whole, values)):
         notes += (
-            f"The {len(classes):,} different whole numbers are taken for classes, not for numbers "
-            "(kind).",
+            f"The {len(classes):,} different whole numbers are taken for classes; give the kind "
+            "'numbers' where they are numbers.",
         )
     return Targets(torch.tensor([index[one] for one in texts]), tuple(classes), CLASSES, notes)
 

@@ -296,8 +296,9 @@ def _explodes_at_once(e: Evidence) -> bool:
 
 def _exploded(e: Evidence) -> float:
     """Of a mean squared error the gradients grow with the variance of the targets."""
-    squared = e.chance is not None and e.chance.of == "mean squared error"
-    return EXPLODED * (max(e.chance.level, 1.0) if squared and e.chance is not None else 1.0)
+    if e.chance is None or e.chance.of != "mean squared error":
+        return EXPLODED
+    return EXPLODED * max(e.chance.level, 1.0)
 
 
 def find_exploding(e: Evidence) -> Finding | None:

@@ -46,7 +46,7 @@ def of_loaders(dls: DataLoaders, most: int = MOST) -> tuple[Pixels, list[str]]:
         return found
     n = 0 if found is None else len(found[1])
     more = _images_of(dls, dls.train, "training image", most - n)
-    if not n or found is None:
+    if found is None or not n:
         return more
     if found[0].shape[1:] != more[0].shape[1:]:  # the input's size is that of the validation
         return found

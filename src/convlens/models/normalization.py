@@ -113,10 +113,11 @@ def output_scaled(network: nn.Module, targets: Tensor | None = None) -> nn.Seque
     layer = OutputScale()
     if targets is not None:
         values = torch.as_tensor(targets).cpu().double()
-        if values.ndim != 1 or not len(values) or not values.isfinite().all():
+        n_bad = int((~values.isfinite()).sum())
+        if values.ndim != 1 or not len(values) or n_bad:
             raise ArgumentError(
                 "targets must be finite numbers (N,), at least one, got shape "
-                f"{tuple(values.shape)}."
+                f"{tuple(values.shape)} with {n_bad} that are not finite."
             )
         layer.mean.copy_(values.mean())
         layer.std.copy_(values.std(correction=0))

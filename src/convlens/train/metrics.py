@@ -165,9 +165,7 @@ class _Mean:
 
     def result(self) -> dict[str, float]:
         values = torch.stack(self._values).cpu().double().numpy()
-        found = [size for size in self._sizes if isinstance(size, Tensor)]
-        given = torch.stack(found).cpu().double() if found else self._sizes
-        sizes = np.asarray(given, dtype=np.float64)
+        sizes = np.array([float(size) for size in self._sizes])
         counted = sizes > 0
         mean = np.average(values[counted], weights=sizes[counted]) if counted.any() else np.nan
         return {self._metric.name: float(mean)}
